@@ -19,7 +19,8 @@ import typer
 if TYPE_CHECKING:
     from engine.process.settings import WorkerSettings
 
-EXIT_BAD_SETTING, EXIT_STUCK = 2, 70
+EXIT_BAD_SETTING = 2
+EXIT_STUCK = 70
 # How long an idle OpenMP thread spins before it sleeps. The library's default makes a step five times slower on a busy
 # machine; no spinning makes it 1.5 times slower on a quiet one.
 GOMP_SPIN_COUNT = "20000"

@@ -41,7 +41,8 @@ def read_events(path: str) -> Iterator[tuple[str, Any]]:
 def main() -> None:
     prompt = " ".join(sys.argv[1:]) or "a lighthouse at dusk"
     job = json.load(ask("/api/jobs", {"prompt": prompt, "count": 1}))["id"]
-    name, value = "", dict[str, Any]()
+    name = ""
+    value = dict[str, Any]()
     for name, value in read_events(f"/api/jobs/{job}/events"):
         if name == "frame":  # `frames` has previews, JPEG as base64
             print(f"{value['percent']} % drawn", file=sys.stderr)

@@ -21,7 +21,8 @@ POLL_SECONDS = 0.5
 
 def connect() -> webuiapi.WebUIApi:
     """Return a client. AUTOMATIC1111's clients send a name and a password: the key is the password."""
-    address, key = urlsplit(URL), os.environ.get("DARKROOM_API_KEY", "")
+    address = urlsplit(URL)
+    key = os.environ.get("DARKROOM_API_KEY", "")
     is_https = address.scheme == "https"
     return webuiapi.WebUIApi(
         host=address.hostname or "127.0.0.1",
@@ -44,7 +45,8 @@ def follow(api: webuiapi.WebUIApi, is_over: threading.Event) -> None:
 
 def main() -> None:
     prompt = " ".join(sys.argv[1:]) or "a lighthouse at dusk"
-    api, is_over = connect(), threading.Event()
+    api = connect()
+    is_over = threading.Event()
     sampler = api.get_samplers()[0]["name"]  # the usual one of the model
     follower = threading.Thread(target=follow, args=(api, is_over))
     follower.start()

@@ -75,7 +75,9 @@ def pytest_collection_finish() -> None:
 
 def _sample_tables(config: pytest.Config, items: list[pytest.Item]) -> None:
     """A table marked `sampled` keeps its first case alone."""
-    tables, deselected, selected = set[str](), list[pytest.Item](), list[pytest.Item]()
+    tables = set[str]()
+    deselected = list[pytest.Item]()
+    selected = list[pytest.Item]()
     for item in items:
         table = item.nodeid.partition("[")[0]
         (deselected if "sampled" in item.keywords and table in tables else selected).append(item)
@@ -116,7 +118,8 @@ def log_levels_stay() -> Iterator[None]:
     yield
     for logger, (level, propagates, is_disabled) in zip(loggers, before, strict=True):
         logger.setLevel(level)
-        logger.propagate, logger.disabled = propagates, is_disabled
+        logger.propagate = propagates
+        logger.disabled = is_disabled
 
 
 @pytest.fixture(autouse=True)

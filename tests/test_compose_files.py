@@ -36,7 +36,8 @@ def test_the_compose_file_is_valid(find_program: Callable[..., str]) -> None:
 
 def test_the_postgres_compose_file_adds_a_database(find_program: Callable[..., str]) -> None:
     files = ["-f", "docker-compose.yml", "-f", "docker/postgres.yml", "config"]
-    command, env = [find_program("docker-compose"), *files], os.environ | COMPOSE_SECRETS
+    command = [find_program("docker-compose"), *files]
+    env = os.environ | COMPOSE_SECRETS
     without_password = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
     assert "POSTGRES_PASSWORD" in without_password.stderr
     env |= {"POSTGRES_PASSWORD": "secret"}
@@ -96,7 +97,8 @@ def test_the_broker_of_the_compose_file_syncs_and_knows_two_accounts() -> None:
 
 
 def make_secrets() -> dict[str, str]:
-    script, env = [sys.executable, "docker/make_env.py"], os.environ | {"PYTHONPATH": str(ROOT)}
+    script = [sys.executable, "docker/make_env.py"]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
     printed = subprocess.run(script, cwd=ROOT, env=env, capture_output=True, text=True, check=True)
     return dict(line.split("=", 1) for line in printed.stdout.splitlines())
 
@@ -108,7 +110,8 @@ async def test_bot_and_engine_reach_the_broker_of_the_compose_file_with_its_secr
 
     env = await asyncio.to_thread(make_secrets)
     assert env.keys() == COMPOSE_SECRETS.keys()
-    port, config = find_free_port(), tmp_path / "nats.conf"
+    port = find_free_port()
+    config = tmp_path / "nats.conf"
     text = await asyncio.to_thread((ROOT / "docker" / "nats.conf").read_text)
     text = text.replace("0.0.0.0", "127.0.0.1").replace("4222", str(port))
     await asyncio.to_thread(config.write_text, text.replace("/data", str(tmp_path / "data")))

@@ -44,7 +44,8 @@ def test_each_lock_file_has_what_its_extras_need(file: str, extras: list[str]) -
     waiting = [
         Requirement(line) for line in (*PROJECT["dependencies"], *(line for one in extras for line in optional[one]))
     ]
-    locked, needed = read_locked(*files), set[str]()
+    locked = read_locked(*files)
+    needed = set[str]()
     while waiting:
         requirement = waiting.pop()
         if requirement.name == "darkroom-bot":

@@ -33,7 +33,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-EXIT_USAGE_ERROR, EXIT_INTERRUPTED = 2, 130
+EXIT_USAGE_ERROR = 2
+EXIT_INTERRUPTED = 130
 
 
 @app.callback()

@@ -20,7 +20,8 @@ from benchmarks.report.figure_row import FigureRow
 OVERHEAD_NAME = "a picture by OpenAI's API ÷ by POST /api/jobs"
 PARTIAL_NAME = "a job's first step to the first streamed partial picture"
 Draw = Callable[[aiohttp.ClientSession], Awaitable[object]]
-ROUNDS, QUICK_ROUNDS = 20, 5
+ROUNDS = 20
+QUICK_ROUNDS = 5
 STEPS = 20
 
 
@@ -42,10 +43,12 @@ async def measure_overhead(
 
 async def measure_first_partial(client: aiohttp.ClientSession, watch: JobWatch, *, quick: bool) -> FigureRow:
     """Measure from the first step that the bot hears of to the client's first partial picture, the slowest of all."""
-    rounds, waits = QUICK_ROUNDS if quick else ROUNDS, list[float]()
+    rounds = QUICK_ROUNDS if quick else ROUNDS
+    waits = list[float]()
     body = {"prompt": "a lamp", "steps": 10 * STEPS, "stream": True, "partial_images": 1}
     for _ in range(rounds):
-        jobs_before, first_partial_time = set(watch.first_step_times), 0.0
+        jobs_before = set(watch.first_step_times)
+        first_partial_time = 0.0
         async with client.post("/v1/images/generations", json=body) as response:
             response.raise_for_status()
             async for name in _read_event_names(response):

@@ -18,7 +18,8 @@ from bot.store.jobs import queries
 JAIN_NAME = "an OpenAI client beside a Discord member: Jain's index by cost"
 CONNECTIONS = 12  # of the client: more than run at once
 MEMBER_JOBS = 400
-WINDOW_SECONDS, QUICK_SECONDS = 30.0, 8.0
+WINDOW_SECONDS = 30.0
+QUICK_SECONDS = 8.0
 WARM_UP_SECONDS = 2.0
 
 

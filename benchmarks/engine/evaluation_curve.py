@@ -14,10 +14,15 @@ from benchmarks.engine.users_plot import BACKGROUND_COLOUR, DARKROOM_COLOUR, GRI
 
 def plot_curve(curve: Mapping[int, Sequence[float]], path: Path, caption: str) -> None:
     """Draw mean, and the lowest and highest tenth, against the evaluations as a PNG. Raises OSError."""
-    width, height, left, bottom = 720, 420, 86, 80
+    width = 720
+    height = 420
+    left = 86
+    bottom = 80
     image = Image.new("RGB", (width, height), BACKGROUND_COLOUR)
     draw = ImageDraw.Draw(image)
-    counts, low, high = list(curve), 20.0, 60.0
+    counts = list(curve)
+    low = 20.0
+    high = 60.0
 
     def place(count: float, value: float) -> tuple[float, float]:
         x = left + (width - left - 30) * (np.log(count / counts[0]) / np.log(counts[-1] / counts[0]))

@@ -85,9 +85,12 @@ PROMPTS = (
     "whale, black background",
 )
 QUICK_PROMPTS = PROMPTS[::10]
-STEPS, COUNT = 1000, 4
+STEPS = 1000
+COUNT = 4
 JOBS_AT_ONCE = 8
-LEAST_PSNR, LEAST_SHARE = 34.0, 95  # dB; per cent of the pictures
+# dB; per cent of the pictures
+LEAST_PSNR = 34.0
+LEAST_SHARE = 95
 # Sampler, steps, evaluations, and how many dB more likeness they give than as many steps of the same sampler.
 OTHER_SAMPLERS: tuple[tuple[Sampler, int, int], ...] = (("ddim", 200, 40), ("euler", 50, 25), ("dpmpp_2m", 25, 13))
 CURVE_EVALUATIONS = (15, 25, 40, 60, 80, 100, 150, 250)
@@ -196,7 +199,8 @@ def measure_likeness(drawing: Drawing, prompts: Sequence[str], out: Path | None)
         save_pictures(out, {"few": few, "draft": draft, "all": full})
     what = f"{STEPS} steps of DDPM with {usual} evaluations against all, {len(full)} pictures"
     size = len(full)
-    mean, middle = fmean(likeness), f"median {median(likeness):.1f}"
+    mean = fmean(likeness)
+    middle = f"median {median(likeness):.1f}"
     alike_name = f"{what}: at least {LEAST_PSNR:.0f} dB"
     rows = [
         FigureRow(f"{what}: mean", mean, "≥ 40", "dB", middle, size, size),
@@ -261,15 +265,18 @@ def measure_composition(family: Family) -> FigureRow:
 
 def _compare_rows(full: Plan, composed: Plan) -> float:
     """Return the largest relative difference after a row whose x0 is held, from random latents, x0 and noise."""
-    generator, worst = torch.Generator().manual_seed(0), 0.0
+    generator = torch.Generator().manual_seed(0)
+    worst = 0.0
     for row, first in enumerate(composed.row_steps[:-1]):
         x, x0 = torch.randn(2, 64, generator=generator, dtype=torch.float64)
         coefficients = dict(zip(COLUMNS, composed.table[row].tolist(), strict=True))
         positions, weights = composed.draws_at(first)
         noises = torch.randn(len(positions), 64, generator=generator, dtype=torch.float64)
-        out, noise = (x0 - coefficients["P"] * x) / coefficients["Q"], torch.tensor(weights).double() @ noises
+        out = (x0 - coefficients["P"] * x) / coefficients["Q"]
+        noise = torch.tensor(weights).double() @ noises
         actual = coefficients["A"] * x + coefficients["B"] * out + coefficients["M"] * x0 + coefficients["N"] * noise
-        expected, draws = x, iter(noises)
+        expected = x
+        draws = iter(noises)
         for step in range(first, composed.row_steps[row + 1]):
             single = dict(zip(COLUMNS, full.table[step].tolist(), strict=True))
             out = (x0 - single["P"] * expected) / single["Q"]
@@ -292,7 +299,8 @@ def measure_resumption(drawing: Drawing) -> FigureRow:
 
 def measure_curve(drawing: Drawing, prompts: Sequence[str]) -> dict[int, list[float]]:
     """Return the likeness of each picture of 1000 steps to that with all evaluations, by their number."""
-    full, curve = drawing.draw(prompts, "ddpm", STEPS, 0), dict[int, list[float]]()
+    full = drawing.draw(prompts, "ddpm", STEPS, 0)
+    curve = dict[int, list[float]]()
     for count in CURVE_EVALUATIONS:
         curve[count] = Comparison(drawing.draw(prompts, "ddpm", STEPS, count), full, prompts).likeness
         _print_progress(f"{count} evaluations: mean {fmean(curve[count]):.1f} dB, least {min(curve[count]):.1f}")

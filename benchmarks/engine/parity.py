@@ -38,7 +38,8 @@ def measure_parity_rows(pipeline: Any, family: Family) -> list[FigureRow]:
 
 
 def _run_jobs(family: Family, jobs: list[Job]) -> dict[str, torch.Tensor]:
-    engine, latents = Engine({family.name: family}), dict[str, torch.Tensor]()
+    engine = Engine({family.name: family})
+    latents = dict[str, torch.Tensor]()
     for job in jobs:
         engine.add(job)
     while not engine.is_idle:

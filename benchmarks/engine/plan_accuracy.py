@@ -68,18 +68,17 @@ def measure_plan_error(
     sampler_plan = plan(scheduler_config, sampler, STEPS, timing=timing)
     scheduler: Any = build_scheduler(scheduler_config, sampler)
     set_timesteps(scheduler, STEPS, timing)
-    parameters, generator = inspect.signature(scheduler.step).parameters, torch.Generator().manual_seed(2)
+    parameters = inspect.signature(scheduler.step).parameters
+    generator = torch.Generator().manual_seed(2)
     step_options = {"generator": generator} if "generator" in parameters else {}
     noise_dtype = torch.float32 if sampler == "dpmpp_2m_sde" else dtype  # as diffusers draws there
     plan_latents = (
         torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1)).to(dtype) * sampler_plan.init_sigma
     )
     scheduler_latents = UncastableTensor(plan_latents) if dtype == torch.float64 else plan_latents
-    noise_generator, history, step_errors = (
-        torch.Generator().manual_seed(2),
-        torch.zeros_like(plan_latents),
-        list[float](),
-    )
+    noise_generator = torch.Generator().manual_seed(2)
+    history = torch.zeros_like(plan_latents)
+    step_errors = list[float]()
     for step, t in enumerate(scheduler.timesteps):
         model_input = (
             scheduler.scale_model_input(scheduler_latents, t)

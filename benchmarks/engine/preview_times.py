@@ -15,7 +15,8 @@ from engine.models.family import Family
 
 def time_engine_previews(family: Family, load: Workload, step_share: float = 0.1) -> list[float]:
     """Return the seconds until each user sees our decoded preview at `step_share` of the steps (0: any), ascending."""
-    started_at, preview_times = time.perf_counter(), dict[str, float]()
+    started_at = time.perf_counter()
+    preview_times = dict[str, float]()
     for event in run_engine(family, load, with_previews=True):
         if (
             not isinstance(event, StepDone)
@@ -33,7 +34,8 @@ def time_engine_previews(family: Family, load: Workload, step_share: float = 0.1
 
 def time_pipeline_previews(pipeline: Any, family: Family, load: Workload, step_share: float = 0.1) -> list[float]:
     """Return the same for the pipeline: its step callback decodes, and later users wait for whole jobs."""
-    started_at, preview_times = time.perf_counter(), list[float]()
+    started_at = time.perf_counter()
+    preview_times = list[float]()
 
     def record_preview(_: Any, step: int, __: Any, state: dict[str, Any]) -> dict[str, Any]:
         if step + 1 == max(1, int(load.steps * step_share)):

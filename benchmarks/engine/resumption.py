@@ -21,11 +21,14 @@ SEED = 5
 
 def measure_resume_rows(family: Family, load: Workload) -> list[FigureRow]:
     """Kill and resume jobs in batches with other jobs: once pinned to a batch shape, once not."""
-    random, jobs = Random(SEED), load.make_jobs(family)
+    random = Random(SEED)
+    jobs = load.make_jobs(family)
     pinned_jobs = [msgspec.structs.replace(job, task=msgspec.structs.replace(job.task, bucket=2)) for job in jobs]
-    equal_count, worst_psnr = 0, EQUAL_PSNR
+    equal_count = 0
+    worst_psnr = EQUAL_PSNR
     for number in range(KILL_COUNT):
-        job, kill_step = pinned_jobs[number % len(pinned_jobs)], random.randrange(1, load.steps)
+        job = pinned_jobs[number % len(pinned_jobs)]
+        kill_step = random.randrange(1, load.steps)
         other_jobs = [other_job for other_job in pinned_jobs if other_job.id != job.id]
         equal_count += torch.equal(
             _run_uninterrupted(family, job),
@@ -36,10 +39,8 @@ def measure_resume_rows(family: Family, load: Workload) -> list[FigureRow]:
         other_jobs = [
             other_job for other_job in random.sample(jobs, random.randrange(len(jobs))) if other_job.id != job.id
         ]
-        uninterrupted, resumed = (
-            _run_uninterrupted(family, job),
-            _run_resumed(family, job, other_jobs, random.randrange(1, load.steps)),
-        )
+        uninterrupted = _run_uninterrupted(family, job)
+        resumed = _run_resumed(family, job, other_jobs, random.randrange(1, load.steps))
         worst_psnr = min(worst_psnr, decoded_psnr(family, uninterrupted, resumed))
     return [
         FigureRow(

@@ -34,7 +34,8 @@ class TimedFamily:
     """Wraps a family and times its forwards."""
 
     def __init__(self, family: Family) -> None:
-        self._family, self.forward_seconds = family, 0.0
+        self._family = family
+        self.forward_seconds = 0.0
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._family, name)
@@ -52,13 +53,16 @@ class TimedFamily:
 
 def measure_step_overhead(family: Family, load: Workload) -> FigureRow:
     """Measure the milliseconds of a step outside the network, with eight jobs and no watchers."""
-    timed_family, jobs = TimedFamily(family), load.make_jobs(family)
+    timed_family = TimedFamily(family)
+    jobs = load.make_jobs(family)
     engine = Engine({family.name: timed_family}, rows=load.batch_limit)  # pyright: ignore[reportArgumentType] # it delegates to the family
     _add_jobs(engine, jobs)
-    step_count, warmup_steps = load.steps - 1, 4
+    step_count = load.steps - 1
+    warmup_steps = 4
     for _ in range(warmup_steps):
         engine.step()
-    timed_family.forward_seconds, started_at = 0.0, time.perf_counter()
+    timed_family.forward_seconds = 0.0
+    started_at = time.perf_counter()
     for _ in range(step_count - warmup_steps):
         engine.step()
     total_seconds = time.perf_counter() - started_at
@@ -109,7 +113,10 @@ def _run_steps(
     """Return the seconds, the previews and the number of finished pictures."""
     jobs_by_id = {job.id: job for job in jobs}
     started_at = last_snapshot_at = time.perf_counter()
-    next_frame_at, frames, ladders, finished_count = dict[str, float](), list[Future[Frame]](), list[Future[bytes]](), 0
+    next_frame_at = dict[str, float]()
+    frames = list[Future[Frame]]()
+    ladders = list[Future[bytes]]()
+    finished_count = 0
     while not engine.is_idle:
         with decode_worker.cores.hold(WorkKind.STEP):
             events = engine.step()
@@ -140,7 +147,8 @@ def _check_finished(finished_count: int, expected_count: int) -> None:
 
 def measure_cancel_delay(family: Family, load: Workload) -> FigureRow:
     """Count the steps that still run with a job's rows after it was cancelled."""
-    engine, jobs = Engine({family.name: family}, rows=load.batch_limit), load.make_jobs(family)
+    engine = Engine({family.name: family}, rows=load.batch_limit)
+    jobs = load.make_jobs(family)
     _add_jobs(engine, jobs)
     has_started = any(_is_step_of(event, jobs[0]) for _ in range(load.users) for event in engine.step())
     engine.cancel(jobs[0].id)

@@ -22,7 +22,9 @@ from engine.models.family import Family
 
 STEPS = 50  # throughput: enough for steps to dominate the time, few enough for three rounds
 OVERHEAD_STEPS = 200  # for the time of a step outside the network
-PREVIEW_STEPS, QUICK_PREVIEW_STEPS = 1000, 200  # previews: our advantage grows with the jobs' length
+# previews: our advantage grows with the jobs' length
+PREVIEW_STEPS = 1000
+QUICK_PREVIEW_STEPS = 200
 PrintProgress = Callable[[str], None]
 
 
@@ -47,7 +49,9 @@ def load_models(data_folder: Path) -> ComparedModels:
 
 def measure_quick_rows(models: ComparedModels, print_progress: PrintProgress) -> Iterator[FigureRow]:
     """Yield the rows of the README's first claims."""
-    family, pipeline, load = models.family, models.pipeline, models.load
+    family = models.family
+    pipeline = models.pipeline
+    load = models.load
     yield from _measure_default_rows(models, print_progress)
     print_progress("time to the preview at a tenth")
     yield compare_preview_times(pipeline, family, replace(load, steps=QUICK_PREVIEW_STEPS), "≥ 15")
@@ -57,7 +61,9 @@ def measure_quick_rows(models: ComparedModels, print_progress: PrintProgress) ->
 
 def measure_all_rows(models: ComparedModels, print_progress: PrintProgress) -> Iterator[FigureRow]:
     """Yield every row for the embedded model, ordered so that the diffusers pipeline is cast only once."""
-    family, pipeline, load = models.family, models.pipeline, models.load
+    family = models.family
+    pipeline = models.pipeline
+    load = models.load
     yield from _measure_default_rows(models, print_progress)
     print_progress(f"time to the preview at a tenth of {PREVIEW_STEPS} steps: diffusers takes minutes")
     yield compare_preview_times(pipeline, family, replace(load, steps=PREVIEW_STEPS), "≥ 25")
@@ -96,10 +102,8 @@ def _measure_default_rows(models: ComparedModels, print_progress: PrintProgress)
 
 def compare_preview_times(pipeline: Any, family: Family, load: Workload, goal: str) -> FigureRow:
     """Compare the p95 time at which users see the preview at a tenth of the steps: diffusers' by ours."""
-    diffusers_times, engine_times = (
-        preview_times.time_pipeline_previews(pipeline, family, load),
-        preview_times.time_engine_previews(family, load),
-    )
+    diffusers_times = preview_times.time_pipeline_previews(pipeline, family, load)
+    engine_times = preview_times.time_engine_previews(family, load)
     percentiles = preview_times.percentile_95(diffusers_times), preview_times.percentile_95(engine_times)
     name = f"p95 time to the 10 % preview of {load.steps} steps, sooner than diffusers by default"
     note = f"{percentiles[1]:.2f} s instead of {percentiles[0]:.1f}"

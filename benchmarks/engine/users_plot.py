@@ -15,10 +15,15 @@ from benchmarks.engine.workload import Workload
 from engine.models.family import Family
 
 USER_COUNTS = (1, 2, 4, 8, 16)
-STEPS, ROUNDS = 30, 3
-DARKROOM_COLOUR, DIFFUSERS_COLOUR = "#c2410c", "#475569"
-TEXT_COLOUR, GRID_COLOUR, BACKGROUND_COLOUR = "#1e293b", "#cbd5e1", "#ffffff"
-PANEL_SIZE, AXIS_MARGIN = (560, 380), (86, 64)
+STEPS = 30
+ROUNDS = 3
+DARKROOM_COLOUR = "#c2410c"
+DIFFUSERS_COLOUR = "#475569"
+TEXT_COLOUR = "#1e293b"
+GRID_COLOUR = "#cbd5e1"
+BACKGROUND_COLOUR = "#ffffff"
+PANEL_SIZE = (560, 380)
+AXIS_MARGIN = (86, 64)
 PANEL_GAP = 40
 
 
@@ -70,7 +75,8 @@ def _measure_median(measure_once: Callable[[], tuple[float, float]]) -> tuple[fl
 
 def plot_measurements(measurements: list[UserMeasurement], path: Path, caption: str) -> None:
     """Draw two panels as a PNG with this caption. Raises OSError if it cannot be written."""
-    width, height = 2 * PANEL_SIZE[0] + PANEL_GAP, PANEL_SIZE[1] + 44
+    width = 2 * PANEL_SIZE[0] + PANEL_GAP
+    height = PANEL_SIZE[1] + 44
     image = Image.new("RGB", (width, height), BACKGROUND_COLOUR)
     draw = ImageDraw.Draw(image)
     for panel_number, title in enumerate(("pictures a second", "seconds to the last one's preview at a tenth")):

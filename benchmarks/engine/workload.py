@@ -65,13 +65,17 @@ class Workload:
         return [self._make_job(family, number) for number in range(self.users)]
 
     def _make_job(self, family: Family, user_number: int) -> Job:
-        sampler, steps, guidance = self.sampler, self.steps, family.guidance
+        sampler = self.sampler
+        steps = self.steps
+        guidance = family.guidance
         if self.mixed:
             sampler, step_factor, is_guided = SAMPLER_MIX[user_number % len(SAMPLER_MIX)]
-            steps, guidance = round(self.steps * step_factor), family.guidance if is_guided else 1.0
+            steps = round(self.steps * step_factor)
+            guidance = family.guidance if is_guided else 1.0
         image_to_image = None
         if self.with_init_image:
-            steps, image_to_image = round(steps / STRENGTH), make_image_to_image()
+            steps = round(steps / STRENGTH)
+            image_to_image = make_image_to_image()
         recipe = Recipe(
             concepts=(Concept(USER_PROMPTS[user_number % len(USER_PROMPTS)]),),
             model=family.name,
@@ -119,7 +123,8 @@ def _encode_png(image: Image.Image) -> bytes:
 
 def time_engine(family: Family, load: Workload) -> float:
     """Return the seconds in which our engine finishes and decodes all users' pictures."""
-    started_at, picture_count = time.perf_counter(), 0
+    started_at = time.perf_counter()
+    picture_count = 0
     for event in run_engine(family, load):
         if isinstance(event, LatentsDone):
             family.decode(event.latents)

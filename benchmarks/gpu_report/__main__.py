@@ -44,7 +44,8 @@ def gpu_report(
     """
     from engine.device.torch_device import choose_device
 
-    names, device = parse_model_names(models), choose_device()
+    names = parse_model_names(models)
+    device = choose_device()
     if device.type != "cuda":
         if models and not full:
             raise typer.BadParameter("On a processor, real sizes need --full.")

@@ -24,7 +24,10 @@ from engine.models.family import Family
 from engine.models.files.data_folders import CONTROL_FOLDER
 from engine.plan import build_scheduler
 
-STEPS, IMAGE_SIDE, GUIDANCE, SEED = 4, 64, 4.0, 3
+STEPS = 4
+IMAGE_SIDE = 64
+GUIDANCE = 4.0
+SEED = 3
 CONTROLS = (("one", 0.6, 0.0, 0.75), ("two", 1.2, 0.25, 1.0))  # name, scale, start, stop
 PIPELINES = {"sd": "StableDiffusionControlNetPipeline", "sdxl": "StableDiffusionXLControlNetPipeline"}
 
@@ -52,7 +55,8 @@ def _measure_kind(kind: str, data: Path, device: torch.device) -> float:
     for seed, (name, *_) in enumerate(CONTROLS, 1):
         save_control(build_controlnet(pipeline, seed), data / CONTROL_FOLDER / name)
     family = models.load_model(kind, data, device=device)
-    picture, content = Image.linear_gradient("L").resize((IMAGE_SIDE, IMAGE_SIDE)).convert("RGB"), BytesIO()
+    picture = Image.linear_gradient("L").resize((IMAGE_SIDE, IMAGE_SIDE)).convert("RGB")
+    content = BytesIO()
     picture.save(content, "PNG")
     actual = _draw_controlled(family, content.getvalue())
     networks = [diffusers.ControlNetModel.from_pretrained(data / CONTROL_FOLDER / name) for name, *_ in CONTROLS]

@@ -17,7 +17,9 @@ from engine.calibration.calibration import read_device_name
 from engine.models.family import TORCH_DTYPES
 
 PACKAGES = ("torch", "diffusers", "transformers", "safetensors", "triton", "peft")
-GPU_MATRIX_SIDE, CPU_MATRIX_SIDE = 8192, 1024  # of the matrices that are multiplied
+# of the matrices that are multiplied
+GPU_MATRIX_SIDE = 8192
+CPU_MATRIX_SIDE = 1024
 ROUNDS = 5
 
 

@@ -28,7 +28,10 @@ from engine.models.family import Family, HasDefaultSampling
 from engine.models.quantization.quantized_network import find_quantization
 from engine.models.whole_pipeline.generic_family import GenericFamily
 
-STEPS, IMAGE_SIDE, GUIDANCE, SEED = 4, 64, 4.0, 3
+STEPS = 4
+IMAGE_SIDE = 64
+GUIDANCE = 4.0
+SEED = 3
 PREFERRED_SAMPLERS: tuple[Sampler, ...] = ("euler", "dpmpp_2m")
 
 
@@ -58,15 +61,14 @@ def _measure_kind(kind: str, folder: Path, device: torch.device) -> FigureRow:
     pipeline.set_progress_bar_config(disable=True)
     pipeline_class = type(pipeline).__name__
     if isinstance(family, GenericFamily):  # the pipeline's own call draws its pictures
-        engine_result, pipeline_result = (
-            _draw_picture(family, make_recipe(family, "native")),
-            _call_pipeline_unchanged(pipeline, family),
-        )
+        engine_result = _draw_picture(family, make_recipe(family, "native"))
+        pipeline_result = _call_pipeline_unchanged(pipeline, family)
         return FigureRow(
             f"{kind}: picture against {pipeline_class}", psnr(engine_result, pipeline_result), "≥ 60", "dB"
         )
     recipe = make_recipe(family, _choose_sampler(family))
-    engine_result, pipeline_result = run_engine(family, recipe), call_pipeline(pipeline, family, recipe)[0]
+    engine_result = run_engine(family, recipe)
+    pipeline_result = call_pipeline(pipeline, family, recipe)[0]
     relative_error = float((engine_result - pipeline_result).abs().max()) / max(1.0, float(pipeline_result.abs().max()))
     if not math.isfinite(relative_error):
         raise RuntimeError("the latents are not finite")
@@ -111,7 +113,8 @@ def run_engine(family: Family, recipe: Recipe, blobs: Mapping[str, bytes] = Mapp
     """
     engine = Engine({family.name: family})
     try:
-        init_latents, pictures = load_init_latents(recipe, blobs, family), load_pictures(recipe, blobs, family)
+        init_latents = load_init_latents(recipe, blobs, family)
+        pictures = load_pictures(recipe, blobs, family)
         engine.add(make_job(recipe), (), init_latents, pictures)
         while not engine.is_idle:
             for event in engine.step():

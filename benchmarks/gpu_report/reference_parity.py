@@ -24,7 +24,11 @@ from engine import models
 from engine.contract import Concept, ImageToImage, InitImage, Recipe, ReferenceImage
 from engine.models.family import Family
 
-STEPS, IMAGE_SIDE, GUIDANCE, SEED, SCALE = 4, 64, 4.0, 3, 0.7
+STEPS = 4
+IMAGE_SIDE = 64
+GUIDANCE = 4.0
+SEED = 3
+SCALE = 0.7
 REFERENCES = (("sd", "plain"), ("sdxl", "plus"))
 PrintProgress = Callable[[str], None]
 

@@ -91,7 +91,8 @@ def _measure_cuda_graphs(load_family: LoadFamily) -> Iterator[FigureRow]:
         yield from (FigureRow(name, None, None, "×", NO_GPU_NOTE) for name in GRAPH_ROW_NAMES)
         return
     forward = _make_forward(family, 2, _choose_dtype(family))
-    plain_output, plain_ms = forward(), _measure_ms(forward, family)
+    plain_output = forward()
+    plain_ms = _measure_ms(forward, family)
     family.forward_runner.enable_cuda_graphs()
     for _ in range(FORWARDS_BEFORE_RECORDING + 1):
         forward()
@@ -108,7 +109,8 @@ def _measure_compile(load_family: LoadFamily) -> Iterator[FigureRow]:
         yield FigureRow(COMPILE_ROW_NAME, None, None, "×", NO_GPU_NOTE)
         return
     forward = _make_forward(family, 2, dtype := _choose_dtype(family))
-    plain_output, plain_ms = forward(), _measure_ms(forward, family)
+    plain_output = forward()
+    plain_ms = _measure_ms(forward, family)
     network: Any = family.get_network(dtype)
     started_at = time.perf_counter()
     network.forward = torch.compile(network.forward, dynamic=False)
@@ -159,7 +161,8 @@ def _measure_offload_mode(load_family: LoadFamily, mode: Offload) -> _OffloadFig
     family = load_family(mode)
     encode_ms = _measure_ms(_make_text_encode(family), family)
     forward = _make_forward(family, 2, _choose_dtype(family))
-    forward_ms, output = _measure_ms(forward, family), forward()
+    forward_ms = _measure_ms(forward, family)
+    output = forward()
     torch.cuda.empty_cache()
     rest_mb = _read_gpu_memory_mb(family)
     torch.cuda.reset_peak_memory_stats(family.device)

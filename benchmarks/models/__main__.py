@@ -51,7 +51,8 @@ def bench_models(
     """
     from benchmarks.report.figure_row import format_json, format_table
 
-    names, part_names = parse_model_names(only), parse_part_names(parts)
+    names = parse_model_names(only)
+    part_names = parse_part_names(parts)
     cache_folder = cache or default_cache_folder()
     rows = list(measure_models(names, cache_folder, steps=steps, is_tiny=tiny, part_names=part_names))
     typer.echo(format_json(rows) if json else format_table(rows))

@@ -43,7 +43,9 @@ from engine.models.files.data_folders import CONTROL_FOLDER, REFERENCE_FOLDER
 from engine.models.pictures.picture_conditions import PictureConditions
 
 diffusers: Any = import_module("diffusers")  # their lazy modules export nothing that a type checker sees
-CONTROL_NAMES, SCALES, ADAPTER_NAME = ("one", "two"), (0.7, 0.9), "plus"
+CONTROL_NAMES = ("one", "two")
+SCALES = (0.7, 0.9)
+ADAPTER_NAME = "plus"
 CONTROL_PIPELINES = {
     "StableDiffusionPipeline": "StableDiffusionControlNetPipeline",
     "StableDiffusionXLPipeline": "StableDiffusionXLControlNetPipeline",
@@ -54,7 +56,8 @@ class NetworkClock:
     """The seconds inside networks."""
 
     def __init__(self) -> None:
-        self.seconds, self._started_at = 0.0, 0.0
+        self.seconds = 0.0
+        self._started_at = 0.0
 
     @contextmanager
     def watch(self, networks: list[Any]) -> Generator[None]:
@@ -107,7 +110,8 @@ def _write_controlnets(pipeline: Any, folder: Path) -> None:
 
 
 def _draw_picture(side: int) -> tuple[Image.Image, dict[str, bytes]]:
-    picture, buffer = Image.linear_gradient("L").resize((side, side)).convert("RGB"), io.BytesIO()
+    picture = Image.linear_gradient("L").resize((side, side)).convert("RGB")
+    buffer = io.BytesIO()
     picture.save(buffer, "PNG")
     return picture, {hashlib.sha256(buffer.getvalue()).hexdigest(): buffer.getvalue()}
 
@@ -135,12 +139,15 @@ def _time_engine(family: DiffusersFamily, recipe: Recipe, pictures: PictureCondi
     """Return the mean seconds of a step after the first, and those outside the networks."""
     controls = {id(each.network): each.network for each in pictures if isinstance(each.network, ControlNet)}
     networks = [family.get_network(recipe.dtype), *(control.network for control in controls.values())]
-    engine, clock = Engine({family.name: family}), NetworkClock()
+    engine = Engine({family.name: family})
+    clock = NetworkClock()
     engine.add(make_job(recipe), (), None, pictures)
     with clock.watch(networks):
         engine.step()
         synchronize_gpu()
-        clock.seconds, started_at, steps = 0.0, time.perf_counter(), recipe.steps - 1
+        clock.seconds = 0.0
+        started_at = time.perf_counter()
+        steps = recipe.steps - 1
         for _ in range(steps):
             if failures := [event for event in engine.step() if isinstance(event, JobFailure)]:
                 raise RuntimeError(failures[0].reason)
@@ -152,7 +159,8 @@ def _time_engine(family: DiffusersFamily, recipe: Recipe, pictures: PictureCondi
 
 def _time_diffusers(run_spec: dict[str, Any], pipeline_class: str, dtype: Dtype, picture: Image.Image) -> float | None:
     """Return the mean seconds of a step of diffusers' own pipeline with the same networks."""
-    torch_dtype, data_folder = TORCH_DTYPES[dtype], Path(run_spec["data"])
+    torch_dtype = TORCH_DTYPES[dtype]
+    data_folder = Path(run_spec["data"])
     networks = [
         diffusers.ControlNetModel.from_pretrained(data_folder / CONTROL_FOLDER / name, dtype=torch_dtype)
         for name in CONTROL_NAMES

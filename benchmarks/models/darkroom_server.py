@@ -96,7 +96,8 @@ class DarkroomServer:
 
     def read_memory(self) -> dict[str, float]:
         """Return MB now and at the peak, of the engine and of all processes; empty if the system does not tell."""
-        engine_pid, process_ids = find_engine_process(self.pid), find_process_tree(self.pid)
+        engine_pid = find_engine_process(self.pid)
+        process_ids = find_process_tree(self.pid)
         if engine_pid is None:
             return {}
         return {

@@ -83,7 +83,8 @@ class StepClock:
 
 def time_decode(pipeline: Any, image_side: int) -> float:
     """Return the seconds from random latents to a PNG."""
-    vae, image_processor = pipeline.vae, pipeline.image_processor
+    vae = pipeline.vae
+    image_processor = pipeline.image_processor
     image_side //= 2 ** (len(vae.config.block_out_channels) - 1)
     latents = torch.randn(
         1, vae.config.latent_channels, image_side, image_side, generator=torch.Generator().manual_seed(0)

@@ -68,7 +68,8 @@ def _fix_decode_memory(free_bytes: int) -> None:
 def _use_reference(family: Family, reference: dict[str, Any]) -> tuple[tuple[ReferenceImage, ...], dict[str, bytes]]:
     """Let the family find the adapter; return the recipe's reference and its blob."""
     assert isinstance(family, DiffusersFamily)
-    adapter, content = Path(reference["adapter"]), Path(reference["picture"]).read_bytes()
+    adapter = Path(reference["adapter"])
+    content = Path(reference["picture"]).read_bytes()
     family.use_data_folder(adapter.parents[1])
     sha256 = hashlib.sha256(content).hexdigest()
     return (ReferenceImage(adapter.name, sha256, reference["scale"]),), {sha256: content}
@@ -76,8 +77,10 @@ def _use_reference(family: Family, reference: dict[str, Any]) -> tuple[tuple[Ref
 
 def _run_job(run_spec: dict[str, Any], family: Family, job: Job, blobs: dict[str, bytes]) -> None:
     """Draw one picture and print when its steps and its decode ended."""
-    engine, decode_worker = Engine({family.name: family}), DecodeWorker({family.name: family})
-    step_ends, pictures = list[float](), list[Future[bytes]]()
+    engine = Engine({family.name: family})
+    decode_worker = DecodeWorker({family.name: family})
+    step_ends = list[float]()
+    pictures = list[Future[bytes]]()
     started_at = time.perf_counter()
     try:
         engine.add(job, (), None, decode_worker.prepare_pictures(job, blobs).result())

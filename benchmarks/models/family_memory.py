@@ -32,7 +32,9 @@ from engine.models.loading.memory_estimate import estimate_bytes
 from engine.models.loading.number_formats import FormatChooser
 
 GOAL = "0.9 to 1.1"
-SIDE, STEPS = 64, 2  # of the picture that is drawn first: some weights are read from the files only then
+# of the picture that is drawn first: some weights are read from the files only then
+SIDE = 64
+STEPS = 2
 
 
 def measure_family_rows(print_progress: PrintProgress, kinds: Sequence[str] = ()) -> Iterator[FigureRow]:
@@ -42,7 +44,8 @@ def measure_family_rows(print_progress: PrintProgress, kinds: Sequence[str] = ()
         for kind in names:
             print_progress(f"{kind}: building a network of some hundred megabytes")
             ensure_model_folder(Path(temp_folder) / kind, lambda kind=kind: build_medium_pipeline(kind))
-        spec, log = Path(temp_folder) / "spec.json", Path(temp_folder) / "log"
+        spec = Path(temp_folder) / "spec.json"
+        log = Path(temp_folder) / "log"
         spec.write_text(json.dumps({"folder": temp_folder, "kinds": names}))
         print_progress("memory of every family")
         try:
@@ -65,7 +68,8 @@ def _make_row(line: dict[str, Any]) -> FigureRow:
 
 def main(run_spec: dict[str, Any]) -> None:
     device = choose_device()
-    chooser, folder = FormatChooser(device, large_threshold=1_000_000), Path(run_spec["folder"])
+    chooser = FormatChooser(device, large_threshold=1_000_000)
+    folder = Path(run_spec["folder"])
     predicted = {kind: estimate_bytes(find_model(str(folder / kind), folder), chooser) for kind in run_spec["kinds"]}
     _measure_family(folder, next(iter(predicted)), device)  # what the libraries take at their first use is no weights
     for kind in predicted:

@@ -67,7 +67,10 @@ def _fill_page_cache(folder: Path) -> None:
 
 class _ModelRunner:
     def __init__(self, model: BenchmarkModel, model_folder: Path, temp_folder: Path, figures: Figures) -> None:
-        self._model, self._model_folder, self._temp_folder, self._figures = model, model_folder, temp_folder, figures
+        self._model = model
+        self._model_folder = model_folder
+        self._temp_folder = temp_folder
+        self._figures = figures
 
     def list_measurements(self) -> dict[str, Callable[[], dict[str, float]]]:
         """Return the parts by name, the sides alternating."""
@@ -92,10 +95,8 @@ class _ModelRunner:
         output_lines = run_and_collect(
             [sys.executable, diffusers_run.__file__, str(self._write_run_spec(run_spec))], self._log_path("diffusers")
         )
-        picture_lines, loaded_memory = (
-            [line for line in output_lines if "picture" in line.values],
-            output_lines[0].values["loaded"],
-        )
+        picture_lines = [line for line in output_lines if "picture" in line.values]
+        loaded_memory = output_lines[0].values["loaded"]
         figures = {f"diffusers {start_name}": picture_lines[0].elapsed_seconds}
         figures |= {f"diffusers loaded {name}": value for name, value in loaded_memory.items()}
         figures |= {f"diffusers {name}": value for name, value in picture_lines[-1].values["memory"].items()}
@@ -134,7 +135,8 @@ class _ModelRunner:
             "decodes": 0,
             "reference": {"adapter": str(adapter), "picture": str(picture), "scale": SCALE},
         }
-        spec_file, seconds = str(self._write_run_spec(run_spec)), dict[str, float]()
+        spec_file = str(self._write_run_spec(run_spec))
+        seconds = dict[str, float]()
         for side, command in (
             ("diffusers", [sys.executable, diffusers_run.__file__, spec_file]),
             ("ours", [sys.executable, "-m", "benchmarks.models.engine_run", spec_file]),

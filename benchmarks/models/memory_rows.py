@@ -18,7 +18,8 @@ from benchmarks.report.errors import FAILED, describe_error
 from benchmarks.report.figure_row import FigureRow
 from engine.process.offload_request import Offload
 
-PREDICTION_GOAL, PARITY_GOAL = "0.9 to 1.1", "≤ 1e-4"
+PREDICTION_GOAL = "0.9 to 1.1"
+PARITY_GOAL = "≤ 1e-4"
 STEPS = 3  # the first step is not timed
 MAX_SIDE = 512  # pixels: memory of weights does not depend on the picture
 TINY_TILE = 32  # pixels, for tiny autoencoders
@@ -49,10 +50,13 @@ def measure_memory_rows(model: BenchmarkModel, folder: Path, print_progress: Pri
 
 class _MemoryRunner:
     def __init__(self, model: BenchmarkModel, folder: Path, temp_folder: Path) -> None:
-        self._model, self._folder, self._temp_folder = model, folder, temp_folder
+        self._model = model
+        self._folder = folder
+        self._temp_folder = temp_folder
 
     def run_offload(self, offload: Offload) -> Figures:
-        model, latents = self._model, self._temp_folder / f"{offload}.safetensors"
+        model = self._model
+        latents = self._temp_folder / f"{offload}.safetensors"
         run_spec = {
             "folder": str(self._folder),
             "data": str(self._temp_folder),
@@ -82,11 +86,13 @@ class _MemoryRunner:
 
 
 def _make_offload_rows(model: BenchmarkModel, runs: dict[Offload, Figures]) -> Iterator[FigureRow]:
-    whole, layers = runs.get("none"), runs.get("layers")
+    whole = runs.get("none")
+    layers = runs.get("layers")
     if whole:
         yield _make_prediction_row(f"{model.name}: memory at rest, predicted ÷ measured", whole)
     if layers:
-        predicted_mb, measured_mb = layers["predicted_group"] / MB, layers["largest_group"] / MB
+        predicted_mb = layers["predicted_group"] / MB
+        measured_mb = layers["largest_group"] / MB
         ratio = predicted_mb / measured_mb if measured_mb else None
         note = f"{predicted_mb:.4g} MB of the network at once predicted, {measured_mb:.4g} MB measured"
         yield FigureRow(f"{model.name}: offloaded layers, predicted ÷ measured", ratio, PREDICTION_GOAL, "×", note)
@@ -103,7 +109,8 @@ def _make_offload_rows(model: BenchmarkModel, runs: dict[Offload, Figures]) -> I
 
 
 def _make_prediction_row(name: str, run: Figures) -> FigureRow:
-    measured_mb, predicted_mb = _used_mb(run, "rest"), run["predicted"] / MB
+    measured_mb = _used_mb(run, "rest")
+    predicted_mb = run["predicted"] / MB
     note = f"{predicted_mb:.4g} MB predicted, {measured_mb:.4g} MB measured once all weights are read, {run['dtype']}"
     return FigureRow(name, predicted_mb / measured_mb, PREDICTION_GOAL, "×", note)
 

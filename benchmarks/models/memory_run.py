@@ -37,7 +37,8 @@ SAMPLED_OPERATORS = ("linear", "addmm", "mm", "conv2d", "convolution", "embeddin
 
 
 def main(run_spec: dict[str, Any]) -> None:
-    device, offload = choose_device(), run_spec["offload"]
+    device = choose_device()
+    offload = run_spec["offload"]
     chooser = FormatChooser(device, 0 if run_spec["is_large"] else LARGE_PARAMETERS)
     source = find_model(run_spec["folder"], Path(run_spec["data"]))
     weights = estimate_weights(source, chooser)  # it also imports the parts' classes, which are no weights
@@ -128,7 +129,8 @@ def read_settled_memory() -> dict[str, float]:
 
 def draw_latents(family: Any, recipe: Recipe) -> tuple[torch.Tensor, float | None]:
     """Return the latents, and the mean seconds of a step after the first."""
-    engine, step_ends = Engine({family.name: family}), list[float]()
+    engine = Engine({family.name: family})
+    step_ends = list[float]()
     try:
         engine.add(make_job(recipe))
         while not engine.is_idle:

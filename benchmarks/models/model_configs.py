@@ -20,11 +20,10 @@ diffusers: Any = import_module("diffusers")  # their lazy modules export nothing
 transformers: Any = import_module("transformers")
 
 NOISE_SCHEDULE = small_pipelines.NOISE_SCHEDULE
-CLIP_VOCABULARY_SIZE, CLIP_START_ID, CLIP_END_ID = (
-    49408,
-    49406,
-    49407,
-)  # of CLIP's vocabulary; CLIP pools at the token with the largest id
+# of CLIP's vocabulary; CLIP pools at the token with the largest id
+CLIP_VOCABULARY_SIZE = 49408
+CLIP_START_ID = 49406
+CLIP_END_ID = 49407
 T5_VOCABULARY_SIZE = 32128
 REDUCED_FLUX_NOTE = "Flux cut to one double and two single blocks, and T5 to two layers, all of full width"
 SMALLER_SIZE_NOTE = "512² instead of 1024², so that it fits into the time"

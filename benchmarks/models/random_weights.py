@@ -87,9 +87,11 @@ def write_network(network: Any, folder: Path) -> None:
 
 def write_weights(shapes: Mapping[str, tuple[int, ...]], path: Path) -> None:
     """Write a safetensors file: the header's length, the header, the values."""
-    header, end_offset = dict[str, Any](__metadata__={"format": "pt"}), 0
+    header = dict[str, Any](__metadata__={"format": "pt"})
+    end_offset = 0
     for name, shape in shapes.items():
-        start_offset, end_offset = end_offset, end_offset + BYTES_PER_VALUE * torch.Size(shape).numel()
+        start_offset = end_offset
+        end_offset = end_offset + BYTES_PER_VALUE * torch.Size(shape).numel()
         header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [start_offset, end_offset]}
     header_bytes = json.dumps(header).encode()
     header_bytes += b" " * (-len(header_bytes) % 8)

@@ -63,10 +63,8 @@ def _make_user_ratio(users: int) -> RatioRow:
 
 def _make_row(model: BenchmarkModel, figures: Figures, ratio: RatioRow) -> FigureRow:
     name = f"{model.name}: {ratio.name}"
-    darkroom_figure, diffusers_figure = (
-        figures.values.get(f"ours {ratio.darkroom_key}"),
-        figures.values.get(f"diffusers {ratio.diffusers_key}"),
-    )
+    darkroom_figure = figures.values.get(f"ours {ratio.darkroom_key}")
+    diffusers_figure = figures.values.get(f"diffusers {ratio.diffusers_key}")
     if not darkroom_figure or not diffusers_figure:
         if ratio.is_rate and not any(ratio.darkroom_key == f"{users} users" for users in model.user_counts):
             return FigureRow(name, None, None, "×", "left out on a processor, so that all rows fit into the time")

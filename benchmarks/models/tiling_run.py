@@ -27,14 +27,17 @@ from engine.models.network.network_copies import detach_from_file
 
 
 def main(run_spec: dict[str, Any]) -> None:
-    device, tile = choose_device(), run_spec["tile"]
+    device = choose_device()
+    tile = run_spec["tile"]
     vae = import_module("diffusers").AutoencoderKL.from_pretrained(
         run_spec["folder"], subfolder="vae", dtype=getattr(torch, run_spec["dtype"])
     )
     vae = detach_from_file(vae.to(device))
-    factor, side = tiled_decode.get_pixels_per_latent(vae), run_spec["side"]
+    factor = tiled_decode.get_pixels_per_latent(vae)
+    side = run_spec["side"]
     pixels = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0)).to(device, vae.dtype) * 2 - 1
-    tiled_decode.TILE, tiled_decode.OVERLAP = tile, tile // 4
+    tiled_decode.TILE = tile
+    tiled_decode.OVERLAP = tile // 4
 
     def decode(part: torch.Tensor) -> torch.Tensor:
         return vae.decode(part, return_dict=False)[0].float()
@@ -81,7 +84,8 @@ def _measure_run(run: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, float, 
     gc.collect()
     reset_peak_memory()
     keys = ("gpu", "gpu_peak") if torch.cuda.is_available() else ("rest", "peak")
-    before, started_at = read_memory()[keys[0]], time.perf_counter()
+    before = read_memory()[keys[0]]
+    started_at = time.perf_counter()
     result = run()
     synchronize_gpu()
     seconds = time.perf_counter() - started_at

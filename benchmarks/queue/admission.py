@@ -17,9 +17,11 @@ from bot.store import PickRequest
 from bot.store.jobs import queries
 from bot.store.jobs.records import Transition
 
-USERS, GUILDS = 100, 10
+USERS = 100
+GUILDS = 10
 CONCURRENT_REQUESTS = 64
-WINDOW_SECONDS, QUICK_SECONDS = 10.0, 2.0
+WINDOW_SECONDS = 10.0
+QUICK_SECONDS = 2.0
 PROMPT = "a lamp --steps 1000 --count 4"
 FAIRNESS_NAME = "accepted jobs: most jobs of one user beyond another's in the next picks"
 RATE_NAME = "accepted jobs a second"
@@ -32,10 +34,13 @@ async def measure(system: BenchSystem, database: str, *, quick: bool) -> list[Fi
     await system.workers.start("worker", row_ms=50.0, rows=8)
     counter = itertools.count()
     await _submit_until(system, counter, time.monotonic() + 0.5)
-    count_before, start_time, cpu_before = next(counter), time.monotonic(), time.process_time()
+    count_before = next(counter)
+    start_time = time.monotonic()
+    cpu_before = time.process_time()
     end_time = start_time + (QUICK_SECONDS if quick else WINDOW_SECONDS)
     await asyncio.gather(*(_submit_until(system, counter, end_time) for _ in range(CONCURRENT_REQUESTS)))
-    seconds, admitted = time.monotonic() - start_time, next(counter) - count_before - 1
+    seconds = time.monotonic() - start_time
+    admitted = next(counter) - count_before - 1
     cpu_share = (time.process_time() - cpu_before) / seconds
     picked_members = await _pick_members(system)
     note = (

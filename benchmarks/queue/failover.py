@@ -19,10 +19,13 @@ from engine.bus import Bus
 
 ROW_MS = 8.0  # 17 ms a step of one picture with guidance
 PROMPT = "a lamp --steps 1000 --evaluations all --count 1 --sampler ddpm"
-KILL_ROUNDS, STOP_ROUNDS, QUICK_ROUNDS = 3, 5, 1
+KILL_ROUNDS = 3
+STOP_ROUNDS = 5
+QUICK_ROUNDS = 1
 WORK_SECONDS = 3.5  # seconds of work before the worker ends: the first snapshot comes after two
 TIMEOUT_SECONDS = 60.0
-KILL_NAME, REPEAT_NAME = "worker killed → its job resumes elsewhere", "worker killed: its work repeated"
+KILL_NAME = "worker killed → its job resumes elsewhere"
+REPEAT_NAME = "worker killed: its work repeated"
 STOP_NAME = "worker stopped in order → its job resumes elsewhere"
 ROW_NAMES = (KILL_NAME, REPEAT_NAME, STOP_NAME)
 
@@ -39,7 +42,9 @@ class PreviewWatch:
     """The newest preview of any job: its epoch, its step and its time."""
 
     def __init__(self) -> None:
-        self.epoch, self.step, self.preview_time = 0, 0, 0.0
+        self.epoch = 0
+        self.step = 0
+        self.preview_time = 0.0
         self.epoch_start = 0.0
 
     async def follow(self, bus: Bus) -> None:
@@ -47,7 +52,9 @@ class PreviewWatch:
             now = time.monotonic()
             if frame.epoch != self.epoch:
                 self.epoch_start = now
-            self.epoch, self.step, self.preview_time = frame.epoch, frame.step, now
+            self.epoch = frame.epoch
+            self.step = frame.step
+            self.preview_time = now
 
 
 async def measure(system: BenchSystem, database: str, *, quick: bool) -> list[FigureRow]:
@@ -65,11 +72,9 @@ def build_rows(
     """Return the rows. A goal holds for every round, so the figure is the worst one. `rounds`: expected kills and
     stops.
     """
-    waits, repeats, stop_waits = (
-        [failover.wait_seconds for failover in kills],
-        [one.repeated_seconds for one in kills],
-        [failover.wait_seconds for failover in stops],
-    )
+    waits = [failover.wait_seconds for failover in kills]
+    repeats = [one.repeated_seconds for one in kills]
+    stop_waits = [failover.wait_seconds for failover in stops]
     repeat_note = f"work repeated at most {percentile([failover.repeated_seconds for failover in stops], 1.0):.2f} s"
     kill_note = f"{_worst_text(waits)}; until its first new preview"
     return [
@@ -98,14 +103,17 @@ def _worst_text(values: Sequence[float]) -> str:
 
 
 async def _measure_failover(system: BenchSystem, previews: PreviewWatch, name: str, *, kill: bool) -> Failover:
-    first_worker, second_worker = f"{name}-first", f"{name}-second"
+    first_worker = f"{name}-first"
+    second_worker = f"{name}-second"
     await system.workers.start(first_worker, row_ms=ROW_MS)
     job = await system.imagine(PROMPT, make_member(0))
     old_epoch = previews.epoch
     await _wait_until(lambda: previews.epoch != old_epoch)
     await system.workers.start(second_worker, row_ms=ROW_MS)
     await asyncio.sleep(max(0.0, previews.epoch_start + WORK_SECONDS - time.monotonic()))
-    epoch, end_time, last_step = previews.epoch, time.monotonic(), previews.step
+    epoch = previews.epoch
+    end_time = time.monotonic()
+    last_step = previews.step
     if kill:
         await system.workers.kill(first_worker)
     else:
@@ -131,7 +139,8 @@ async def _stop_workers(system: BenchSystem, *names: str | None) -> None:
 
 async def _wait_for_preview(previews: PreviewWatch) -> None:
     """Wait for the next preview."""
-    last_time, deadline = previews.preview_time, time.monotonic() + TIMEOUT_SECONDS
+    last_time = previews.preview_time
+    deadline = time.monotonic() + TIMEOUT_SECONDS
     while previews.preview_time == last_time:
         await asyncio.sleep(0.002)
         if time.monotonic() > deadline:

@@ -19,10 +19,15 @@ from bot.store.jobs import queries
 
 FLOOD_JOBS = 80
 ROW_MS = 2.0
-LONG_PROMPT, SHORT_PROMPT = "a lamp --steps 100 --count 4", "a lamp --steps 20 --count 4"  # 8 rows each, with guidance
-ROUNDS, QUICK_ROUNDS = 5, 1
-WINDOW_SECONDS, QUICK_SECONDS = 25.0, 8.0
-LIGHT_USERS, JOBS_PER_USER = 9, 40
+# 8 rows each, with guidance
+LONG_PROMPT = "a lamp --steps 100 --count 4"
+SHORT_PROMPT = "a lamp --steps 20 --count 4"
+ROUNDS = 5
+QUICK_ROUNDS = 1
+WINDOW_SECONDS = 25.0
+QUICK_SECONDS = 8.0
+LIGHT_USERS = 9
+JOBS_PER_USER = 40
 FIRST_STEP_NAME = "a flood and nine others: a light user's first step"
 FINISH_NAME = "a flood and one other: a light user's finish ÷ alone"
 JAIN_NAME = "a flood and nine others: Jain's index by cost"
@@ -37,7 +42,8 @@ async def measure_flood_beside_one_user(system: BenchSystem, database: str, *, q
         alone_seconds = [await _time_job(system, watch, 1000 + number) for number in range(rounds)]
         await _start_flood(system, watch)
         beside_seconds = [await _time_job(system, watch, 2000 + number) for number in range(rounds)]
-    beside, alone = statistics.median(beside_seconds), statistics.median(alone_seconds)
+    beside = statistics.median(beside_seconds)
+    alone = statistics.median(alone_seconds)
     note = f"{beside:.2f} s beside {alone:.2f}; medians of {rounds}, worst {max(beside_seconds):.2f} s"
     return [make_row(FINISH_NAME, database, beside / alone, note, samples=len(beside_seconds), expected=rounds)]
 

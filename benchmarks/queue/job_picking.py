@@ -15,8 +15,10 @@ from benchmarks.report.figure_row import FigureRow
 from bot.store import NewJob, PickRequest, Store
 from engine.contract import Concept, Recipe
 
-QUEUE_SIZES, QUICK_SIZES = (1_000, 10_000, 100_000), (1_000, 10_000)
-PICKS, QUICK_PICKS = 400, 100
+QUEUE_SIZES = (1_000, 10_000, 100_000)
+QUICK_SIZES = (1_000, 10_000)
+PICKS = 400
+QUICK_PICKS = 100
 JOBS_PER_USER = 10  # jobs a user
 ROW_LIMIT = 64  # rows of a few workers
 P50_NAME = "pick of {:,} queued by {:,} users, p50"
@@ -29,7 +31,10 @@ MODEL = "simulated"
 async def measure(stores: Sequence[Store], database: str, *, quick: bool) -> list[FigureRow]:
     """Measure each size in a fresh store."""
     sizes = QUICK_SIZES if quick else QUEUE_SIZES
-    medians, rows, times, count = list[float](), list[FigureRow](), list[float](), QUICK_PICKS if quick else PICKS
+    medians = list[float]()
+    rows = list[FigureRow]()
+    times = list[float]()
+    count = QUICK_PICKS if quick else PICKS
     for size, store in zip(sizes, stores, strict=True):
         times = await _time_picks(store, size, count)
         medians.append(percentile(times, 0.5))
@@ -65,7 +70,8 @@ async def measure(stores: Sequence[Store], database: str, *, quick: bool) -> lis
 async def _time_picks(store: Store, size: int, count: int) -> list[float]:
     """Return the milliseconds of each pick. Each picked job is finished before the next, so there is always room."""
     await store.write(seed_queue, _make_request(), size, size // JOBS_PER_USER)
-    pick_request, times = PickRequest("default", [MODEL], member_limit=3), list[float]()
+    pick_request = PickRequest("default", [MODEL], member_limit=3)
+    times = list[float]()
     for _ in range(count):
         start_time = time.perf_counter()
         transition = await store.pick_job(pick_request, ROW_LIMIT, 1.0, time.time())

@@ -26,16 +26,15 @@ from engine.bus import Bus
 from engine.bus.broker.embedded import Broker
 
 PAGE_COUNT = 100
-FRAME_COUNT, QUICK_FRAMES = 150, 40
+FRAME_COUNT = 150
+QUICK_FRAMES = 40
 FRAME_SECONDS = 0.1  # seconds between two frames: the pace of a page that watches one job
 FRAME_BYTES = 8_000
 WARMUP_FRAMES = 5  # frames that fill caches
 TIMEOUT_SECONDS = 60.0
-SUBSCRIBER_NAME, P50_NAME, P99_NAME = (
-    "frame → the bot's subscriber, p99",
-    "frame → 100 viewers, p50",
-    "frame → 100 viewers, p99",
-)
+SUBSCRIBER_NAME = "frame → the bot's subscriber, p99"
+P50_NAME = "frame → 100 viewers, p50"
+P99_NAME = "frame → 100 viewers, p99"
 ROW_NAMES = (SUBSCRIBER_NAME, P50_NAME, P99_NAME)
 
 

@@ -15,10 +15,12 @@ from benchmarks.queue.system.installation import BenchSystem, make_member
 from benchmarks.queue.system.job_watch import watch_jobs
 from benchmarks.report.figure_row import FigureRow
 
-ROUNDS, QUICK_ROUNDS = 150, 20
+ROUNDS = 150
+QUICK_ROUNDS = 20
 STEPS = 40
 ROW_MS = 0.5
-P50_NAME, P99_NAME = "enqueue → first step, idle, p50", "enqueue → first step, idle, p99"
+P50_NAME = "enqueue → first step, idle, p50"
+P99_NAME = "enqueue → first step, idle, p99"
 ROW_NAMES = (P50_NAME, P99_NAME)
 
 
@@ -26,7 +28,9 @@ async def measure(system: BenchSystem, database: str, *, quick: bool) -> list[Fi
     """Run one job at a time, each after the end of the one before and a short pause."""
     await system.workers.start("worker", row_ms=ROW_MS)
     rounds = QUICK_ROUNDS if quick else ROUNDS
-    rng, waits, first_steps = random.Random(1), list[float](), list[float]()
+    rng = random.Random(1)
+    waits = list[float]()
+    first_steps = list[float]()
     async with watch_jobs(system.app.feed) as watch:
         for number in range(3 + rounds):
             await asyncio.sleep(rng.uniform(0.02, 0.1))

@@ -23,12 +23,14 @@ from bot.store.jobs import queries
 PrintLine = Callable[[str], None]
 JobRate = tuple[float, int]  # jobs a second, and how many jobs ended in the window
 WORKERS = (1, 2, 4, 8)
-ROW_MS, ROWS = 40.0, 16
+ROW_MS = 40.0
+ROWS = 16
 STEPS = 10
 PROMPT = f"a lamp --steps {STEPS} --count 2"  # 4 rows, with guidance
 JOB_ROWS = 4
 GOAL = "≥ 0.9"
-WINDOW_SECONDS, QUICK_SECONDS = 30.0, 6.0
+WINDOW_SECONDS = 30.0
+QUICK_SECONDS = 6.0
 WARMUP_SECONDS = 4.0  # until every worker's batch is full
 # As many members a worker as its rows have room for. With more, each one's first job begins at once, and all end
 # together, in a burst that is longer than the window.
@@ -52,7 +54,9 @@ def _print_progress(sentence: str) -> None:
 
 async def measure(*, quick: bool, print_line: PrintLine) -> list[FigureRow]:
     """Measure each number of workers on a fresh installation."""
-    rates, rows, seconds = dict[int, JobRate](), list[FigureRow](), QUICK_SECONDS if quick else WINDOW_SECONDS
+    rates = dict[int, JobRate]()
+    rows = list[FigureRow]()
+    seconds = QUICK_SECONDS if quick else WINDOW_SECONDS
     for count in WORKERS[:2] if quick else WORKERS:
         print_line(f"{count} workers")
         async with open_system(None) as system:
@@ -95,9 +99,11 @@ async def _measure_rate(system: BenchSystem, count: int, seconds: float) -> tupl
         for n in range(_job_count(count, seconds))
     ]
     await _wait_until_busy(system, count)
-    start_time, cpu_before = time.time(), _cpu_by_process(system)
+    start_time = time.time()
+    cpu_before = _cpu_by_process(system)
     await asyncio.sleep(seconds)
-    end_times, cpu_after = await _end_times(system, jobs, start_time), _cpu_by_process(system)
+    end_times = await _end_times(system, jobs, start_time)
+    cpu_after = _cpu_by_process(system)
     cpu_used = {process_name: cpu_after[process_name] - cpu_before.get(process_name, 0.0) for process_name in cpu_after}
     cpu_note = ", ".join(f"{process_name} {value:.1f}" for process_name, value in cpu_used.items())
     return (

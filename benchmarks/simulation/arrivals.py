@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from random import Random
 
 DAY_SECONDS = 86_400.0  # seconds
-MEMBER_COUNT, GUILD_COUNT = 60, 6
+MEMBER_COUNT = 60
+GUILD_COUNT = 6
 PEAK_SECOND = 21 * 3600.0  # the busiest hour is nine in the evening
 MEAN_GAP_SECONDS = 30.0  # seconds between two requests, averaged over the day, without bursts
 FLOOD_COUNT = 4  # times at which one member posts many jobs
@@ -62,7 +63,8 @@ def _draw_member(random: Random) -> int:
 
 def _draw_floods(random: Random) -> Iterator[tuple[float, int]]:
     for _ in range(FLOOD_COUNT):
-        start_time, member = random.uniform(0.4, 0.95) * DAY_SECONDS, _draw_member(random)
+        start_time = random.uniform(0.4, 0.95) * DAY_SECONDS
+        member = _draw_member(random)
         yield from ((start_time + 2.0 * number, member) for number in range(random.randint(10, 20)))
 
 

@@ -36,7 +36,8 @@ def simulate_day_rows(seed: int = SEED) -> list[FigureRow]:
 
 def compare_orders(arrivals: Sequence[Arrival]) -> list[FigureRow]:
     """Run both orders on the same arrivals and return their rows."""
-    batched, sequential = BatchedSimulation(arrivals).run(), SequentialSimulation(arrivals).run()
+    batched = BatchedSimulation(arrivals).run()
+    sequential = SequentialSimulation(arrivals).run()
     finished_in_both = sorted(batched.finish_seconds.keys() & sequential.finish_seconds.keys())
     isolated_seconds = {arrival.job_id: compute_isolated_seconds(arrival) for arrival in arrivals}
     rows = [

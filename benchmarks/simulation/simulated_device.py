@@ -27,7 +27,8 @@ FORWARD_MS = {
 
 def compute_forward_ms(size: int, rows: int) -> float:
     """Return the time of these rows: padded to the next bucket; beyond the largest bucket in several forwards."""
-    ms_by_rows, largest_bucket = FORWARD_MS[size], max(FORWARD_MS[size])
+    ms_by_rows = FORWARD_MS[size]
+    largest_bucket = max(FORWARD_MS[size])
     full_forwards, remaining_rows = divmod(rows, largest_bucket)
     return full_forwards * ms_by_rows[largest_bucket] + (
         ms_by_rows[min(bucket for bucket in ms_by_rows if bucket >= remaining_rows)] if remaining_rows else 0.0
@@ -61,7 +62,9 @@ class SimulatedImage:
     """One image of an arrival, in the form that the scheduler takes."""
 
     def __init__(self, arrival: Arrival) -> None:
-        self.arrival, self.job, self.k = arrival, arrival.job_id, 0
+        self.arrival = arrival
+        self.job = arrival.job_id
+        self.k = 0
         self.billing_key = BillingKey("standard", arrival.guild, arrival.member)
         self.key = arrival.size
         self.row_ms = FORWARD_MS[arrival.size][BATCH_LIMIT] / BATCH_LIMIT

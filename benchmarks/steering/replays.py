@@ -36,7 +36,8 @@ MODELS: tuple[tuple[ScriptedModel, int, int], ...] = (
     (ScriptedModel("embedded", 32, ("ddpm", "ddim", "dpmpp_2m")), 6, 2),
 )
 SEED = 22
-JOB, NEIGHBOUR = 1, 2
+JOB = 1
+NEIGHBOUR = 2
 
 
 @dataclass
@@ -100,7 +101,9 @@ def measure_replays(*, quick: bool) -> FigureRow:
     """Return the row: how many scripts came out again. Raises `UserError` without the packages of the benchmarks."""
     if find_spec("tokenizers") is None or find_spec("torch") is None:
         raise UserError("This needs the engine and small models: pip install 'darkroom-bot[all]'.")
-    rng, runs, equal_count = Random(SEED), list[SteeredRun](), 0
+    rng = Random(SEED)
+    runs = list[SteeredRun]()
+    equal_count = 0
     with TemporaryDirectory(prefix="darkroom-bench-") as folder:
         for model, count, quick_count in MODELS:
             family = load_small_model(model.name, Path(folder))

@@ -17,7 +17,8 @@ from benchmarks.report.figure_row import FigureRow
 from benchmarks.steering.page_reader import PageReader
 from benchmarks.steering.running_jobs import JOBS, RunningJobs
 
-PRESSES, QUICK_PRESSES = 120, 12
+PRESSES = 120
+QUICK_PRESSES = 12
 STEP_NAME = "press → the first step that follows, p99 ÷ (one step + 50 ms)"
 FRAME_NAME = "press → the first frame that shows it on the page, p99"
 ROW_NAMES = (STEP_NAME, FRAME_NAME)
@@ -36,7 +37,8 @@ class Response:
 
 async def measure_responses(jobs: RunningJobs, rng: Random, *, quick: bool) -> list[FigureRow]:
     """Press again and again, each time on another of the running jobs."""
-    planned, responses = QUICK_PRESSES if quick else PRESSES, list[Response]()
+    planned = QUICK_PRESSES if quick else PRESSES
+    responses = list[Response]()
     start = time.monotonic()
     for _ in range(planned):
         await jobs.fill()
@@ -49,7 +51,8 @@ async def measure_responses(jobs: RunningJobs, rng: Random, *, quick: bool) -> l
 
 
 async def _press(jobs: RunningJobs, reader: PageReader) -> Response | None:
-    job, start = jobs.choose_job(), time.monotonic()
+    job = jobs.choose_job()
+    start = time.monotonic()
     number = await jobs.steer(job)
     if number is None or not await reader.wait_until(lambda: (job, number) in reader.answers, TIMEOUT_SECONDS):
         return None
@@ -64,7 +67,8 @@ async def _press(jobs: RunningJobs, reader: PageReader) -> Response | None:
 def build_rows(responses: list[Response], step_times: list[float], planned: int) -> list[FigureRow]:
     """Return the rows. `step_times`: seconds of a step of each job."""
     step_seconds = statistics.median(step_times) if step_times else 0.0
-    waits, frames = [each.step_seconds for each in responses], [each.frame_seconds for each in responses]
+    waits = [each.step_seconds for each in responses]
+    frames = [each.frame_seconds for each in responses]
     slowest = percentile(waits, 0.99)
     note = (
         f"{JOBS} jobs run, a step takes {1000 * step_seconds:.0f} ms; p50 {1000 * percentile(waits, 0.5):.0f} ms, "

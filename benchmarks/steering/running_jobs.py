@@ -101,7 +101,8 @@ class RunningJobs:
     async def steer_all(self, seconds: float) -> int:
         """Change every job once a second, spread over the second, for so long; return how many changes were asked."""
         loop = asyncio.get_running_loop()
-        start, tasks = loop.time(), list[asyncio.Task[int | None]]()
+        start = loop.time()
+        tasks = list[asyncio.Task[int | None]]()
         for turn in itertools.count():
             at = start + turn / JOBS
             if at >= start + seconds:

@@ -15,14 +15,17 @@ from benchmarks.steering.running_jobs import JOBS, RunningJobs
 THROUGHPUT_NAME = "throughput, every job steered once a second ÷ none"
 ORDER = (False, True, True, False, False, True)  # whether a window has changes
 QUICK_ORDER = (False, True)
-WINDOW_SECONDS, QUICK_SECONDS = 16.0, 10.0
+WINDOW_SECONDS = 16.0
+QUICK_SECONDS = 10.0
 
 
 async def measure_steered_throughput(jobs: RunningJobs, *, quick: bool) -> FigureRow:
     """Compare the windows' sums of steps a second."""
     await jobs.clear()
     paces: dict[bool, list[float]] = {False: [], True: []}
-    asked_count, order, seconds = 0, QUICK_ORDER if quick else ORDER, QUICK_SECONDS if quick else WINDOW_SECONDS
+    asked_count = 0
+    order = QUICK_ORDER if quick else ORDER
+    seconds = QUICK_SECONDS if quick else WINDOW_SECONDS
     for is_steered in order:
         await jobs.fill()
         start = time.monotonic()

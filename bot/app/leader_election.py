@@ -63,7 +63,10 @@ class Leader:
     def __init__(
         self, lease_client: LeaderLease | None, name: str, database_url: str, on_lost: Callable[[str], None]
     ) -> None:
-        self._lease_client, self._name, self._database_url, self._on_lost = lease_client, name, database_url, on_lost
+        self._lease_client = lease_client
+        self._name = name
+        self._database_url = database_url
+        self._on_lost = on_lost
         self._claim: Claim | None = None
         self._store: Store | None = None
         self._lease_until = 0.0  # until then no other bot can have the lease
@@ -196,7 +199,8 @@ class Leader:
         Without a lease it checks only after the process itself was suspended: while the database is unreachable, no
         other bot begins, and nothing is written.
         """
-        last_check, self._checked_at = self._checked_at, boot_seconds()
+        last_check = self._checked_at
+        self._checked_at = boot_seconds()
         if self._store is None or boot_seconds() <= self._proven_until:
             return
         if self._lease_client is None and self._checked_at - last_check < PROOF_SECONDS:
@@ -209,7 +213,8 @@ class Leader:
 
     async def _confirm_term(self) -> None:
         """Read the term and note that this bot leads. Raises `DatabaseUnavailable`."""
-        asked_at, store = boot_seconds(), self._store
+        asked_at = boot_seconds()
+        store = self._store
         if store is None:
             return
         if await store.is_leader():
@@ -240,15 +245,13 @@ async def keep_lead(
     `bus`: where the lease is; None: the term alone decides. `database_url`: the database, which all standbys must
     share.
     """
-    leader, body_error = (
-        Leader(
-            None if bus is None else open_leader_lease(bus.js, bus.limits.leader_lease),
-            process_name(),
-            database_url,
-            on_lost,
-        ),
-        None,
+    leader = Leader(
+        None if bus is None else open_leader_lease(bus.js, bus.limits.leader_lease),
+        process_name(),
+        database_url,
+        on_lost,
     )
+    body_error = None
     async with asyncio.TaskGroup() as group:
         tasks = [] if bus is None else [group.create_task(bus.wait_closed(), name="bus")]
         try:

@@ -31,13 +31,16 @@ def process_name() -> str:
 
 async def is_leader_alive(store: Store) -> bool:
     """Return whether a bot leads now. Raises `DatabaseUnavailable`."""
-    term, beat_count = await store.query(leader_terms.read_newest_term), 0
+    term = await store.query(leader_terms.read_newest_term)
+    beat_count = 0
     deadline = boot_seconds() + DEAD_SECONDS
     while not term.is_ended and boot_seconds() < deadline:
         await asyncio.sleep(POLL_SECONDS)
         newest = await store.query(leader_terms.read_newest_term)
         if newest != term:
-            term, beat_count, deadline = newest, beat_count + 1, boot_seconds() + DEAD_SECONDS
+            term = newest
+            beat_count = beat_count + 1
+            deadline = boot_seconds() + DEAD_SECONDS
         if beat_count == PROOF_BEATS:
             return True
     return False

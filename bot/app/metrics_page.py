@@ -41,7 +41,10 @@ class QueueSnapshot:
 
 class MetricsPage:
     def __init__(self, metrics: Metrics, store: Store, bus: Bus, *, clock: Callable[[], float] = time.time) -> None:
-        self._metrics, self._store, self._bus, self._clock = metrics, store, bus, clock
+        self._metrics = metrics
+        self._store = store
+        self._bus = bus
+        self._clock = clock
 
     async def render(self, encode: Encode) -> bytes:
         """Return the whole page in the format that `encode` writes."""

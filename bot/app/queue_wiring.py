@@ -77,7 +77,11 @@ class Queue:
 
 def wire_queue(core: Core) -> Queue:
     """Build the queue's parts; starts nothing."""
-    store, bus, feed, metrics, clock = core.store, core.bus, core.feed, core.metrics, core.clock
+    store = core.store
+    bus = core.bus
+    feed = core.feed
+    metrics = core.metrics
+    clock = core.clock
     wake_event = asyncio.Event()  # set: rows may be free for waiting jobs
     active_jobs = ActiveJobs(on_first_preview=metrics.observe_first_preview)
     catalog = ModelCatalog(store, core.live_workers, clock, core.default_model)

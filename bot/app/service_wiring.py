@@ -48,12 +48,17 @@ def wire_services(
     core: Core, queue: Queue, filter_thread: Executor, upload_decoder: UploadDecoder, fetch_upload: FetchFile
 ) -> Services:
     """Build the services."""
-    store, bus, clock, catalog, limits = core.store, core.bus, core.clock, queue.catalog, core.settings.limits
+    store = core.store
+    bus = core.bus
+    clock = core.clock
+    catalog = queue.catalog
+    limits = core.settings.limits
     job_views = JobViews(store, queue.active_jobs, queue.forecast, limits=limits, clock=clock)
     ladder_decoder = LadderDecoder(bus.decode, core.live_workers, core.worker_decoder)
     gallery = Gallery(store, core.picture_store, ladder_decoder.decode, films := FilmCache(core.settings.data / FILMS))
     loader = InitImageLoader(store, core.picture_store, gallery, job_views, upload_decoder, fetch_upload)
-    flag_aliases, page_addresses = FlagAliases(store, catalog.model_names), PageAddresses()
+    flag_aliases = FlagAliases(store, catalog.model_names)
+    page_addresses = PageAddresses()
     word_filter = WordFilter(store, filter_thread, limits=limits, clock=clock)
     admission = _wire_admission(core, queue, job_views, word_filter)
     job_maker = JobMaker(catalog, job_views, gallery, admission, loader)

@@ -85,7 +85,9 @@ class App:
 
 def wire_app(core: Core, filter_thread: Executor, upload_decoder: UploadDecoder, fetch_upload: FetchFile) -> App:
     """Build all parts; starts nothing. `filter_thread`: the word filter's. `fetch_upload`: fetches from Discord."""
-    store, clock, settings = core.store, core.clock, core.settings
+    store = core.store
+    clock = core.clock
+    settings = core.settings
     queue = wire_queue(core)
     services = wire_services(core, queue, filter_thread, upload_decoder, fetch_upload)
     retention = Retention(
@@ -137,9 +139,11 @@ async def open_app(
     """
     await asyncio.to_thread(settings.data.mkdir, mode=0o700, parents=True, exist_ok=True)
     picture_store = await asyncio.to_thread(PictureStore, settings.pictures)
-    store, filter_thread = await Store.open(settings.database), ThreadPoolExecutor(1, "word-filter")
+    store = await Store.open(settings.database)
+    filter_thread = ThreadPoolExecutor(1, "word-filter")
     # two decoders: a flood of uploads delays no result
-    upload_decoder, worker_decoder = UploadDecoder(), UploadDecoder(timeout=WORKER_TIMEOUT)
+    upload_decoder = UploadDecoder()
+    worker_decoder = UploadDecoder(timeout=WORKER_TIMEOUT)
     session = aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar())
     try:
         if leader is not None:

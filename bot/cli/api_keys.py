@@ -68,11 +68,14 @@ def _create_key(
 ) -> str:
     from bot.cli.store_session import run_with_store
 
-    rule, seconds = _parse_budget(budget), parse_time("--expires", expires)
+    rule = _parse_budget(budget)
+    seconds = parse_time("--expires", expires)
     new_key = run_with_store(
         settings.database, lambda store: _write_key(store, settings.limits, name, scopes, rule, seconds)
     )
-    key, secret, budgets = new_key.key, new_key.secret, new_key.budgets
+    key = new_key.key
+    secret = new_key.secret
+    budgets = new_key.budgets
     if as_json:
         return json.dumps(_to_dict(key) | {"key": secret, "budgets": budgets, "notes": new_key.notes}, indent=1)
     until = "" if key.expires is None else f" until {_format_day(key.expires)}"
@@ -114,7 +117,8 @@ async def _write_key(
     rule_admin = RuleAdmin(store, refuse_cancel, limits=limits)
     if rule is not None:
         await rule_admin.set_rule(operator_member(GUILD), "user", key.member, *rule)
-    secret, member = await keys.add(key), Member(key.member, key.name, GUILD)
+    secret = await keys.add(key)
+    member = Member(key.member, key.name, GUILD)
     budgets = {
         setting: explanation.value
         for setting in BUDGET_SETTINGS.values()

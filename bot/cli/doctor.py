@@ -204,7 +204,8 @@ def check_engine(settings: Settings, check: EngineCheck) -> Iterator[Finding]:
     from engine.worker.doctor import check_model, check_picture_check
 
     try:
-        requests, offload = load_quantization(check.quantize, check.quantize_text), load_offload(check.offload)
+        requests = load_quantization(check.quantize, check.quantize_text)
+        offload = load_offload(check.offload)
     except UserError as error:
         yield Finding("weights", False, error.sentence, "Mend the option or the variable.")
         return

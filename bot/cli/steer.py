@@ -33,7 +33,8 @@ Split = Annotated[str | None, typer.Option(metavar="N:COUNT", help="Go on with a
 Fade = Annotated[int, typer.Option(metavar="STEPS", help="Go over to the new words within so many steps.")]
 
 NOT_RUNNING = "No Darkroom is running on this data folder, so no picture develops."
-ANSWER_SECONDS, POLL_SECONDS = 15.0, 0.25
+ANSWER_SECONDS = 15.0
+POLL_SECONDS = 0.25
 
 
 def steer(
@@ -95,7 +96,8 @@ async def send_changes(url: str, key: str, prefix: str, body: dict[str, object])
         job = choose_job(prefix, (await send_request(session, "GET", "/api/jobs"))["jobs"])
         path = f"/api/jobs/{job}"
         changes = (await send_request(session, "POST", f"{path}/amend", body))["amendments"]
-        numbers, end = {change["number"] for change in changes}, asyncio.get_running_loop().time() + ANSWER_SECONDS
+        numbers = {change["number"] for change in changes}
+        end = asyncio.get_running_loop().time() + ANSWER_SECONDS
         while _is_waiting(changes) and asyncio.get_running_loop().time() < end:
             await asyncio.sleep(POLL_SECONDS)
             known = (await send_request(session, "GET", f"{path}/amendments"))["amendments"]

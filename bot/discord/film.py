@@ -98,7 +98,8 @@ def _has_film(view: JobView) -> bool:
 
 async def _is_public(interaction: discord.Interaction[DarkroomClient], view: JobView) -> bool:
     """Return whether everybody here may see the film; False if the rules do not load in time."""
-    member, services = member_of(interaction), interaction.client.services
+    member = member_of(interaction)
+    services = interaction.client.services
     try:
         async with asyncio.timeout(RULES_TIMEOUT):
             rules = await services.rule_admin.effective_rules(member)
@@ -149,7 +150,8 @@ def _can_make_film(view: JobView, request: FilmRequest) -> bool:
 
 
 async def _render_film(interaction: discord.Interaction[DarkroomClient], view: JobView, request: FilmRequest) -> bytes:
-    gallery, limit = interaction.client.services.gallery, interaction.filesize_limit - UPLOAD_MARGIN
+    gallery = interaction.client.services.gallery
+    limit = interaction.filesize_limit - UPLOAD_MARGIN
     async with gallery.wait_turn(member_of(interaction).id):
         if request.film_type == "dissolving":
             return await gallery.render_dissolve(view.id, request.index, request.file_format, limit)

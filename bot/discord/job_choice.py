@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 
     Interaction = discord.Interaction[DarkroomClient]
 
-MAX_CHOICES, MAX_CHOICE_CHARS = 25, 100  # Discord's limits: choices, and characters in one
+# Discord's limits: choices, and characters in one
+MAX_CHOICES = 25
+MAX_CHOICE_CHARS = 100
 MAX_SEARCHED = 75  # jobs searched for the typed text
 ALL_JOBS = "all"
 JOB_CUSTOM_ID = re.compile(r"^[a-z-]+:([0-9A-HJKMNP-TV-Z]{26})(?::|$)")
@@ -54,7 +56,8 @@ def _state_text(view: JobView, now: float) -> str:
 
 def filter_jobs(views: Iterable[JobView], current: str, member_id: str, *, all_label: str = "") -> list[Choice[str]]:
     """Return the jobs whose label contains the typed text; `all_label`: the label of a first choice for all of them."""
-    now, query = time.time(), current.casefold().strip()
+    now = time.time()
+    query = current.casefold().strip()
     labels = [
         (job_label(view, "" if view.member_id == member_id else view.member_name, now=now), view.id) for view in views
     ]

@@ -53,7 +53,8 @@ def missing_permissions(interaction: Interaction) -> list[str]:
     """Return the permissions that the bot lacks here for later, as Discord names them."""
     if interaction.guild_id is None:
         return []
-    app_permissions, channel = interaction.app_permissions, interaction.channel
+    app_permissions = interaction.app_permissions
+    channel = interaction.channel
     in_thread = isinstance(channel, discord.Thread)
     required_permissions = dict(PERMISSIONS_AFTER_TOKEN)
     if in_thread:

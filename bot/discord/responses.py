@@ -40,7 +40,9 @@ def member_of(interaction: Interaction) -> Member:
     """Return the member who triggered the interaction, with their permissions here. A direct conversation has no
     moderators.
     """
-    user, guild, channel = interaction.user, interaction.guild, interaction.channel
+    user = interaction.user
+    guild = interaction.guild
+    channel = interaction.channel
     member_permissions = guild_permissions(user)
     return Member(
         f"discord:{user.id}",
@@ -139,7 +141,8 @@ async def _is_likely_private(interaction: Interaction) -> bool:
 
     In the end, the jobs themselves decide.
     """
-    services, member = interaction.client.services, member_of(interaction)
+    services = interaction.client.services
+    member = member_of(interaction)
     try:
         async with asyncio.timeout(RULES_TIMEOUT):
             results = (await services.rule_admin.effective_rules(member)).results

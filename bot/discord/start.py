@@ -46,7 +46,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 COMMANDS_FILE = "discord-commands.json"  # in the data folder: the command tree that Discord has
-RETRY_DELAY, MAX_RETRY_DELAY = 15.0, 300.0  # seconds until the next attempt to connect; doubles up to the limit
+# seconds until the next attempt to connect; doubles up to the limit
+RETRY_DELAY = 15.0
+MAX_RETRY_DELAY = 300.0
 
 
 class RunningClient(DarkroomClient):
@@ -58,7 +60,8 @@ class RunningClient(DarkroomClient):
         super().__init__(services, **options)
         self.reactions = Reactions(self)
         self.tree = DarkroomCommandTree(self)
-        self._commands_file, self._gateway = commands_file, gateway
+        self._commands_file = commands_file
+        self._gateway = gateway
 
     def build_view(self, card: ButtonCard) -> ui.View | None:
         return build_view(cast("Card", card))
@@ -124,7 +127,8 @@ async def run_client(settings: Settings, services: Services, on_edit: RequestCou
     """
     if settings.discord_token is None:
         return
-    token, retry_delay = settings.discord_token.get_secret_value(), RETRY_DELAY
+    token = settings.discord_token.get_secret_value()
+    retry_delay = RETRY_DELAY
     while True:
         try:
             await _run_connection(settings, services, token, on_edit)

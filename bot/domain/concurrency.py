@@ -57,7 +57,8 @@ class SharedCall(Generic[T]):
     """Makes one call for all who ask before it begins, so each gets a result that is newer than its request."""
 
     def __init__(self, call: Callable[[], Awaitable[T]]) -> None:
-        self._call, self._lock = call, asyncio.Lock()
+        self._call = call
+        self._lock = asyncio.Lock()
         self._next_task: asyncio.Task[T] | None = None
         self._tasks: set[asyncio.Task[T]] = set()  # asyncio itself holds no task
 

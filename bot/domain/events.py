@@ -108,7 +108,8 @@ class Subscription:
         self._steered_events: dict[str, dict[int, JobSteered]] = {}  # by job and number
         self._unshown_changes: dict[str, int] = {}  # by job: the step of its newest change that no preview shows yet
         self._end_events: dict[str, JobEnded] = {}
-        self._wakeup, self._has_urgent_event = asyncio.Event(), asyncio.Event()
+        self._wakeup = asyncio.Event()
+        self._has_urgent_event = asyncio.Event()
         self._is_closed = False
 
     def put_event(self, event: JobEvent) -> None:
@@ -270,7 +271,8 @@ class Feed:
 
     def take_joined_jobs(self) -> set[str] | None:
         """Return and reset the jobs that gained a viewer since the last call; None: it may be any job."""
-        jobs, self._joined_jobs = self._joined_jobs, set()
+        jobs = self._joined_jobs
+        self._joined_jobs = set()
         self.viewer_joined.clear()
         return jobs
 

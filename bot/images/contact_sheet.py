@@ -21,7 +21,10 @@ MAX_CELLS = 12  # cells of a contact sheet
 CELL_SIZE = 192  # pixels of a cell's longer side
 HEIGHT_RANGE = (256, 768)  # least and most pixels of the height of pictures side by side
 MIN_WIDTH = 96  # pixels: the least width of a picture beside others, for its label
-_TEXT_COLOUR, _SMALL_FONT, _LARGE_FONT = (232, 232, 236), 18, 22  # colour and size of the text
+# colour and size of the text
+_TEXT_COLOUR = (232, 232, 236)
+_SMALL_FONT = 18
+_LARGE_FONT = 22
 
 
 def make_contact_sheet(ladder: bytes, image_format: ImageFormat = "WEBP") -> bytes:
@@ -88,7 +91,8 @@ def _open_bounded(picture: bytes) -> Image.Image:
 
 def _add_label(picture: Image.Image, label: str, size: int) -> Image.Image:
     """Return the picture with its label centred below, at least as wide as a label needs."""
-    width, label_height = max(picture.width, MIN_WIDTH), size * 3 // 2
+    width = max(picture.width, MIN_WIDTH)
+    label_height = size * 3 // 2
     canvas = Image.new("RGB", (width, picture.height + label_height), BACKGROUND)
     canvas.paste(picture, ((width - picture.width) // 2, 0))
     font = ImageFont.load_default(size)

@@ -41,7 +41,8 @@ class FilmCache:
     """One thread does all work on the files. Errors of the disk are logged, and cost a rendering."""
 
     def __init__(self, folder: Path, max_bytes: int = MAX_BYTES) -> None:
-        self._folder, self._max_bytes = folder, max_bytes
+        self._folder = folder
+        self._max_bytes = max_bytes
         self._thread = ThreadPoolExecutor(1, "films")
         self._entries: dict[str, _Entry] | None = None  # by file name; read at the first use
 

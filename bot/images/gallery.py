@@ -112,10 +112,12 @@ class Gallery:
         check_film_format(film_format)
         ladder_files, final_files = await self._film_parts(job)
         captions = await self.list_captions(job)
-        parts, limit = [*ladder_files, *final_files], min(limit, MAX_FILM_BYTES)
+        parts = [*ladder_files, *final_files]
+        limit = min(limit, MAX_FILM_BYTES)
 
         def make(contents: Sequence[bytes]) -> bytes:
-            ladders, final_pictures = contents[: len(ladder_files)], contents[len(ladder_files) :]
+            ladders = contents[: len(ladder_files)]
+            final_pictures = contents[len(ladder_files) :]
             return ladder_film.render_film(
                 ladders, finals=final_pictures, film_format=film_format, limit=limit, captions=captions
             )
@@ -139,7 +141,8 @@ class Gallery:
     ) -> bytes:
         """Return the film of all jobs of a walk, there and back, at most `limit` bytes; held pictures are left out."""
         check_film_format(film_format)
-        limit, walk_images = min(limit, MAX_FILM_BYTES), await self._walk_images(job)
+        limit = min(limit, MAX_FILM_BYTES)
+        walk_images = await self._walk_images(job)
 
         def make(contents: Sequence[bytes]) -> bytes:
             return interpolation_film.render_interpolation_film(contents, film_format=film_format, limit=limit)
@@ -180,10 +183,8 @@ class Gallery:
     ) -> bytes:
         """Return a film of one image dissolving into noise and forming again, at most `limit` bytes."""
         check_film_format(film_format)
-        limit, parts = (
-            min(limit, MAX_FILM_BYTES),
-            [await self.find_visible(job, index), await self.find_ladder(job, index)],
-        )
+        limit = min(limit, MAX_FILM_BYTES)
+        parts = [await self.find_visible(job, index), await self.find_ladder(job, index)]
 
         def make(contents: Sequence[bytes]) -> bytes:
             picture, ladder = contents

@@ -45,9 +45,11 @@ def compose_images(
     """Do the same as `compose`, on decoded pictures."""
     if not 1 <= len(pictures) <= 4:
         raise ValueError(f"a grid has 1 to 4 pictures, not {len(pictures)}")
-    columns, rows = min(2, len(pictures)), (len(pictures) + 1) // 2
+    columns = min(2, len(pictures))
+    rows = (len(pictures) + 1) // 2
     width, height = _cell_size(pictures, cell, shape, MAX_GRID_SIDE // columns - GAP)
-    grid_width, grid_height = columns * (width + GAP) - GAP, rows * (height + GAP) - GAP
+    grid_width = columns * (width + GAP) - GAP
+    grid_height = rows * (height + GAP) - GAP
     canvas = Image.new("RGB", (grid_width, grid_height), BACKGROUND)
     for index, picture in enumerate(pictures):
         position = (index % 2 * (width + GAP), index // 2 * (height + GAP))
@@ -85,7 +87,8 @@ def shrink_to_fit(picture: bytes, limit: int) -> tuple[bytes, ImageFormat] | Non
     """
     if len(picture) <= limit:
         return picture, _detect_format(picture)
-    pixels, text = decode_image(picture), read_recipe_text(picture)
+    pixels = decode_image(picture)
+    text = read_recipe_text(picture)
     for quality in (100, 95, 90, 80, 65):
         content = encode_image(pixels, "WEBP", quality, text)
         if len(content) <= limit:

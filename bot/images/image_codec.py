@@ -16,7 +16,9 @@ from PIL.PngImagePlugin import PngInfo
 ImageFormat = Literal["PNG", "JPEG", "WEBP"]
 IMAGE_FORMATS: tuple[ImageFormat, ...] = ("PNG", "JPEG", "WEBP")
 MAX_PIXELS = 4096 * 4096
-RECIPE_KEY, MAX_TEXT_LENGTH = "parameters", 32_768  # key of a PNG's text chunk, and characters in it
+# key of a PNG's text chunk, and characters in it
+RECIPE_KEY = "parameters"
+MAX_TEXT_LENGTH = 32_768
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 BACKGROUND = (18, 18, 20)  # background of transparent or missing pictures
 

@@ -21,7 +21,9 @@ from bot.images.films.animation import IS_ABANDONED
 T = TypeVar("T")
 
 MAX_RUNNING = 2  # renderings at once: each takes a core, and up to 150 MB of pixels
-MAX_OF_MEMBER, MAX_IN_LINE = 12, 48  # requests, running and waiting: of one member, and of all; a first one always fits
+# requests, running and waiting: of one member, and of all; a first one always fits
+MAX_OF_MEMBER = 12
+MAX_IN_LINE = 48
 RETRY_SECONDS = 5.0  # by then a rendering or two are done
 TOO_MANY_OF_MEMBER = f"{MAX_OF_MEMBER} films of yours are being made already. Try again when one is done."
 LINE_FULL = "Too many films are being made just now. Try again in a few seconds."

@@ -30,7 +30,8 @@ class RenderedFiles:
     """Belongs to the event loop. Without `disk_cache`, files are kept in memory only."""
 
     def __init__(self, pictures: PictureStore, disk_cache: FilmCache | None) -> None:
-        self._pictures, self._disk_cache = pictures, disk_cache
+        self._pictures = pictures
+        self._disk_cache = disk_cache
         self._line = RenderLine()
         self._memory_cache: LRUCache[tuple[str, ...], bytes] = LRUCache(CACHED_FILES)
         self._locks: WeakValueDictionary[tuple[str, ...], asyncio.Lock] = WeakValueDictionary()

@@ -149,7 +149,8 @@ def check_cost(
     """
     if spending.total_cost + cost <= limit + COST_TOLERANCE:
         return
-    need_part, window = f"this needs {format_duration(cost)} of device time", WINDOW_NAMES[spending.window]
+    need_part = f"this needs {format_duration(cost)} of device time"
+    window = WINDOW_NAMES[spending.window]
     if cost > limit:
         sentence = f"{owner[:1].lower()}{owner[1:]} limit is {_format_amount(limit)} in {window}"
         raise UserError(_join_sentences(f"Too large: {need_part}, and {sentence}.", advice, set_by), 429)
@@ -167,10 +168,8 @@ def check_cost_left(limit: float, spending: Spending, now: float, *, owner: str 
     """Check that anything may be spent. `owner`: "Your", "This server's", … Raises `UserError` (429)."""
     if spending.total_cost < limit:
         return
-    window, frees_at = (
-        WINDOW_NAMES[spending.window],
-        spending.frees_at(spending.total_cost - limit + COST_TOLERANCE) if limit > 0 else None,
-    )
+    window = WINDOW_NAMES[spending.window]
+    frees_at = spending.frees_at(spending.total_cost - limit + COST_TOLERANCE) if limit > 0 else None
     sentence = (
         f"{owner} {PERIOD_NAMES[spending.window]}'s limit is reached: {_format_amount(spending.total_cost)} of "
         f"{_format_amount(limit)} device time "

@@ -202,7 +202,8 @@ def forbidden_reason(
 
     Raises ValueError for a job with an action that concerns no job: the answer would be arbitrary.
     """
-    permission, relation = PERMISSIONS[action], job_relation(member, job)
+    permission = PERMISSIONS[action]
+    relation = job_relation(member, job)
     if job is not None and not permission.concerns_jobs:
         raise ValueError(f"{action} acts on no job")
     if reason := scope_refusal(action, member.scopes):

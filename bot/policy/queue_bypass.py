@@ -33,7 +33,9 @@ class QueueBypass:
         overdue_interval: int = OVERDUE_INTERVAL,
         max_bypass: float = MAX_BYPASS_SECONDS,
     ) -> None:
-        self.patience, self.overdue_interval, self.max_bypass = patience, overdue_interval, max_bypass
+        self.patience = patience
+        self.overdue_interval = overdue_interval
+        self.max_bypass = max_bypass
         self._dispatch_counts: Counter[str] = Counter()  # pool → dispatches since the last overdue one
         self._bypassed_since: dict[str, float] = {}  # job → since when others pass it
         self._last_loads: dict[str, tuple[str, float]] = {}  # pool → the last model to load, and when

@@ -78,7 +78,8 @@ class TokenBuckets:
 
     def take(self, payer: str, action: Action) -> float:
         """Take the action's price from `payer`'s bucket. Return 0, or after how many seconds the bucket has enough."""
-        price, now = PRICES[action], self._clock()
+        price = PRICES[action]
+        now = self._clock()
         buckets, (burst, per_second) = self._buckets[price.kind], RATES[price.kind]
         tokens, since = buckets.get(payer, (burst, now))
         tokens = min(burst, tokens + (now - since) * per_second)

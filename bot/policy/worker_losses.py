@@ -21,8 +21,12 @@ QUIET_SECONDS = 60.0
 POISON_EVIDENCE = 3.0  # losses that no other job shared; a shared one counts `SHARED_WEIGHT`
 SHARED_WEIGHT = 0.5
 PROBATION_ATTEMPTS = 2  # attempts without progress after which the broker may not redeliver the job by itself
-FIRST_PAUSE, MAX_PAUSE = 10.0, 300.0  # seconds
-MAX_LOSSES, MAX_OUTAGES = 2000, 100  # remembered
+# seconds
+FIRST_PAUSE = 10.0
+MAX_PAUSE = 300.0
+# remembered
+MAX_LOSSES = 2000
+MAX_OUTAGES = 100
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,9 @@ def expand_flag_aliases(text: str, aliases: Mapping[str, str]) -> tuple[str, tup
     if not aliases:
         return text, ()
     leading_text, flags = split_spans(text)
-    words, flag_texts, used_names = [leading_text], list[str](), list[str]()
+    words = [leading_text]
+    flag_texts = list[str]()
+    used_names = list[str]()
     for flag in flags:
         if is_known(flag.name) or flag.name not in aliases:
             flag_texts.append(flag.text)

@@ -21,8 +21,10 @@ if TYPE_CHECKING:
 
     from engine.contract import Sampler
 
-MIN_STRENGTH, MIN_FRAMES = 0.05, 4
-MAX_CLIP_LAYER, MAX_INTEGER = 12, 10**20
+MIN_STRENGTH = 0.05
+MIN_FRAMES = 4
+MAX_CLIP_LAYER = 12
+MAX_INTEGER = 10**20
 WEIGHTS_IN_WALK = "A walk goes from one text to another: leave out the weights (::)."
 _INTEGER = re.compile(r"[+-]?[0-9]{1,20}")
 _DECIMAL = re.compile(r"[+-]?(?:[0-9]{1,9}(?:\.[0-9]{0,9})?|\.[0-9]{1,9})")

@@ -226,9 +226,11 @@ def choose_guidance(parsed_prompt: ParsedPrompt, default_guidance: float) -> flo
 
 def choose_sampling(parsed_prompt: ParsedPrompt, model_profile: ModelProfile) -> tuple[Sampler, int]:
     """Return sampler and steps. A model without the fast sampler, or made for few steps, keeps its own sampler."""
-    sampler, steps = model_profile.sampler, model_profile.steps
+    sampler = model_profile.sampler
+    steps = model_profile.steps
     if parsed_prompt.fast and FAST_SAMPLER in model_profile.samplers and model_profile.steps > FAST_STEPS:
-        sampler, steps = FAST_SAMPLER, FAST_STEPS
+        sampler = FAST_SAMPLER
+        steps = FAST_STEPS
     elif parsed_prompt.fast:
         steps = min(FAST_STEPS, model_profile.steps)
     return parsed_prompt.sampler or sampler, parsed_prompt.steps or min(

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 MAX_SCALE = 2.0  # as in `engine.contract.ControlImage`
-DEFAULT_CONTROL_SCALE, DEFAULT_REFERENCE_SCALE = 1.0, 0.6
+DEFAULT_CONTROL_SCALE = 1.0
+DEFAULT_REFERENCE_SCALE = 0.6
 NONE = "none"  # removes the pictures of a remixed job
 PREPROCESSORS: tuple[Preprocessor, ...] = get_args(Preprocessor)
 CONTROL_RANGE = (

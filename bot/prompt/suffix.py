@@ -18,7 +18,8 @@ def add_suffix(text: str, suffix: str) -> str:
     if not suffix or " ".join(suffix.split()).casefold() in " ".join(text.split()).casefold():
         return text
     flag_start = find_first_flag(text)
-    words, flags = text[:flag_start].rstrip(), text[flag_start:]
+    words = text[:flag_start].rstrip()
+    flags = text[flag_start:]
     separator = "" if suffix[0] in ",.;:" else " "
     return f"{words}{separator}{suffix}{' ' if flags else ''}{flags}"
 

@@ -68,7 +68,9 @@ street, city, skyline, village, building, skyscraper, ruin, room, kitchen, bedro
 meadow, desert, beach, lake, river, waterfall, road, harbor, night sky, galaxy, landscape, statue, abstract pattern,
 text on a page, food on a plate, bowl of fruit, bouquet of flowers, glass of wine, cup of coffee, spaceship
 """
-EMBEDDED_SIDE, EMBEDDED_TOKENS = 64, 24  # of the embedded model: a model that is no larger was trained from it
+# of the embedded model: a model that is no larger was trained from it
+EMBEDDED_SIDE = 64
+EMBEDDED_TOKENS = 24
 
 
 def _split_list(text: str) -> tuple[str, ...]:

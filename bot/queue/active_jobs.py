@@ -80,11 +80,9 @@ class ActiveJobs:
         if known is not None:
             if known.record.epoch == record.epoch:
                 active_job.claimed_at = known.claimed_at
-            active_job.reported_seconds_left, active_job.reported_at, active_job.preview_epoch = (
-                known.reported_seconds_left,
-                known.reported_at,
-                min(known.preview_epoch, record.epoch),
-            )
+            active_job.reported_seconds_left = known.reported_seconds_left
+            active_job.reported_at = known.reported_at
+            active_job.preview_epoch = min(known.preview_epoch, record.epoch)
         self.remove(record.id)
         self.by_id[record.id] = active_job
         self._blob_uses.update(required_blobs(record.task))
@@ -95,7 +93,8 @@ class ActiveJobs:
         """Take a job's changed row: rows, cost and recipe. An unknown job stays unknown, and a newer claim stays."""
         active_job = self.by_id.get(record.id)
         if active_job is not None and record.epoch >= active_job.record.epoch:
-            old_cost, active_job.record = active_job.remaining_cost, record
+            old_cost = active_job.remaining_cost
+            active_job.record = record
             self._add_cost(active_job, active_job.remaining_cost - old_cost)
 
     def remove(self, job: str) -> None:
@@ -118,7 +117,8 @@ class ActiveJobs:
     def reset_steps(self, job: str) -> None:
         """Set a job back to step 0."""
         if active_job := self.by_id.get(job):
-            old_cost, active_job.step = active_job.remaining_cost, 0
+            old_cost = active_job.remaining_cost
+            active_job.step = 0
             self._add_cost(active_job, active_job.remaining_cost - old_cost)
 
     def record_frame(self, frame: Frame, now: float) -> ActiveJob | None:
@@ -141,9 +141,12 @@ class ActiveJobs:
             self.paused_since.pop(frame.job, None)
         if active_job.preview_epoch < 0:
             self._on_first_preview(active_job.record, now)
-        active_job.epoch, active_job.preview_epoch, active_job.last_heartbeat = frame.epoch, frame.epoch, now
+        active_job.epoch = frame.epoch
+        active_job.preview_epoch = frame.epoch
+        active_job.last_heartbeat = now
         active_job.step = max(active_job.step, frame.step) if active_job.is_claimed else active_job.step
-        active_job.reported_seconds_left, active_job.reported_at = frame.seconds_left, now
+        active_job.reported_seconds_left = frame.seconds_left
+        active_job.reported_at = now
         self._add_cost(active_job, active_job.remaining_cost - old_cost)
         return active_job
 
@@ -160,7 +163,8 @@ class ActiveJobs:
             return None
         if loading.model != active_job.record.model:
             return None
-        active_job.epoch, active_job.last_heartbeat = loading.epoch, now
+        active_job.epoch = loading.epoch
+        active_job.last_heartbeat = now
         self.load_times.record_progress(loading.job, loading.model, loading.loaded_share, now)
         return active_job
 

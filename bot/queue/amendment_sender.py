@@ -25,7 +25,9 @@ class AmendmentSender:
     """Run `run` as a task."""
 
     def __init__(self, store: Store, bus: Bus, active_jobs: ActiveJobs) -> None:
-        self._store, self._bus, self._active_jobs = store, bus, active_jobs
+        self._store = store
+        self._bus = bus
+        self._active_jobs = active_jobs
         self._waiting: set[str] | None = None  # jobs that may have waiting changes; None: SQL knows
         self._woken: set[str] = set()
         self._wake_event = asyncio.Event()
@@ -60,7 +62,8 @@ class AmendmentSender:
         self._wake_event.clear()
         if self._waiting is None:
             self._waiting = set(await self._store.query(list_jobs_with_waiting))
-        woken, self._woken = self._woken, set()
+        woken = self._woken
+        self._woken = set()
         self._waiting |= woken
         jobs = self._waiting if is_repeat else woken
         if not jobs:

@@ -20,7 +20,9 @@ class BrokerBlobs:
     """Each blob is put and dropped in turn, under the lock of its content. Run `run` as a task."""
 
     def __init__(self, bus: Bus, pictures: PictureStore, active_jobs: ActiveJobs) -> None:
-        self._bus, self._pictures, self._active_jobs = bus, pictures, active_jobs
+        self._bus = bus
+        self._pictures = pictures
+        self._active_jobs = active_jobs
         self._ingested: asyncio.Queue[str] = asyncio.Queue()
 
     async def run(self) -> None:

@@ -31,13 +31,11 @@ class JobCanceller:
         completion: JobCompletion,
         workers: Callable[[], Mapping[str, Presence]],
     ) -> None:
-        self._store, self._bus, self._active_jobs, self._completion, self._workers = (
-            store,
-            bus,
-            active_jobs,
-            completion,
-            workers,
-        )
+        self._store = store
+        self._bus = bus
+        self._active_jobs = active_jobs
+        self._completion = completion
+        self._workers = workers
 
     async def cancel(self, job: str) -> str:
         """Cancel a job, and return a sentence on the outcome. Raises `UserError` (404) for an unknown job."""

@@ -23,7 +23,8 @@ class ClosedGuildWatcher:
     """Run `run` as a task. `cancel` cancels one job and returns a sentence on the outcome."""
 
     def __init__(self, store: Store, cancel: Callable[[str], Awaitable[str]]) -> None:
-        self._store, self._cancel = store, cancel
+        self._store = store
+        self._cancel = cancel
         self._closed_guilds: frozenset[str] = frozenset()
 
     async def run(self) -> None:
@@ -32,10 +33,8 @@ class ClosedGuildWatcher:
 
     async def run_round(self) -> None:
         """Cancel open jobs in servers that were already closed a round ago, so that `/settings close` comes first."""
-        closed_before, self._closed_guilds = (
-            self._closed_guilds,
-            (await self._store.query(rules.load_guild_limits)).closed_guilds,
-        )
+        closed_before = self._closed_guilds
+        self._closed_guilds = (await self._store.query(rules.load_guild_limits)).closed_guilds
         for guild in sorted(self._closed_guilds & closed_before):
             job_ids = await self._store.query(queries.list_open_ids, None if guild == EVERYWHERE else guild)
             for job in job_ids:

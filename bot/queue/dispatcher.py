@@ -35,10 +35,9 @@ from engine.process.log_format import log_context
 
 log = logging.getLogger(__name__)
 
-MAX_OVERBOOK_SHARE, MAX_OVERBOOK_ROWS = (
-    12.0,
-    96,
-)  # most rows of newcomers beyond the workers' rows: as a share, and absolute
+# most rows of newcomers beyond the workers' rows: as a share, and absolute
+MAX_OVERBOOK_SHARE = 12.0
+MAX_OVERBOOK_ROWS = 96
 IDLE_SECONDS = 1.0  # longest sleep without a wake event
 PUBLISH_SECONDS = 1.0  # least time between two publications of queue places
 
@@ -70,9 +69,16 @@ class Dispatcher:
         limits: Limits,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._store, self._bus, self._active_jobs, self._feed = store, bus, active_jobs, feed
-        self._forecast, self._models, self._blobs, self._completion = forecast, models, blobs, completion
-        self._limits, self._clock = limits, clock
+        self._store = store
+        self._bus = bus
+        self._active_jobs = active_jobs
+        self._feed = feed
+        self._forecast = forecast
+        self._models = models
+        self._blobs = blobs
+        self._completion = completion
+        self._limits = limits
+        self._clock = clock
         self._bypass = QueueBypass()
         self._wake_event = wake_event
         self._must_republish = True  # the broker may lack jobs that SQL has as sent
@@ -152,7 +158,8 @@ class Dispatcher:
         is submitted all the same: its claim is lost, and its worker has stopped. A running job on probation is not:
         the patrol brings it back once its worker is lost.
         """
-        reported_jobs, first_epoch = await self._bus.list_reported_jobs(), await self._bus.read_first_epoch()
+        reported_jobs = await self._bus.list_reported_jobs()
+        first_epoch = await self._bus.read_first_epoch()
         for record in await self._completion.load_active():
             is_lost = 0 < record.epoch < first_epoch
             is_left_to_patrol = record.state == "running" and is_on_probation(record.attempts_without_progress)
@@ -236,7 +243,8 @@ def _is_same_place(old: QueueMoved | None, new: QueueMoved) -> bool:
     """Return True if a member would see no difference: the same place, and an ETA within 10 %."""
     if old is None or (old.jobs_ahead, old.startup_notice) != (new.jobs_ahead, new.startup_notice):
         return False
-    old_eta, new_eta = old.eta, new.eta
+    old_eta = old.eta
+    new_eta = new.eta
     return old_eta == new_eta or (
         old_eta is not None and new_eta is not None and abs(old_eta - new_eta) <= 0.1 * old_eta
     )

@@ -68,18 +68,26 @@ class Forecast:
         get_startup_progress: Callable[[str], ModelProgress | None] = lambda pool: None,
         get_model_size: Callable[[str], int] = lambda model: 0,
     ) -> None:
-        self._get_startup_progress, self._get_model_size = get_startup_progress, get_model_size
-        self._store, self._active_jobs, self._workers, self._clock = store, active_jobs, workers, clock
+        self._get_startup_progress = get_startup_progress
+        self._get_model_size = get_model_size
+        self._store = store
+        self._active_jobs = active_jobs
+        self._workers = workers
+        self._clock = clock
         self.guild_limits = RunningLimits()  # as the dispatcher last read it
-        self._layout_version, self._reuse_until = -1, 0.0
-        self._layout, self._layout_lock = QueueLayout(), asyncio.Lock()
+        self._layout_version = -1
+        self._reuse_until = 0.0
+        self._layout = QueueLayout()
+        self._layout_lock = asyncio.Lock()
 
     async def get_layout(self, *, allow_stale: bool = False) -> QueueLayout:
         """Return every waiting job's place. With `allow_stale` the answer may be a moment old."""
         async with self._layout_lock:
-            started_at, version = time.monotonic(), self._store.version
+            started_at = time.monotonic()
+            version = self._store.version
             if version != self._layout_version and (started_at >= self._reuse_until or not allow_stale):
-                self._layout, self._layout_version = await self._build_layout(), version
+                self._layout = await self._build_layout()
+                self._layout_version = version
                 duration = time.monotonic() - started_at
                 self._reuse_until = started_at + (REUSE_FACTOR * duration if duration > FRESH_LAYOUT_SECONDS else 0.0)
         return self._layout
@@ -166,7 +174,9 @@ class Forecast:
         return wait_reason(self._collect_facts(record, place, member_limit)) if record.state == "queued" else ""
 
     def _collect_facts(self, record: JobRecord, place: QueuePlace | None, member_limit: int) -> WaitFacts:
-        workers, model, now = self._workers(), record.model, self._clock()
+        workers = self._workers()
+        model = record.model
+        now = self._clock()
         pool_info = group_by_pool(workers).get(record.pool)
         active_records = [active_job.record for active_job in self._active_jobs.by_id.values()]
         guild_records = [other for other in active_records if other.guild == record.guild]
@@ -197,14 +207,13 @@ def _is_loaded(pool_info: PoolSummary, model: str) -> bool:
 def _iter_places(
     waiting_jobs: list[tuple[WaitingJob, str]], accounts: Mapping[str, Account]
 ) -> Iterator[tuple[str, QueuePlace]]:
-    by_id, device_seconds, members = (
-        {waiting_job.job: (waiting_job, model) for waiting_job, model in waiting_jobs},
-        0.0,
-        set[str](),
-    )
+    by_id = {waiting_job.job: (waiting_job, model) for waiting_job, model in waiting_jobs}
+    device_seconds = 0.0
+    members = set[str]()
     for jobs_ahead, job in enumerate(dispatch_order(accounts, [one for one, _ in waiting_jobs])):
         waiting_job, model = by_id[job]
         device_seconds += waiting_job.cost
-        pool, other_members = waiting_job.account.partition("/")[0], members - {waiting_job.account}
+        pool = waiting_job.account.partition("/")[0]
+        other_members = members - {waiting_job.account}
         yield job, QueuePlace(jobs_ahead, device_seconds, pool, model, len(other_members))
         members.add(waiting_job.account)

@@ -27,7 +27,9 @@ class ExternalChangeWatcher:
     """Run `run` as a task. `cancel` cancels one job that a worker may have."""
 
     def __init__(self, store: Store, completion: JobCompletion, cancel: Callable[[str], Awaitable[str]]) -> None:
-        self._store, self._completion, self._cancel = store, completion, cancel
+        self._store = store
+        self._completion = completion
+        self._cancel = cancel
         self._last_line: int | None = None  # the last audit line that was handled
         self._handled: set[tuple[int, float]] = set()  # handled lines just before it: number and time
 

@@ -46,8 +46,15 @@ class JobCompletion:
         on_requeue: Callable[[RequeueCause], None] = lambda _: None,
         blobs: BrokerBlobs,
     ) -> None:
-        self._store, self._bus, self._active_jobs, self._feed, self._clock = store, bus, active_jobs, feed, clock
-        self.on_rows_freed, self._on_end, self._on_requeue, self._blobs = on_rows_freed, on_end, on_requeue, blobs
+        self._store = store
+        self._bus = bus
+        self._active_jobs = active_jobs
+        self._feed = feed
+        self._clock = clock
+        self.on_rows_freed = on_rows_freed
+        self._on_end = on_end
+        self._on_requeue = on_requeue
+        self._blobs = blobs
 
     async def load_active(self) -> list[JobRecord]:
         """Load the active jobs from SQL, and return sent and running jobs, oldest first. Unreadable jobs fail."""

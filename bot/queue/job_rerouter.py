@@ -39,8 +39,13 @@ class JobRerouter:
         *,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._store, self._bus, self._active_jobs, self._completion = store, bus, active_jobs, completion
-        self._models, self._workers, self._clock = models, workers, clock
+        self._store = store
+        self._bus = bus
+        self._active_jobs = active_jobs
+        self._completion = completion
+        self._models = models
+        self._workers = workers
+        self._clock = clock
         self._page_cursors: dict[str, str] = {}  # pool → job after which the next round continues: some can never move
 
     async def run(self) -> None:

@@ -78,7 +78,9 @@ class ModelCatalog:
     def __init__(
         self, store: Store, workers: Callable[[], Mapping[str, Presence]], clock: Callable[[], float], default: str = ""
     ) -> None:
-        self._store, self._workers, self._clock = store, workers, clock
+        self._store = store
+        self._workers = workers
+        self._clock = clock
         self._default = default or SHIPPED_MODEL.name
         self._known: dict[str, tuple[ModelProfile, str]] = {}
 
@@ -210,7 +212,8 @@ class ModelCatalog:
 
     def _group_offers(self) -> dict[str, list[PoolOffer]]:
         """Return every model by name, as each live worker offers it."""
-        workers, offers = dict(sorted(self._workers().items())), dict[str, list[PoolOffer]]()
+        workers = dict(sorted(self._workers().items()))
+        offers = dict[str, list[PoolOffer]]()
         pools = group_by_pool(workers)
         for presence in workers.values():
             for profile in presence.models:

@@ -41,14 +41,13 @@ class Patrol:
         lease: float = 10.0,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._store, self._bus, self._active_jobs, self._completion, self._submit = (
-            store,
-            bus,
-            active_jobs,
-            completion,
-            submit,
-        )
-        self._lease, self._clock = lease, clock
+        self._store = store
+        self._bus = bus
+        self._active_jobs = active_jobs
+        self._completion = completion
+        self._submit = submit
+        self._lease = lease
+        self._clock = clock
         self._checked_at: dict[str, float] = {}  # when a silent job's claim was last looked up
         self._orphaned_since: dict[str, float] = {}  # since when a job has had no claim
 
@@ -81,12 +80,14 @@ class Patrol:
 
     def _is_check_due(self, active_job: ActiveJob) -> bool:
         """Return True if its claim is due for a check: often for a cancelling or orphaned job, else once a lease."""
-        job, now = active_job.record.id, self._clock()
+        job = active_job.record.id
+        now = self._clock()
         interval = self._lease / 4 if active_job.record.cancelling or job in self._orphaned_since else self._lease
         return now - max(active_job.last_heartbeat, self._checked_at.get(job, 0.0)) >= interval
 
     async def _check_claim(self, active_job: ActiveJob) -> None:
-        job, now = active_job.record.id, self._clock()
+        job = active_job.record.id
+        now = self._clock()
         self._checked_at[job] = now
         if job in self._active_jobs.next_attempt_at and not active_job.record.cancelling:
             await self._end_pause(active_job)
@@ -128,7 +129,8 @@ class Patrol:
 
     async def _end_pause(self, active_job: ActiveJob) -> None:
         """Submit a job once the pause before its next attempt is over."""
-        job, now = active_job.record.id, self._clock()
+        job = active_job.record.id
+        now = self._clock()
         self._orphaned_since[job] = now
         if self._active_jobs.next_attempt_at[job] <= now:
             del self._active_jobs.next_attempt_at[job]

@@ -30,7 +30,9 @@ class JobControl:
     """Each method returns a sentence, or raises `UserError` if the job does not run or the broker is away."""
 
     def __init__(self, bus: Bus, active_jobs: ActiveJobs, *, clock: Callable[[], float] = time.time) -> None:
-        self._bus, self._active_jobs, self._clock = bus, active_jobs, clock
+        self._bus = bus
+        self._active_jobs = active_jobs
+        self._clock = clock
 
     async def pause(self, record: JobRecord) -> str:
         await self._send(record, ControlMessage(job=record.id, action="pause"))

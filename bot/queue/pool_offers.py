@@ -34,7 +34,8 @@ class PoolOffer:
 
 def choose_best_pool(offers: Iterable[PoolOffer]) -> str | None:
     """Return the cheapest pool, and among pools of similar cost the least busy; None without offers."""
-    costs, used_shares = dict[str, float](), dict[str, float]()
+    costs = dict[str, float]()
+    used_shares = dict[str, float]()
     for offer in offers:
         costs[offer.pool] = min(offer.profile.row_ms, costs.get(offer.pool, math.inf))
         used_shares[offer.pool] = offer.used_share

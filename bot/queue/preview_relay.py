@@ -41,8 +41,11 @@ class PreviewRelay:
         *,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._bus, self._active_jobs, self._feed = bus, active_jobs, feed
-        self._decoder, self._clock = decoder, clock
+        self._bus = bus
+        self._active_jobs = active_jobs
+        self._feed = feed
+        self._decoder = decoder
+        self._clock = clock
 
     async def publish_frames(self) -> None:
         """Publish every useful frame to the feed."""
@@ -89,11 +92,13 @@ class PreviewRelay:
 
     async def request_frames(self) -> None:
         """Tell the workers which jobs are watched: at once when a viewer joins, then repeatedly while any stays."""
-        jobs, renewed_at = None, -math.inf
+        jobs = None
+        renewed_at = -math.inf
         while True:
             now = time.monotonic()
             if jobs is None or now - renewed_at >= REQUEST_SECONDS:
-                jobs, renewed_at = set(self._active_jobs.by_id), now
+                jobs = set(self._active_jobs.by_id)
+                renewed_at = now
             try:
                 for job in [job for job in jobs if job in self._active_jobs.by_id and self._feed.is_watched(job)]:
                     await self._bus.request_previews(job)

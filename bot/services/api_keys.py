@@ -31,7 +31,8 @@ class ApiKeys:
     """Makes, finds, lists and revokes keys."""
 
     def __init__(self, store: Store, *, clock: Callable[[], float]) -> None:
-        self._store, self._clock = store, clock
+        self._store = store
+        self._clock = clock
 
     async def prepare(self, name: str, scopes: Collection[str], seconds: float | None = None) -> ApiKey:
         """Return a key to add, valid for so many seconds or for ever.
@@ -55,7 +56,8 @@ class ApiKeys:
         """Return the key of a secret, or None if there is none, it has expired or was revoked. Records its use."""
         if not SECRET_PATTERN.fullmatch(secret):
             return None
-        secret_hash, now = _hash_secret(secret), self._clock()
+        secret_hash = _hash_secret(secret)
+        now = self._clock()
         key = await self._store.query(stored.get_key, secret_hash, now)
         if key is not None and (key.used is None or now - key.used >= USE_SECONDS):
             with suppress(DatabaseUnavailable, NotLeader):  # the next request tries again

@@ -21,7 +21,8 @@ class FlagAliases:
     """Reads and writes flag aliases. `model_names`: the names that `--model` accepts."""
 
     def __init__(self, store: Store, model_names: Callable[[], Sequence[str]]) -> None:
-        self._store, self._model_names = store, model_names
+        self._store = store
+        self._model_names = model_names
 
     async def list_aliases(self, member: str) -> dict[str, str]:
         """Return a member's flag aliases by name."""
@@ -36,7 +37,8 @@ class FlagAliases:
 
     async def set_alias(self, member: str, name: str, value: str) -> str:
         """Set an alias from typed text; return its name. Raises `UserError`."""
-        name, value = parse_alias_name(name), parse_alias_value(value, self._model_names())
+        name = parse_alias_name(name)
+        value = parse_alias_value(value, self._model_names())
         if not await self._store.write(stored.put_flag_alias, member, name, value, MAX_ALIASES):
             raise UserError(f"You have {MAX_ALIASES} options, the most there are: delete one first.")
         return name

@@ -40,14 +40,17 @@ class LadderDecoder:
         picture_decoder: UploadDecoder,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._request_decode, self._workers, self._picture_decoder = request_decode, workers, picture_decoder
+        self._request_decode = request_decode
+        self._workers = workers
+        self._picture_decoder = picture_decoder
         self._silent_models: TTLCache[tuple[str, str], None] = TTLCache(
             math.inf, RETRY_SECONDS, timer=clock
         )  # in pools
 
     async def decode(self, record: JobRecord, ladder: bytes) -> tuple[bytes, ...]:
         """Return a thumbnail for each keyframe; empty: show the ladder's own."""
-        recipe, pool = record.task, record.pool
+        recipe = record.task
+        pool = record.pool
         if not isinstance(recipe, Recipe) or (pool, recipe.model) in self._silent_models:
             return ()
         latents = await asyncio.to_thread(read_estimates, ladder)

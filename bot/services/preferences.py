@@ -19,7 +19,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "results": ("public", "private"),
     "variation": ("subtle", "strong"),
 }
-ON_WORDS, OFF_WORDS = ("on", "yes", "true", "1"), ("off", "no", "false", "0")
+ON_WORDS = ("on", "yes", "true", "1")
+OFF_WORDS = ("off", "no", "false", "0")
 
 
 @dataclass(frozen=True)

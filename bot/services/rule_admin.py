@@ -56,7 +56,10 @@ class RuleAdmin:
         limits: Limits,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._store, self._cancel, self._limits, self._clock = store, cancel, limits, clock
+        self._store = store
+        self._cancel = cancel
+        self._limits = limits
+        self._clock = clock
 
     # Reading
 
@@ -100,7 +103,8 @@ class RuleAdmin:
         subject = replace(member, guild=guild)
 
         def explain_all(ledger: Ledger) -> list[Explanation]:
-            rules, effective_rules = ledger.load_rules(), self._resolve_rules(ledger, subject)
+            rules = ledger.load_rules()
+            effective_rules = self._resolve_rules(ledger, subject)
             return [
                 self._explain_setting(definition.name, effective_rules, rules, ledger, subject, names)
                 for definition in settings
@@ -117,10 +121,8 @@ class RuleAdmin:
         member: Member,
         names: DisplayNames,
     ) -> Explanation:
-        definition, matching_rules = (
-            SETTINGS[name],
-            [rule for rule in rules if rule.setting == name and is_applicable(rule, member)],
-        )
+        definition = SETTINGS[name]
+        matching_rules = [rule for rule in rules if rule.setting == name and is_applicable(rule, member)]
         lines = {cap: quota_line(cap, ledger) for cap in effective_rules.limits_of(name)}
         tightest_limit = min(lines, key=lambda cap: (cap.limit - lines[cap].used, cap.limit), default=None)
         if tightest_limit is None:
@@ -132,10 +134,8 @@ class RuleAdmin:
                 explanation,
                 effective_rules.deciding_rules.get(name),
             )
-        explanation, frees_at = (
-            explain_decision(definition, effective_rules, matching_rules, self._limits, names, tightest_limit),
-            lines[tightest_limit].frees_at,
-        )
+        explanation = explain_decision(definition, effective_rules, matching_rules, self._limits, names, tightest_limit)
+        frees_at = lines[tightest_limit].frees_at
         return Explanation(
             name,
             format_for_sentence(name, tightest_limit.limit),

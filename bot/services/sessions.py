@@ -27,11 +27,13 @@ class Sessions:
     """Starts, finds and ends sessions."""
 
     def __init__(self, store: Store, *, clock: Callable[[], float]) -> None:
-        self._store, self._clock = store, clock
+        self._store = store
+        self._clock = clock
 
     async def start(self, kind: SessionKind, visitor: str) -> tuple[str, VisitorSession]:
         """Start a session of this visitor; return its cookie, and the session."""
-        cookie, now = secrets.token_urlsafe(COOKIE_BYTES), self._clock()
+        cookie = secrets.token_urlsafe(COOKIE_BYTES)
+        now = self._clock()
         session = VisitorSession(visitor, kind, now, now + SESSION_DAYS[kind] * DAY_SECONDS, now)
         await self._store.write(stored.insert_session, _hash_cookie(cookie), session)
         return cookie, session
@@ -40,7 +42,8 @@ class Sessions:
         """Return the session of a cookie, or None if there is none, it has expired or was ended. Records its use."""
         if not COOKIE_PATTERN.fullmatch(cookie):
             return None
-        cookie_hash, now = _hash_cookie(cookie), self._clock()
+        cookie_hash = _hash_cookie(cookie)
+        now = self._clock()
         session = await self._store.query(stored.get_session, cookie_hash, now)
         if session is not None and now - session.used >= USE_SECONDS:
             with suppress(DatabaseUnavailable, NotLeader):  # the next request tries again

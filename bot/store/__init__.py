@@ -69,7 +69,8 @@ class Store:
     """
 
     def __init__(self, database: Database, weights: Mapping[str, float] = TIER_WEIGHTS) -> None:
-        self.database, self._weights = database, weights
+        self.database = database
+        self._weights = weights
         self.version = 0
         self._term: int | None = None  # our leader term; None: no fencing, no other bot writes here
         self.ends_term_on_close = False  # True: `close` ends our term, so the next leader need not wait

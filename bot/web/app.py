@@ -49,16 +49,20 @@ def build_app(
     """
     app = web.Application(middlewares=MIDDLEWARES, client_max_size=MAX_BODY_BYTES)
     app[sse.SERVICES] = services
-    app[middleware.SESSIONS], app[middleware.API_KEYS] = services.sessions, services.api_keys
+    app[middleware.SESSIONS] = services.sessions
+    app[middleware.API_KEYS] = services.api_keys
     services.page_addresses.add(*_extra_addresses(settings))
     app[review.REVIEW] = services.picture_review
     app[describe.IMAGE_TO_PROMPT] = services.image_to_prompt
     app[flag_aliases.FLAG_ALIASES] = services.flag_aliases
     app[sse.ENGINE_LOADING] = engine_loading or asyncio.Event()
-    app[sse.SHUTDOWN], app[sse.STREAMS] = asyncio.Event(), set()
-    app[sse.EVENT_CACHE], app[sse.JOB_CACHE] = EventCache(), JobCache()
+    app[sse.SHUTDOWN] = asyncio.Event()
+    app[sse.STREAMS] = set()
+    app[sse.EVENT_CACHE] = EventCache()
+    app[sse.JOB_CACHE] = JobCache()
     app[sse.PAGE_JOBS] = sse.share_page_jobs(services)
-    app[request_body.FORM_MEMORY], app[request_body.MEMBER_LIMIT] = request_body.FormMemory(), PerMemberLimit()
+    app[request_body.FORM_MEMORY] = request_body.FormMemory()
+    app[request_body.MEMBER_LIMIT] = PerMemberLimit()
     app[middleware.TOKEN_BUCKETS] = TokenBuckets()
     app[middleware.HOST_POLICY] = HostPolicy.from_settings(settings.host, settings.public_url, settings.allowed_hosts)
     app[middleware.SESSION_TOKENS] = SessionTokens(load_or_create_key(settings.data))

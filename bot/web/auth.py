@@ -65,7 +65,8 @@ def parse_host_name(host: str) -> str:
     """Return the bare lower-case name of a Host header or an authority, without its port; empty if it is none."""
     try:
         parts = urlsplit(f"//{host}")
-        name, _ = parts.hostname or "", parts.port
+        name = parts.hostname or ""
+        _ = parts.port
     except ValueError:
         return ""
     return "" if parts.path or parts.query or parts.fragment or "@" in host else name

@@ -91,7 +91,9 @@ class ConnectionTable:
     """The open connections of one server."""
 
     def __init__(self, total: int, per_address: int, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._total, self._per_address, self._clock = total, per_address, clock
+        self._total = total
+        self._per_address = per_address
+        self._clock = clock
         self._waiting: dict[Connection, float] = {}  # without a request, since when; the oldest first
         self._working: dict[Connection, None] = {}  # with a request, in the order of those
         self._groups: dict[str, dict[Connection, None]] = {}  # by address
@@ -170,13 +172,16 @@ class GuardedConnection(web_protocol.RequestHandler):
         self, manager: web.Server, *, table: ConnectionTable, error_headers: Mapping[str, str], **options: Any
     ) -> None:
         super().__init__(manager, loop=asyncio.get_running_loop(), **options)
-        self._table, self._error_headers = table, error_headers
+        self._table = table
+        self._error_headers = error_headers
         self._socket_transport: asyncio.Transport | None = None  # aiohttp's own is gone before the socket is closed
         self._stall_timer: asyncio.TimerHandle | None = None
         self._header_bytes = 0
         self._payload: StreamReader | None = None  # the body of the newest request
         self._is_aborted = False
-        self.group, self.first_bytes = "", b""  # `first_bytes`: what arrived before aiohttp had the connection
+        # `first_bytes`: what arrived before aiohttp had the connection
+        self.group = ""
+        self.first_bytes = b""
 
     @property
     def is_receiving(self) -> bool:
@@ -215,7 +220,8 @@ class GuardedConnection(web_protocol.RequestHandler):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        was_receiving, count_before = self.is_receiving, self._request_count
+        was_receiving = self.is_receiving
+        count_before = self._request_count
         super().data_received(data)
         if self._request_count > count_before:
             self._table.mark_working(self)

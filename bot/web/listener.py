@@ -31,8 +31,10 @@ class Listener:
     def __init__(
         self, listening: socket.socket, table: ConnectionTable, make_connection: MakeConnection, header_seconds: float
     ) -> None:
-        self.table, self.header_seconds = table, header_seconds
-        self._socket, self._make_connection = listening, make_connection
+        self.table = table
+        self.header_seconds = header_seconds
+        self._socket = listening
+        self._make_connection = make_connection
         self._loop = asyncio.get_running_loop()
         self._half_open: set[HalfOpenConnection] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -82,7 +84,8 @@ class Listener:
     def hand_on(self, half_open: HalfOpenConnection, client: socket.socket, content: bytes) -> None:
         """Give a connection to aiohttp, with the bytes that have arrived."""
         connection = self._make_connection()
-        connection.group, connection.first_bytes = half_open.group, content
+        connection.group = half_open.group
+        connection.first_bytes = content
         self.table.replace(half_open, connection)
         task = self._loop.create_task(self._connect(connection, client))
         self._tasks.add(task)
@@ -104,7 +107,9 @@ class HalfOpenConnection:
 
     def __init__(self, listener: Listener, client: socket.socket, group: str) -> None:
         self.group = group
-        self._listener, self._client, self._content = listener, client, bytearray()
+        self._listener = listener
+        self._client = client
+        self._content = bytearray()
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
 

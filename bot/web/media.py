@@ -33,7 +33,8 @@ MIN_CELL = 512  # least pixels of the shorter side of a picture in the grid
 
 
 def routes() -> list[web.RouteDef]:
-    base, kind_pattern = "/api/jobs/{id}", f"{{kind:{'|'.join(FILM_FORMATS)}}}"
+    base = "/api/jobs/{id}"
+    kind_pattern = f"{{kind:{'|'.join(FILM_FORMATS)}}}"
     return [
         web.get(base + "/pictures/{n}.png", get_picture),
         web.get(base + "/grid.png", get_grid),
@@ -48,7 +49,8 @@ def routes() -> list[web.RouteDef]:
 
 async def get_picture(request: web.Request) -> web.Response:
     """Return one finished picture."""
-    view, index = await require_visible(request), picture_index_of(request)
+    view = await require_visible(request)
+    index = picture_index_of(request)
     return _file_response(
         await request.app[SERVICES].gallery.read_picture(view.id, index),
         "image/png",
@@ -59,7 +61,8 @@ async def get_picture(request: web.Request) -> web.Response:
 
 async def get_grid(request: web.Request) -> web.Response:
     """Return the pictures of a job as a grid."""
-    view, services = _require_finished(await require_visible(request)), request.app[SERVICES]
+    view = _require_finished(await require_visible(request))
+    services = request.app[SERVICES]
 
     async def load_pictures() -> list[bytes]:
         return [await services.gallery.read_for_members(view.id, picture.index) for picture in view.pictures]
@@ -72,10 +75,8 @@ async def get_grid(request: web.Request) -> web.Response:
 
 async def get_film(request: web.Request) -> web.Response:
     """Return the film of a job."""
-    view, kind = (
-        _require_finished(await require_permitted(request, "film")),
-        parse_film_format(request.match_info["kind"]),
-    )
+    view = _require_finished(await require_permitted(request, "film"))
+    kind = parse_film_format(request.match_info["kind"])
     gallery = request.app[SERVICES].gallery
     payload = await _render_in_turn(request, partial(gallery.render_film, view.id, film_format=kind))
     return _file_response(payload, MEDIA_TYPES[kind], f"{view.id}.{kind}", view)
@@ -86,10 +87,8 @@ async def get_interpolation_film(request: web.Request) -> web.Response:
 
     It is not cached: a moderator may still decide about a picture of another of its jobs.
     """
-    view, kind = (
-        _require_finished(await require_permitted(request, "film")),
-        parse_film_format(request.match_info["kind"]),
-    )
+    view = _require_finished(await require_permitted(request, "film"))
+    kind = parse_film_format(request.match_info["kind"])
     gallery = request.app[SERVICES].gallery
     payload = await _render_in_turn(request, partial(gallery.render_interpolation_film, view.id, film_format=kind))
     response = _file_response(payload, MEDIA_TYPES[kind], f"{view.id}-walk.{kind}", view)
@@ -110,7 +109,8 @@ async def get_return_film(request: web.Request) -> web.Response:
 async def _render_picture_film(
     request: web.Request, render: Callable[[str, int, FilmFormat], Awaitable[bytes]], name: str
 ) -> web.Response:
-    view, index = await require_permitted(request, "film"), picture_index_of(request)
+    view = await require_permitted(request, "film")
+    index = picture_index_of(request)
     kind = parse_film_format(request.match_info["kind"])
     payload = await _render_in_turn(request, partial(render, view.id, index, kind))
     return _file_response(payload, MEDIA_TYPES[kind], f"{view.id}-{index + 1}-{name}.{kind}", view)
@@ -120,7 +120,8 @@ async def list_keyframes(request: web.Request) -> web.Response:
     """Return the steps of the film's keyframes with the address of each, and what was said at which step."""
     view = _require_finished(await require_permitted(request, "film"))
     gallery = request.app[SERVICES].gallery
-    steps, captions = await gallery.keyframe_steps(view.id), await gallery.list_captions(view.id)
+    steps = await gallery.keyframe_steps(view.id)
+    captions = await gallery.list_captions(view.id)
     base = f"{serializers.job_url(view.id)}/keyframes"
     keyframes = [{"step": step, "url": f"{base}/{n}.webp"} for n, step in enumerate(steps)]
     return web.json_response({"keyframes": keyframes, "captions": [vars(caption) for caption in captions]})
@@ -128,7 +129,8 @@ async def list_keyframes(request: web.Request) -> web.Response:
 
 async def get_keyframe(request: web.Request) -> web.Response:
     """Return one keyframe of the film; the first is 0."""
-    view, number = _require_finished(await require_permitted(request, "film")), _parse_number(request)
+    view = _require_finished(await require_permitted(request, "film"))
+    number = _parse_number(request)
     rendering = request.app[SERVICES].gallery.render_keyframe_grid(view.id, number)
     payload = await wait_while_connected(request, rendering)
     return _file_response(payload, "image/webp", f"{view.id}-{number}.webp", view)

@@ -115,7 +115,8 @@ def set_session_cookie(
     request: web.Request, response: web.StreamResponse, cookie: str, session: VisitorSession
 ) -> None:
     """Set the session's cookie: HttpOnly, SameSite=Strict, and Secure where the public address is https."""
-    secure, max_age = request.secure or request.app[SECURE_COOKIE], SESSION_DAYS[session.kind] * DAY_SECONDS
+    secure = request.secure or request.app[SECURE_COOKIE]
+    max_age = SESSION_DAYS[session.kind] * DAY_SECONDS
     response.set_cookie(COOKIE_NAME, cookie, max_age=max_age, httponly=True, samesite="Strict", secure=secure)
 
 
@@ -164,7 +165,8 @@ def _answer_http_error(request: web.Request, error: web.HTTPException) -> web.Re
 @web.middleware
 async def authenticate(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Check Host and Origin, then identify the visitor. A new visitor to an open chatroom gets a session."""
-    app, is_http_1_0 = request.app, request.version < HttpVersion11
+    app = request.app
+    is_http_1_0 = request.version < HttpVersion11
     app[HOST_POLICY].check_request(request.method, request.headers, is_http_1_0=is_http_1_0)
     if request.path.startswith(PUBLIC_PATHS):
         return await handler(request)
@@ -173,7 +175,8 @@ async def authenticate(request: web.Request, handler: Handler) -> web.StreamResp
     if parse_credentials(authorization).startswith(PREFIX):
         await _identify_program(request)
     elif (session := await find_session(request)) is not None:
-        request[SESSION], request[VISITOR] = session, Visitor(session.visitor, session.kind == "operator")
+        request[SESSION] = session
+        request[VISITOR] = Visitor(session.visitor, session.kind == "operator")
     elif app[SESSION_TOKENS].is_terminal_key(authorization):
         request[VISITOR] = Visitor(TERMINAL_ID, is_operator=True)
     elif app[HOST_POLICY].is_local:
@@ -190,7 +193,8 @@ async def _identify_program(request: web.Request) -> None:
     key = await find_api_key(request)
     if key is None:
         raise _invalid_key(request)
-    request[API_KEY], request[VISITOR] = key, Visitor(key.visitor, is_operator=False, name=key.name, scopes=key.scopes)
+    request[API_KEY] = key
+    request[VISITOR] = Visitor(key.visitor, is_operator=False, name=key.name, scopes=key.scopes)
 
 
 async def find_api_key(request: web.Request) -> ApiKey | None:
@@ -232,7 +236,8 @@ async def _answer_anybody(request: web.Request, handler: Handler) -> web.StreamR
     if not is_first_page or request.headers.get("Sec-Fetch-Site", "none") not in ("none", "same-origin"):
         return await handler(request)
     cookie, session = await request.app[SESSIONS].start("open", new_visitor_id())
-    request[SESSION], request[VISITOR] = session, Visitor(session.visitor, is_operator=False)
+    request[SESSION] = session
+    request[VISITOR] = Visitor(session.visitor, is_operator=False)
     response = await handler(request)
     set_session_cookie(request, response, cookie, session)
     return response
@@ -245,16 +250,15 @@ def _is_public(request: web.Request) -> bool:
 
 def _is_scrape(request: web.Request) -> bool:
     """Return whether the request is for the metrics and carries their token."""
-    token, header = (
-        request.app[METRICS_TOKEN],
-        request.headers.get("Authorization", "").encode("utf-8", "surrogateescape"),
-    )
+    token = request.app[METRICS_TOKEN]
+    header = request.headers.get("Authorization", "").encode("utf-8", "surrogateescape")
     return request.path == METRICS_PATH and bool(token) and hmac.compare_digest(header, f"Bearer {token}".encode())
 
 
 def error_response(request: web.Request, refusal: Refusal) -> web.Response:
     """Return one sentence: as another program's API has it, as JSON under `/api`, else as a page."""
-    status, sentence = refusal.status, refusal.sentence
+    status = refusal.status
+    sentence = refusal.sentence
     for prefix, shape_error in request.app.get(ERROR_SHAPES, NO_SHAPES).items():
         if request.path.startswith(prefix):
             return shape_error(refusal)

@@ -53,7 +53,8 @@ def get_sign_in_page(request: web.Request) -> web.StreamResponse:
     A known visitor goes on to the chatroom by a page and not by a redirect. Along a redirect from another site's link,
     a browser would not send a SameSite=Strict cookie.
     """
-    visitor, token = request.get(VISITOR), request.query["token"]
+    visitor = request.get(VISITOR)
+    token = request.query["token"]
     can_upgrade = request.app[SESSION_TOKENS].would_upgrade(token, visitor)
     if visitor is None and not can_upgrade:
         raise UserError(INVITATION_USED, 403)
@@ -73,8 +74,11 @@ async def sign_in(request: web.Request) -> web.StreamResponse:
     This is a POST from our own page: the browser sends the visitor's cookie even if a foreign link led to the page. The
     new session replaces the old one, under the same visitor.
     """
-    token, visitor = (await read_body(request, SignInBody)).token, request.get(VISITOR)
-    tokens, sessions, old_session = request.app[SESSION_TOKENS], request.app[SESSIONS], request.get(SESSION)
+    token = (await read_body(request, SignInBody)).token
+    visitor = request.get(VISITOR)
+    tokens = request.app[SESSION_TOKENS]
+    sessions = request.app[SESSIONS]
+    old_session = request.get(SESSION)
     if tokens.would_upgrade(token, visitor):
         response = web.json_response({"path": "/"}, status=201)
         new_visitor = tokens.exchange_token(token, old_session.visitor if old_session else "")
@@ -120,7 +124,8 @@ async def redirect_icon(request: web.Request) -> web.StreamResponse:
 
 
 def _render_page(request: web.Request, template: str, **context: Any) -> web.Response:
-    visitor, is_local = request.get(VISITOR), request.app[HOST_POLICY].is_local
+    visitor = request.get(VISITOR)
+    is_local = request.app[HOST_POLICY].is_local
     is_operator = visitor is not None and visitor.is_operator
     context |= {
         "in_discord": request.app[DISCORD_ENABLED],

@@ -53,7 +53,8 @@ class GridCache:
     """A cache of composed grids."""
 
     def __init__(self, cell: int) -> None:
-        self._cell, self._cache = cell, EncodedPictureCache()
+        self._cell = cell
+        self._cache = EncodedPictureCache()
 
     async def get(self, key: tuple[str, ...], load_pictures: Callable[[], Awaitable[Sequence[bytes]]]) -> bytes:
         """Return the grid of `key`; compose it from `load_pictures()`, which is called only on a miss."""

@@ -49,7 +49,8 @@ class FormMemory:
     """The memory that all forms take together."""
 
     def __init__(self, max_bytes: int = MAX_FORM_MEMORY) -> None:
-        self._max_bytes, self._used = max_bytes, 0
+        self._max_bytes = max_bytes
+        self._used = 0
 
     @contextmanager
     def open_form(self) -> Generator[IncomingForm]:
@@ -72,7 +73,9 @@ class IncomingForm:
 
     def __init__(self, memory: FormMemory) -> None:
         self.byte_count = 0
-        self._memory, self._pace_bytes, self._deadline = memory, 0, asyncio.timeout(PACE_SECONDS)
+        self._memory = memory
+        self._pace_bytes = 0
+        self._deadline = asyncio.timeout(PACE_SECONDS)
 
     @asynccontextmanager
     async def receive(self, noun: str) -> AsyncGenerator[None]:
@@ -190,7 +193,8 @@ async def read_foreign_form(
 async def _read_foreign_parts(
     reader: MultipartReader, form: IncomingForm, max_files: Mapping[str, int]
 ) -> tuple[dict[str, str], dict[str, list[bytes]]]:
-    texts, files = dict[str, str](), {name: list[bytes]() for name in max_files}
+    texts = dict[str, str]()
+    files = {name: list[bytes]() for name in max_files}
     for _ in range(MAX_FOREIGN_PARTS):
         if (part := await reader.next()) is None:
             return texts, files

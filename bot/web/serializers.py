@@ -129,7 +129,8 @@ def _film_kinds() -> tuple[FilmFormat, ...]:
 
 
 def _serialize_results(view: JobView) -> dict[str, Any]:
-    base, held_indices = job_url(view.id), held_images(view)
+    base = job_url(view.id)
+    held_indices = held_images(view)
     pictures = [
         {
             "n": picture.index + 1,

@@ -96,7 +96,8 @@ class PageStream:
     """One open page: its stream, and which jobs it may see."""
 
     def __init__(self, request: web.Request, stream: EventSourceResponse) -> None:
-        self._request, self._app = request, request.app
+        self._request = request
+        self._app = request.app
         self._services = request.app[SERVICES]
         self._reader = member_of(request)
         self._stream = stream
@@ -244,7 +245,8 @@ async def require_stoppable(request: web.Request, action: Action = "cancel") -> 
 @contextlib.asynccontextmanager
 async def open_stream(request: web.Request) -> AsyncGenerator[EventSourceResponse]:
     """Yield an event stream that counts against the limits. An error ends it, and the client reconnects."""
-    streams, visitor = request.app[STREAMS], request[VISITOR].id
+    streams = request.app[STREAMS]
+    visitor = request[VISITOR].id
     visitor_streams = 0 if visitor == TERMINAL_ID else sum(reader == visitor for reader, _ in streams)
     if len(streams) >= MAX_STREAMS or visitor_streams >= MAX_VISITOR_STREAMS:
         raise UserError("Too many pages are open at once. Close one and try again.", 429)

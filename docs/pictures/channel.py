@@ -28,8 +28,11 @@ from loopback.members import Person
 from loopback.server import TOKEN, Loopback, wait_until
 
 TARGET = Path(__file__).parents[1] / "discord.webp"
-WIDTH, HEIGHT, SCALE = 1180, 800, 1.5
-START_TIMEOUT, JOB_TIMEOUT = 120.0, 240.0
+WIDTH = 1180
+HEIGHT = 800
+SCALE = 1.5
+START_TIMEOUT = 120.0
+JOB_TIMEOUT = 240.0
 BUTTON_COLOURS = {1: "#5865f2", 2: "#4e5058", 3: "#248046", 4: "#da373c"}
 STYLE = """
 body { margin: 0; padding: 18px 22px; display: grid; grid-template-columns: 1fr 1fr; gap: 24px }
@@ -145,7 +148,8 @@ def _format_moment(mark: re.Match[str]) -> str:
 
 
 def take_screenshot(page: str, folder: Path) -> Image.Image:
-    source, shot = folder / "page.html", folder / "shot.png"
+    source = folder / "page.html"
+    shot = folder / "shot.png"
     source.write_text(f"<!doctype html><meta charset=utf-8><style>{STYLE}</style>{page}")
     options = ["--headless", "--no-sandbox", "--hide-scrollbars", f"--window-size={WIDTH},{HEIGHT}"]
     options += [f"--force-device-scale-factor={SCALE}", f"--screenshot={shot}"]

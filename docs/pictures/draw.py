@@ -50,7 +50,8 @@ class ExampleRenderer:
 
 def render_strengths(renderer: ExampleRenderer) -> LabelledPictures:
     """The same picture, words and seed: only how much is drawn anew differs."""
-    cat, dog = renderer.draw("cat face, white background", "--seed", "3"), "dog face, white background"
+    cat = renderer.draw("cat face, white background", "--seed", "3")
+    dog = "dog face, white background"
     shares = ("0.3", "0.6", "0.9")
     new = [renderer.draw(dog, "--image", cat, "--strength", share, "--seed", "5") for share in shares]
     return [("begins with", cat), *((f"--strength {share}", one) for share, one in zip(shares, new, strict=True))]
@@ -58,10 +59,8 @@ def render_strengths(renderer: ExampleRenderer) -> LabelledPictures:
 
 def render_blends(renderer: ExampleRenderer) -> LabelledPictures:
     """Two pictures, and what lies between them: without words, and with."""
-    one, two = (
-        renderer.draw("red apple, white background", "--seed", "7"),
-        renderer.draw("lemon, white background", "--seed", "7"),
-    )
+    one = renderer.draw("red apple, white background", "--seed", "7")
+    two = renderer.draw("lemon, white background", "--seed", "7")
     between = renderer.draw("--blend", one, two, "--seed", "7")
     named = renderer.draw("--blend", one, two, "pear, white background", "--seed", "7")
     return [("one", one), ("the other", two), ("blended", between), ("with words", named)]
@@ -69,7 +68,8 @@ def render_blends(renderer: ExampleRenderer) -> LabelledPictures:
 
 def render_mixed_prompts(renderer: ExampleRenderer) -> LabelledPictures:
     """One text between two, against two texts whose predictions are added."""
-    one, two = "cat face, white background", "owl, white background"
+    one = "cat face, white background"
+    two = "owl, white background"
     parts = f"{one}::2 {two}::1"
     return [
         ("cat face", renderer.draw(one, "--seed", "11")),

@@ -23,11 +23,15 @@ from engine.worker.local_run import run_locally
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "steering.md"
-FIRST, SECOND = "fox, cute, white background", "terrier, cute, white background"
+FIRST = "fox, cute, white background"
+SECOND = "terrier, cute, white background"
 SHARES = (0.1, 0.4, 0.7)
 SAMPLERS: tuple[Sampler, ...] = ("ddpm", "euler_ancestral", "ddim", "dpmpp_2m")
-SHOWN_SAMPLER, SHOWN_SHARE = SAMPLERS[0], SHARES[1]
-STEPS, COUNT, SEED = 40, 3, 7
+SHOWN_SAMPLER = SAMPLERS[0]
+SHOWN_SHARE = SHARES[1]
+STEPS = 40
+COUNT = 3
+SEED = 7
 QUALITY = 82
 TABLE = re.compile(r"(<!-- by docs/pictures/steer.py -->\n).*?(\n<!-- end -->)", re.DOTALL)
 

@@ -22,8 +22,10 @@ from loopback.server import Loopback, wait_until
 HERE = Path(__file__).parent
 SEED = 7
 PICTURE = {"prompt": "fox, cute, white background", "steps": 250, "seed": SEED, "count": 4}
-SECOND, SHARE = "terrier, cute, white background", 0.4
-PARTY_PROMPT, PARTY_MINUTES = f"cat, cute --seed {SEED}", 1
+SECOND = "terrier, cute, white background"
+SHARE = 0.4
+PARTY_PROMPT = f"cat, cute --seed {SEED}"
+PARTY_MINUTES = 1
 SAID = {"ben": "dog", "cleo": "smiling", "dan": "blue background", "eve": "3d render"}
 SAY_PAUSE_SECONDS = 6.0
 

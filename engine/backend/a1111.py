@@ -38,7 +38,9 @@ class Automatic1111:
         self, http: BackendHttp, size: int = 0, make_id: Callable[[], str] = lambda: f"darkroom-{uuid.uuid4()}"
     ) -> None:
         self.concurrency = 1
-        self._http, self._size, self._make_id = http, size, make_id
+        self._http = http
+        self._size = size
+        self._make_id = make_id
         self._samplers: dict[Sampler, BackendSampler] = {}
         self._lora_titles: dict[str, str] = {}
         self._has_task_progress = True
@@ -66,9 +68,11 @@ class Automatic1111:
     async def draw(self, request: DrawRequest, on_progress: OnProgress) -> bytes:
         """Draw a picture and ask for its progress meanwhile. Without an answer, it interrupts what is drawn."""
         task = self._make_id()
-        route, body = "txt2img", self._make_body(request) | {"force_task_id": task}
+        route = "txt2img"
+        body = self._make_body(request) | {"force_task_id": task}
         if request.picture is not None:
-            route, body = "img2img", body | _make_start(request)
+            route = "img2img"
+            body = body | _make_start(request)
         watch = asyncio.create_task(self._watch_progress(task, on_progress))
         try:
             answer = await self._http.post_drawing(f"{ROOT}/{route}", body)
@@ -141,7 +145,8 @@ class Automatic1111:
 
     async def _watch_progress(self, task: str, on_progress: OnProgress) -> None:
         """Report progress and previews until cancelled, of this task alone. A question that fails is skipped."""
-        is_waiting, shown = False, -1
+        is_waiting = False
+        shown = -1
         while True:
             await asyncio.sleep(POLL_SECONDS)
             try:
@@ -149,7 +154,8 @@ class Automatic1111:
                 is_waiting = is_waiting or answer.get("queued") is True
                 if answer.get("active") is not True:
                     continue
-                image, shown = answer.get("live_preview"), int(answer.get("id_live_preview", -1))
+                image = answer.get("live_preview")
+                shown = int(answer.get("id_live_preview", -1))
                 preview = decode_base64(image, "AUTOMATIC1111") if image else None
                 fraction = min(1.0, max(0.0, float(answer.get("progress") or 0)))
                 on_progress(DrawProgress(fraction, preview, begins=is_waiting))

@@ -37,7 +37,8 @@ async def run_backend_worker(settings: WorkerSettings) -> None:
     workflows = await asyncio.to_thread(load_workflows, settings.backend)
     wanted = () if settings.models == ALL_MODELS else settings.models
     backend = build_backend(settings.backend, workflows, wanted)
-    token, key = settings.nats_token.get_secret_value(), settings.nats_key.get_secret_value()
+    token = settings.nats_token.get_secret_value()
+    key = settings.nats_key.get_secret_value()
     try:
         bus = await Bus.connect(settings.nats, token, name=settings.name, key=key, ca_file=settings.nats_ca)
         try:

@@ -48,7 +48,9 @@ class BackendWorker:
         times: MeasuredTimes,
         verdicts: Verdicts,
     ) -> None:
-        self._bus, self._profile, self._state = bus, profile, state
+        self._bus = bus
+        self._profile = profile
+        self._state = state
         self.active_runs = ActiveRuns(RemoteEngine(), verdicts)
         self._result_publisher = ResultPublisher(bus, profile.name, self.active_runs)
         self._pictures = RunPictures(bus, backend, state, times, self._result_publisher, verdicts)
@@ -76,7 +78,8 @@ class BackendWorker:
         self._watched_jobs = WatchedJobs(bus, self.active_runs)
         self._snapshot_saver = SnapshotSaver(bus, self.active_runs, self._result_publisher, self._watched_jobs)
         self._stop_signal: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        state.on_change, state.is_busy = self.active_runs.presence_changed.set, lambda: len(self.active_runs) > 0
+        state.on_change = self.active_runs.presence_changed.set
+        state.is_busy = lambda: len(self.active_runs) > 0
 
     def drain(self) -> None:
         """Hand back all jobs and stop. Call it on the loop (a signal's callback)."""
@@ -136,7 +139,8 @@ class BackendWorker:
 
     async def _admit(self, run: JobRun, snapshots: Sequence[Snapshot]) -> None:
         """Begin to draw a run, from its start whatever others did before."""
-        run.steps_done, run.draws_in_turn = dict.fromkeys(range(run.image_count), run.first_step), True
+        run.steps_done = dict.fromkeys(range(run.image_count), run.first_step)
+        run.draws_in_turn = True
         run.is_watched = self._watched_jobs.is_watched(run.job.id)
         self.active_runs.spawn(self._draw_guarded(run), run)
 

@@ -31,9 +31,12 @@ BUILT_IN = Path(__file__).parent / "workflows"
 MAX_MESSAGE_BYTES = 8 * 1024 * 1024  # of its websocket
 MAX_ANSWER_BYTES = 64 * 1024  # to an upload
 STOP_SECONDS = 5.0
-HISTORY_TRIES, HISTORY_PAUSE_SECONDS = 50, 0.1  # it tells of the end a moment before it can be asked for the picture
+# it tells of the end a moment before it can be asked for the picture
+HISTORY_TRIES = 50
+HISTORY_PAUSE_SECONDS = 0.1
 PREVIEW_IMAGE = 1  # its binary message: event and format as big-endian integers, then a JPEG or PNG
-USUAL_STEPS, USUAL_GUIDANCE = 20, 7.0
+USUAL_STEPS = 20
+USUAL_GUIDANCE = 7.0
 OWN_SAMPLER = BackendSampler("")
 
 
@@ -53,7 +56,9 @@ class ComfyUi:
         make_id: Callable[[], str] = lambda: str(uuid.uuid4()),
     ) -> None:
         self.concurrency = 1
-        self._http, self._size, self._make_id = http, size, make_id
+        self._http = http
+        self._size = size
+        self._make_id = make_id
         self._workflows = {(each.has_slot("picture"), each.has_slot("mask")): each for each in workflows}
         self._samplers: dict[Sampler, BackendSampler] = {}
 
@@ -79,7 +84,8 @@ class ComfyUi:
         for slot, content in (("picture", request.picture), ("mask", request.mask)):
             if content is not None:
                 values[slot] = await self._upload(content)
-        client, prompt_id = self._make_id(), self._make_id()
+        client = self._make_id()
+        prompt_id = self._make_id()
         async with self._http.open_websocket(f"ws?clientId={client}", MAX_MESSAGE_BYTES) as websocket:
             try:
                 filled = {"prompt": workflow.fill(values), "client_id": client, "prompt_id": prompt_id}
@@ -187,7 +193,8 @@ class ComfyUi:
 
         Previews bear no name. Those of workflows that others queue without a client go to every websocket, too.
         """
-        fraction, is_ours = 0.0, False
+        fraction = 0.0
+        is_ours = False
         async for message in websocket:
             if message.type is aiohttp.WSMsgType.BINARY:
                 if is_ours and (preview := read_preview(message.data)):
@@ -265,14 +272,16 @@ def _read_message(text: str) -> tuple[str, Mapping[str, Any]]:
     """Return a message's kind and data; ("", {}) for something else."""
     try:
         message = json.loads(text)
-        kind, data = message["type"], message["data"]
+        kind = message["type"]
+        data = message["data"]
     except (ValueError, KeyError, TypeError, RecursionError):
         return "", {}
     return (str(kind), cast(dict[str, Any], data)) if isinstance(data, dict) else ("", {})
 
 
 def _read_fraction(data: Mapping[str, Any]) -> float:
-    value, total = data.get("value"), data.get("max")
+    value = data.get("value")
+    total = data.get("max")
     if not isinstance(value, int | float) or not isinstance(total, int | float) or not total > 0:
         return 0.0
     return min(1.0, max(0.0, value / total))

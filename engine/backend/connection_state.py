@@ -14,7 +14,8 @@ from engine.contract.rejection import JobRejected
 
 log = logging.getLogger(__name__)
 
-FIRST_WAIT_SECONDS, MAX_WAIT_SECONDS = 1.0, 60.0
+FIRST_WAIT_SECONDS = 1.0
+MAX_WAIT_SECONDS = 60.0
 MAX_KEY_WAIT_SECONDS = 900.0  # before a job again tries a key that may not draw; each try costs a job an attempt
 REFRESH_SECONDS = 60.0  # between two looks at the models of a backend that answers
 
@@ -30,7 +31,10 @@ class ConnectionState:
         wanted: Sequence[str] = (),
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        self._backend, self._kind, self._times, self._wanted = backend, kind, times, wanted
+        self._backend = backend
+        self._kind = kind
+        self._times = times
+        self._wanted = wanted
         self._sleep = sleep
         self.models: dict[str, BackendModel] = {}
         self.on_change: Callable[[], None] = lambda: None
@@ -110,12 +114,14 @@ class ConnectionState:
             raise JobRejected(f"The backend {lacking}.", "worker")
         if offered != self.models:
             log.info("the backend answers and offers: %s", ", ".join(offered))
-        self.models, self._sentence = offered, ""
+        self.models = offered
+        self._sentence = ""
         self.on_change()
 
     def _show(self, sentence: str) -> None:
         """Log an outage once, not at each try."""
         if sentence != self._sentence:
             log.warning("%s Jobs wait until it does; trying again with growing pauses.", sentence)
-        self.models, self._sentence = {}, sentence
+        self.models = {}
+        self._sentence = sentence
         self.on_change()

@@ -11,7 +11,9 @@ from engine.backend.model_names import choose_multiple
 from engine.backend.sampler_titles import sort_samplers
 from engine.contract import Sampler
 
-USUAL_SIZE, USUAL_STEPS, USUAL_GUIDANCE = 512, 20, 7.0
+USUAL_SIZE = 512
+USUAL_STEPS = 20
+USUAL_GUIDANCE = 7.0
 
 
 def describe_darkroom_model(name: str, info: Mapping[str, Any], size: int) -> BackendModel:

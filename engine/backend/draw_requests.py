@@ -41,7 +41,8 @@ class InitImage(NamedTuple):
 
 def fit_init_image(recipe: Recipe, blobs: Mapping[str, bytes]) -> InitImage:
     """Return the init image that all pictures of a job share. Decodes it: call it in a thread. Raises `JobRejected`."""
-    size, start = (recipe.width, recipe.height), recipe.start
+    size = (recipe.width, recipe.height)
+    start = recipe.start
     if not isinstance(start, ImageToImage):
         return InitImage()
     picture = _fit_png(blobs[start.pictures[0].sha256], size, "init image", "RGB")

@@ -21,19 +21,24 @@ from engine.contract.rejection import JobRejected
 MAX_LIST_BYTES = 16 * 1024 * 1024
 MAX_PICTURE_BYTES = 96 * 1024 * 1024  # a picture of 64 MiB in base64
 MAX_REASON = 200  # characters of a backend's own words that we repeat
-CONNECT_SECONDS, LIST_SECONDS, SILENCE_SECONDS = 10.0, 30.0, 600.0
+CONNECT_SECONDS = 10.0
+LIST_SECONDS = 30.0
+SILENCE_SECONDS = 600.0
 # Of a request that is answered by a picture, with nothing to read before.
 DRAW_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=MAX_PICTURE_SECONDS)
 MAX_MESSAGE = 2000  # characters of a backend's own words in which we look for a field's name
 DOWN_STATUSES = (502, 503, 504)
-USUAL_WAIT_SECONDS, MAX_WAIT_SECONDS = 5.0, 60.0  # before a backend that limits us is asked again
+# before a backend that limits us is asked again
+USUAL_WAIT_SECONDS = 5.0
+MAX_WAIT_SECONDS = 60.0
 
 
 class BackendHttp:
     """One backend's address. `headers` carry its key. `silence`: seconds without a byte, but for a picture."""
 
     def __init__(self, name: str, url: str, headers: Mapping[str, str], silence: float = SILENCE_SECONDS) -> None:
-        self.name, self._url = name, URL(url.rstrip("/") + "/")
+        self.name = name
+        self._url = URL(url.rstrip("/") + "/")
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=silence)
         tracing = aiohttp.TraceConfig()
         tracing.on_request_redirect.append(self._refuse_redirect)
@@ -121,12 +126,15 @@ class BackendRefusal(JobRejected):
 
     def __init__(self, sentence: str, blame: Blame, status: int, message: str = "", field: str = "") -> None:
         super().__init__(sentence, blame)
-        self.status, self.message, self.field = status, message, field
+        self.status = status
+        self.message = message
+        self.field = field
 
 
 async def read_body(response: aiohttp.ClientResponse, limit: int) -> bytes:
     """Return the body. Raises `JobRejected` as soon as it is longer than `limit` bytes."""
-    chunks, size = list[bytes](), 0
+    chunks = list[bytes]()
+    size = 0
     async for chunk in response.content.iter_chunked(256 * 1024):
         size += len(chunk)
         if size > limit:

@@ -16,7 +16,9 @@ from engine.process.atomic_file import write_atomically
 log = logging.getLogger(__name__)
 
 SMOOTHING = 0.3  # weight of the newest picture
-GUESSED_ROW_MS, GUESSED_PICTURE_MS = 100.0, 15_000.0  # until the first picture is measured
+# until the first picture is measured
+GUESSED_ROW_MS = 100.0
+GUESSED_PICTURE_MS = 15_000.0
 MAX_STORED = 1024  # models in the file
 MAX_FILE_BYTES = 1024 * 1024
 FILE_NAME = "backend-times.json"

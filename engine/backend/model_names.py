@@ -6,7 +6,8 @@ import re
 from collections.abc import Iterable
 
 MAX_MODELS = 64  # a worker's presence has no more
-LARGE, SMALL = 1024, 512
+LARGE = 1024
+SMALL = 512
 LARGE_MARKS = re.compile(r"xl|flux|sd3|sd_3|pony|illustrious|qwen|z[-_]?image|hidream|chroma|sana", re.IGNORECASE)
 
 
@@ -14,10 +15,12 @@ def name_models(titles: Iterable[str]) -> dict[str, str]:
     """Return name → title: the file's name without folder signs and suffix. Names differ in more than case."""
     named: dict[str, str] = {}
     for title in titles:
-        name, number = make_name(title), 2
+        name = make_name(title)
+        number = 2
         base = name[:60]
         while name.lower() in {other.lower() for other in named}:
-            name, number = f"{base}-{number}", number + 1
+            name = f"{base}-{number}"
+            number = number + 1
         named[name] = title
         if len(named) == MAX_MODELS:
             break

@@ -43,7 +43,9 @@ log = logging.getLogger(__name__)
 USUAL_SIZE = 1024
 PARTIAL_IMAGES = 3  # the most that the API offers
 IMAGE_MODELS = re.compile(r"image|dall-e|diffusion|flux|imagen", re.IGNORECASE)
-SQUARE, LANDSCAPE, PORTRAIT = (1024, 1024), (1536, 1024), (1024, 1536)
+SQUARE = (1024, 1024)
+LANDSCAPE = (1536, 1024)
+PORTRAIT = (1024, 1536)
 # The sizes of OpenAI's own models; other servers' models take any.
 FIXED_SIZES: Sequence[tuple[re.Pattern[str], tuple[tuple[int, int], ...]]] = (
     (re.compile(r"gpt-image|chatgpt-image"), (SQUARE, LANDSCAPE, PORTRAIT)),
@@ -60,7 +62,9 @@ class OpenAiImages:
 
     def __init__(self, http: BackendHttp, size: int = 0, models: Sequence[str] = ()) -> None:
         self.concurrency = 4
-        self._http, self._size, self._wanted = http, size, models
+        self._http = http
+        self._size = size
+        self._wanted = models
         self._refused_fields = defaultdict[str, set[str]](set)  # by title: a server's models differ
         self._darkroom_models = set[str]()
 
@@ -93,7 +97,8 @@ class OpenAiImages:
                     raise
 
     def _describe_model(self, name: str, title: str) -> BackendModel:
-        sizes, size = find_fixed_sizes(title), self._size or USUAL_SIZE
+        sizes = find_fixed_sizes(title)
+        size = self._size or USUAL_SIZE
         most = max((width * height for width, height in sizes), default=2 * size * size)
         return BackendModel(
             name=name,
@@ -178,7 +183,8 @@ def is_refused(field: str, error: BackendRefusal, request: DrawRequest) -> bool:
     """Whether an error is about a field. A server may repeat the prompt, so a word that is in both tells nothing."""
     if error.field:
         return error.field == field
-    quoted, word = rf"['\"`‘“]{field}['\"`’”]", rf"\b{field}\b"
+    quoted = rf"['\"`‘“]{field}['\"`’”]"
+    word = rf"\b{field}\b"
     return any(
         re.search(pattern, error.message) and not re.search(pattern, request.prompt, re.IGNORECASE)
         for pattern in (quoted, word)
@@ -195,7 +201,8 @@ def choose_size(request: DrawRequest) -> tuple[int, int]:
     sizes = find_fixed_sizes(request.model.title)
     if not sizes:
         return request.width, request.height
-    shape, area = math.log(request.width / request.height), math.log(request.width * request.height)
+    shape = math.log(request.width / request.height)
+    area = math.log(request.width * request.height)
     return min(
         sizes, key=lambda size: (abs(math.log(size[0] / size[1]) - shape), abs(math.log(size[0] * size[1]) - area))
     )

@@ -56,15 +56,20 @@ class RunPictures:
         publisher: ResultPublisher,
         verdicts: Verdicts,
     ) -> None:
-        self._bus, self._backend, self._state = bus, backend, state
-        self._times, self._publisher, self._verdicts = times, publisher, verdicts
+        self._bus = bus
+        self._backend = backend
+        self._state = state
+        self._times = times
+        self._publisher = publisher
+        self._verdicts = verdicts
         self._slots = asyncio.Semaphore(backend.concurrency)
 
     async def draw_run(self, run: JobRun) -> None:
         """Draw and publish all pictures, and finish the run. Raises `JobRejected` or `BackendUnreachable`."""
         recipe = run.job.task
         assert isinstance(recipe, Recipe)
-        model, profile = self._state.models.get(recipe.model), self._state.find_profile(recipe.model)
+        model = self._state.models.get(recipe.model)
+        profile = self._state.find_profile(recipe.model)
         if model is None or profile is None:
             raise JobRejected(f"The backend no longer offers {recipe.model}.", "worker")
         check_recipe(recipe, profile)
@@ -151,7 +156,8 @@ class RunPictures:
 
 def record_steps(run: JobRun, image: int, step: int, moment: float) -> None:
     """Record all steps of an image up to `step`, evenly spread in time: a backend may tell of several at once."""
-    done, start = run.steps_done[image], run.last_step_time
+    done = run.steps_done[image]
+    start = run.last_step_time
     for number in range(done + 1, step + 1):
         share = (number - done) / (step - done)
         run.record_step([(image, number)], start + share * (moment - start))
@@ -161,7 +167,10 @@ class ImagePreviews:
     """The previews of one picture: the newest is shown to watchers, some are kept as keyframes for films."""
 
     def __init__(self, bus: Bus, run: JobRun, image: int, verdicts: Verdicts) -> None:
-        self._bus, self._run, self._image, self._verdicts = bus, run, image, verdicts
+        self._bus = bus
+        self._run = run
+        self._image = image
+        self._verdicts = verdicts
         self.begin_time = 0.0  # when the backend began, on the monotonic clock
         self._newest: bytes | None = None
         self._arrived = asyncio.Event()
@@ -171,7 +180,8 @@ class ImagePreviews:
         """Note progress and the newest preview; one that is not shown yet is replaced."""
         if progress.begins:
             self.begin_time = time.monotonic()
-        first, end = self._run.first_step, self._run.end_step
+        first = self._run.first_step
+        end = self._run.end_step
         step = min(end - 1, first + int(progress.fraction * (end - first)))
         record_steps(self._run, self._image, step, time.monotonic())
         if progress.preview is not None:
@@ -183,7 +193,8 @@ class ImagePreviews:
         while True:
             await self._arrived.wait()
             self._arrived.clear()
-            content, self._newest = self._newest, None
+            content = self._newest
+            self._newest = None
             if content is None:
                 continue
             try:
@@ -192,7 +203,8 @@ class ImagePreviews:
                 log.debug("a preview of job %s is skipped: %s", self._run.job.id, error)
 
     async def _show(self, jpeg: bytes) -> None:
-        run, step = self._run, max(1, self._run.steps_done[self._image])
+        run = self._run
+        step = max(1, self._run.steps_done[self._image])
         self._keyframes[step] = jpeg
         if len(self._keyframes) == MAX_KEYFRAMES:
             self._keyframes = dict(list(self._keyframes.items())[::2])

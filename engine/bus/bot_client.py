@@ -48,8 +48,12 @@ log = logging.getLogger(__name__)
 
 STREAM_FULL = 10077  # JetStream's code for a full stream, also for a second message on a full subject
 RESULTS_AT_ONCE = 64
-DESCRIBE_TRIES, DESCRIBE_PAUSE = 4, 0.5  # attempts, and seconds between them
-DESCRIBE_TIMEOUT, DECODE_TIMEOUT = 50.0, 12.0  # longer than a worker spends on one request
+# attempts, and seconds between them
+DESCRIBE_TRIES = 4
+DESCRIBE_PAUSE = 0.5
+# longer than a worker spends on one request
+DESCRIBE_TIMEOUT = 50.0
+DECODE_TIMEOUT = 12.0
 NO_RESPONDERS = "503"  # the server's status for a request without subscribers
 
 PredictionErrors = tuple[tuple[float, ...], ...]  # one row a text, one value a noise draw

@@ -125,8 +125,10 @@ async def connect(
     Raises `BrokerUnreachable` when the first connection takes longer than `timeout` seconds, or the broker refuses us.
     """
     options = await asyncio.to_thread(credentials.to_client_options, url)
-    client, last_errors = HardenedClient(), list[Exception]()
-    connected_event, close_tasks = asyncio.Event(), set[asyncio.Task[None]]()
+    client = HardenedClient()
+    last_errors = list[Exception]()
+    connected_event = asyncio.Event()
+    close_tasks = set[asyncio.Task[None]]()
 
     async def on_error(error: Exception) -> None:
         was_refused = any("Authorization" in str(earlier) for earlier in last_errors)

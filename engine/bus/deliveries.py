@@ -52,7 +52,8 @@ class DeadLetters:
     """The dead-letter stream. `count`: messages by the first token of their subject."""
 
     def __init__(self, js: JetStreamContext, rejections: RejectionLog) -> None:
-        self._js, self._rejections = js, rejections
+        self._js = js
+        self._rejections = rejections
         self.count: Counter[str] = Counter()
 
     async def store(self, msg: Msg, reason: str) -> None:
@@ -138,13 +139,19 @@ class PullConsumer(Generic[T]):
         rests: bool = False,
     ) -> None:
         assert config.durable_name is not None
-        self._client, self._js, self._stream, self._config = client, js, stream, config
-        self._value_type, self._dead_letters, self._batch = value_type, dead_letters, batch
+        self._client = client
+        self._js = js
+        self._stream = stream
+        self._config = config
+        self._value_type = value_type
+        self._dead_letters = dead_letters
+        self._batch = batch
         self._next_subject = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{config.durable_name}"
         self._inbox = client.new_inbox()
         self._queue: asyncio.Queue[Msg] = asyncio.Queue()
         self._subscription: Subscription | None = None
-        self._is_ensured, self._has_worker_key = False, has_worker_key
+        self._is_ensured = False
+        self._has_worker_key = has_worker_key
         self._reply_numbers = itertools.count()
         self._reply_subject = ""
         self._outstanding = 0  # messages that the current request may still bring
@@ -178,7 +185,8 @@ class PullConsumer(Generic[T]):
         await self._prepare()
         expires = max(seconds, 0.05)
         self._reply_subject = f"{self._inbox}.{next(self._reply_numbers)}"
-        self._outstanding, self._expires_at = self._batch, loop.time() + expires
+        self._outstanding = self._batch
+        self._expires_at = loop.time() + expires
         options = b'"expires":%d' % int(expires * 1e9) if wait else b'"no_wait":true'
         request = b'{"batch":%d,%s}' % (self._batch, options)
         await self._client.publish(self._next_subject, request, self._reply_subject)

@@ -65,7 +65,8 @@ class HardenedClient(Client):
         """Flush pending bytes first: the base class sends its ping ahead of them, so the pong would not cover them."""
         if self.is_connected and self._transport is not None and self._pending:
             self._transport.writelines(self._pending[:])
-            self._pending, self._pending_data_size = [], 0
+            self._pending = []
+            self._pending_data_size = 0
         await super().flush(timeout)
 
     async def request(

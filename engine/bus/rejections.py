@@ -18,8 +18,11 @@ log = logging.getLogger(__name__)
 
 MAX_KEPT = 64  # refusals kept
 REPEAT_SECONDS = 600.0  # seconds until the same one is logged again
-MAX_LINES, WINDOW_SECONDS = 20, 60.0  # at most so many log lines in so many seconds
-SUBJECT_CHARS, REASON_CHARS = 120, 300
+# at most so many log lines in so many seconds
+MAX_LINES = 20
+WINDOW_SECONDS = 60.0
+SUBJECT_CHARS = 120
+REASON_CHARS = 300
 RECENT_SECONDS = 60.0  # seconds: a live worker repeats its message long before
 
 
@@ -43,12 +46,15 @@ class RejectionLog:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._rejections: OrderedDict[tuple[str, str], Rejection] = OrderedDict()
-        self._window_start, self._logged_lines, self._suppressed = clock(), 0, 0
+        self._window_start = clock()
+        self._logged_lines = 0
+        self._suppressed = 0
 
     def record(self, subject: str, reason: str) -> None:
         """Count a refusal. `subject` says what was sent, and by whom. Both may contain untrusted text."""
         key = _shorten(subject, SUBJECT_CHARS), _shorten(reason, REASON_CHARS)
-        now, earlier = self._clock(), self._rejections.pop(key, None)
+        now = self._clock()
+        earlier = self._rejections.pop(key, None)
         rejection = (
             replace(earlier, count=earlier.count + 1, last_at=now) if earlier else Rejection(*key, count=1, last_at=now)
         )
@@ -71,7 +77,8 @@ class RejectionLog:
     def _log_rejection(self, rejection: Rejection, now: float) -> Rejection:
         """Log the refusal and return it with its log time, unless the log has enough lines."""
         if now - self._window_start >= WINDOW_SECONDS:
-            self._window_start, self._logged_lines = now, 0
+            self._window_start = now
+            self._logged_lines = 0
         if self._logged_lines >= MAX_LINES:
             self._suppressed += 1
             return rejection

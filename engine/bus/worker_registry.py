@@ -48,7 +48,8 @@ class WorkerRegistry:
     """Live workers by name. It calls `on_change` when a worker comes, goes, or changes its presence."""
 
     def __init__(self, lease: float, rejections: RejectionLog, on_change: Callable[[], None] = lambda: None) -> None:
-        self._lease, self._rejections = lease, rejections
+        self._lease = lease
+        self._rejections = rejections
         self._announcements: dict[str, Announcement] = {}
         self.on_change = on_change
 

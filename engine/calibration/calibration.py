@@ -130,7 +130,8 @@ def store_calibration(path: Path, family: Family, calibration: Calibration) -> N
 
 def calibrate(family: Family, path: Path, *, force: bool = False, clock: Clock = Clock()) -> Calibration:
     """Return the stored calibration, or measure (a few seconds) and store it. A damaged file is measured again."""
-    key, stored = calibration_key(family), read_calibrations(path)
+    key = calibration_key(family)
+    stored = read_calibrations(path)
     previous = stored.get(key)
     if previous is None or force or previous.dtype not in candidate_dtypes(family):
         current = measure_calibration(family, clock)
@@ -159,7 +160,8 @@ def calibration_key(family: Family) -> str:
     model = f"{family.name} {family.revision}"
     if (quantization := find_quantization(family)) != "none":
         model = f"{model} {quantization}"
-    libraries, offload = f"torch {torch.__version__}, diffusers {diffusers.__version__}", ""
+    libraries = f"torch {torch.__version__}, diffusers {diffusers.__version__}"
+    offload = ""
     if isinstance(family, CanBeOffloaded) and family.offload != "none":
         offload = f", offload {family.offload}"
     return f"{device} | {libraries}{offload} | {model}"
@@ -180,7 +182,8 @@ def measure_calibration(family: Family, clock: Clock = Clock()) -> Calibration:
     """Time the model on its device, for two or three seconds."""
     timings = measure_times(family, clock)
     dtype = min(timings.dtype_ms, key=lambda name: timings.dtype_ms[name])
-    rows, row_ms = find_batch_limit(timings.bucket_ms), find_row_ms(timings.bucket_ms)
+    rows = find_batch_limit(timings.bucket_ms)
+    row_ms = find_row_ms(timings.bucket_ms)
     steps, sampler = _choose_default_steps(family, row_ms)
     return Calibration(
         dtype, rows, steps, sampler, row_ms, timings.encode_ms, timings.decode_ms, timings.bucket_ms, timings.dtype_ms

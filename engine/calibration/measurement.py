@@ -17,7 +17,9 @@ BUCKETS_BUDGET_SECONDS = 1.5  # more seconds to build the kernels of a quick mod
 TIMING_ROUNDS = 3
 BUILD_FORWARDS = 2  # of a shape: the first builds its kernels, the second packs its weights (`onednn_packing`)
 MIN_FORWARDS = 6  # of two rows, per number format: fewer would time only kernel building
-FORWARD_SHRINK, DECODE_SHRINK = 4, 8  # the first forward and decode have sides shorter by these factors
+# the first forward and decode have sides shorter by these factors
+FORWARD_SHRINK = 4
+DECODE_SHRINK = 8
 PROBE_PROMPT = "a small red house beside a lake, flat design"
 
 
@@ -33,14 +35,13 @@ class Clock:
 
         On a CPU, other programs' time does not count: it returns the CPU time per thread if that is less.
         """
-        wall_start, cpu_start = self.wall_time(), self.cpu_time()
+        wall_start = self.wall_time()
+        cpu_start = self.cpu_time()
         work()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        wall_seconds, cpu_seconds = (
-            self.wall_time() - wall_start,
-            (self.cpu_time() - cpu_start) / torch.get_num_threads(),
-        )
+        wall_seconds = self.wall_time() - wall_start
+        cpu_seconds = (self.cpu_time() - cpu_start) / torch.get_num_threads()
         return 1000 * (min(wall_seconds, cpu_seconds) if device.type == "cpu" else wall_seconds)
 
 
@@ -82,7 +83,9 @@ def probe_recipe(family: Family) -> Recipe:
 
 class _Measurement:
     def __init__(self, family: Family, clock: Clock) -> None:
-        self._family, self._clock, self._recipe = family, clock, probe_recipe(family)
+        self._family = family
+        self._clock = clock
+        self._recipe = probe_recipe(family)
         self._budget_left = 1000 * BUDGET_SECONDS
         self._conditioning: Conditioning = ()
         self._dtypes = candidate_dtypes(family)
@@ -115,7 +118,8 @@ class _Measurement:
 
     def _estimate_row(self, dtype: Dtype) -> float:
         """Scale a small forward's time by pixels. Attention grows faster than that; reading weights does not grow."""
-        side, native_side = self._reduced_side(FORWARD_SHRINK), self._family.size
+        side = self._reduced_side(FORWARD_SHRINK)
+        native_side = self._family.size
         measured_ms = self._time_forward(1, dtype, side)
         if self._budget_left > 0:  # the first forward builds the kernels
             measured_ms = min(measured_ms, self._time_forward(1, dtype, side))
@@ -126,7 +130,8 @@ class _Measurement:
         """Return None if the budget is already spent."""
         if self._budget_left <= 0:
             return None
-        side, native_side = self._reduced_side(DECODE_SHRINK), self._family.size
+        side = self._reduced_side(DECODE_SHRINK)
+        native_side = self._family.size
         measured_ms = self._time_decode_at(side)
         if 2 * measured_ms <= self._budget_left:
             measured_ms = min(measured_ms, self._time_decode_at(side))
@@ -172,7 +177,8 @@ class _Measurement:
 
     def _build_kernels(self, dtype: Dtype) -> list[int]:
         """Run the first forwards of the buckets, on a budget of their own; return those that were built."""
-        buckets, expected_ms = list[int](), 0.0
+        buckets = list[int]()
+        expected_ms = 0.0
         self._budget_left = 1000 * BUCKETS_BUDGET_SECONDS
         for rows in TIMED_BUCKETS:
             if rows > 2 and expected_ms > self._budget_left:

@@ -36,7 +36,8 @@ class _VersionHeader(Struct):
 
 
 T = TypeVar("T")
-_LEARNING, _DECODERS = threading.Lock(), dict[Any, Decoder[Any]]()
+_LEARNING = threading.Lock()
+_DECODERS = dict[Any, Decoder[Any]]()
 
 
 def encode(value: object) -> bytes:

@@ -15,7 +15,8 @@ from engine.contract.steering import count_ending_images, iterate_segments
 
 # Where a worker does not say, of a row's time. A ControlNet is a copy of the network's encoder, about a third of
 # its forward (Zhang et al. 2023); an IP-Adapter adds one attention to a picture's few tokens in each block.
-CONTROL_SHARE, REFERENCE_SHARE = 1 / 3, 0.1
+CONTROL_SHARE = 1 / 3
+REFERENCE_SHARE = 0.1
 
 
 @lru_cache(maxsize=256)  # each change of a running job asks for the price before it, too
@@ -25,7 +26,9 @@ def count_row_steps(recipe: Recipe) -> int:
     A pinned batch shape is paid in full, padding included. Samplers of second order evaluate the network twice at each
     step but the last.
     """
-    rows, last_rows, evaluated_steps = 0, 0, list_evaluated_steps(recipe)
+    rows = 0
+    last_rows = 0
+    evaluated_steps = list_evaluated_steps(recipe)
     for segment in iterate_segments(recipe):
         state = segment.recipe
         first_guided_step, end_of_guidance = find_guided_steps(state, segment.first_step, segment.end_step)
@@ -38,7 +41,8 @@ def count_row_steps(recipe: Recipe) -> int:
 
 
 def _padded_rows(recipe: Recipe, image_count: int, is_guidance_on: bool) -> int:
-    row_count, bucket = image_count * count_image_rows(recipe, is_guidance_on), pinned_bucket(recipe, is_guidance_on)
+    row_count = image_count * count_image_rows(recipe, is_guidance_on)
+    bucket = pinned_bucket(recipe, is_guidance_on)
     return row_count + (-row_count % bucket if bucket else 0)
 
 

@@ -14,12 +14,16 @@ from engine.contract.guidance import find_guidance_borders, find_guided_steps
 from engine.contract.recipe import ImageToImage, Recipe
 from engine.contract.samplers import PIPELINE_SAMPLERS, Sampler
 
-MIN_EVALUATIONS, DRAFT_EVALUATIONS = 5, 25
+MIN_EVALUATIONS = 5
+DRAFT_EVALUATIONS = 25
 USUAL_EVALUATIONS = 100
 # How densely DDPM's evaluations lie, as measured on the embedded model (decision 78). Where guidance begins midway, x0
 # moves at first nine times as fast as later. Before that, a small error may lead to another drawing. Toward the end,
 # nothing makes up for an error any more.
-EARLY_DENSITY, ONSET_DENSITY, ONSET_SHARE, LEAST_DENSITY = 1.6, 8.0, 0.06, 0.3
+EARLY_DENSITY = 1.6
+ONSET_DENSITY = 8.0
+ONSET_SHARE = 0.06
+LEAST_DENSITY = 0.3
 
 
 def count_usual_evaluations(sampler: Sampler, steps: int) -> int:

@@ -54,7 +54,8 @@ def _interpolated_recipe(recipe: Recipe, interpolation: Interpolation, image: in
     start = _give_style(msgspec.structs.replace(recipe, seed=start_seed, lineage=()), find_style(styles, start_seed))
     if not offset:
         return start
-    end_seed, share = interpolation.noises[segment + 1], offset / last_frame
+    end_seed = interpolation.noises[segment + 1]
+    share = offset / last_frame
     end = _give_style(recipe, find_style(styles, end_seed))
     return msgspec.structs.replace(
         _mix_texts(start, end, share), seed=end_seed, lineage=(NoiseAncestor(seed=start_seed, index=0, strength=share),)

@@ -107,7 +107,8 @@ def iterate_segments(recipe: Recipe) -> Iterator[StepSegment]:
     if not recipe.amendments:
         yield StepSegment(recipe.first_step, recipe.end_step, recipe, recipe.drawn_count)
         return
-    timeline, lives = Timeline(recipe), list_lives(recipe)
+    timeline = Timeline(recipe)
+    lives = list_lives(recipe)
     edges = [step for step in _list_edges(recipe, lives) if recipe.first_step < step < recipe.end_step]
     for step, end_step in pairwise([recipe.first_step, *edges, recipe.end_step]):
         yield StepSegment(step, end_step, timeline.advance(step), sum(life.is_alive(step) for life in lives))
@@ -189,7 +190,8 @@ class _Fade:
         if step >= self.last_step:
             return self.new
         share = (step - self.first_step + 1) / (self.last_step - self.first_step + 1)
-        old, new = _sum_weights(self.old), _sum_weights(self.new)
+        old = _sum_weights(self.old)
+        new = _sum_weights(self.new)
         faded = (
             Concept(text, (1 - share) * old.get(text, 0.0) + share * new.get(text, 0.0)) for text in {**new, **old}
         )
@@ -207,7 +209,8 @@ def list_lives(recipe: Recipe) -> tuple[ImageLife, ...]:
     """Return every image that ever develops, in the order of their beginnings."""
     lives = [ImageLife(image, recipe.first_step) for image in range(recipe.drawn_count)]
     for amendment in recipe.amendments:
-        change, step = amendment.change, amendment.step
+        change = amendment.change
+        step = amendment.step
         if isinstance(change, DropImages):
             lives = [
                 _drop(life, change, step, lives)
@@ -236,7 +239,8 @@ def _drop(life: ImageLife, change: DropImages, step: int, lives: Sequence[ImageL
 
 def list_needed_lives(recipe: Recipe) -> tuple[ImageLife, ...]:
     """Return the lives that the finished pictures need: those that nobody drops, and those that these leave."""
-    lives, needed = list_lives(recipe), set[tuple[int, int]]()
+    lives = list_lives(recipe)
+    needed = set[tuple[int, int]]()
     for life in lives:
         ancestor: ImageLife | None = life if life.drop_step is None else None
         while ancestor is not None:

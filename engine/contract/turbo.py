@@ -7,7 +7,8 @@ from engine.contract.recipe import Lora, Recipe
 from engine.contract.samplers import Sampler
 
 TURBO_LORA = "turbo"
-TURBO_STEPS, TURBO_GUIDANCE = 4, 1.0
+TURBO_STEPS = 4
+TURBO_GUIDANCE = 1.0
 TURBO_SAMPLER: Sampler = "lcm"
 
 

@@ -14,10 +14,12 @@ from engine.models.guidance_norm import NormalizesGuidance
 
 def predict_batch(images: Sequence[Trajectory], layout: RowLayout, family: Family) -> Prediction:
     """Return the next latents and x0 of each image, and change none of them."""
-    coefficients, latents = Coefficients.build(images), torch.stack([image.x for image in images])
+    coefficients = Coefficients.build(images)
+    latents = torch.stack([image.x for image in images])
     network_inputs = roll_tiles(coefficients["c"] * latents, images)[layout.owner]
     timesteps = coefficients["t"].flatten()[layout.owner]
-    dtype, loras = images[0].dtype, images[0].loras
+    dtype = images[0].dtype
+    loras = images[0].loras
     rows = zip(
         torch.split(network_inputs, layout.forward_rows),
         torch.split(timesteps, layout.forward_rows),

@@ -17,7 +17,8 @@ class BatchLayouts:
     """`buckets`: the allowed batch shapes; few of them, because each is packed, recorded or compiled."""
 
     def __init__(self, buckets: Sequence[int], limits: BatchLimits) -> None:
-        self._buckets, self._limits = tuple(sorted(buckets)), limits
+        self._buckets = tuple(sorted(buckets))
+        self._limits = limits
         self._last_layout: tuple[list[ModelInputs], RowLayout] | None = None
 
     @property
@@ -38,7 +39,8 @@ class BatchLayouts:
 
     def layout_for(self, batch: Sequence[Trajectory]) -> RowLayout:
         """Return the batch's layout; the cached one if no image joined, left or changed its inputs."""
-        size, model_inputs = self.forward_rows(batch), [image.model_inputs for image in batch]
+        size = self.forward_rows(batch)
+        model_inputs = [image.model_inputs for image in batch]
         cached = self._last_layout
         if cached is None or cached[1].forward_rows != size or not _are_same(cached[0], model_inputs):
             self._last_layout = cached = (model_inputs, RowLayout.build(batch, size))

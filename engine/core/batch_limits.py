@@ -28,7 +28,8 @@ class BatchLimits:
     """The batch limit of each key. The default is `default_limit`, or the model's own limit."""
 
     def __init__(self, default_limit: int, model_limits: Mapping[str, int] = MappingProxyType({})) -> None:
-        self.default_limit, self._model_limits = default_limit, dict(model_limits)
+        self.default_limit = default_limit
+        self._model_limits = dict(model_limits)
         self._halved_limits: dict[Hashable, int] = {}
         self.limits: dict[Hashable, int] = {}
 

@@ -85,7 +85,8 @@ class RowLayout:
             guided = guided + coefficient * (out[row] - base)
         if measure_norm is None or not self.slots:
             return guided
-        norm, unguided_norm = measure_norm(guided), measure_norm(base + (guided - base) / self.guidance)
+        norm = measure_norm(guided)
+        unguided_norm = measure_norm(base + (guided - base) / self.guidance)
         return torch.where((norm > 0) & (self.guidance > 1), guided * (unguided_norm / norm), guided)
 
 

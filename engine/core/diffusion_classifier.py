@@ -22,7 +22,8 @@ from engine.plan import COLUMNS, Plan
 TABLE_STEPS = 100  # of the table that the noise levels come from
 # The levels lie in this part of the steps, with 0 at pure noise. Before it the texts all score alike; after it the
 # network hardly needs a text.
-FIRST_SHARE, LAST_SHARE = 0.15, 0.6
+FIRST_SHARE = 0.15
+LAST_SHARE = 0.6
 GOLDEN_RATIO = (math.sqrt(5) - 1) / 2  # any number of its multiples, modulo 1, spread evenly
 CLASSIFIER_SAMPLERS: tuple[Sampler, ...] = ("ddim", "euler")  # for noise prediction, for flow matching
 

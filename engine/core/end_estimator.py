@@ -21,7 +21,9 @@ from engine.models.family import SMALL_MODEL_SIZE, Family, TakesLoras
 
 log = logging.getLogger(__name__)
 
-EVALUATIONS_PER_ESTIMATE, MAX_ESTIMATES = 50, 3  # each costs about two evaluations
+# each costs about two evaluations
+EVALUATIONS_PER_ESTIMATE = 50
+MAX_ESTIMATES = 3
 SHOWN_SHARE = 1 / 3  # of an image's steps
 FIRST_EVALUATIONS = 2  # the first one sets a job's pace, by which its remaining time is told
 
@@ -67,7 +69,8 @@ def _is_due(image: Trajectory) -> bool:
     has_pictures = recipe.start is not None or bool(recipe.controls or recipe.references)
     if not recipe.shows_image(image.image) or has_pictures or recipe.loras or not is_one_row:
         return False
-    plan, row = image.plan, image.plan.row_at(image.k)
+    plan = image.plan
+    row = image.plan.row_at(image.k)
     estimate_count = min(MAX_ESTIMATES, plan.row_at(image.end_step) // EVALUATIONS_PER_ESTIMATE)
     first_step = plan.row_steps[min(FIRST_EVALUATIONS, len(plan.table))]
     steps = (first_step + n * _count_early_steps(image) // estimate_count for n in range(estimate_count))
@@ -86,9 +89,11 @@ def _predict_ends(images: Sequence[Trajectory], family: Family) -> torch.Tensor:
     if not isinstance(family, TakesLoras):
         raise JobRejected(f"{family.name} takes no LoRAs.", "model")
     turbo_recipe = family.with_loras(msgspec.structs.replace(images[0].recipe, loras=(Lora(TURBO_LORA),)))
-    coefficients, x = Coefficients.build(images), torch.stack([image.x for image in images])
+    coefficients = Coefficients.build(images)
+    x = torch.stack([image.x for image in images])
     conditionings = [build_conditioning(image.recipe, family, is_guidance_on=False)[0] for image in images]
     conditioning = tuple(torch.cat(parts) for parts in zip(*conditionings, strict=True))
-    rolled, t = roll_tiles(coefficients["c"] * x, images), coefficients["t"].flatten()
+    rolled = roll_tiles(coefficients["c"] * x, images)
+    t = coefficients["t"].flatten()
     out = family.denoise(rolled, t, conditioning, images[0].dtype, turbo_recipe.loras)
     return coefficients["P"] * x + coefficients["Q"] * roll_tiles(out, images, -1)

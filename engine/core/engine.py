@@ -63,15 +63,18 @@ class Engine:
     ) -> None:
         self.rows = rows
         self._families = families
-        self._row_ms_by_model, self._forward_times = dict(row_ms_by_model), dict(forward_times)
+        self._row_ms_by_model = dict(row_ms_by_model)
+        self._forward_times = dict(forward_times)
         self._limits = BatchLimits(rows, batch_limits)  # a limit shrinks when memory runs out
         self._layouts = BatchLayouts(buckets, self._limits)
         self._scheduler: Scheduler[ScheduledImage] = Scheduler()
-        self._pipeline_batching, self._images = PipelineBatching(), dict[str, list[ScheduledImage]]()
+        self._pipeline_batching = PipelineBatching()
+        self._images = dict[str, list[ScheduledImage]]()
         self._watched_jobs = set[str]()
         self._end_estimator = EndEstimator(families)
         self._controls = JobControls(self._scheduler, clock)
-        self._events, self._steps = list[Event](), 0
+        self._events = list[Event]()
+        self._steps = 0
         self.last_batch: BatchRun | None = None  # the last step's batch of trajectories, if any
 
     @property
@@ -152,7 +155,8 @@ class Engine:
 
         Raises `JobRejected` with a sentence, and KeyError if the job is not here; then nothing is changed.
         """
-        recipe, images = amend_images(self._images[job], self._families, request), list(self._images[job])
+        recipe = amend_images(self._images[job], self._families, request)
+        images = list(self._images[job])
         for image in images:
             if isinstance(image, Trajectory) and image.is_dropped:
                 self._remove_image(image)
@@ -172,7 +176,8 @@ class Engine:
 
     def set_calibration(self, model: str, row_ms: float, batch_limit: int, forward_times: Mapping[int, float]) -> None:
         """Set the model's cost of a row-step, batch limit and forward times from now on."""
-        self._row_ms_by_model[model], self._forward_times[model] = row_ms, forward_times
+        self._row_ms_by_model[model] = row_ms
+        self._forward_times[model] = forward_times
         self._limits.set_model_limit(model, batch_limit)
         for image in (image for images in self._images.values() for image in images):
             self._limits.limit_for(image)  # a key without a limit would get the whole worker's rows for a step
@@ -192,7 +197,8 @@ class Engine:
             if outcome := self._try_forward(batch):
                 self._advance_batch(batch, outcome)
                 break
-        events, self._events = self._events, []
+        events = self._events
+        self._events = []
         return events
 
     def _try_forward(self, batch: list[ScheduledImage]) -> Prediction | PipelineOutputs | None:

@@ -57,7 +57,8 @@ def load_init_latents(recipe: Recipe, blobs: Mapping[str, bytes], family: Family
 
     It runs the autoencoder, so call it only in the decode worker's thread. Raises `JobRejected`.
     """
-    start, family = recipe.start, with_autoencoder(family, recipe)
+    start = recipe.start
+    family = with_autoencoder(family, recipe)
     if isinstance(start, ImageToImage):
         encode = _encode_edited_pictures if is_edit(recipe, family) else _encode_init_images
         return encode(start, recipe, blobs, family)
@@ -81,7 +82,8 @@ def _encode_init_images(start: ImageToImage, recipe: Recipe, blobs: Mapping[str,
     z is the autoencoder's mean. diffusers' own call samples the posterior, which is too narrow to show, and spends
     noise draws on it. So parity holds with latents passed to its image-to-image pipelines.
     """
-    size, total_weight = (recipe.width, recipe.height), 0.0
+    size = (recipe.width, recipe.height)
+    total_weight = 0.0
     blended: torch.Tensor | None = None
     for init_image in start.pictures:
         picture = ImageOps.fit(open_image(get_blob(blobs, init_image.sha256)), size, Image.Resampling.LANCZOS)
@@ -93,10 +95,8 @@ def _encode_init_images(start: ImageToImage, recipe: Recipe, blobs: Mapping[str,
     if start.mask is None:
         return InitLatents(blended)
     mask_image = open_image(get_blob(blobs, start.mask)).convert("L")
-    mask, final_size = (
-        _shrink_mask(mask_image, size, blended),
-        (size[0] * family.upscale_factor, size[1] * family.upscale_factor),
-    )
+    mask = _shrink_mask(mask_image, size, blended)
+    final_size = (size[0] * family.upscale_factor, size[1] * family.upscale_factor)
     if start.pictures[1:]:
         return InitLatents(blended, mask=mask)
     full_size_image = ImageOps.fit(

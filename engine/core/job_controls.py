@@ -18,7 +18,8 @@ class JobControls(Generic[E]):
     """Takes paused jobs, and jobs that wait for their pace, from the scheduler. `clock`: in seconds."""
 
     def __init__(self, scheduler: Scheduler[E], clock: Callable[[], float] = time.monotonic) -> None:
-        self._scheduler, self._paces = scheduler, StepPaces(clock)
+        self._scheduler = scheduler
+        self._paces = StepPaces(clock)
         self._paused_jobs = set[str]()  # also while all images of a job are busy
         self._weights: dict[str, float] = {}
 

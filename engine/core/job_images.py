@@ -192,7 +192,8 @@ def _check_candidates(recipe: Recipe, family: Family) -> None:
 
 
 def _check_steps(recipe: Recipe) -> None:
-    first_step, end_step = recipe.first_step, recipe.end_step
+    first_step = recipe.first_step
+    end_step = recipe.end_step
     if first_step >= end_step:
         raise JobRejected(f"The picture would end after step {end_step}, but begin after step {first_step}.", "member")
     if recipe.amendments and (problem := find_amendments_problem(recipe)):

@@ -66,9 +66,15 @@ class StepInputs:
         pictures: PictureConditions = (),
         edited: EditedPictures = (),
     ) -> None:
-        self._recipe, self._image, self._family, self._shape = recipe, image, family, shape
-        self._pictures, self._edited = pictures, edited
-        self._timeline, self._last_step, self._last_state = Timeline(recipe), 0, recipe
+        self._recipe = recipe
+        self._image = image
+        self._family = family
+        self._shape = shape
+        self._pictures = pictures
+        self._edited = edited
+        self._timeline = Timeline(recipe)
+        self._last_step = 0
+        self._last_state = recipe
         self._image_recipe = recipe_for_image(recipe, image)  # of the last state
         self._last_inputs: tuple[int, ModelInputs] | None = None
         self._texts: dict[Hashable, ModelInputs] = {}
@@ -83,7 +89,8 @@ class StepInputs:
         k = min(k, self._recipe.steps - 1)
         if k < self._last_step:  # it was restored, or another image of its job is further
             self._timeline = Timeline(self._recipe)
-        state, self._last_step = self._timeline.advance(k), k
+        state = self._timeline.advance(k)
+        self._last_step = k
         if state is not self._last_state:
             self._last_state, self._image_recipe = state, recipe_for_image(state, self._image)
         return self._image_recipe
@@ -97,7 +104,8 @@ class StepInputs:
 
     def _find_inputs(self, k: int) -> ModelInputs:
         recipe = self.recipe_at(k)
-        is_guidance_on, active = is_guided(recipe, k), tuple(_is_active(each, recipe, k) for each in self._pictures)
+        is_guidance_on = is_guided(recipe, k)
+        active = tuple(_is_active(each, recipe, k) for each in self._pictures)
         texts_key = *_list_text_fields(recipe), is_guidance_on
         if texts_key not in self._texts:
             self._make_room()
@@ -177,15 +185,14 @@ def build_conditioning(
     conditionings = [encode(concept.text, recipe) for concept in concepts]
     weights = [concept.weight for concept in concepts]
     if recipe.mixed:
-        conditionings, weights = [_mix_conditionings(conditionings, weights)], [1.0]
+        conditionings = [_mix_conditionings(conditionings, weights)]
+        weights = [1.0]
     unguided_scale = 1.0 if has_negative_weight(recipe) else 1.0 / sum(weights)
     scale = recipe.guidance if is_guidance_on and recipe.guidance_kind == "rows" else unguided_scale
     coefficients = [scale * weight for weight in weights]
     if needs_unconditional_row(recipe, is_guidance_on):
-        conditionings, coefficients = (
-            [encode(recipe.negative, recipe, negative=True), *conditionings],
-            [0.0, *coefficients],
-        )
+        conditionings = [encode(recipe.negative, recipe, negative=True), *conditionings]
+        coefficients = [0.0, *coefficients]
     return tuple(torch.stack(part) for part in zip(*conditionings, strict=True)), tuple(coefficients[1:])
 
 

@@ -51,7 +51,8 @@ class _SeedStream:
     """One seed's draws in order; going back restarts the generator."""
 
     def __init__(self, seed: int, shape: tuple[int, ...]) -> None:
-        self._seed, self._shape = seed, shape
+        self._seed = seed
+        self._shape = shape
         self._next_position = 0
         self._generator = torch.Generator().manual_seed(seed)
 
@@ -69,7 +70,8 @@ def slerp(a: torch.Tensor, b: torch.Tensor, strength: float) -> torch.Tensor:
     """Return the spherical interpolation from `a` (strength 0) to `b` (1), which keeps the noise's norm (Shoemake
     1985).
     """
-    x, y = a.double().flatten(), b.double().flatten()
+    x = a.double().flatten()
+    y = b.double().flatten()
     cos_angle = torch.dot(x, y) / cast(torch.Tensor, x.norm() * y.norm())
     angle = torch.arccos(cos_angle.clamp(-1.0, 1.0))
     if angle < 1e-4:  # equal streams: the sines vanish

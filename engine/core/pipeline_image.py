@@ -82,13 +82,20 @@ class PipelineImage:
     forward_times: Mapping[int, float] = MappingProxyType({})
 
     def __init__(self, job: Job, recipe: Recipe, image: int, source: PipelineSource) -> None:
-        self.job, self.image, self.billing_key, self.model = job.id, image, job.billing_key, source.name
-        self.bucket, self.steps, self.k = recipe.bucket, recipe.steps, 0
+        self.job = job.id
+        self.image = image
+        self.billing_key = job.billing_key
+        self.model = source.name
+        self.bucket = recipe.bucket
+        self.steps = recipe.steps
+        self.k = 0
         size = (recipe.width, recipe.height)
         self.key: Hashable = ("whole", source.name, recipe.dtype, recipe.loras, size, recipe.bucket)
         self.keyframes: list[LatentKeyframe] = []
         self._keyframe_steps = _keyframe_steps_for(recipe.steps) if job.ladder else frozenset[int]()
-        self._source, self._recipe, self._usual_rows = source, recipe, count_rows(recipe) // recipe.drawn_count
+        self._source = source
+        self._recipe = recipe
+        self._usual_rows = count_rows(recipe) // recipe.drawn_count
         self._progress_by_sampler: dict[int, Fraction] = {}  # by sampler identity; its thread writes these two
         self._x0: torch.Tensor | None = None
         self._final_latents: torch.Tensor | None = None  # the finished latents for `decode`; its thread writes them too
@@ -146,10 +153,8 @@ class PipelineImage:
 
     def _step_events(self, is_watched: bool) -> list[Event]:
         """Return a step event if it has done a further step; with x0 if `is_watched`."""
-        steps_done, previous_step = (
-            int(self.steps * sum(self._progress_by_sampler.values()) / self._sampler_count),
-            self.k,
-        )
+        steps_done = int(self.steps * sum(self._progress_by_sampler.values()) / self._sampler_count)
+        previous_step = self.k
         if steps_done <= previous_step:
             return []
         self.k, x0 = steps_done, self._x0
@@ -187,7 +192,8 @@ class PipelineImage:
 
     def _final_preview(self, finished: torch.Tensor) -> torch.Tensor:
         """Return the last keyframe's latents. It runs in the thread, since it may be a forward of the autoencoder."""
-        size, x0 = (self._recipe.width, self._recipe.height), self._x0
+        size = (self._recipe.width, self._recipe.height)
+        x0 = self._x0
         preview_latents = None if x0 is None else self._source.to_preview_latents(x0, *size)
         if preview_latents is not None:
             return preview_latents

@@ -80,8 +80,13 @@ class Trajectory:
         pictures: PictureConditions = (),
     ) -> None:
         shape = family.latent_shape(recipe.width, recipe.height)
-        self.job, self.image, self.billing_key, self.plan = job.id, life.image, job.billing_key, plan
-        self.life, self.model, self.loras = life, family.name, recipe.loras
+        self.job = job.id
+        self.image = life.image
+        self.billing_key = job.billing_key
+        self.plan = plan
+        self.life = life
+        self.model = family.name
+        self.loras = recipe.loras
         self._sources = job, family, init_latents, pictures
         self.job_recipe = recipe  # with all amendments
         self._splits = _list_splits(recipe, life)
@@ -94,7 +99,8 @@ class Trajectory:
             pictures,
             () if init_latents is None else init_latents.edited,
         )
-        self.k, self.end_step = life.first_step, recipe.end_step
+        self.k = life.first_step
+        self.end_step = recipe.end_step
         self.noise = Noise(self.recipe, life.image, shape)
         is_inpainted = any(picture.slot.kind == "inpaint" for picture in pictures)  # the network itself sees the mask
         self.masked_source = None if is_inpainted else _build_masked_source(init_latents, self.noise)
@@ -115,7 +121,8 @@ class Trajectory:
         if plan.is_composed:  # its latents are not where earlier steps led
             plan = plan.without_history(life.first_step)
         image = Trajectory(job, self.job_recipe, life, plan, family, init_latents, pictures)
-        image.row_ms, image.forward_times = self.row_ms, self.forward_times
+        image.row_ms = self.row_ms
+        image.forward_times = self.forward_times
         if x0 is not None:
             alpha, sigma = plan.noise_level(life.first_step)
             image.x = alpha * x0 + sigma * image.noise.initial_noise().to(x0.device)
@@ -147,7 +154,9 @@ class Trajectory:
 
     def amend(self, recipe: Recipe, inputs: StepInputs) -> None:
         """Follow the job's amended recipe from the next step on. `inputs`: by `prepare_amendment`."""
-        self.job_recipe, self._inputs, self.likely_end = recipe, inputs, None
+        self.job_recipe = recipe
+        self._inputs = inputs
+        self.likely_end = None
         self.life = next(life for life in list_lives(recipe) if life.key == self.life.key)
         self._splits = _list_splits(recipe, self.life)
 
@@ -245,14 +254,15 @@ class Trajectory:
         is_foreign = is_foreign or not self.plan.begins_row(snapshot.next_step)
         if is_foreign or not self.life.first_step <= snapshot.next_step <= self.end_step:
             raise ValueError("the snapshot is of another plan")
-        x, keyframes = (
-            self._decode_tensors(snapshot.x),
-            [self._decode_keyframe(step, content) for step, content in snapshot.keyframes],
-        )
+        x = self._decode_tensors(snapshot.x)
+        keyframes = [self._decode_keyframe(step, content) for step, content in snapshot.keyframes]
         h = self._decode_tensors(snapshot.history)
         if len(x) != 1 or len(h) != (self.h is not None):
             raise ValueError("the snapshot's latents have the wrong size")
-        self.k, self.x, self.h, self.keyframes = snapshot.next_step, x[0], h[0] if h else None, keyframes
+        self.k = snapshot.next_step
+        self.x = x[0]
+        self.h = h[0] if h else None
+        self.keyframes = keyframes
 
     def _decode_keyframe(self, step: int, content: bytes) -> LatentKeyframe:
         tensors = self._decode_tensors(content)
@@ -288,7 +298,8 @@ def _first_latents(recipe: Recipe, plan: Plan, noise: Noise, init_latents: InitL
 
     At full strength nothing of a masked image is kept, as in diffusers' inpainting.
     """
-    first_step, start = recipe.first_step, recipe.start
+    first_step = recipe.first_step
+    start = recipe.start
     is_repainted = init_latents is not None and init_latents.mask is not None and first_step == 0
     if init_latents is None or init_latents.edited or is_repainted:
         return noise.initial_noise() * plan.init_sigma

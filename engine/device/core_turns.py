@@ -42,11 +42,15 @@ class CoreTurns:
     """
 
     def __init__(self, is_shared: bool = True, clock: Callable[[], float] = time.monotonic) -> None:
-        self._is_shared, self._clock, self._condition = is_shared, clock, threading.Condition()
+        self._is_shared = is_shared
+        self._clock = clock
+        self._condition = threading.Condition()
         self._waiting: list[tuple[WorkKind, int]] = []
         self._request_count = 0
         self._is_taken = False
-        self._last_step_seconds, self._other_seconds = 0.0, 0.0  # seconds of the last step, and of other work since
+        # seconds of the last step, and of other work since
+        self._last_step_seconds = 0.0
+        self._other_seconds = 0.0
         self._last_step_end = -math.inf  # when the last step ended
         self._spare_seconds = -SPARE_SECONDS  # seconds of spare work that may run before a step
 

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import torch
 
-GPU_SHARE, HOST_SHARE = 0.85, 0.7  # the rest is for running images and other programs
+# the rest is for running images and other programs
+GPU_SHARE = 0.85
+HOST_SHARE = 0.7
 MEMINFO = Path("/proc/meminfo")
 CGROUP_FILES = (  # a container's limit, its usage, and the file cache in it, which can be reclaimed
     (Path("/sys/fs/cgroup"), "memory.max", "memory.current", "file"),
@@ -48,7 +50,8 @@ def _total_memory(device: torch.device) -> int:
 def _free_in_cgroups() -> list[int]:
     free_bytes: list[int] = []
     for folder, limit_file, usage_file, cache_key in CGROUP_FILES:
-        limit_bytes, usage = _parse_int(_read_text(folder / limit_file)), _parse_int(_read_text(folder / usage_file))
+        limit_bytes = _parse_int(_read_text(folder / limit_file))
+        usage = _parse_int(_read_text(folder / usage_file))
         if limit_bytes is not None and usage is not None:
             cached = re.search(rf"^{cache_key} (\d+)$", _read_text(folder / "memory.stat"), re.MULTILINE)
             free_bytes.append(limit_bytes - usage + (int(cached[1]) if cached else 0))

@@ -63,7 +63,8 @@ class Download:
 
 def plan_download(repository: Repository, place: AddedPlace, files: Iterable[RepositoryFile]) -> Download:
     """Look at what is there of the files already. Raises `HubError` for weights that nothing could check."""
-    chosen, folder = tuple(files), place.partial
+    chosen = tuple(files)
+    folder = place.partial
     for file in chosen:
         if file.path.endswith(WEIGHT_SUFFIXES) and not file.has_checksum:
             raise HubError(f"The hub has no checksum of {file.path} of {repository.hub_id}, so it is not fetched.")

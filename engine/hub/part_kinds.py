@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Literal, get_args
 
-SAFETENSORS_SUFFIX, GGUF_SUFFIX = ".safetensors", ".gguf"
+SAFETENSORS_SUFFIX = ".safetensors"
+GGUF_SUFFIX = ".gguf"
 WEIGHT_SUFFIXES = (SAFETENSORS_SUFFIX, GGUF_SUFFIX)  # of models and parts that are one file
 PICKLE_SUFFIXES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")  # which can run code when they are opened
 

@@ -17,7 +17,9 @@ from engine.hub.repository import Repository, RepositoryFile
 CONFIG_FILE = "config.json"
 ENCODER_FOLDER = "image_encoder"
 NETWORK_FOLDERS = ("transformer", "unet")  # of pipelines
-NETWORK_STEM, ENCODER_STEM = "diffusion_pytorch_model", "model"  # of the weights of diffusers and transformers
+# of the weights of diffusers and transformers
+NETWORK_STEM = "diffusion_pytorch_model"
+ENCODER_STEM = "model"
 MAX_LISTED = 3  # files that a refusal names
 
 

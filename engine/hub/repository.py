@@ -65,7 +65,8 @@ def fetch_repository(hub_id: str, revision: str | None = None) -> Repository:
     if not _COMMIT.fullmatch(commit):
         raise HubError(f"The hub does not say which revision of {hub_id} it has.")
     card = _read_card(info)
-    name, link = str(card.get("license_name") or card.get("license") or ""), str(card.get("license_link") or "")
+    name = str(card.get("license_name") or card.get("license") or "")
+    link = str(card.get("license_link") or "")
     files = tuple(_read_file(each) for each in list(info.siblings or ())[:MAX_FILES] if is_safe(str(each.rfilename)))
     return Repository(hub_id, commit, files, name[:100], link[:300], bool(info.gated))
 
@@ -83,7 +84,8 @@ def search_hub(word: str) -> list[str]:
     from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
     try:  # one request: `list_models` tries five times, and somebody waits
-        session, headers = cast(Any, get_session)(), cast(Any, build_hf_headers)(library_name=LIBRARY_NAME)
+        session = cast(Any, get_session)()
+        headers = cast(Any, build_hf_headers)(library_name=LIBRARY_NAME)
         url = f"{get_endpoint()}/api/models"
         response = session.get(url, params=parameters, headers=headers, timeout=TIMEOUT_SECONDS)
         cast(Any, hf_raise_for_status)(response)

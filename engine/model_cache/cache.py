@@ -59,7 +59,8 @@ class ModelCache:
         self, models: list[ModelEntry], loaded_models: LoadedModels, loader: ModelLoader | None = None
     ) -> None:
         self._models = {model.name: model for model in models}
-        self._loaded_models, self.loader = loaded_models, loader or ModelLoader()
+        self._loaded_models = loaded_models
+        self.loader = loader or ModelLoader()
         self.families = loaded_models.families
         self.on_change: Callable[[], None] = lambda: None
         self.progress: ModelProgress | None = None  # of the model that is loading, or was loaded last
@@ -79,7 +80,8 @@ class ModelCache:
 
     def update_calibration(self, name: str, calibration: Calibration) -> None:
         """Announce and save a calibration from real work. Blocks for a file."""
-        model, family = self._models.get(name), self.families.get(name)
+        model = self._models.get(name)
+        family = self.families.get(name)
         if model is not None and family is not None:
             model.profile = calibration.with_current_costs(model.profile)
             model.save_calibration(calibration, family)
@@ -167,7 +169,8 @@ class ModelCache:
         """
         if not added.own:
             return True
-        size, budget = model.size_by_format.get(dtype, model.size), self._loaded_models.budget
+        size = model.size_by_format.get(dtype, model.size)
+        budget = self._loaded_models.budget
         if size + added.own > budget:
             raise make_too_large_error(f"{model.name} with what this job adds to it", size + added.own, budget)
         return self._loaded_models.reserve(model.name, size + added.total, self._list_protected(), added.shared)

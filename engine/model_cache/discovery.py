@@ -166,7 +166,8 @@ def _find(name_or_path: str, requests: QuantizationRequests, context: LoadContex
 def _describe(
     model: _FoundModel, chosen: SizedQuantization, context: LoadContext, catalog: dict[str, CalibratedModel]
 ) -> DiscoveredModel:
-    choice, source = model.choose_load(chosen, context), model.inspected and model.inspected.source
+    choice = model.choose_load(chosen, context)
+    source = model.inspected and model.inspected.source
     _log_quantization(model, choice, context)
     upscaler = context.resolver.fingerprint if context.resolver else ""
     added_files = fingerprint_added_files(context.data, source.path if source else WEIGHTS_FOLDER, context.autoencoder)
@@ -180,7 +181,8 @@ def _describe(
             raise JobRejected(f"The files of the model {model.name} have changed: restart this worker.", "worker")
         return _configure_family(family, context)
 
-    chooser, size_by_format = FormatChooser(context.device, quantization=choice.quantization), dict[Dtype, int]()
+    chooser = FormatChooser(context.device, quantization=choice.quantization)
+    size_by_format = dict[Dtype, int]()
     if model.inspected is not None:
         size_by_format = model.inspected.count_bytes_by_format(chooser, choice.offload)
     return DiscoveredModel(model.name, choice.size, catalog_key, load, catalog.get(catalog_key), size_by_format)
@@ -262,7 +264,8 @@ def _load_or_read_entry(
 
 def _make_model_entry(model: DiscoveredModel, entry: CalibratedModel, context: LoadContext) -> ModelEntry:
     """The operator's defaults are no part of the stored entry, which says what was measured."""
-    entries, settings = [entry], _read_settings(context.data, model.name)
+    entries = [entry]
+    settings = _read_settings(context.data, model.name)
 
     def make_info(family: Family) -> ModelProfile:
         return settings.apply(entries[-1].calibration.to_model_profile(family))

@@ -83,7 +83,8 @@ class LoadedModels:
 
 def _count_bytes(reservations: Iterable[_Reservation]) -> int:
     """Return the bytes of models together, each shared network once."""
-    own_bytes, shared = 0, dict[str, int]()
+    own_bytes = 0
+    shared = dict[str, int]()
     for reservation in reservations:
         own_bytes += reservation.own
         shared |= reservation.shared

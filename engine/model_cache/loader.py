@@ -32,7 +32,8 @@ class ModelLoader:
     def __init__(
         self, report_activity: ReportActivity = lambda: None, report_idle: ReportActivity = lambda: None
     ) -> None:
-        self.report_activity, self.report_idle = report_activity, report_idle
+        self.report_activity = report_activity
+        self.report_idle = report_idle
 
     async def run(self, name: str, work: Callable[[ReportActivity], T]) -> T:
         """Run `work` in a daemon thread. Turns every failure into a `JobRejected` with one sentence."""

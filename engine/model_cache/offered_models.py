@@ -21,7 +21,8 @@ def choose_models(names: Sequence[str], context: LoadContext, budget: int) -> li
     Of these, one that is damaged or needs more than `budget` bytes is left out with a line in the log: nobody asked
     for it by name. Raises `JobRejected` where no model is left, or the settings of the models cannot be read.
     """
-    usable, last_rejection = list[str](), None
+    usable = list[str]()
+    last_rejection = None
     try:
         expanded = expand_names(tuple(names), context.data)
     except ModelSettingsError as error:

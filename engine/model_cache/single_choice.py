@@ -28,8 +28,10 @@ def choose_for_one(
     name_or_path, own_requests = find_requests(model, requests, data)
     if name_or_path == EMBEDDED_MODEL:
         return name_or_path, LoadChoice(PartQuantization(), "none", 0)
-    inspected, chooser = InspectedModel.from_source(find_model(name_or_path, data)), FormatChooser(device)
-    candidates, budget = inspected.list_quantizations(chooser, own_requests, offload), model_budget(device)
+    inspected = InspectedModel.from_source(find_model(name_or_path, data))
+    chooser = FormatChooser(device)
+    candidates = inspected.list_quantizations(chooser, own_requests, offload)
+    budget = model_budget(device)
     [chosen] = choose_quantizations([candidates], budget)
     considered = (chosen,) if chosen.size <= budget else candidates
     return name_or_path, inspected.choose_load(chooser, considered, offload, budget)

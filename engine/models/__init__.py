@@ -142,7 +142,8 @@ def _make_family(
 
     read_pipeline = INPAINTING_PIPELINES.get(type(loaded.pipeline).__name__)
     pipeline = loaded.pipeline if read_pipeline is None else read_pipeline(loaded.pipeline)
-    class_name, name = type(pipeline).__name__, source.name
+    class_name = type(pipeline).__name__
+    name = source.name
     revision = _make_revision(source, loaded.quantization)
     if class_name in (LATENT_CONSISTENCY, STABLE_DIFFUSION):
         large_decoder = LargeDecoder.load(source.path, pipeline.vae)

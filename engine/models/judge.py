@@ -24,10 +24,14 @@ from torch.nn import functional as F
 
 from engine.models.text.sentence_vectors import embed_texts
 
-WEIGHTS_FILE, LABELS_FILE = "judge.safetensors", "labels.json"
+WEIGHTS_FILE = "judge.safetensors"
+LABELS_FILE = "labels.json"
 DEFAULT_WIDTHS = (64, 128, 256)
-MAX_STAGES, MAX_WIDTH = 5, 4096  # the fifth stage has one position
-BOTTLENECK_CHANNELS, FEATURE_COUNT = 64, 320
+# the fifth stage has one position
+MAX_STAGES = 5
+MAX_WIDTH = 4096
+BOTTLENECK_CHANNELS = 64
+FEATURE_COUNT = 320
 SENTENCE_DIMENSIONS = 384  # the width of MiniLM's sentence vectors
 SIDE = 64  # of the pictures that it sees, in pixels
 BATCH = 128
@@ -122,7 +126,10 @@ class PromptJudge:
     """
 
     def __init__(self, folder: Path, tokenizer: Any, encoder: Any, lock: AbstractContextManager[Any]) -> None:
-        self._folder, self._tokenizer, self._encoder, self._lock = folder, tokenizer, encoder, lock
+        self._folder = folder
+        self._tokenizer = tokenizer
+        self._encoder = encoder
+        self._lock = lock
         self._judge: LabelJudge | None = None
 
     def score_pictures(self, pictures: Sequence[Image.Image], prompt: str) -> list[float]:

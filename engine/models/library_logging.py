@@ -12,7 +12,9 @@ from threading import Lock
 from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
-_lock, _active_loads, _saved_settings = Lock(), list[None](), ExitStack()
+_lock = Lock()
+_active_loads = list[None]()
+_saved_settings = ExitStack()
 
 
 @contextmanager

@@ -21,7 +21,8 @@ from engine.models.families.sdxl import StableDiffusionXL
 from engine.models.families.zimage import ZImage
 
 # `_make_family` builds these itself: StableDiffusionPipeline may take a super-resolver.
-STABLE_DIFFUSION, LATENT_CONSISTENCY = "StableDiffusionPipeline", "LatentConsistencyModelPipeline"
+STABLE_DIFFUSION = "StableDiffusionPipeline"
+LATENT_CONSISTENCY = "LatentConsistencyModelPipeline"
 # Inpainting pipelines, each with the function that reads it as the text-to-image pipeline of the same parts.
 INPAINTING_PIPELINES: dict[str, Callable[[Any], Any]] = {
     "StableDiffusionInpaintPipeline": as_stable_diffusion,

@@ -60,7 +60,9 @@ class DecodeWorker:
         map_store: MapStore | None = None,
         cores: CoreTurns | None = None,
     ) -> None:
-        self._families, self._map_store, self.cores = families, map_store, cores or CoreTurns()
+        self._families = families
+        self._map_store = map_store
+        self.cores = cores or CoreTurns()
         self.has_picture_check = picture_check is not None
         self._picture_verdicts = JobVerdicts(picture_check, self.cores)  # used only in the thread
         self._previewers: WeakKeyDictionary[Family, Previewer] = WeakKeyDictionary()  # weak: a model may be evicted
@@ -186,7 +188,8 @@ class DecodeWorker:
             raise reject_before_start(error, family.device) from error
 
     def _render_frame(self, event: StepDone, job: Job, epoch: int, seconds_left: float) -> Frame:
-        x0, recipe = event.x0, _recipe_of(job)
+        x0 = event.x0
+        recipe = _recipe_of(job)
         assert x0 is not None, "only a watched job's steps carry x0"
         verdict = self._picture_verdicts.check_preview(
             job, event.image, event.step / event.total_steps, lambda: self._decode_x0(recipe, x0)
@@ -262,7 +265,8 @@ class DecodeWorker:
         """Compare the candidates at the recipe's size: the judge sees no finer picture."""
         recipe = _recipe_of(job)
         family = with_autoencoder(self._families[recipe.model], recipe)
-        init_latents, pictures = self._init_latents.get(job.id), list[Image]()
+        init_latents = self._init_latents.get(job.id)
+        pictures = list[Image]()
         judge = find_judge(family)
         assert judge is not None, "the engine refuses such a recipe"
         for candidate in candidates:
@@ -279,7 +283,8 @@ class DecodeWorker:
         keyframes = tuple(
             encode_keyframe(keyframe, encode_thumbnail(render(keyframe.x0)), is_mapped) for keyframe in event.keyframes
         )
-        steps, shape = recipe.steps, tuple(event.latents.shape)
+        steps = recipe.steps
+        shape = tuple(event.latents.shape)
         return wire.encode(
             Ladder(job=event.job, image=event.image, total_steps=steps, shape=shape, keyframes=keyframes)
         )

@@ -34,8 +34,11 @@ class PictureCheck:
     """One loaded classifier. A call runs a forward in the caller's thread and may raise any error of it."""
 
     def __init__(self, model: Any, processor: Any, unsafe_labels: Sequence[int], threshold: float, name: str) -> None:
-        self._model, self._processor = model.eval().requires_grad_(False), processor
-        self._unsafe, self._threshold, self.name = list(unsafe_labels), threshold, name
+        self._model = model.eval().requires_grad_(False)
+        self._processor = processor
+        self._unsafe = list(unsafe_labels)
+        self._threshold = threshold
+        self.name = name
         config = model.config
         self._is_multi_label = config.problem_type == "multi_label_classification" or config.num_labels == 1
 
@@ -90,7 +93,8 @@ class JobVerdicts:
     """
 
     def __init__(self, check: PictureCheck | None, cores: CoreTurns | None = None) -> None:
-        self._check, self._cores = check, cores or CoreTurns()
+        self._check = check
+        self._cores = cores or CoreTurns()
         self._preview_verdicts: dict[str, dict[int, Verdict]] = {}
 
     def check_preview(self, job: Job, image: int, steps_share: float, decode_x0: Callable[[], Image.Image]) -> Verdict:

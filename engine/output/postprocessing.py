@@ -23,7 +23,8 @@ def decode_tiled(decode: Callable[[torch.Tensor], Image.Image], latents: torch.T
     height, width = latents.shape[-2:]
     margin = min(TILE_MARGIN, height, width)
     padded = decode(torch.nn.functional.pad(latents[None], (margin,) * 4, mode="circular")[0])
-    scale_x, scale_y = padded.width // (width + 2 * margin), padded.height // (height + 2 * margin)
+    scale_x = padded.width // (width + 2 * margin)
+    scale_y = padded.height // (height + 2 * margin)
     return padded.crop((margin * scale_x, margin * scale_y, (margin + width) * scale_x, (margin + height) * scale_y))
 
 

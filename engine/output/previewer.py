@@ -107,7 +107,9 @@ class Previewer:
 
     def fit_one_more(self) -> None:
         """Encode one more picture of the fit. After the last, solve for the model's own map and store it."""
-        pictures_left, self._pictures_left = self._pictures_left, 0  # after an error the fit does not continue
+        # after an error the fit does not continue
+        pictures_left = self._pictures_left
+        self._pictures_left = 0
         if pictures_left:
             self._add_to_fit(draw_shapes(FIT_LATENTS_SIDE * self._latent_space.spatial_factor, self._random))
         if pictures_left == 1:

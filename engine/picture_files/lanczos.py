@@ -25,7 +25,8 @@ def open_source(source: bytes, factor: int) -> tuple[Image.Image, str]:
     """Return the pixels as RGB, and the recipe text. Raises `JobRejected` where the result would be too large."""
     try:
         with Image.open(BytesIO(source), formats=FORMATS) as picture:
-            width, height = picture.width * factor, picture.height * factor
+            width = picture.width * factor
+            height = picture.height * factor
             if max(width, height) > MAX_SIDE:
                 raise JobRejected(f"{width}×{height} is more than {MAX_SIDE} pixels a side.", "member")
             return picture.convert("RGB"), str(picture.info.get("parameters", ""))

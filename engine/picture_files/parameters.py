@@ -29,7 +29,8 @@ def format_parameters(
     `Size` is the size for diffusers. A later upscale is in A1111's own fields for it. The words and settings of a
     steered picture are those of its last step, which draw another one: its whole recipe is in a field of its own.
     """
-    steered, recipe = recipe, recipe_for_image(settle_amendments(recipe, image), image)
+    steered = recipe
+    recipe = recipe_for_image(settle_amendments(recipe, image), image)
     loras = (f"<lora:{each.name}:{each.weight:g}>" for each in recipe.loras)
     lines = [_escape_marker(" ".join((*(_format_concept(each.text, each.weight) for each in recipe.concepts), *loras)))]
     if recipe.negative:

@@ -42,7 +42,8 @@ class CoroutineThread(Generic[Q, A, T]):
     """
 
     def __init__(self, work: Callable[[CoroutineThread[Q, A, T]], T], name: str = "coroutine-thread") -> None:
-        self._work, self._name = work, name
+        self._work = work
+        self._name = name
         self._thread: threading.Thread | None = None
         self._outbox: SimpleQueue[Message[Q] | ThreadEnd[T] | None] = SimpleQueue()
         self._answers: SimpleQueue[Message[A] | None] = SimpleQueue()

@@ -28,7 +28,8 @@ class ForwardBatcher:
     """`forwards` and `rows` count everything that ran, trials and padding included."""
 
     def __init__(self) -> None:
-        self.forwards, self.rows = 0, 0
+        self.forwards = 0
+        self.rows = 0
         self._is_joinable: LRUCache[Hashable, bool] = LRUCache(MAX_TRIALS)
 
     def run(self, calls: Sequence[NetworkCall], max_rows: int, bucket: int | None = None) -> list[Any]:
@@ -71,7 +72,8 @@ class ForwardBatcher:
         return call.forward(*call.arguments)
 
     def _run_joined(self, calls: list[NetworkCall], padding: int) -> list[Any]:
-        arguments, counts = join_calls(calls, padding), [call.rows for call in calls]
+        arguments = join_calls(calls, padding)
+        counts = [call.rows for call in calls]
         self.forwards, self.rows = self.forwards + 1, self.rows + sum(counts) + padding
         return split_output(calls[0].forward(*arguments), counts, sum(counts) + padding)
 

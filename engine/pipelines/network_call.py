@@ -61,7 +61,8 @@ class CallAnalyzer:
     """Analyses one caller's calls to `forward`; caches digests of tensors that come again unchanged."""
 
     def __init__(self, forward: NetworkForward) -> None:
-        self.forward, self._parameter_names = forward, forward.parameter_names
+        self.forward = forward
+        self._parameter_names = forward.parameter_names
         self._digests: dict[str, tuple[torch.Tensor, int, str]] = {}
 
     def analyze(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> NetworkCall:
@@ -161,7 +162,8 @@ def join_calls(calls: Sequence[NetworkCall], padding: int = 0) -> Arguments:
     """
     if len(calls) == 1 and not padding:
         return calls[0].arguments
-    counts, call_arguments = [call.rows for call in calls], [call.arguments for call in calls]
+    counts = [call.rows for call in calls]
+    call_arguments = [call.arguments for call in calls]
     names, (_, kwargs) = calls[0].argument_names, call_arguments[0]
     join_argument = partial(_join_values, counts=counts, padding=padding, device=_find_device(call_arguments[0]))
     args = tuple(join_argument([each[0][n] for each in call_arguments], name=name) for n, name in enumerate(names))

@@ -72,7 +72,9 @@ class _PipelineCloner:
     """Clones a pipeline. Nested pipelines share schedulers, and so do their clones."""
 
     def __init__(self, run_call: RunCall, on_step: OnSamplerStep, make_forward: MakeForward) -> None:
-        self._run_call, self._on_step, self._make_forward = run_call, on_step, make_forward
+        self._run_call = run_call
+        self._on_step = on_step
+        self._make_forward = make_forward
         self.clones: dict[int, Any] = {}
 
     def clone(self, pipeline: Any) -> Any:
@@ -108,7 +110,8 @@ def _is_pipeline(part: Any) -> bool:
 
 def wrap_network(real_forward: NetworkForward, run_call: RunCall) -> Any:
     """Return a network with the same weights whose forward calls `run_call`. It reports float32 as its dtype."""
-    network_copy, analyzer = copy.copy(real_forward.net), CallAnalyzer(real_forward)
+    network_copy = copy.copy(real_forward.net)
+    analyzer = CallAnalyzer(real_forward)
 
     @wraps(real_forward.net.forward)
     def forward(*args: Any, **kwargs: Any) -> Any:
@@ -125,13 +128,15 @@ def wrap_network(real_forward: NetworkForward, run_call: RunCall) -> Any:
 
 def watch_scheduler(scheduler: Any, on_step: OnSamplerStep) -> Any:
     """Return a copy of a scheduler that reports each step. It has its own class, so that copies of it work too."""
-    scheduler_copy, scheduler_class = copy.deepcopy(scheduler), cast(type[Any], type(scheduler))
+    scheduler_copy = copy.deepcopy(scheduler)
+    scheduler_class = cast(type[Any], type(scheduler))
 
     @wraps(scheduler_class.step)
     def step(self: Any, *args: Any, **kwargs: Any) -> Any:
         result = scheduler_class.step(self, *args, **kwargs)
         self.reported_steps = getattr(self, "reported_steps", 0) + 1
-        sample, x0 = _get_sample(result), _get_x0(self, scheduler_class.__name__, args, result)
+        sample = _get_sample(result)
+        x0 = _get_x0(self, scheduler_class.__name__, args, result)
         on_step(SamplerProgress(id(self), self.reported_steps, len(self.timesteps), sample, x0))
         return result
 

@@ -67,12 +67,14 @@ def _compose_row(plan: Plan, first_step: int, end_step: int, previous: _Row | No
     `previous`: the row whose x0 went evenly to this one's; None: it stayed.
     """
     p, q = _read_columns(plan, first_step, "PQ")
-    x, x0 = _X, p * _X + q * _OUT
+    x = _X
+    x0 = p * _X + q * _OUT
     last_x0 = _H  # x0 at the step before, for multistep samplers
     if previous is not None:
         x = x + previous.correction * (x0 - _H)
         last_x0 = _H + (previous.step_count - 1) / previous.step_count * (x0 - _H)
-    correction, last_share = 0.0, 0.0
+    correction = 0.0
+    last_share = 0.0
     draws: list[float] = []
     for k in range(first_step, end_step):
         share = (k - first_step) / (end_step - first_step)
@@ -83,7 +85,8 @@ def _compose_row(plan: Plan, first_step: int, end_step: int, previous: _Row | No
         draws = [kept * weight for weight in draws]
         if plan.has_noise_draw(k):
             draws.append(n)
-        last_x0, last_share = x0, share
+        last_x0 = x0
+        last_share = share
     noise = float(np.linalg.norm(draws)) if draws else 0.0
     shares = tuple(weight / noise for weight in draws) if noise else tuple(0.0 for _ in draws)
     return _Row(x, noise, shares, end_step - first_step, correction)

@@ -52,10 +52,12 @@ def probe(scheduler: Any, steps: int, eta: float = 0.0, timing: TimestepOptions 
     set_timesteps(scheduler, steps, timing)
     if len(scheduler.timesteps) != steps:
         raise NotTabled(SEVERAL_EVALUATIONS)
-    init_sigma, bases = float(getattr(scheduler, "init_noise_sigma", 1.0)), _bases(steps)
+    init_sigma = float(getattr(scheduler, "init_noise_sigma", 1.0))
+    bases = _bases(steps)
     step_results = _probe_steps(scheduler, bases, eta)
     is_clipping = scheduler.config.get("thresholding") or scheduler.config.get("clip_sample")
-    reason, no_draws = CLIPS_SAMPLES if is_clipping else NOT_LINEAR, [False] * steps
+    reason = CLIPS_SAMPLES if is_clipping else NOT_LINEAR
+    no_draws = [False] * steps
     input_coefficients, x0_coefficients = (
         _coefficients(bases, results, no_draws, reason) for results in (step_results.network_inputs, step_results.x0s)
     )
@@ -92,11 +94,9 @@ class _ProbeResults(NamedTuple):
 
 
 def _probe_steps(scheduler: Any, bases: torch.Tensor, eta: float) -> _ProbeResults:
-    probe_step, scheduler_before, step_results = (
-        _build_step_probe(scheduler, eta),
-        copy.copy(scheduler),
-        _ProbeResults([], [], [], [], []),
-    )
+    probe_step = _build_step_probe(scheduler, eta)
+    scheduler_before = copy.copy(scheduler)
+    step_results = _ProbeResults([], [], [], [], [])
     for k, (t, basis) in enumerate(zip(scheduler.timesteps, bases, strict=True)):
         x, out, h = (UncastableTensor(column.view(-1, 1, 1, 1)) for column in basis.T)
         step_results.noise_levels.append(_noise_level_at(scheduler, t))
@@ -112,7 +112,8 @@ def _probe_steps(scheduler: Any, bases: torch.Tensor, eta: float) -> _ProbeResul
 
 def _build_step_probe(scheduler: Any, eta: float) -> StepProbe:
     """Return a function that probes one step: t, x, out, h → (x', x0 or None, whether noise was drawn)."""
-    parameters, generator = inspect.signature(scheduler.step).parameters, torch.Generator()
+    parameters = inspect.signature(scheduler.step).parameters
+    generator = torch.Generator()
     step_arguments: dict[str, Any] = {"eta": eta} if "eta" in parameters else {}
     is_always_noisy = str(scheduler.config.get("algorithm_type")).startswith("sde")
     if is_always_noisy:  # DPM++ SDE draws at every step, in float32, which would round N

@@ -95,7 +95,8 @@ class Plan:
 
         That step is of first order, as if the previous x0 had been the same: M·h with h = x0 = P·x + Q·out.
         """
-        table, row = self.table.copy(), self.row_at(first_step)
+        table = self.table.copy()
+        row = self.row_at(first_step)
         a, b, m, p, q = (COLUMNS.index(name) for name in "ABMPQ")
         table[row, a] += table[row, m] * table[row, p]
         table[row, b] += table[row, m] * table[row, q]

@@ -43,7 +43,8 @@ class LatentMapFit:
     """A least-squares fit of a map. It takes one picture at a time, so that other work can run in between."""
 
     def __init__(self, channels: int, reach: int, patch: int) -> None:
-        self._reach, self._patch = reach, patch
+        self._reach = reach
+        self._patch = patch
         size = channels * reach * reach + 1
         self._gram = np.zeros((size, size))
         self._moments = np.zeros((size, 3 * patch * patch))

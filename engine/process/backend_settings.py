@@ -11,7 +11,8 @@ from typing import Annotated, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 
 BackendKind = Literal["comfyui", "a1111", "openai"]
-KIND_VARIABLE, KEY_VARIABLE = "DARKROOM_BACKEND", "DARKROOM_BACKEND_KEY"
+KIND_VARIABLE = "DARKROOM_BACKEND"
+KEY_VARIABLE = "DARKROOM_BACKEND_KEY"
 MIN_SIZE = 16  # pixels
 FORM = "comfyui=http://127.0.0.1:8188, a1111=http://… or openai=https://…"
 

@@ -7,7 +7,9 @@ from __future__ import annotations
 import ctypes
 import gc
 
-M_TRIM_THRESHOLD, M_ARENA_MAX = -1, -8  # of glibc's malloc.h
+# of glibc's malloc.h
+M_TRIM_THRESHOLD = -1
+M_ARENA_MAX = -8
 TRIM_BYTES = 128 * 1024  # glibc's own threshold, before it raises it
 
 

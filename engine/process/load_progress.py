@@ -18,14 +18,17 @@ class ProgressLines:
     """Calls `write_line` with each line. `device`: as in "ready on cpu"."""
 
     def __init__(self, write_line: Callable[[str], None], device: str = "") -> None:
-        self._write_line, self._device_suffix = write_line, f" on {device}" if device else ""
+        self._write_line = write_line
+        self._device_suffix = f" on {device}" if device else ""
         self._last_stage: tuple[str | None, str] = (None, "")
-        self._first_seen_at, self._last_line_at = 0.0, 0.0
+        self._first_seen_at = 0.0
+        self._last_line_at = 0.0
         self._last_line = ""
 
     def update(self, progress: ModelProgress, now: float) -> None:
         """Take the newest progress, which may repeat; `now` is in seconds of any clock."""
-        stage, last_stage = (progress.model, progress.phase), self._last_stage
+        stage = (progress.model, progress.phase)
+        last_stage = self._last_stage
         if progress.model is None or (
             stage == last_stage and (progress.phase != "load" or now - self._last_line_at < LINE_INTERVAL_SECONDS)
         ):

@@ -35,7 +35,8 @@ _worker_context: ContextVar[str] = ContextVar("worker", default="")
 @contextmanager
 def log_context(job: str, worker: str = "") -> Generator[None]:
     """Attach a job, and a worker if one is named, to everything logged inside. Tasks created inside inherit both."""
-    job_token, worker_token = _job_context.set(job), _worker_context.set(worker or _worker_context.get())
+    job_token = _job_context.set(job)
+    worker_token = _worker_context.set(worker or _worker_context.get())
     try:
         yield
     finally:
@@ -79,9 +80,11 @@ class TextFormatter(logging.Formatter):
         super().__init__(text_format)
 
     def format(self, record: logging.LogRecord) -> str:
-        message, job = escape(redact_tokens(record.getMessage())), escape(job_of(record))
+        message = escape(redact_tokens(record.getMessage()))
+        job = escape(job_of(record))
         single_line = copy(record)
-        single_line.msg, single_line.args = (f"{message} (job {job})" if job and job not in message else message), None
+        single_line.msg = f"{message} (job {job})" if job and job not in message else message
+        single_line.args = None
         single_line.exc_info = single_line.exc_text = single_line.stack_info = None
         traceback_lines = [f"{TRACEBACK_INDENT}{escape(line)}" for line in _format_traceback(self, record).splitlines()]
         return "\n".join([super().format(single_line), *traceback_lines])

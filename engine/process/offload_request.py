@@ -9,7 +9,8 @@ Offload = Literal["none", "text", "layers"]  # what stays off the device: nothin
 OffloadRequest = Literal["auto", "none", "text", "layers"]
 OFFLOADS: tuple[Offload, ...] = get_args(Offload)
 OFFLOAD_REQUESTS: tuple[OffloadRequest, ...] = get_args(OffloadRequest)
-OFFLOAD_OPTION, OFFLOAD_VARIABLE = "--offload", "DARKROOM_OFFLOAD"
+OFFLOAD_OPTION = "--offload"
+OFFLOAD_VARIABLE = "DARKROOM_OFFLOAD"
 
 
 def parse_offload(text: str) -> OffloadRequest:

@@ -28,7 +28,8 @@ def replace_nouns(text: str, substitutes: Mapping[str, str], kept: Collection[st
 def _replace_in_run(words: Sequence[str], substitutes: Mapping[str, str], kept: Collection[str]) -> Iterator[str]:
     start = 0
     while start < len(words):
-        length, word = 1, words[start]
+        length = 1
+        word = words[start]
         if not (start and word.istitle()) and word.lower() not in kept:
             length, word = _find_substitute(words[start : start + MAX_WORDS], substitutes)
         yield word

@@ -24,7 +24,8 @@ class Group(Generic[E]):
     """
 
     def __init__(self, key: Hashable, unserved_jobs: set[str]) -> None:
-        self.key, self._unserved_jobs = key, unserved_jobs
+        self.key = key
+        self._unserved_jobs = unserved_jobs
         self.group_root: ShareNode[E] = ShareNode()
         self.seats: dict[int, Seat[E]] = {}  # by number
         self.rates: list[tuple[ShareNode[E], float]] = []
@@ -44,7 +45,8 @@ class Group(Generic[E]):
 
     def update_shares(self, tree_root: ShareNode[E]) -> None:
         """Recompute work shares and rates, after an entry joined, left, paused or changed its weight."""
-        self.nodes, self.rates = list(self.group_root.descendants()), []
+        self.nodes = list(self.group_root.descendants())
+        self.rates = []
         self._set_work_share(self.group_root, tree_root)
         self._set_rates(self.group_root, tree_root, 1.0)
 
@@ -65,10 +67,8 @@ class Group(Generic[E]):
     def _set_rates(self, node: ShareNode[E], tree_node: ShareNode[E], node_share: float) -> None:
         total_weight = sum(child.weight * child.work_share for child in node.children.values())
         for child in node.children.values():
-            tree_child, child_share = (
-                tree_node.children[child.name],
-                node_share * child.weight * child.work_share / total_weight,
-            )
+            tree_child = tree_node.children[child.name]
+            child_share = node_share * child.weight * child.work_share / total_weight
             child.device_share = child_share
             self.rates.append((tree_child, child_share / child.weight))
             self._set_rates(child, tree_child, child_share)
@@ -99,12 +99,14 @@ class Group(Generic[E]):
             assert seat.group_node is not None
             assert seat.group_node.parent is not None
             user = seat.account_path[:3]
-            rows[user], device_shares[user] = rows.get(user, 0) + seat.rows, seat.group_node.parent.device_share
+            rows[user] = rows.get(user, 0) + seat.rows
+            device_shares[user] = seat.group_node.parent.device_share
         return [Demand(user, rows[user], device_shares[user]) for user in rows]
 
     def _fill_fairly(self, limit: int, step: int) -> list[Seat[E]]:
         for node in self.nodes:
-            node.planned_time, node.is_overtaken = node.time, False
+            node.planned_time = node.time
+            node.is_overtaken = False
         batch: list[Seat[E]] = []
         for seat in self._leading_seats(step):
             if not batch or seat.rows <= limit:
@@ -224,13 +226,15 @@ def _build_heaps(node: ShareNode[E]) -> bool:
 
 def _update_heaps(job: ShareNode[E]) -> None:
     """Update the heaps above a job that was on top of each: its time or its queue has changed."""
-    node, has_more = job, bool(job.queue)
+    node = job
+    has_more = bool(job.queue)
     while (parent := node.parent) is not None:
         if has_more:
             heapreplace(parent.heap, (node.planned_time, node.last_step, node.serial, node))
         else:
             heappop(parent.heap)
-        node, has_more = parent, bool(parent.heap)
+        node = parent
+        has_more = bool(parent.heap)
 
 
 def _catch_up_served(parent: ShareNode[E]) -> None:

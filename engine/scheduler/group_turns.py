@@ -18,9 +18,11 @@ class GroupTurns(Generic[E]):
 
     def __init__(self, turn_steps: int, quantum: float) -> None:
         self.root: ShareNode[E] = ShareNode()
-        self._turn_steps, self._quantum = turn_steps, quantum
+        self._turn_steps = turn_steps
+        self._quantum = quantum
         self._group: Group[E] | None = None
-        self._turn_steps_done, self._turn_cost = 0, 0.0
+        self._turn_steps_done = 0
+        self._turn_cost = 0.0
 
     @property
     def is_over(self) -> bool:
@@ -43,7 +45,9 @@ class GroupTurns(Generic[E]):
     def charge(self, group: Group[E], cost: float, step: int) -> None:
         """Charge a group for one step."""
         if group is not self._group or self.is_over:
-            self._group, self._turn_steps_done, self._turn_cost = group, 0, 0.0
+            self._group = group
+            self._turn_steps_done = 0
+            self._turn_cost = 0.0
         self._turn_steps_done += 1
         self._turn_cost += cost
         for node, rate in group.rates:

@@ -71,7 +71,9 @@ class ShareNode(Generic[E]):
     )
 
     def __init__(self, name: str = "", parent: ShareNode[E] | None = None, time: float = 0.0) -> None:
-        self.name, self.parent, self.time = name, parent, time
+        self.name = name
+        self.parent = parent
+        self.time = time
         self.serial = next(_serials)
         self.children: dict[str, ShareNode[E]] = {}
         self.seats: list[Seat[E]] = []

@@ -35,7 +35,8 @@ class StepTimeLimiter:
 
     def limit_rows(self, demands: Sequence[Demand], limit: int, forward_times: ForwardTimes) -> int:
         """Return the most rows of the next batch, at most `limit`."""
-        self._step_budgets, self._forward_times = {}, forward_times
+        self._step_budgets = {}
+        self._forward_times = forward_times
         if len(demands) < 2 or not forward_times:
             return limit
         full_rows = min(limit, sum(demand.rows for demand in demands))
@@ -65,7 +66,8 @@ class StepTimeLimiter:
         for user, (user_rows, allowance) in self._step_budgets.items():
             balance = self._saved_ms.get(user, 0.0) + allowance * rows.get(user, 0) / user_rows - batch_ms
             balances[user] = max(-self._full_batch_ms, min(self._full_batch_ms, balance))
-        self._saved_ms, self._step_budgets = balances, {}
+        self._saved_ms = balances
+        self._step_budgets = {}
 
 
 def forward_ms(forward_times: ForwardTimes, rows: int) -> float:

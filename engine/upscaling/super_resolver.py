@@ -53,7 +53,8 @@ class SuperResolver:
 
     def __init__(self, path: Path, device: torch.device | str = "cpu") -> None:
         """Raise `JobRejected` (blame "worker") with one sentence if the file is not such a network in safetensors."""
-        self.name, self.device = _safe_name(path), torch.device(device)
+        self.name = _safe_name(path)
+        self.device = torch.device(device)
         self._net, self._is_clamped = _load_network(path)
         self.scale = int(self._net.scale)
         self.fingerprint = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
@@ -62,7 +63,8 @@ class SuperResolver:
         self._net.to(self.device, self._dtype).eval()
         for parameter in self._net.model.parameters():
             parameter.requires_grad_(False)
-        self._context, self._lock = _receptive_radius(self._net.model), threading.Lock()
+        self._context = _receptive_radius(self._net.model)
+        self._lock = threading.Lock()
         self._test_network(path)
 
     @classmethod
@@ -101,7 +103,8 @@ class SuperResolver:
         large picture.
         """
         clock = time.thread_time if self.device.type == "cpu" else time.perf_counter
-        sample, best_seconds = Image.effect_noise((SAMPLE_SIDE, SAMPLE_SIDE), 60).convert("RGB"), float("inf")
+        sample = Image.effect_noise((SAMPLE_SIDE, SAMPLE_SIDE), 60).convert("RGB")
+        best_seconds = float("inf")
         for _ in range(3):  # the first run builds the kernels
             started_at = clock()
             self.upscale(sample, DEFAULT_FACTOR)
@@ -125,7 +128,8 @@ class SuperResolver:
         if self._is_clamped:
             pixels = clamp_ringing(pixels, Image.fromarray(tile_pixels))
         left, top, right, bottom = (factor * edge for edge in inner)
-        x, y = factor * outer[0], factor * outer[1]
+        x = factor * outer[0]
+        y = factor * outer[1]
         return pixels.crop((left - x, top - y, right - x, bottom - y)), (left, top)
 
     def _run_network(self, tile_pixels: np.ndarray) -> np.ndarray:

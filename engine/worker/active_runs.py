@@ -23,7 +23,8 @@ class ActiveRuns:
     """`presence_changed` is set when the worker's presence is out of date."""
 
     def __init__(self, thread: EngineCaller, decode_worker: ForgetsJobs) -> None:
-        self.thread, self._decode_worker = thread, decode_worker
+        self.thread = thread
+        self._decode_worker = decode_worker
         self.presence_changed = asyncio.Event()
         self.on_remove: Callable[[JobRun], None] = lambda _: None
         self._runs: dict[str, JobRun] = {}

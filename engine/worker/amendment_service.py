@@ -51,8 +51,12 @@ class AmendmentService:
         prepare_texts: PrepareTexts,
         on_made: OnMade,
     ) -> None:
-        self._bus, self._active_runs, self._result_publisher = bus, active_runs, result_publisher
-        self._pools, self._prepare_texts, self._on_made = pools, prepare_texts, on_made
+        self._bus = bus
+        self._active_runs = active_runs
+        self._result_publisher = result_publisher
+        self._pools = pools
+        self._prepare_texts = prepare_texts
+        self._on_made = on_made
 
     async def listen(self) -> None:
         """Receive changes, for ever."""
@@ -105,7 +109,8 @@ class AmendmentService:
             self._on_made(run)
             if run.rows != old_rows:
                 self._active_runs.presence_changed.set()
-        run.last_amendment, run.is_amendment_log_stored = request.number, False
+        run.last_amendment = request.number
+        run.is_amendment_log_stored = False
 
     async def _answer(self, run: JobRun, number: int) -> None:
         await store_amendment_log(self._bus, run)

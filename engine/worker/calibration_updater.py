@@ -31,7 +31,10 @@ class CalibrationUpdater:
         calibrations: Mapping[str, Calibration],
         on_rows: Callable[[int], None],
     ) -> None:
-        self._model_cache, self._active_runs, self._thread, self._on_rows = model_cache, active_runs, thread, on_rows
+        self._model_cache = model_cache
+        self._active_runs = active_runs
+        self._thread = thread
+        self._on_rows = on_rows
         self._refinements = {name: Refinement(calibration) for name, calibration in calibrations.items()}
         self._unsynchronized_steps: list[tuple[BatchRun, float]] = []  # steps that may still be running on the device
 
@@ -52,7 +55,8 @@ class CalibrationUpdater:
 
     def record_decode(self, recipe: Recipe, ms: float) -> None:
         """Record the time of a finished picture."""
-        family, refinement = self._model_cache.families.get(recipe.model), self._refinements.get(recipe.model)
+        family = self._model_cache.families.get(recipe.model)
+        refinement = self._refinements.get(recipe.model)
         if family is not None and refinement is not None and recipe.width == recipe.height == family.size:
             refinement.note_decode(ms)
 
@@ -73,7 +77,8 @@ class CalibrationUpdater:
         self._active_runs.presence_changed.set()
 
     def _record_forward(self, batch: BatchRun, ms: float) -> None:
-        family, refinement = self._model_cache.families.get(batch.model), self._refinements.get(batch.model)
+        family = self._model_cache.families.get(batch.model)
+        refinement = self._refinements.get(batch.model)
         if (
             family is not None
             and refinement is not None

@@ -33,7 +33,8 @@ class DecodeService:
     """Belongs to the event loop."""
 
     def __init__(self, decode_worker: DecodeWorker, model_cache: ModelCache) -> None:
-        self._decode_worker, self._model_cache = decode_worker, model_cache
+        self._decode_worker = decode_worker
+        self._model_cache = model_cache
         self._slot = RequestSlot()
 
     async def answer_request(self, request: DecodeRequest) -> DecodeReply:

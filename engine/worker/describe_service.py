@@ -39,7 +39,10 @@ class DescribeService:
     """Belongs to the event loop. `rows`: the most rows of a forward on this worker."""
 
     def __init__(self, thread: EngineThread, decode_worker: DecodeWorker, model_cache: ModelCache, rows: int) -> None:
-        self._thread, self._decode_worker, self._model_cache, self._rows = thread, decode_worker, model_cache, rows
+        self._thread = thread
+        self._decode_worker = decode_worker
+        self._model_cache = model_cache
+        self._rows = rows
         self._slot = RequestSlot()
 
     @property

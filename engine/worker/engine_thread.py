@@ -43,8 +43,11 @@ class EngineThread:
         on_crash: Callable[[BaseException], None],
         cores: CoreTurns | None = None,
     ) -> None:
-        self._engine, self._watchdog, self._cores = engine, watchdog, cores or CoreTurns()
-        self._on_events, self._on_crash = on_events, on_crash
+        self._engine = engine
+        self._watchdog = watchdog
+        self._cores = cores or CoreTurns()
+        self._on_events = on_events
+        self._on_crash = on_crash
         self.on_step: Callable[[BatchRun | None, float], None] = lambda batch, ms: None  # in this thread
         self._inbox: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
         self._loop: asyncio.AbstractEventLoop | None = None

@@ -30,12 +30,10 @@ class Heartbeats:
     def __init__(
         self, bus: Bus, active_runs: ActiveRuns, result_publisher: ResultPublisher, watchdog: Watchdog
     ) -> None:
-        self._bus, self._active_runs, self._result_publisher, self._watchdog = (
-            bus,
-            active_runs,
-            result_publisher,
-            watchdog,
-        )
+        self._bus = bus
+        self._active_runs = active_runs
+        self._result_publisher = result_publisher
+        self._watchdog = watchdog
 
     async def renew_runs(self) -> None:
         """Renew for ever. Raises `Stuck` when a deadline was missed."""

@@ -57,13 +57,13 @@ class Intake:
         admit: AdmitRun,
         find_rejection: FindRejection,
     ) -> None:
-        self._bus, self._worker_name, self._active_runs = bus, worker_name, active_runs
-        self._result_publisher, self._output, self._admit, self._find_rejection = (
-            result_publisher,
-            output,
-            admit,
-            find_rejection,
-        )
+        self._bus = bus
+        self._worker_name = worker_name
+        self._active_runs = active_runs
+        self._result_publisher = result_publisher
+        self._output = output
+        self._admit = admit
+        self._find_rejection = find_rejection
         self._passed_on_jobs: deque[str] = deque(maxlen=MAX_REMEMBERED_JOBS)
         self._error_counts: Counter[str] = Counter()  # unexpected ones, by job
 

@@ -39,9 +39,15 @@ class JobPuller:
         max_runs: int = MAX_RUNS,
         may_pull: Callable[[], bool] = lambda: True,
     ) -> None:
-        self._bus, self._active_runs, self._intake, self._pools = bus, active_runs, intake, pools
-        self._get_rows, self._make_presence, self._name = get_rows, make_presence, name
-        self._max_runs, self._may_pull = max_runs, may_pull
+        self._bus = bus
+        self._active_runs = active_runs
+        self._intake = intake
+        self._pools = pools
+        self._get_rows = get_rows
+        self._make_presence = make_presence
+        self._name = name
+        self._max_runs = max_runs
+        self._may_pull = may_pull
         self._accepted_jobs: list[str] = []  # jobs on their way to a run
 
     @property

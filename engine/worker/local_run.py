@@ -48,10 +48,8 @@ def run_locally(
     `blobs`: the recipe's pictures or ladder, by SHA-256. `map_store`: where fitted preview maps are stored.
     """
     on_cpu = all(family.device.type == "cpu" for family in families.values())
-    engine, decode_worker = (
-        Engine(families, rows=rows),
-        DecodeWorker(families, map_store=map_store, cores=CoreTurns(on_cpu)),
-    )
+    engine = Engine(families, rows=rows)
+    decode_worker = DecodeWorker(families, map_store=map_store, cores=CoreTurns(on_cpu))
     try:
         return _LocalRun(job, families, engine, decode_worker, on_frame).run(blobs)
     finally:
@@ -68,13 +66,11 @@ class _LocalRun:
         decode_worker: DecodeWorker,
         on_frame: Callable[[Frame], None] | None,
     ) -> None:
-        self._job, self._families, self._engine, self._decode_worker, self._on_frame = (
-            job,
-            families,
-            engine,
-            decode_worker,
-            on_frame,
-        )
+        self._job = job
+        self._families = families
+        self._engine = engine
+        self._decode_worker = decode_worker
+        self._on_frame = on_frame
         self._frame_futures: dict[int, Future[Frame]] = {}
         self._picture_futures: dict[int, Future[bytes]] = {}
         self._ladder_futures: dict[int, Future[bytes]] = {}

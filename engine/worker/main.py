@@ -187,7 +187,8 @@ async def run_worker(settings: WorkerSettings) -> None:
     """Work until SIGTERM or SIGINT, then hand all jobs back. Raises `Stuck`, `BrokerUnreachable` or `JobRejected`."""
     limit_heap_arenas()
     exempt_from_collection()
-    token, key = settings.nats_token.get_secret_value(), settings.nats_key.get_secret_value()
+    token = settings.nats_token.get_secret_value()
+    key = settings.nats_key.get_secret_value()
     bus = await Bus.connect(settings.nats, token, name=settings.name, key=key, ca_file=settings.nats_ca)
     try:
         await bus.declare(settings.pools)

@@ -25,8 +25,11 @@ class ModelFetcher:
     def __init__(
         self, bus: Bus, model_cache: ModelCache, active_runs: ActiveRuns, name: str, pools: Sequence[str]
     ) -> None:
-        self._bus, self._model_cache, self._active_runs = bus, model_cache, active_runs
-        self._name, self._pools = name, pools
+        self._bus = bus
+        self._model_cache = model_cache
+        self._active_runs = active_runs
+        self._name = name
+        self._pools = pools
         model_cache.on_change = active_runs.presence_changed.set
         active_runs.on_remove = self._on_remove
 

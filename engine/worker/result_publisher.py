@@ -57,7 +57,9 @@ class ResultPublisher:
     """Ends runs: it removes a run from the active runs after its result is stored."""
 
     def __init__(self, bus: Bus, worker_name: str, active_runs: ActiveRuns) -> None:
-        self._bus, self._worker_name, self._active_runs = bus, worker_name, active_runs
+        self._bus = bus
+        self._worker_name = worker_name
+        self._active_runs = active_runs
 
     async def publish(self, result: Result) -> None:
         with log_context(result.job):
@@ -119,7 +121,8 @@ class ResultPublisher:
 
     async def publish_cancelled(self, run: JobRun, steps: int) -> None:
         """Publish that a run was cancelled at step `steps`. Only the caller that ended the run calls it."""
-        cost, steps_run = run.compute_cost(steps), max(0, steps - run.first_step)
+        cost = run.compute_cost(steps)
+        steps_run = max(0, steps - run.first_step)
         await self._end_run(run, JobCancelled(job=run.job.id, epoch=run.claim.epoch, steps=steps_run, cost=cost))
 
     async def _end_run(self, run: JobRun, result: Result) -> None:

@@ -181,7 +181,8 @@ class JobRun:
     def set_pace(self, seconds: float) -> None:
         """Set the pace. What its steps took at another pace says nothing about the time that is left."""
         if seconds != self.pace:
-            self.pace, self.seconds_per_evaluation = seconds, 0.0
+            self.pace = seconds
+            self.seconds_per_evaluation = 0.0
 
     def restore_progress(self, snapshots: Iterable[Snapshot]) -> int:
         """Record the images' progress from snapshots, and return the least step.
@@ -237,7 +238,8 @@ class JobRun:
 
     def try_end(self) -> bool:
         """Return True to the first caller only, which decides how the run ends."""
-        is_first, self.is_ended = not self.is_ended, True
+        is_first = not self.is_ended
+        self.is_ended = True
         return is_first
 
     def compute_cost(self, steps: int) -> float:

@@ -34,7 +34,9 @@ class RunControl:
     def __init__(
         self, bus: Bus, active_runs: ActiveRuns, is_memory_contended: Callable[[], bool] = lambda: False
     ) -> None:
-        self._bus, self._active_runs, self._is_memory_contended = bus, active_runs, is_memory_contended
+        self._bus = bus
+        self._active_runs = active_runs
+        self._is_memory_contended = is_memory_contended
 
     async def listen(self) -> None:
         """Receive pauses and weights, for ever."""

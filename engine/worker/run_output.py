@@ -47,10 +47,15 @@ class RunOutput:
         result_publisher: ResultPublisher,
         watchdog: Watchdog,
     ) -> None:
-        self._bus, self._decode_worker, self._upscaler = bus, decode_worker, upscaler
-        self._result_publisher, self._watchdog = result_publisher, watchdog
+        self._bus = bus
+        self._decode_worker = decode_worker
+        self._upscaler = upscaler
+        self._result_publisher = result_publisher
+        self._watchdog = watchdog
         self._preview_queue: LatestByKey[str, JobRun] = LatestByKey()
-        self._hurried_jobs, self._has_hurried_jobs = set[str](), asyncio.Event()  # queued jobs whose change waits
+        # queued jobs whose change waits
+        self._hurried_jobs = set[str]()
+        self._has_hurried_jobs = asyncio.Event()
         self._rest_until = 0.0
         self._pending_decodes = 0
         self._upscale_lock = asyncio.Lock()

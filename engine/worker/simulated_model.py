@@ -35,7 +35,8 @@ SCHEDULER_CONFIG: dict[str, Any] = {
     "clip_sample": False,
     "steps_offset": 0,
 }
-CHANNELS, SPATIAL_FACTOR = 4, 8
+CHANNELS = 4
+SPATIAL_FACTOR = 8
 PICTURE_VARIANCE = 0.25  # variance of its pictures around their text's colour
 LATENT_CONTRAST = 0.25  # share of full brightness per unit of a latent
 
@@ -46,12 +47,18 @@ class SimulatedModel:
     It uses only elementwise arithmetic, which rounds alike in a batch of any shape.
     """
 
-    name, revision = NAME, "1"
+    name = NAME
+    revision = "1"
     device = torch.device("cpu")
-    size, multiple, max_pixels, tokens = 64, SPATIAL_FACTOR, 128 * 128, 77
+    size = 64
+    multiple = SPATIAL_FACTOR
+    max_pixels = 128 * 128
+    tokens = 77
     guides: GuidanceKind = "rows"
-    guidance, interval = 3.0, (0.0, 1.0)
-    upscale_factor, upscaler = 1, ""
+    guidance = 3.0
+    interval = (0.0, 1.0)
+    upscale_factor = 1
+    upscaler = ""
     samplers: tuple[Sampler, ...] = tuple(name for name in samplers_for(SCHEDULER_CONFIG) if name in TABLED)
 
     def __init__(self, row_ms: float) -> None:
@@ -82,10 +89,8 @@ class SimulatedModel:
         """Return the expected noise in `x`. It sleeps like a busy device, and holds no lock meanwhile."""
         time.sleep(forward_ms(len(x), self._row_ms) / 1000.0)
         timestep_index = t.round().long().clamp(0, len(self._signal_scale) - 1)
-        signal, noise = (
-            self._signal_scale[timestep_index].view(-1, 1, 1, 1),
-            self._noise_scale[timestep_index].view(-1, 1, 1, 1),
-        )
+        signal = self._signal_scale[timestep_index].view(-1, 1, 1, 1)
+        noise = self._noise_scale[timestep_index].view(-1, 1, 1, 1)
         colour = conditioning[0].view(-1, CHANNELS, 1, 1)
         return noise * (x - signal * colour) / (signal * signal * PICTURE_VARIANCE + noise * noise)
 

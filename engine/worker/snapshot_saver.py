@@ -30,12 +30,10 @@ class SnapshotSaver:
     def __init__(
         self, bus: Bus, active_runs: ActiveRuns, result_publisher: ResultPublisher, watched_jobs: WatchedJobs
     ) -> None:
-        self._bus, self._active_runs, self._result_publisher, self._watched_jobs = (
-            bus,
-            active_runs,
-            result_publisher,
-            watched_jobs,
-        )
+        self._bus = bus
+        self._active_runs = active_runs
+        self._result_publisher = result_publisher
+        self._watched_jobs = watched_jobs
         self._write_slots = asyncio.Semaphore(MAX_CONCURRENT_WRITES)
 
     async def save_regularly(self) -> None:

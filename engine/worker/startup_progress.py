@@ -19,7 +19,9 @@ class StartupProgress:
     """Publishes this worker's start-up progress."""
 
     def __init__(self, bus: Bus, name: str, pools: Sequence[str]) -> None:
-        self._bus, self._name, self._pools = bus, name, pools
+        self._bus = bus
+        self._name = name
+        self._pools = pools
         self._latest = ModelProgress()
 
     def update(self, progress: ModelProgress) -> None:

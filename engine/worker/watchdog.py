@@ -29,7 +29,8 @@ class Watchdog:
     """
 
     def __init__(self, slowest_step: float = 0.0, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock, self._slowest_step = clock, slowest_step
+        self._clock = clock
+        self._slowest_step = slowest_step
         self._current_phases: dict[str, tuple[Phase, float]] = {}
         self._step_times: deque[float] = deque(maxlen=MAX_REMEMBERED_STEPS)
 

@@ -25,7 +25,8 @@ class WatchedJobs:
     """Makes the engine watch exactly the jobs that are watched."""
 
     def __init__(self, bus: Bus, active_runs: ActiveRuns) -> None:
-        self._bus, self._active_runs = bus, active_runs
+        self._bus = bus
+        self._active_runs = active_runs
         self._requested_jobs: TTLCache[str, None] = TTLCache(math.inf, WATCH_SECONDS)
 
     def is_watched(self, job: str) -> bool:

@@ -63,7 +63,8 @@ class Worker:
         model_cache: ModelCache | None = None,
         calibrations: Mapping[str, Calibration] = MappingProxyType({}),
     ) -> None:
-        self._bus, self._profile = bus, profile
+        self._bus = bus
+        self._profile = profile
         self._thread = EngineThread(engine, watchdog, self._on_events, self._on_crash, decode_worker.cores)
         self.active_runs = ActiveRuns(self._thread, decode_worker)
         self._model_cache = model_cache or ModelCache([], LoadedModels(0))

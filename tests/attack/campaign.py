@@ -114,7 +114,8 @@ class Campaign:
         self.evidence.log_tracebacks = read_log(self.room.data).count("Traceback (most recent call last)")
 
     async def _run_stage(self, stage: Callable[[], Awaitable[None]]) -> None:
-        name, started_at = getattr(stage, "__name__", "stage"), time.monotonic()
+        name = getattr(stage, "__name__", "stage")
+        started_at = time.monotonic()
         try:
             async with self.watch.stage(name), asyncio.timeout(STAGE_TIMEOUT):
                 await stage()
@@ -139,7 +140,8 @@ class Campaign:
             await fuzz_schema(self.room, self.tally, folder, campaign)
 
     async def hold_half_open(self) -> None:
-        count, seconds = self.plan.scaled(5000), self.plan.seconds(15.0, 3.0)
+        count = self.plan.scaled(5000)
+        seconds = self.plan.seconds(15.0, 3.0)
         self.evidence.notes.append(await floods.hold_half_open(self.room.port, self.tally, count, seconds))
 
     async def send_slow_bodies(self) -> None:
@@ -155,7 +157,8 @@ class Campaign:
         await floods.send_heads(self.room.port, self.tally, heads)
 
     async def open_streams(self) -> None:
-        count, seconds = self.plan.scaled(1000), self.plan.seconds(8.0, 2.0)
+        count = self.plan.scaled(1000)
+        seconds = self.plan.seconds(8.0, 2.0)
         self.evidence.notes.append(await floods.open_streams(self.room.port, self.tally, count, self.guests, seconds))
         await asyncio.sleep(3.0)
         self.evidence.streams_open_again = (await self.member.send("GET", "/api/events")).status == 200
@@ -172,7 +175,8 @@ class Campaign:
 
     async def try_routes(self) -> None:
         jobs = {"another's": await self.member.draw(), "private": await self.member.draw()}
-        jobs["elsewhere"], own_job = await self.member.draw(), await self.guests[1].draw()
+        jobs["elsewhere"] = await self.member.draw()
+        own_job = await self.guests[1].draw()
         self.room.change_job(jobs["private"], "private", 1)
         self.room.change_job(jobs["elsewhere"], "guild", "discord:2")
         worker_key = {"Authorization": f"Bearer {self.room.keys[HOSTILE_WORKER]}"}
@@ -186,10 +190,12 @@ class Campaign:
         matrix = Matrix(callers, jobs, self.tally)
         matrix.compare_routes((await self.owner.send_patiently("GET", "/openapi.json")).json())
         await matrix.run()
-        self.evidence.matrix_cells, self.evidence.missing_rules = matrix.cells, matrix.missing_rules
+        self.evidence.matrix_cells = matrix.cells
+        self.evidence.missing_rules = matrix.missing_rules
 
     async def fuzz_schema(self) -> None:
-        examples, phases = self.plan.scaled(200), PHASES
+        examples = self.plan.scaled(200)
+        phases = PHASES
         if self.plan.is_quick:  # the others take what time there is
             phases = ("coverage",)
         before = self.tally.requests
@@ -199,12 +205,14 @@ class Campaign:
         self.evidence.schema_requests = self.tally.requests - before
 
     async def attack_broker(self) -> None:
-        bot, key = (await Bus.connect(self.room.broker_url, self.room.broker_token), self.room.keys[HOSTILE_WORKER])
+        bot = await Bus.connect(self.room.broker_url, self.room.broker_token)
+        key = self.room.keys[HOSTILE_WORKER]
         try:
             tried, gained = await hostile_worker.try_every_subject(self.room.broker_url, key, bot)
         finally:
             await bot.close()
-        self.evidence.subjects_tried, self.evidence.subjects_gained = tried, gained
+        self.evidence.subjects_tried = tried
+        self.evidence.subjects_gained = gained
         jobs = [str((await self.member.send_patiently("POST", "/api/jobs", {"prompt": "a sun"})).json()["id"])]
         self.evidence.messages_sent = await hostile_worker.send_nonsense(
             self.room.broker_url, key, jobs, self.plan.scaled(2000), self.rng
@@ -217,7 +225,8 @@ class Campaign:
         while least > MEMORY_RATIO * self.evidence.memory_before and time.monotonic() < deadline:
             await asyncio.sleep(1.0)
             least = min(least, self.watch.read_memory())
-        self.evidence.memory_after, self.evidence.is_alive = least, self.room.is_alive
+        self.evidence.memory_after = least
+        self.evidence.is_alive = self.room.is_alive
         await self.member.draw()
         self.evidence.honest_job_ends = True
 
@@ -230,7 +239,8 @@ def _make_png() -> bytes:
 
 async def run_campaign(plan: Plan, folder: Path, print_line: PrintLine) -> Evidence:
     """An open room first, then the same data folder behind PUBLIC_URL; its open days must open nothing."""
-    evidence, rng = Evidence(), random.Random(plan.seed)
+    evidence = Evidence()
+    rng = random.Random(plan.seed)
     old_cookie = await _attack_open_room(folder, evidence.tally)
     print_line("an open room: done")
     async with (

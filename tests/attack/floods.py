@@ -93,7 +93,8 @@ async def send_slow_bodies(port: int, tally: Tally, count: int, guests: Sequence
     heads = [stranger, *(f"POST /api/jobs HTTP/1.1\r\n{lengths}{cookie_line(one)}\r\n{{".encode() for one in guests)]
     streams = await flood.open_all(heads[k % 2 and 1 + k % len(guests)] for k in range(count))
     statuses = [asyncio.create_task(flood.read_status(stream, "a slow body", BODY_LIMIT + 5)) for stream in streams]
-    loop, waiting = asyncio.get_running_loop(), list(zip(streams, statuses, strict=True))
+    loop = asyncio.get_running_loop()
+    waiting = list(zip(streams, statuses, strict=True))
     deadline = loop.time() + BODY_LIMIT
     while waiting and loop.time() < deadline:
         for (_, writer), _status in waiting:

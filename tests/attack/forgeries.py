@@ -49,7 +49,8 @@ def forge_cookies(rng: random.Random, valid: str, count: int) -> Iterator[str]:
             yield f"{name}={message.removeprefix('visitor:')}.{signature}"
     yield f"{name}=" + base64.urlsafe_b64encode(b'{"alg":"none"}').decode() + "." + "e30."
     for _ in range(count):
-        position, letter = rng.randrange(len(value)), rng.choice(ALPHABET)
+        position = rng.randrange(len(value))
+        letter = rng.choice(ALPHABET)
         if letter.lower() != value[position].lower():
             kinds = [value[:position] + letter + value[position + 1 :], value[:position], value + letter]
             yield f"{name}={rng.choice(kinds)}"
@@ -67,7 +68,8 @@ def forge_keys(rng: random.Random, worker_key: str, count: int) -> Iterator[str]
 
 async def try_credentials(url: str, tally: Tally, credentials: list[dict[str, str]]) -> list[str]:
     """Returns a right for each of these credentials that is let in."""
-    gate, gained = asyncio.Semaphore(10), list[str]()
+    gate = asyncio.Semaphore(10)
+    gained = list[str]()
 
     async def try_one(headers: dict[str, str]) -> None:
         async with gate:

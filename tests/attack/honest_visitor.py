@@ -35,13 +35,15 @@ def read_visits(file: Path) -> list[Visit]:
 
 async def visit_forever(url: str, cookie: str, file: Path) -> None:
     connector = aiohttp.TCPConnector(force_close=True)
-    jar, timeout = aiohttp.DummyCookieJar(), aiohttp.ClientTimeout(TIMEOUT)
+    jar = aiohttp.DummyCookieJar()
+    timeout = aiohttp.ClientTimeout(TIMEOUT)
     with file.open("a", buffering=1) as output:
         async with aiohttp.ClientSession(
             connector=connector, headers={"Cookie": cookie}, cookie_jar=jar, timeout=timeout
         ) as client:
             for path in itertools.cycle(PATHS):
-                started_at, status = time.monotonic(), 0
+                started_at = time.monotonic()
+                status = 0
                 try:
                     async with client.get(url + path) as answer:
                         await answer.read()

@@ -131,7 +131,8 @@ async def _send_one(worker: RawClient, number: int, job: str, rng: random.Random
 
 async def _write_odd_line(worker: RawClient, job: str, rng: random.Random) -> None:
     """Writes bytes that no client library would send."""
-    name, block = rng.choice(ODD_NAMES), rng.choice(ODD_BLOCKS)
+    name = rng.choice(ODD_NAMES)
+    block = rng.choice(ODD_BLOCKS)
     lines = [
         b"PUB results.%s.%s 3\r\nabc\r\n" % (HOSTILE_WORKER.encode(), name),
         b"PUB frames.%s 3\r\nabc\r\n" % name,

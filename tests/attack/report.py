@@ -14,7 +14,8 @@ QUIET = "quiet"
 
 
 def build_rows(evidence: Evidence) -> list[FigureRow]:
-    tally, rows = evidence.tally, list[FigureRow]()
+    tally = evidence.tally
+    rows = list[FigureRow]()
     statuses = ", ".join(f"{status or 'no answer'}: {count:,}" for status, count in sorted(tally.statuses.items()))
     rows.append(FigureRow("requests tried", tally.requests, None, "", "; ".join([statuses, *evidence.notes])))
     rows += [
@@ -86,7 +87,8 @@ def _upload_row(evidence: Evidence) -> FigureRow:
 
 
 def _resource_rows(evidence: Evidence, watch: RoomWatch) -> list[FigureRow]:
-    before, after = evidence.memory_before / 2**20, evidence.memory_after / 2**20
+    before = evidence.memory_before / 2**20
+    after = evidence.memory_after / 2**20
     return [
         FigureRow(
             "descriptors of the bot at most",
@@ -109,7 +111,8 @@ def _honest_rows(watch: RoomWatch) -> list[FigureRow]:
     """The honest visitor's waiting time under attack beside the quiet one."""
     attacks = [name for name in watch.stages if name not in (QUIET, "look_afterwards")]
     p99 = {name: find_quantile([one.seconds for one in watch.list_visits(name)], 0.99) for name in watch.stages}
-    visits, quiet = watch.list_visits(*attacks), p99.get(QUIET)
+    visits = watch.list_visits(*attacks)
+    quiet = p99.get(QUIET)
     attacked = find_quantile([one.seconds for one in visits], 0.99)
     all_visits = watch.list_visits(*watch.stages)
     failed = [f"{one.status} {one.path}" for one in all_visits if not (200 <= one.status < 300 or one.status == 429)]

@@ -45,7 +45,9 @@ async def fuzz_schema(room: Room, tally: Tally, folder: Path, campaign: SchemaCa
 
     Returns the operations whose answers are not as described, or why it did not run.
     """
-    har, report, description = folder / "schema.har", folder / "schema.json", folder / "openapi.json"
+    har = folder / "schema.har"
+    report = folder / "schema.json"
+    description = folder / "openapi.json"
     visitor = terminal_of(room, tally)
     description.write_bytes((await visitor.send_patiently("GET", "/openapi.json")).body)
     options = ["--config-file", str(CONFIG), "run", str(description), "--url", room.url]

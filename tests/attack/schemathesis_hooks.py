@@ -7,7 +7,8 @@ from typing import Any, cast
 
 import schemathesis
 
-KEY_HEADER, MAX_LENGTH = "Idempotency-Key", 200
+KEY_HEADER = "Idempotency-Key"
+MAX_LENGTH = 200
 
 
 def before_call(context: object, case: Any, **kwargs: object) -> None:

@@ -59,7 +59,8 @@ def recipes(load: Workload, family: Any) -> list[Recipe]:
 
 
 def test_a_mixed_load_has_as_many_row_steps_as_a_uniform_one(embedded: StableDiffusion) -> None:
-    load, mixed_load = Workload(50, "float32"), Workload(50, "float32", mixed=True)
+    load = Workload(50, "float32")
+    mixed_load = Workload(50, "float32", mixed=True)
     assert sum(map(count_row_steps, recipes(load, embedded))) == sum(
         map(count_row_steps, recipes(mixed_load, embedded))
     )
@@ -71,7 +72,8 @@ def test_a_mixed_load_has_as_many_row_steps_as_a_uniform_one(embedded: StableDif
 
 
 def test_a_load_with_init_images_has_as_many_row_steps_as_one_without(embedded: StableDiffusion) -> None:
-    load, with_images = Workload(50, "float32"), Workload(50, "float32", with_init_image=True)
+    load = Workload(50, "float32")
+    with_images = Workload(50, "float32", with_init_image=True)
     assert sum(map(count_row_steps, recipes(load, embedded))) == sum(
         map(count_row_steps, recipes(with_images, embedded))
     )
@@ -80,10 +82,8 @@ def test_a_load_with_init_images_has_as_many_row_steps_as_one_without(embedded: 
 @pytest.mark.slow
 def test_the_preview_benchmark_waits_for_every_users_preview(embedded: StableDiffusion, sequential_engine: Any) -> None:
     load = Workload(10, "float32", users=3)
-    our_rows, sequential_rows = (
-        preview_times.time_engine_previews(embedded, load),
-        preview_times.time_pipeline_previews(sequential_engine, embedded, load),
-    )
+    our_rows = preview_times.time_engine_previews(embedded, load)
+    sequential_rows = preview_times.time_pipeline_previews(sequential_engine, embedded, load)
     assert len(our_rows) == len(sequential_rows) == 3
     assert sequential_rows[-1] > sequential_rows[0] > 0  # a later user waits for whole jobs
     assert not sequential_engine._interrupt or sequential_engine("cat", num_inference_steps=1, output_type="latent")
@@ -101,7 +101,8 @@ def test_a_killed_and_resumed_picture_is_the_same(embedded: StableDiffusion, mon
     assert worst_row.figure is not None
     assert worst_row.figure > 60
     shape = embedded.latent_shape(64, 64)
-    one, other = torch.zeros(shape), torch.ones(shape)
+    one = torch.zeros(shape)
+    other = torch.ones(shape)
     assert (
         resumption.decoded_psnr(embedded, one, one)
         == resumption.EQUAL_PSNR

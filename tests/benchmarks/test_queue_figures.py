@@ -107,7 +107,8 @@ def test_a_handover_is_judged_by_its_worst_time() -> None:
     kill_failovers = [failover.Failover(wait, 0.5) for wait in (9.0, 10.0, 12.5)]
     stop_failovers = [failover.Failover(wait, 0.1) for wait in (0.2, 0.3, 0.4, 0.5, 1.2)]
     rows = {each.name: each for each in failover.build_rows("SQLite", kill_failovers, stop_failovers, (3, 5))}
-    kill_row, stop_row = rows[f"{failover.KILL_NAME} (SQLite)"], rows[f"{failover.STOP_NAME} (SQLite)"]
+    kill_row = rows[f"{failover.KILL_NAME} (SQLite)"]
+    stop_row = rows[f"{failover.STOP_NAME} (SQLite)"]
     assert [(each.figure, each.meets_goal) for each in (kill_row, stop_row)] == [(12.5, False), (1.2, False)]
     assert "worst of 3, median 10.00 s" in kill_row.note
     assert "worst of 5, median 0.40 s" in stop_row.note
@@ -141,7 +142,8 @@ def test_a_viewer_reads_stamps_from_chunks_of_a_stream() -> None:
     picture = add_timestamp(make_jpeg(2_000))
     event = {"id": "X", "frames": {"1": base64.b64encode(picture).decode()}}
     stream = b"event: jobs\r\ndata: {}\r\n\r\nevent: frame\r\ndata: " + json.dumps(event).encode() + b"\r\n\r\n: ping"
-    viewer, now = StreamViewer(), read_timestamp(picture) + 0.012
+    viewer = StreamViewer()
+    now = read_timestamp(picture) + 0.012
     for start in range(0, len(stream), 1000):
         viewer.add_chunk(stream[start : start + 1000], now)
     assert viewer.frame_delays() == [pytest.approx(12)]

@@ -80,7 +80,8 @@ def test_a_single_job_takes_its_time_alone(
 
 @pytest.mark.parametrize("order", [BatchedSimulation, SequentialSimulation])
 def test_a_user_who_gives_up_frees_the_device(order: type[BatchedSimulation] | type[SequentialSimulation]) -> None:
-    impatient_arrival, other = Arrival("gone", 0.0, "u", "g", cancel_after=1.0), Arrival("other", 0.5, "v", "g")
+    impatient_arrival = Arrival("gone", 0.0, "u", "g", cancel_after=1.0)
+    other = Arrival("other", 0.5, "v", "g")
     result = order([impatient_arrival, other]).run()
     assert "gone" not in result.finish_seconds
     assert result.finish_seconds["other"] <= compute_isolated_seconds(other) + 2.0

@@ -83,7 +83,9 @@ class FakeWorker:
     `make_result` replaces its results."""
 
     def __init__(self, bus: Bus, name: str = "fake-worker", *, rows: int = 32, models: tuple[str, ...] = ("embedded",)):
-        self.bus, self.name, self.rows = bus, name, rows
+        self.bus = bus
+        self.name = name
+        self.rows = rows
         self.models = models
         self.pools = ("default",)
         self.revision = "1"
@@ -273,7 +275,9 @@ class AppHarness:
     """Opens apps and workers over one broker and one data folder, and closes them in order."""
 
     def __init__(self, stack: AsyncExitStack, broker: Broker, settings: Settings) -> None:
-        self.stack, self.broker, self.settings = stack, broker, settings
+        self.stack = stack
+        self.broker = broker
+        self.settings = settings
 
     async def connect(self) -> Bus:
         bus = await Bus.connect(self.broker.url, self.broker.token, limits=BusLimits(lease=LEASE))

@@ -22,8 +22,11 @@ from chaos.faults import WEIGHTS
 from chaos.installation import Build
 from chaos.report import Outcome, as_json, format_rows
 
-REAL_GAP, GAP = 8.0, 2.5  # seconds between two faults: a real engine takes long to start
-REAL_STEPS, STEPS = (15, 45), (20, 60, 150)
+# seconds between two faults: a real engine takes long to start
+REAL_GAP = 8.0
+GAP = 2.5
+REAL_STEPS = (15, 45)
+STEPS = (20, 60, 150)
 
 
 def _make_parser() -> argparse.ArgumentParser:
@@ -53,7 +56,8 @@ def make_plan(options: argparse.Namespace) -> Plan:
     real = options.engine == "real"
     seed = random.SystemRandom().randrange(10**6) if options.seed is None else options.seed
     build = Build(options.engine, options.database, options.workers, standby=options.standby)
-    gap, steps = options.gap or (REAL_GAP if real else GAP), REAL_STEPS if real else STEPS
+    gap = options.gap or (REAL_GAP if real else GAP)
+    steps = REAL_STEPS if real else STEPS
     return Plan(
         seed,
         options.kills,

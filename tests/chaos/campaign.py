@@ -121,7 +121,8 @@ async def _open_scene(parts: AsyncExitStack, plan: Plan, site: Installation, fol
     parts.callback(accepted_log.close)
     bus = await Bus.connect(site.broker_url, site.token, name="observer")
     parts.push_async_callback(bus.close)
-    specs, model = plan.make_job_specs(), site.build.model
+    specs = plan.make_job_specs()
+    model = site.build.model
     members: list[HttpMember] = []
     observer = Observer(bus, lambda: [job for member in members for job in member.open_jobs])
     setup = Setup(
@@ -166,7 +167,8 @@ async def _run_references(setup: Setup) -> None:
 
 async def _run_with_faults(setup: Setup, kinds: list[str]) -> bool:
     """Runs load and faults, then recovery. True if all jobs end in time afterwards."""
-    plan, site = setup.plan, setup.site
+    plan = setup.plan
+    site = setup.site
     setup.members.extend(
         HttpMember(f"m{n}", setup.web_target, random.Random(plan.seed + 10 + n)) for n in range(plan.members)
     )

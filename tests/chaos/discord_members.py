@@ -38,8 +38,13 @@ class DiscordMembers:
         accepted_log: AcceptedLog,
         rng: random.Random,
     ) -> None:
-        self.loopback, self.model, self.specs = loopback, model, specs
-        self.accepted_log, self.rng, self.is_requesting, self.request_count = accepted_log, rng, True, 0
+        self.loopback = loopback
+        self.model = model
+        self.specs = specs
+        self.accepted_log = accepted_log
+        self.rng = rng
+        self.is_requesting = True
+        self.request_count = 0
         servers = [loopback.world.create_guild(f"guild {number}") for number in range(guilds)]
         self.people = [Person(loopback, f"speaker {n}", servers[n % guilds]) for n in range(people)]
         self.channels = [servers[n % guilds].create_text_channel(f"pictures-{n}") for n in range(people)]

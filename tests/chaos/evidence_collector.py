@@ -53,7 +53,8 @@ TASKS = "SELECT id, task FROM jobs ORDER BY id"
 MAX_REQUESTS = 8
 REDRAWN_JOBS = 12  # of a campaign
 REDRAWING_TIMEOUT = 300.0  # seconds
-WORK, RESULTS = "work", "results"
+WORK = "work"
+RESULTS = "results"
 STREAMS = (WORK, RESULTS)
 INSPECT_LIMIT = 20  # up to so many messages are inspected one by one
 
@@ -200,7 +201,8 @@ async def count_messages_left(bus: Bus) -> dict[str, int]:
 
 
 async def _count_other_versions(bus: Bus, stream: str, state: StreamState) -> int:
-    count, number = 0, state.first_seq
+    count = 0
+    number = state.first_seq
     for _ in range(state.messages):
         try:
             message = await bus.js.get_msg(stream, number, subject=f"{stream}.>", next=True)

@@ -30,7 +30,9 @@ class FaultInjector:
     """Injects faults with `inject_all`, then repairs everything with `restore_all`."""
 
     def __init__(self, site: Installation, observer: Observer, hostile_client: HostileClient) -> None:
-        self._site, self._observer, self._hostile_client = site, observer, hostile_client
+        self._site = site
+        self._observer = observer
+        self._hostile_client = hostile_client
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self.injected: list[Fault] = []
         self._actions: dict[str, Callable[[Fault], Awaitable[str | None]]] = {
@@ -109,7 +111,8 @@ class FaultInjector:
 
     async def _lose_store(self, fault: Fault) -> str:
         """Deletes the broker's store, under the running server or once it is dead."""
-        broker, is_running = self._site.programs["broker"], fault.salt % 2 == 0
+        broker = self._site.programs["broker"]
+        is_running = fault.salt % 2 == 0
         start_count = broker.start_count + 1
         if is_running:
             await asyncio.to_thread(shutil.rmtree, self._site.store, ignore_errors=True)
@@ -130,7 +133,8 @@ class FaultInjector:
 
     async def _terminate(self, fault: Fault) -> str:
         self._note_loss(fault, "term")
-        program, started_at = self._site.find_working_program(fault.target), time.monotonic()
+        program = self._site.find_working_program(fault.target)
+        started_at = time.monotonic()
         start_count = program.start_count + 1
         program.signal(signal.SIGTERM, restart_delay=fault.duration)
         if not await program.wait_for_exit(EXIT_TIMEOUT):

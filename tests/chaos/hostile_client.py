@@ -38,7 +38,8 @@ class HostileClient:
     """Sends lies. Each is about a job that another worker holds under `claim`."""
 
     def __init__(self, bus: Bus, observer: Observer) -> None:
-        self._bus, self._observer = bus, observer
+        self._bus = bus
+        self._observer = observer
 
     async def repeat_messages(self, rng: random.Random) -> str:
         """Repeats earlier results and dispatched work, out of order."""
@@ -134,13 +135,15 @@ class HostileClient:
 
     async def send_odd_subjects(self, job: str, claim: ClaimRecord, rng: random.Random) -> None:
         """Subjects that the broker accepts: not text, with a gap, or of maximal length."""
-        name, words = rng.choice(ODD_NAMES), b"abc"
+        name = rng.choice(ODD_NAMES)
+        words = b"abc"
         for subject in (b"results.%s." % NAME.encode() + name, b"frames." + name):
             await self._write(b"PUB %s %d\r\n%s\r\n" % (subject, len(words), words))
 
     async def send_odd_headers(self, job: str, claim: ClaimRecord, rng: random.Random) -> None:
         """Headers that are not text, that begin in their first line, or that end too soon."""
-        block, words = rng.choice(ODD_BLOCKS), b"abc"
+        block = rng.choice(ODD_BLOCKS)
+        words = b"abc"
         for subject in (f"results.{NAME}.{job}", f"frames.{job}"):
             sizes = b"%d %d" % (len(block), len(block) + len(words))
             await self._write(b"HPUB %s %s\r\n%s%s\r\n" % (subject.encode(), sizes, block, words))

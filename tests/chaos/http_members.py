@@ -77,8 +77,13 @@ class HttpMember:
         cancel_share: float = CANCEL_SHARE,
         steer_share: float = STEER_SHARE,
     ) -> None:
-        self.name, self.target, self.rng, self.max_open, self.cancel_share = name, target, rng, max_open, cancel_share
-        self.steer_share, self.steered_jobs = steer_share, set[str]()
+        self.name = name
+        self.target = target
+        self.rng = rng
+        self.max_open = max_open
+        self.cancel_share = cancel_share
+        self.steer_share = steer_share
+        self.steered_jobs = set[str]()
         self.open_jobs: set[str] = set()
         self.is_requesting = True
         self._serial = 0
@@ -149,7 +154,8 @@ class HttpMember:
             await asyncio.sleep(self.rng.uniform(0.0, STEER_DELAY))
             if job not in self.open_jobs:
                 return
-            key, body = f"{self.name}-{job}-{number}", draw_change(self.rng, count)
+            key = f"{self.name}-{job}-{number}"
+            body = draw_change(self.rng, count)
             status, answer = await self._retry_until(202, "POST", f"/api/jobs/{job}/amend", body, key=key)
             if status == 202:
                 numbers = tuple(int(one["number"]) for one in answer["amendments"])

@@ -170,7 +170,8 @@ class ProgramKeepers:
     """The tasks that keep programs alive."""
 
     def __init__(self, site: Installation) -> None:
-        self.site, self.tasks = site, list[asyncio.Task[None]]()
+        self.site = site
+        self.tasks = list[asyncio.Task[None]]()
 
     def add(self, name: str, program: Program | None) -> None:
         assert program

@@ -84,7 +84,8 @@ def find_wrong_ends(evidence: Evidence) -> Iterator[Violation]:
 def _find_other_ends(evidence: Evidence) -> Iterator[Violation]:
     rows = _rows(evidence)
     for one in evidence.accepted:
-        row, api_job = rows.get(one.job), evidence.api.get(one.job)
+        row = rows.get(one.job)
+        api_job = evidence.api.get(one.job)
         for end in {*one.reported_ends, *([api_job.state] if api_job else [])}:
             if row is not None and end != row.state:
                 yield one.job, f"is {row.state}, and the API said {end}"
@@ -117,7 +118,8 @@ def find_wrongly_shown(evidence: Evidence) -> Iterator[Violation]:
             continue
         if destination.delivered is None:
             yield row.id, f"its last word was not shown as {destination.role}"
-        count, expected = evidence.posted_counts.get(row.id, 0), int(row.state == "finished")
+        count = evidence.posted_counts.get(row.id, 0)
+        expected = int(row.state == "finished")
         if destination.role == "answer" and count != expected:
             yield row.id, f"is {row.state}, and stands in Discord {count} times {destination.reason}".rstrip()
 
@@ -148,9 +150,11 @@ def find_other_bytes(evidence: Evidence) -> Iterator[Violation]:
 
 
 def _pair_with_references(evidence: Evidence) -> list[tuple[Accepted, tuple[str, ...]]]:
-    pairs, steered = [], {row.id for row in evidence.jobs if row.amendments}
+    pairs = []
+    steered = {row.id for row in evidence.jobs if row.amendments}
     for one in evidence.accepted:
-        job, reference = evidence.api.get(one.job), evidence.references.get(one.spec)
+        job = evidence.api.get(one.job)
+        reference = evidence.references.get(one.spec)
         if (
             job is not None
             and job.state == "finished"

@@ -64,7 +64,8 @@ class Observer:
     """Starts with `subscribe`. Times are on the monotonic clock."""
 
     def __init__(self, bus: Bus, open_jobs: Callable[[], Iterable[str]]) -> None:
-        self._bus, self._open_jobs = bus, open_jobs
+        self._bus = bus
+        self._open_jobs = open_jobs
         self.jobs: dict[str, dict[int, ClaimRecord]] = defaultdict(dict)
         self.losses: list[Loss] = []
         self.fault_periods: list[tuple[float, float, str]] = []  # start, end, kind: other faults

@@ -27,11 +27,18 @@ class Program:
     def __init__(
         self, name: str, command: Sequence[str], log: Path, timeline: Timeline, env: Mapping[str, str] | None = None
     ) -> None:
-        self.name, self.command, self.log, self.env = name, command, log, env
-        self.timeline, self.restart_delay, self.death_count, self.start_count = timeline, RESTART_DELAY, 0, 0
+        self.name = name
+        self.command = command
+        self.log = log
+        self.env = env
+        self.timeline = timeline
+        self.restart_delay = RESTART_DELAY
+        self.death_count = 0
+        self.start_count = 0
         self.started_at = 0.0  # the last start, on the monotonic clock
         self.process: asyncio.subprocess.Process | None = None
-        self._end_is_expected, self._has_ended = False, False
+        self._end_is_expected = False
+        self._has_ended = False
 
     async def keep_running(self) -> None:
         """Starts it again and again until `stop`."""
@@ -44,7 +51,9 @@ class Program:
             if not (self._end_is_expected or self._has_ended):
                 self.death_count += 1
                 self.timeline.note("ended by itself", is_printed=True, who=self.name, code=code)
-            pause, self.restart_delay, self._end_is_expected = self.restart_delay, RESTART_DELAY, False
+            pause = self.restart_delay
+            self.restart_delay = RESTART_DELAY
+            self._end_is_expected = False
             await asyncio.sleep(pause)
 
     async def _start(self) -> None:
@@ -52,7 +61,8 @@ class Program:
             self.process = await asyncio.create_subprocess_exec(
                 *self.command, cwd=ROOT, env=self.env, stdin=asyncio.subprocess.DEVNULL, stdout=output, stderr=output
             )
-        self.start_count, self.started_at = self.start_count + 1, time.monotonic()
+        self.start_count = self.start_count + 1
+        self.started_at = time.monotonic()
         self.timeline.note("started", who=self.name, pid=self.process.pid)
 
     @property
@@ -65,7 +75,8 @@ class Program:
             return
         assert self.process
         if signal_number in (signal.SIGKILL, signal.SIGTERM):
-            self._end_is_expected, self.restart_delay = True, restart_delay
+            self._end_is_expected = True
+            self.restart_delay = restart_delay
         with suppress(ProcessLookupError):
             self.process.send_signal(signal_number)
 

@@ -19,7 +19,8 @@ class Proxy:
     """Listens on `port` within `async with proxy.open():`. Held bytes come late, dropped bytes never."""
 
     def __init__(self, target: int) -> None:
-        self.target, self.port = target, 0
+        self.target = target
+        self.port = 0
         self.mode: ProxyMode = "pass"
         self._flow_gate = asyncio.Event()
         self._flow_gate.set()

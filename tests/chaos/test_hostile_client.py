@@ -22,7 +22,8 @@ async def test_malformed_subjects_and_headers_are_set_aside(tmp_path: Path) -> N
     async with Broker(tmp_path) as broker:
         bus, bot = [await Bus.connect(broker.url, broker.token) for _ in range(2)]
         await bot.declare()
-        client, claim = HostileClient(bus, Observer(bus, list)), ClaimRecord(1, "one", 0, 0.0)
+        client = HostileClient(bus, Observer(bus, list))
+        claim = ClaimRecord(1, "one", 0, 0.0)
         for seed in range(20):
             await client.send_odd_subjects(JOB, claim, random.Random(seed))
             await client.send_odd_headers(JOB, claim, random.Random(seed))

@@ -28,8 +28,13 @@ from chaos.invariants import check_invariants
 from chaos.report import format_bound, quantile
 
 WISH = JobSpec("red apple", 1, 10, 1)
-WEB, STEERED, DISCORD, STOPPED, FAILED = "web", "steered", "discord", "stopped", "failed"
-REFERENCE, OTHER = "a" * 64, "b" * 64
+WEB = "web"
+STEERED = "steered"
+DISCORD = "discord"
+STOPPED = "stopped"
+FAILED = "failed"
+REFERENCE = "a" * 64
+OTHER = "b" * 64
 LIVES = {
     WEB: ("new", "queued", "sent", "running", "finished"),
     STEERED: ("new", "queued", "sent", "running", "finished"),
@@ -40,7 +45,8 @@ LIVES = {
 CHARGED = {WEB: 2.0, STEERED: 2.0, DISCORD: 2.0, STOPPED: 0.6, FAILED: 0.0}
 BILLED = {WEB: 2.0, STEERED: 2.0, DISCORD: 2.0, STOPPED: 0.6, FAILED: 0.0}
 
-BLUE, SPLIT = '{"type": "SetNegative"}', '{"type": "SplitImage"}'
+BLUE = '{"type": "SetNegative"}'
+SPLIT = '{"type": "SplitImage"}'
 HELD = (RecipeAmendment(1, 3, BLUE), RecipeAmendment(3, 5, SPLIT))
 AMENDMENTS = (
     AmendmentRow(STEERED, 1, "hash-1", "made", 3, "", BLUE),
@@ -155,7 +161,8 @@ def test_correct_evidence_violates_no_invariant() -> None:
     assert all(verdict.case_count for verdict in check_invariants(make_sound_evidence()))
 
 
-LOST_CHANGE, DOUBLED_CHANGE = "acknowledged amendments lost", "amendments applied twice"
+LOST_CHANGE = "acknowledged amendments lost"
+DOUBLED_CHANGE = "amendments applied twice"
 OTHER_PIXELS = "steered, and other pixels if redrawn"
 CASES: dict[str, tuple[Callable[[Evidence], Evidence], dict[str, list[str]]]] = {
     "lost": (lambda old: forget_job(old, WEB), {"lost": [WEB]}),

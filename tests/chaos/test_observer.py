@@ -26,7 +26,8 @@ def make_observer(claims: list[ClaimRecord]) -> Observer:
 
 
 def test_a_job_that_keeps_its_worker_through_a_cut_waits_until_its_next_step_not_until_a_later_loss() -> None:
-    claim, later_claim = ClaimRecord(1, "w", 0, 100.0), ClaimRecord(2, "v", 9, 332.0)
+    claim = ClaimRecord(1, "w", 0, 100.0)
+    later_claim = ClaimRecord(2, "v", 9, 332.0)
     claim.steps[0] += [(101.0, 3), (109.0, 4), (320.0, 90)]
     observer = make_observer([claim, later_claim])
     observer.losses = [Loss(102.0, "w", cause, (("job", 1),)) for cause in ("cut-worker", "kill")]

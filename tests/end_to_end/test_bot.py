@@ -182,7 +182,8 @@ def test_the_best_pictures_are_the_same_alone_and_in_a_running_bot_and_vary_by_t
     results = [_imagine(folder, tmp_path, *options) for folder in (shared_bot.data, idle_data)]
     contents = [[Path(path).read_bytes() for path in result["pictures"]] for result in results]
     assert contents[0] == contents[1]
-    job, seeds = results[0]["id"], [_read_parameter(path, "Seed") for path in results[0]["pictures"]]
+    job = results[0]["id"]
+    seeds = [_read_parameter(path, "Seed") for path in results[0]["pictures"]]
     assert len(set(seeds)) == 2
     assert {int(seed) for seed in seeds} < {7, 8, 9, 10}
     assert (shared_bot.get_job(job)["count"], shared_bot.get_job(job)["candidates"]) == (2, 4)

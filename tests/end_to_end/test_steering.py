@@ -43,7 +43,11 @@ class SteeredBot:
     """A page, the app behind it, and the worker's models."""
 
     def __init__(self, app: App, url: str, key: str, families: dict[str, Any], worker: Worker) -> None:
-        self.app, self.url, self.key, self.families, self.worker = app, url, key, families, worker
+        self.app = app
+        self.url = url
+        self.key = key
+        self.families = families
+        self.worker = worker
 
     async def ask(self, method: str, path: str, body: object = None) -> tuple[int, Any]:
         headers = {"Authorization": f"Bearer {self.key}"}

@@ -61,8 +61,12 @@ class Outcome:
 
 async def run_campaign(seed: int, cases: int, print_line: Callable[[str], None]) -> Outcome:
     """All cases, two at once."""
-    outcome, seed_pictures, upload_decoder = Outcome(seed, cases), make_seeds(), UploadDecoder()
-    started_at, numbers, this_process = time.monotonic(), iter(range(cases)), psutil.Process()
+    outcome = Outcome(seed, cases)
+    seed_pictures = make_seeds()
+    upload_decoder = UploadDecoder()
+    started_at = time.monotonic()
+    numbers = iter(range(cases))
+    this_process = psutil.Process()
     other_children = set(this_process.children())  # children of other code in this process
     await asyncio.gather(*(_warm_up(upload_decoder) for _ in range(4 * AT_ONCE)))
     outcome.before = this_process.memory_info().rss
@@ -107,7 +111,8 @@ async def _warm_up(upload_decoder: UploadDecoder) -> None:
 
 async def _run_case(outcome: Outcome, number: int, seed_pictures: list[Seed], upload_decoder: UploadDecoder) -> None:
     kind, content = await asyncio.to_thread(draw_case, outcome.seed, number, seed_pictures)
-    tally, started_at = outcome.kinds.setdefault(kind, Tally()), time.monotonic()
+    tally = outcome.kinds.setdefault(kind, Tally())
+    started_at = time.monotonic()
     tally.cases += 1
     try:
         async with asyncio.timeout(LATE):
@@ -131,7 +136,8 @@ def find_problem(picture: DecodedImage) -> str:
     """Finds what is wrong with the decoded picture; empty if nothing is."""
     if hashlib.sha256(picture.png).hexdigest() != picture.sha256:
         return "another SHA-256"
-    kinds, offset = list[bytes](), 8
+    kinds = list[bytes]()
+    offset = 8
     while offset + 12 <= len(picture.png):
         length, kind = struct.unpack_from(">I4s", picture.png, offset)
         kinds.append(kind)

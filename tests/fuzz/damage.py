@@ -42,7 +42,8 @@ def falsify_numbers(rng: random.Random, seeds: Sequence[Seed]) -> bytes:
     """Falsify lengths, sizes or offsets, in either byte order; more often near the beginning."""
     data = bytearray(rng.choice(seeds).content)
     for _ in range(rng.randint(1, 3)):
-        width, order = rng.choice((1, 2, 4)), rng.choice(("big", "little"))
+        width = rng.choice((1, 2, 4))
+        order = rng.choice(("big", "little"))
         offset = rng.randrange(max(1, min(len(data), rng.choice((64, 256, 1 << 20))) - width))
         value = rng.choice(NUMBERS) % (1 << 8 * width)
         data[offset : offset + width] = value.to_bytes(width, order)
@@ -58,9 +59,11 @@ def cut_bytes(rng: random.Random, seeds: Sequence[Seed]) -> bytes:
 
 def splice_files(rng: random.Random, seeds: Sequence[Seed]) -> bytes:
     """Put a piece of one file into, or over, another."""
-    target, source = rng.choice(seeds).content, rng.choice(seeds).content
+    target = rng.choice(seeds).content
+    source = rng.choice(seeds).content
     start = rng.randrange(len(source))
-    fragment, offset = source[start : start + rng.randint(1, 400)], rng.randrange(len(target))
+    fragment = source[start : start + rng.randint(1, 400)]
+    offset = rng.randrange(len(target))
     return target[:offset] + fragment + target[offset + (len(fragment) if rng.random() < 0.5 else 0) :]
 
 
@@ -77,7 +80,8 @@ def damage_chunks(rng: random.Random, seeds: Sequence[Seed]) -> bytes:
     """A PNG whose chunks are in another order, doubled, left out, or bitten, with checksums that are right."""
     parts = _split_chunks(rng.choice([one for one in seeds if one.name.startswith("PNG")]).content)
     for _ in range(rng.randint(1, 4)):
-        offset, method = rng.randrange(len(parts)), rng.randrange(4)
+        offset = rng.randrange(len(parts))
+        method = rng.randrange(4)
         if method == 0:
             parts.insert(rng.randrange(len(parts)), parts[offset])
         elif method == 1 and len(parts) > 1:
@@ -97,7 +101,8 @@ def make_bomb(rng: random.Random, seeds: Sequence[Seed]) -> bytes:
     other = rng.choice((1, 10, 2000, 6000, 30_000))
     depth, colour = rng.choice(((1, 0), (8, 0), (16, 0), (8, 2), (16, 2), (8, 3), (8, 4), (8, 6), (16, 6), (7, 9)))
     head = struct.pack(">IIBBBBB", side, other, depth, colour, 0, 0, rng.choice((0, 0, 0, 1)))
-    zeros, parts = deflate_zeros(rng.choice((20, 24, 28))), list[bytes]()
+    zeros = deflate_zeros(rng.choice((20, 24, 28)))
+    parts = list[bytes]()
     if rng.random() < 0.5:
         kind, before = rng.choice(((b"zTXt", b"a\0\0"), (b"iCCP", b"a\0\0"), (b"iTXt", b"a\0\1\0\0\0"), (b"eXIf", b"")))
         parts = [pack_chunk(kind, before + (zeros if before else bytes(99)))] * rng.choice((1, 1, 3))
@@ -116,7 +121,8 @@ def make_exif_loop(rng: random.Random, seeds: Sequence[Seed]) -> bytes:
         count = rng.randint(0, 6)
         body += struct.pack(order + "H", count if rng.random() < 0.8 else 0xFFFF)
         for _ in range(count):
-            size, value = rng.choice((1, 2, 2**16, 2**31)), rng.choice((0, 6, 8, 14, 26, 0xFFFFFFF0))
+            size = rng.choice((1, 2, 2**16, 2**31))
+            value = rng.choice((0, 6, 8, 14, 26, 0xFFFFFFF0))
             body += struct.pack(order + "HHII", rng.choice(tags), rng.randint(0, 14), size, value)
         body += struct.pack(order + "I", rng.choice((0, 8, 26, len(body))))
     if rng.random() < 0.5:
@@ -144,7 +150,8 @@ def make_lying_gif(rng: random.Random, seeds: Sequence[Seed]) -> bytes:
 
 def join_two_files(rng: random.Random, seeds: Sequence[Seed]) -> bytes:
     """One file after, or within, another; or with another's first bytes."""
-    one, other = rng.choice(seeds).content, rng.choice(seeds).content
+    one = rng.choice(seeds).content
+    other = rng.choice(seeds).content
     method = rng.randrange(4)
     if method == 0:
         return one + other
@@ -195,7 +202,8 @@ def pack_chunk(kind: bytes, body: bytes) -> bytes:
 
 
 def _split_chunks(content: bytes) -> list[tuple[bytes, bytes]]:
-    chunks, offset = list[tuple[bytes, bytes]](), 8
+    chunks = list[tuple[bytes, bytes]]()
+    offset = 8
     while offset < len(content):
         (length,) = struct.unpack_from(">I", content, offset)
         chunks.append((content[offset + 4 : offset + 8], content[offset + 8 : offset + 8 + length]))
@@ -206,5 +214,6 @@ def _split_chunks(content: bytes) -> list[tuple[bytes, bytes]]:
 @cache
 def deflate_zeros(power: int) -> bytes:
     """2 ** power zeros, deflated."""
-    compressor, block = zlib.compressobj(9), bytes(1 << 20)
+    compressor = zlib.compressobj(9)
+    block = bytes(1 << 20)
     return b"".join([compressor.compress(block) for _ in range(1 << (power - 20))]) + compressor.flush()

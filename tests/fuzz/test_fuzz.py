@@ -44,7 +44,8 @@ def test_the_check_finds_every_kind_of_fault() -> None:
         content = buffer.getvalue()
         return DecodedImage(content, width, 6, sha256 or hashlib.sha256(content).hexdigest())
 
-    text, rgb = PngInfo(), Image.new("RGB", (8, 6))
+    text = PngInfo()
+    rgb = Image.new("RGB", (8, 6))
     text.add_text("a", "b")
     assert find_problem(encode(rgb)) == ""
     assert "chunks" in find_problem(encode(rgb, pnginfo=text))

@@ -28,7 +28,8 @@ SLACK = 0.25  # seconds that a request already sent at a job's end may still tak
 def load_rows(result: LoadResult) -> list[FigureRow]:
     """Computes the result rows of one load."""
     answer_times = sorted(1000 * (act.answered_at - act.sent_at) for act in result.acts if act.answered_at)
-    finals_by_job, size = result.group_finals_by_job(), result.size
+    finals_by_job = result.group_finals_by_job()
+    size = result.size
     store_delays = sorted(
         result.stored_at[job] - ended_at for job, ended_at in result.ended_at.items() if job in result.stored_at
     )
@@ -112,10 +113,8 @@ def hang_first_edits(jobs: int, hang: float, faults: Faults) -> None:
 
 def stalled_row(result: LoadResult, hang: float = HANG) -> FigureRow:
     """The row that counts finals delayed by a preview; none may be."""
-    finals_by_job, hung_count = (
-        result.group_finals_by_job(),
-        sum(fault.met_count for fault in result.loopback.faults.orders),
-    )
+    finals_by_job = result.group_finals_by_job()
+    hung_count = sum(fault.met_count for fault in result.loopback.faults.orders)
     delays = [
         finals_by_job[job][0].answered_at - ended_at if job in finals_by_job else math.inf
         for job, ended_at in result.ended_at.items()
@@ -150,7 +149,8 @@ def _list_limited_routes(result: LoadResult) -> str:
 
 def count_finals_behind_previews(result: LoadResult) -> int:
     """Counts jobs with a preview sent after their end was stored. `stalled_row` counts the delayed finals."""
-    previews, finals_by_job = result.group_previews_by_job(), result.group_finals_by_job()
+    previews = result.group_previews_by_job()
+    finals_by_job = result.group_finals_by_job()
     return sum(
         any(result.stored_at.get(job, math.inf) + SLACK < one.received_at for one in previews.get(job, ()))
         for job in finals_by_job

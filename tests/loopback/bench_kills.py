@@ -30,7 +30,9 @@ Moment = Literal["arrives", "took effect", "was answered", "was noted"]
 Kind = Literal["answer", "preview", "final", "notice", "collapse", "open direct", "direct", "none"]
 STORE_DELAY = 0.03  # seconds after an answer: by then the bot has stored it
 PICTURE_TIMEOUT = 90.0  # seconds for a picture to arrive, the bot's start included
-DOWNTIME, OTHER_MESSAGES = 600.0, 60  # seconds that the bot is down in a busy channel, and messages written meanwhile
+# seconds that the bot is down in a busy channel, and messages written meanwhile
+DOWNTIME = 600.0
+OTHER_MESSAGES = 60
 DUPLICATE_WAIT = 2.0  # seconds in which a duplicate would arrive
 
 

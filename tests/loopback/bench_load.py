@@ -30,7 +30,9 @@ from loopback.recorded_request import RecordedRequest
 from loopback.server import Loopback
 from loopback.simulated_workers import WORKERS
 
-SHORT, LONG = 52.0, 64.0  # seconds: above a minute the bot announces a job's end with a new message
+# seconds: above a minute the bot announces a job's end with a new message
+SHORT = 52.0
+LONG = 64.0
 RATE = 20.0  # requests for pictures a second
 JOB = re.compile(r"[0-9A-HJKMNP-TV-Z]{26}")
 WORKERS_TIMEOUT = 30.0  # seconds for the bot to see the device
@@ -133,7 +135,8 @@ async def run_load(
         async with run_device(bot.broker, size, result.ended_at):
             await bot.start()
             await _wait_for_workers(bot)
-            before, started_at = _measure_cpu(bot), time.monotonic()
+            before = _measure_cpu(bot)
+            started_at = time.monotonic()
             reporter = asyncio.create_task(_report_progress(bot, result, report))
             try:
                 await _send_commands(people, channels, result)
@@ -182,7 +185,8 @@ async def _wait_for_finals(result: LoadResult) -> None:
         await asyncio.sleep(0.5)
         count = len(result.group_finals_by_job())
         if count != known_count:
-            known_count, last_change_at = count, time.monotonic()
+            known_count = count
+            last_change_at = time.monotonic()
     await asyncio.sleep(result.size.duplicate_wait)
 
 

@@ -60,7 +60,8 @@ class PartyResult:
 async def run_party(folder: Path, size: PartySize) -> PartyResult:
     """Runs one party from `/party` until its picture is shown."""
     loopback = Loopback(clock=time.monotonic, validates=False)
-    result, guild = PartyResult(size, loopback), loopback.world.create_guild("guild")
+    result = PartyResult(size, loopback)
+    guild = loopback.world.create_guild("guild")
     channel = guild.create_text_channel("party")
     people = [Person(loopback, f"member {number}", guild, answer_timeout=30.0) for number in range(size.members)]
     async with open_installation(loopback, folder, ROW_MS) as database:
@@ -73,7 +74,8 @@ async def run_party(folder: Path, size: PartySize) -> PartyResult:
 
 async def _talk(people: list[Person], channel: Any, result: PartyResult) -> None:
     """Lets members say something in turn until the finished picture is shown."""
-    rng, start = random.Random(5), time.monotonic()
+    rng = random.Random(5)
+    start = time.monotonic()
     order = rng.sample(people, len(people))
     await asyncio.sleep(2.0)  # the party is open
     for turn in itertools.count():
@@ -104,7 +106,8 @@ def party_rows(result: PartyResult) -> list[FigureRow]:
         f"{size.members} members said {len(result.acts)} things in {size.minutes} minutes, {heard_count} answered; "
         f"{result.change_count} changes, each member's words in {min(result.served)} to {max(result.served)} of them"
     )
-    limited_count, is_late = result.loopback.rates.refused_count, not result.final_delay <= SOON
+    limited_count = result.loopback.rates.refused_count
+    is_late = not result.final_delay <= SOON
     final_note = f"{result.final_delay:.2f} s after the picture's end; {len(result.find_finals())} shown"
     return [
         FigureRow(FAIR_NAME, jain_index(result.served), "≥ 0.95", "", note, size.members, size.members),

@@ -27,7 +27,8 @@ from loopback.simulated_installation import WORDS, open_installation
 
 ROW_MS = 60.0  # of the simulated device: a step takes so long for each of its rows
 STEPS = 1000
-PRESSES, QUICK_PRESSES = 30, 6
+PRESSES = 30
+QUICK_PRESSES = 6
 PAUSE_SECONDS = (0.5, 4.0)  # between two presses
 SHOWN_TIMEOUT = 30.0  # after which a change counts as never shown
 
@@ -58,9 +59,12 @@ class SteeredMessage:
 
 async def steer_message(folder: Path, presses: int) -> SteeredMessage:
     """Runs one job, whose author says more `presses` times."""
-    loopback, rng = Loopback(clock=time.monotonic, validates=False), random.Random(5)
-    steered, guild = SteeredMessage(loopback), loopback.world.create_guild("guild")
-    channel, alice = guild.create_text_channel("pictures"), Person(loopback, "alice", guild, answer_timeout=30.0)
+    loopback = Loopback(clock=time.monotonic, validates=False)
+    rng = random.Random(5)
+    steered = SteeredMessage(loopback)
+    guild = loopback.world.create_guild("guild")
+    channel = guild.create_text_channel("pictures")
+    alice = Person(loopback, "alice", guild, answer_timeout=30.0)
     async with open_installation(loopback, folder, ROW_MS) as database:
         act = await alice.slash(
             channel, "imagine", prompt=f"a fox --steps {STEPS} --evaluations all --count 1 --interval 0-1"

@@ -31,7 +31,9 @@ class Bot:
     """A bot process. After `kill`, `start` uses the same folder and broker again."""
 
     def __init__(self, loopback: Loopback, broker: Broker, folder: Path, **environment: str) -> None:
-        self.loopback, self.broker, self.folder = loopback, broker, folder
+        self.loopback = loopback
+        self.broker = broker
+        self.folder = folder
         self.environment = environment
         self.log = folder / "printed.txt"
         self.process: asyncio.subprocess.Process | None = None

@@ -101,7 +101,8 @@ class DiscordRules:
         channel: int | None = None
         message: int | None = None
         if match := CHANNEL_PATH.match(call.path):
-            channel, message = int(match[1]), int(match[2] or 0)
+            channel = int(match[1])
+            message = int(match[2] or 0)
         elif (match := WEBHOOK_PATH.match(call.path)) and match[1] in backend.interaction_tokens:
             record = backend.interactions[backend.interaction_tokens[match[1]]]
             channel = record.channel_id

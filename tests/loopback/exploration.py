@@ -20,9 +20,24 @@ if TYPE_CHECKING:
     from simcord.builders import ChannelHandle
 
 VARIES = re.compile(r"[0-9A-HJKMNP-TV-Z]{26}|\d+")  # ids of jobs, numbers of pages and pictures
-SLASH, OF_USER, OF_MESSAGE = 1, 2, 3
-BUTTON, MENU, PEOPLE, ROLES, ANYBODY, CHANNELS = 2, 3, 5, 6, 7, 8
-TEXT, INTEGER, BOOLEAN, MEMBER, CHANNEL, ROLE, MENTIONED, NUMBER, FILE = 3, 4, 5, 6, 7, 8, 9, 10, 11
+SLASH = 1
+OF_USER = 2
+OF_MESSAGE = 3
+BUTTON = 2
+MENU = 3
+PEOPLE = 5
+ROLES = 6
+ANYBODY = 7
+CHANNELS = 8
+TEXT = 3
+INTEGER = 4
+BOOLEAN = 5
+MEMBER = 6
+CHANNEL = 7
+ROLE = 8
+MENTIONED = 9
+NUMBER = 10
+FILE = 11
 
 
 @dataclass
@@ -94,11 +109,13 @@ class Explorer:
                     next_acts.extend([form] if form else [])
                 elif message := act.message:
                     next_acts.extend(await self._use_components(act, message))
-            acts, depth = next_acts, depth - 1
+            acts = next_acts
+            depth = depth - 1
 
     async def _use_components(self, act: Act, message: Message) -> list[Act]:
         """Use one component of each kind in the message. Repeats the act where a press removed the component."""
-        acts, current_act = [], act
+        acts = []
+        current_act = act
         for each in list(walk_components(message.components)):
             name = each.get("custom_id")
             kind = VARIES.sub("…", name or "")
@@ -113,7 +130,8 @@ class Explorer:
 
     async def _use_component(self, act: Act, each: dict[str, Any]) -> Act | None:
         """Press a button or choose from a menu under an act's answer."""
-        name, message = each["custom_id"], act.message
+        name = each["custom_id"]
+        message = act.message
         if message is None:
             return None
         if each["type"] == BUTTON:

@@ -23,7 +23,14 @@ from simcord.gateway import FakeGateway
 
 from loopback.world import World
 
-DISPATCH, HEARTBEAT, IDENTIFY, RESUME, RECONNECT, INVALID_SESSION, HELLO, HEARTBEAT_ACK = 0, 1, 2, 6, 7, 9, 10, 11
+DISPATCH = 0
+HEARTBEAT = 1
+IDENTIFY = 2
+RESUME = 6
+RECONNECT = 7
+INVALID_SESSION = 9
+HELLO = 10
+HEARTBEAT_ACK = 11
 REPLAY_LIMIT = 1000  # events that a session keeps for a client that resumes
 
 
@@ -31,7 +38,8 @@ class Connection:
     """One socket: sends events in order, compressed as the client asked."""
 
     def __init__(self, socket: web.WebSocketResponse, transport: asyncio.Transport | None, compress: str) -> None:
-        self.socket, self.transport = socket, transport
+        self.socket = socket
+        self.transport = transport
         self._compressor = zlib.compressobj() if compress == "zlib-stream" else None
         self._queue: asyncio.Queue[str] = asyncio.Queue()
 
@@ -93,7 +101,9 @@ class Gateway:
     """All sessions of one bot, and the faults that a test triggers. `url` is known once the server listens."""
 
     def __init__(self, world: World, token: str) -> None:
-        self.world, self.token, self.url = world, token, ""
+        self.world = world
+        self.token = token
+        self.url = ""
         self.sessions: dict[str, Session] = {}
         self.log: list[tuple[str, int]] = []  # ("IDENTIFY", shard), ("RESUME", shard), ("INVALID", shard), in order
         self.heartbeat_count = 0

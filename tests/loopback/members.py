@@ -68,7 +68,8 @@ class Person:
         **fields: Any,
     ) -> None:
         """`fields`: fields that differ in this member's interactions, like `locale` or `attachment_size_limit`."""
-        self.loopback, self.answer_timeout = loopback, answer_timeout
+        self.loopback = loopback
+        self.answer_timeout = answer_timeout
         self.user: UserHandle = loopback.world.create_user(name)
         self.actor: MemberActor | UserHandle = guild.add_member(self.user, roles=list(roles)) if guild else self.user
         self.guild = guild

@@ -11,8 +11,12 @@ import math
 import re
 from dataclasses import dataclass, field
 
-GLOBAL, SECOND = 50, 1.0  # requests a second of one bot, interactions excepted
-INVALID, TEN_MINUTES = 10_000, 600.0  # answers of 401, 403 and 429 after which an address is blocked
+# requests a second of one bot, interactions excepted
+GLOBAL = 50
+SECOND = 1.0
+# answers of 401, 403 and 429 after which an address is blocked
+INVALID = 10_000
+TEN_MINUTES = 600.0
 BLOCK_SECONDS = 3600.0  # seconds
 
 
@@ -134,7 +138,8 @@ class Rates:
 def spend_from(window: Window, count: int, seconds: float, now: float) -> float | None:
     """None, or the seconds until the next try is allowed."""
     if now >= window.ends_at:
-        window.ends_at, window.used_count = now + seconds, 0
+        window.ends_at = now + seconds
+        window.used_count = 0
     if window.used_count >= count:
         return window.ends_at - now
     window.used_count += 1

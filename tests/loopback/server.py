@@ -45,7 +45,8 @@ class Loopback:
         self.clock = clock
         self.gateway = Gateway(self.world, TOKEN)
         self.rates, self.faults, self.rules = Rates(), Faults(clock), DiscordRules(self.world)
-        self.judge, self._validates = RequestValidator(), validates
+        self.judge = RequestValidator()
+        self._validates = validates
         self.requests: list[RecordedRequest] = []
         self.gaps: list[str] = []  # requests of the bot that simcord does not support
         self.first_answer_times: dict[int, float] = {}  # interaction → when its first answer was accepted

@@ -37,7 +37,9 @@ from engine.contract import (
 )
 from shared.painter import PaintingWorker, cancel_task
 
-DRAWING, SIDE = Path(__file__).parents[2] / "docs" / "lab" / "cat.png", 256  # what the embedded model draws
+# what the embedded model draws
+DRAWING = Path(__file__).parents[2] / "docs" / "lab" / "cat.png"
+SIDE = 256
 FRAMES = 200  # a second in all: one decode worker at 5 ms a frame
 HEARTBEAT = 4.0  # seconds; a lease lasts ten
 WORKERS = tuple(f"easel-{number}" for number in range(16))  # enough rows for 2,000 grids with guidance
@@ -106,7 +108,8 @@ class SimulatedWorkers(PaintingWorker):
         )
 
     async def _run_job(self, delivered: BusMessage[Job]) -> None:
-        job, duration = delivered.value, next(self.next_duration)
+        job = delivered.value
+        duration = next(self.next_duration)
         claim = await self.bus.claim_job(job.id, next(self.next_worker))
         if claim is None or not isinstance(job.task, Recipe):
             await delivered.nak()

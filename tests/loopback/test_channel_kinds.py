@@ -70,10 +70,8 @@ async def test_a_direct_message_with_a_lost_answer_is_not_sent_twice(scene: Any,
     scene.harness.painter.pause_step = 10
     act = await scene.imagine()
     scene.loopback.world.backend.delete_message(scene.channel.id, act.message.id)
-    faults, request_filter = (
-        scene.loopback.faults,
-        {"path": "/channels/*/messages", "method": "POST", "carried_out": True},
-    )
+    faults = scene.loopback.faults
+    request_filter = {"path": "/channels/*/messages", "method": "POST", "carried_out": True}
     fault = (
         faults.break_lines(**request_filter)
         if failure == "broken"

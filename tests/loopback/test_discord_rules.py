@@ -87,7 +87,8 @@ async def test_a_token_expires_after_15_minutes(api: ApiClient) -> None:
 
 
 async def test_files_and_requests_over_the_size_limits_are_rejected(api: ApiClient) -> None:
-    record, path = await api.use_command(), f"/channels/{api.channel.id}/messages"
+    record = await api.use_command()
+    path = f"/channels/{api.channel.id}/messages"
     assert (await api.request("PATCH", api.original(record), {}, b"a" * 2000))[0] == 200
     assert await api.request("PATCH", api.original(record), {}, b"a" * 2001) == (413, 40005)
     assert (await api.request("POST", path, {}, b"a" * 2001))[0] == 200

@@ -56,7 +56,8 @@ async def test_commands_work_in_direct_messages_threads_and_forum_posts(open_pla
     guild = loopback.world.create_guild()
     channel = guild.create_text_channel("here")
     forum = guild.create_forum_channel("forum")
-    bob, alice = Person(loopback, "bob"), Person(loopback, "alice", guild)
+    bob = Person(loopback, "bob")
+    alice = Person(loopback, "alice", guild)
     async with loopback.open(), open_plain(loopback) as bot:
         assert (await (await bob.slash(None, "say", text="psst")).wait_for_message()).content.startswith(
             "psst en-US 10485760"

@@ -10,7 +10,8 @@ import pytest
 from loopback.known_deviations import DEVIATIONS, Deviation, find_unexplained
 from loopback.openapi import Finding, RequestValidator
 
-POST, EDIT = ("POST", "/channels/1/messages"), ("PATCH", "/channels/1/messages/2")
+POST = ("POST", "/channels/1/messages")
+EDIT = ("PATCH", "/channels/1/messages/2")
 BY_TOKEN = ("PATCH", "/webhooks/1/token/messages/@original")
 ANSWER = ("POST", "/interactions/1/token/callback")
 COMMANDS = ("PUT", "/applications/1/commands")

@@ -13,7 +13,8 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 @pytest.mark.slow
 async def test_a_party_of_five_goes_on_after_a_kill_and_causes_no_429(scene: Any) -> None:
-    refused_before, painter = scene.loopback.rates.refused_count, scene.harness.painter
+    refused_before = scene.loopback.rates.refused_count
+    painter = scene.harness.painter
     painter.pause_step = 12
     act = await scene.alice.slash(scene.channel, "party", prompt="red apple --steps 20 --count 2", minutes=1)
     message = await act.wait_for_message()

@@ -23,7 +23,9 @@ def count_request(rates: Rates, method: str, path: str, now: float) -> Verdict:
 @given(pause_lists)
 def test_no_window_accepts_more_than_the_limit(pauses: list[float]) -> None:
     """The headers of every answer also predict the next one."""
-    rates, now, accepted = Rates(), 0.0, list[float]()
+    rates = Rates()
+    now = 0.0
+    accepted = list[float]()
     for pause in pauses:
         now += pause
         verdict = count_request(rates, "PATCH", EDIT, now)
@@ -49,7 +51,9 @@ def test_no_window_accepts_more_than_the_limit(pauses: list[float]) -> None:
 @pytest.mark.slow
 @given(pause_lists)
 def test_a_client_that_follows_the_headers_is_never_refused(pauses: list[float]) -> None:
-    rates, now, allowed_at = Rates(), 0.0, 0.0
+    rates = Rates()
+    now = 0.0
+    allowed_at = 0.0
     for pause in pauses:
         now = max(now + pause, allowed_at)
         verdict = count_request(rates, "PATCH", EDIT, now)

@@ -15,13 +15,19 @@ Problem = tuple[str, str]
 
 NAME = re.compile(r"[-_'\w]{1,32}")
 MESSAGE = re.compile(r"(POST|PATCH) .*(/messages(/\{\w+\}|/@original)?|/webhooks/\{\w+\}/\{\w+\})$")
-SUBCOMMAND, GROUP = 1, 2
+SUBCOMMAND = 1
+GROUP = 2
 CHAT_INPUT = 1
 LOCALES = {each.value for each in discord.Locale}
 COMMANDS = {1: 100, 2: 15, 3: 15}  # kind → how many a bot or a server may have
-ROW, BUTTON, TEXT, V2 = 1, 2, 10, 1 << 15
+ROW = 1
+BUTTON = 2
+TEXT = 10
+V2 = 1 << 15
 SELECTS = (3, 5, 6, 7, 8)
-UPDATED, AUTOCOMPLETE, MODAL = 7, 8, 9
+UPDATED = 7
+AUTOCOMPLETE = 8
+MODAL = 9
 
 
 def findings(operation: str, body: Any, files: int) -> Iterator[Problem]:
@@ -96,7 +102,8 @@ def _components(components: Iterable[dict[str, Any]], location: str) -> Iterator
 
 
 def _component(each: dict[str, Any]) -> Iterator[str]:
-    kind, children = each.get("type"), _items(each, "components")
+    kind = each.get("type")
+    children = _items(each, "components")
     if kind == ROW:
         select_count = sum(one.get("type") in SELECTS for one in children)
         if not children or len(children) > 5 or (select_count and len(children) > 1):
@@ -133,7 +140,8 @@ def _commands(commands: list[dict[str, Any]]) -> Iterator[Problem]:
 
 def _node(node: dict[str, Any], *, chat: bool) -> Iterator[Problem]:
     """A command, a subcommand or an option."""
-    name, description_length = str(node.get("name") or ""), _length_of(node, "description")
+    name = str(node.get("name") or "")
+    description_length = _length_of(node, "description")
     if chat and (not NAME.fullmatch(name) or name != name.lower()):
         yield ".name", "not 1 to 32 lower-case letters, digits, - or _"
     if chat != (1 <= description_length <= 100):

@@ -24,7 +24,8 @@ class ModelHub:
     """Repositories by hub id. `requests`: every request as method and path, with its range."""
 
     def __init__(self, repositories: dict[str, HubRepository]) -> None:
-        self.repositories, self.faults = repositories, Faults()
+        self.repositories = repositories
+        self.faults = Faults()
         self.requests: list[str] = []
         self.sent_bytes = 0
         self.url = ""
@@ -32,7 +33,8 @@ class ModelHub:
     @contextmanager
     def open(self, port: int = 0) -> Generator[ModelHub]:
         """Serve in a thread, at `url`."""
-        loop, started = asyncio.new_event_loop(), threading.Event()
+        loop = asyncio.new_event_loop()
+        started = threading.Event()
         stop = asyncio.Event()
 
         async def serve() -> None:
@@ -116,9 +118,11 @@ class ModelHub:
     async def _send(
         self, request: web.Request, path: str, content: bytes, headers: dict[str, str] | None = None
     ) -> web.StreamResponse:
-        start, status = 0, 200
+        start = 0
+        status = 200
         if (asked := request.headers.get("Range", "")).startswith("bytes="):
-            start, status = int(asked.removeprefix("bytes=").partition("-")[0]), 206
+            start = int(asked.removeprefix("bytes=").partition("-")[0])
+            status = 206
         body = self._corrupt(path, content)[start:] + self.faults.padding
         range_headers = {"Content-Range": f"bytes {start}-{len(content) - 1}/{len(content)}"} if status == 206 else {}
         response = web.StreamResponse(status=status, headers={**(headers or {}), **range_headers})

@@ -51,7 +51,8 @@ class BusHarness:
     """A broker, and the bot's end of the bus."""
 
     def __init__(self, broker: Broker, lease: float = LEASE) -> None:
-        self.broker, self.lease = broker, lease
+        self.broker = broker
+        self.lease = lease
         self.buses: list[Bus] = []
         self.bot: Bus
 

@@ -20,7 +20,10 @@ from PIL import Image
 MODELS = ["sd15.safetensors", "folder/sdxl base.safetensors"]
 SAMPLERS = ["euler", "euler_ancestral", "dpmpp_2m", "ddim", "uni_pc", "dpm_2"]
 SCHEDULERS = ["normal", "karras", "ddim_uniform"]
-LINK, TEXT, INT, FLOAT = "LINK", "STRING", "INT", "FLOAT"
+LINK = "LINK"
+TEXT = "STRING"
+INT = "INT"
+FLOAT = "FLOAT"
 CLASSES: dict[str, dict[str, Any]] = {
     "CheckpointLoaderSimple": {"ckpt_name": MODELS},
     "CLIPTextEncode": {"text": TEXT, "clip": LINK},

@@ -46,7 +46,9 @@ async def create_staff(world: Any) -> Staff:
     people = {name: guild.add_member(env.create_user(name), roles=roles) for name, roles in roles_by_name.items()}
     operator = guild.add_member(env.create_user("keeper"))
     world.client.operator_ids = frozenset({operator.id})
-    world.guild, world.channel = guild, channel  # `world.wait_for_end` reads this channel
+    # `world.wait_for_end` reads this channel
+    world.guild = guild
+    world.channel = channel
     owner = _member_actor(world, guild, owner_user)
     role_permissions: dict[Any, bool] = dict.fromkeys((moderator_role, member_role, operator), True)
     for command in await world.client.tree.fetch_commands():

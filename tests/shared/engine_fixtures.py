@@ -25,10 +25,16 @@ ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 class Affine:
     """A family with an affine network: it is fast, its results are known exactly, and it counts its forwards."""
 
-    name, revision, guidance = "affine", "r1", 2.0
+    name = "affine"
+    revision = "r1"
+    guidance = 2.0
     device = torch.device("cpu")
-    size, multiple, max_pixels, tokens = 32, 8, 64 * 64, 4
-    upscale_factor, upscaler = 1, ""
+    size = 32
+    multiple = 8
+    max_pixels = 64 * 64
+    tokens = 4
+    upscale_factor = 1
+    upscaler = ""
     guides: GuidanceKind = "rows"
     interval = (0.0, 1.0)
     samplers: tuple[Sampler, ...] = ("ddpm", "ddim", "euler", "dpmpp_2m")

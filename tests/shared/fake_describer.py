@@ -13,7 +13,8 @@ class FakeDescriber:
     """A callable for `serve_describe`. `fitting_texts`: the texts of a good prompt. `requests`: the requests so far."""
 
     def __init__(self, *fitting_texts: str) -> None:
-        self.fitting_texts, self.requests = fitting_texts, list[DescribeRequest]()
+        self.fitting_texts = fitting_texts
+        self.requests = list[DescribeRequest]()
 
     async def __call__(self, request: DescribeRequest) -> DescribeReply:
         return DescribeReply(errors=tuple(tuple(row) for row in await self.errors(request)))

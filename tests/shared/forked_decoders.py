@@ -21,7 +21,9 @@ from typing import Any, cast
 from bot.images.uploads import decoder_process, sandbox_worker
 from bot.images.uploads.decoder_process import DecoderProcess
 
-LIMITS, PID = struct.Struct(">dQ"), struct.Struct(">I")  # what a fork is told, and what it answers
+# what a fork is told, and what it answers
+LIMITS = struct.Struct(">dQ")
+PID = struct.Struct(">I")
 SERVER = """
 import os, signal, socket, struct, sys
 sys.path.insert(0, {root!r})
@@ -70,7 +72,9 @@ class _ForkedProcess:
     """What `DecoderProcess` uses of an `asyncio.subprocess.Process`."""
 
     def __init__(self, pid: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.pid, self.stdout, self.stdin = pid, reader, writer
+        self.pid = pid
+        self.stdout = reader
+        self.stdin = writer
 
     @property
     def returncode(self) -> int | None:

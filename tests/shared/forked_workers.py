@@ -49,7 +49,8 @@ server.recv(1)
 def serve_forks() -> Iterator[str]:
     """The command that starts a fork in place of `python`."""
     with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX) as listener:
-        client, address = Path(folder) / "client.py", str(Path(folder) / "socket")
+        client = Path(folder) / "client.py"
+        address = str(Path(folder) / "socket")
         client.write_text(CLIENT)
         listener.bind(address)
         listener.listen()
@@ -93,7 +94,8 @@ def become_worker(code: bytes, streams: Sequence[int], connection: socket.socket
         os.dup2(stream, number)
         os.close(stream)
     connection.detach()
-    sys.argv, sys.modules["__main__"] = ["-c"], ModuleType("__main__")
+    sys.argv = ["-c"]
+    sys.modules["__main__"] = ModuleType("__main__")
     exec(code, sys.modules["__main__"].__dict__)
 
 

@@ -83,7 +83,8 @@ def add_job(engine: Engine, job: Job, blobs: Blobs, family: Family, snapshots: S
 
 def run_job(job: Job, blobs: Blobs, family: Family, snapshots: Sequence[Snapshot] = ()) -> list[LatentsDone]:
     """Runs the job alone in an engine and returns its images in order."""
-    engine, images = Engine({family.name: family}), list[LatentsDone]()
+    engine = Engine({family.name: family})
+    images = list[LatentsDone]()
     add_job(engine, job, blobs, family, snapshots)
     while not engine.is_idle:
         for event in engine.step():

@@ -85,7 +85,10 @@ def _network_key(key: str) -> str:
 
 
 def _rename_block(match: re.Match[str]) -> str:
-    direction, block, kind, number = match[1], int(match[2]), match[3], int(match[4])
+    direction = match[1]
+    block = int(match[2])
+    kind = match[3]
+    number = int(match[4])
     conv = match[5] or ""
     start = (LAYERS + 1) * block
     if kind == "downsamplers":

@@ -76,7 +76,8 @@ def paint_solid(recipe: Recipe, image: int, step: int, image_format: ImageFormat
     """Paints one colour: red encodes the image; green the step, or in a finished picture the seed."""
     green_level = recipe.seed % 20 if image_format == "PNG" else step
     size = (64, 64) if image_format == "WEBP" else (recipe.width, recipe.height)
-    buffer, metadata = io.BytesIO(), PngInfo()
+    buffer = io.BytesIO()
+    metadata = PngInfo()
     metadata.add_text("recipe", str(zlib.crc32(msgspec.json.encode(recipe))))  # other recipes give other bytes
     options = {"pnginfo": metadata} if image_format == "PNG" else {}
     Image.new("RGB", size, (60 * image + 30, 10 * green_level + 20, 128)).save(buffer, image_format, **options)
@@ -105,7 +106,11 @@ class PaintingWorker:
         paint: PaintFunction = paint_solid,
         speed: float = 0.01,
     ) -> None:
-        self.bus, self.name, self.speed, self.paint, self.model = bus, name, speed, paint, make_profile(steps)
+        self.bus = bus
+        self.name = name
+        self.speed = speed
+        self.paint = paint
+        self.model = make_profile(steps)
         self.step_gate = asyncio.Event()  # cleared: jobs pause, those before `pause_step` once they reach it
         self.step_gate.set()
         self.pause_step: int | None = None  # each job pauses there, and not before, until `step_gate` is set again
@@ -271,7 +276,8 @@ class PaintingWorker:
         for step in range(1, recipe.steps + 1):
             if self._is_stopping:
                 return
-            recipe, self._steps[job.id] = self.recipes[job.id], step
+            recipe = self.recipes[job.id]
+            self._steps[job.id] = step
             if self.pause_step == step:
                 self.step_gate.clear()
             await asyncio.sleep(self.speed)

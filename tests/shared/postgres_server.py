@@ -27,7 +27,8 @@ import psycopg
 from bot.store import Store
 from bot.store.schema.tables import metadata
 
-ROLE, PASSWORD = "darkroom", "hunter2"
+ROLE = "darkroom"
+PASSWORD = "hunter2"
 UNPRIVILEGED_USERS = ("postgres", "nobody")  # users that may run the server
 SETTINGS = {
     "fsync": "off",
@@ -50,9 +51,12 @@ class Server:
     """A cluster that listens on a socket in its folder without a password, and on a port with a password."""
 
     def __init__(self, bin_: Path, folder: Path) -> None:
-        self._bin, self._folder, self._data = bin_, folder, folder / "data"
+        self._bin = bin_
+        self._folder = folder
+        self._data = folder / "data"
         self._process: subprocess.Popen[bytes] | None = None
-        self._names, self._shared = itertools.count(), ""
+        self._names = itertools.count()
+        self._shared = ""
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = int(probe.getsockname()[1])

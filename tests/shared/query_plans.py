@@ -14,7 +14,8 @@ class StatementRecorder:
     """Records the statements that an engine executes meanwhile."""
 
     def __init__(self, engine: Engine, *kinds: str) -> None:
-        self._engine, self._kinds = engine, kinds
+        self._engine = engine
+        self._kinds = kinds
         self.statements: list[tuple[str, Any]] = []
 
     def __enter__(self) -> list[tuple[str, Any]]:

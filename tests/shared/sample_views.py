@@ -7,7 +7,8 @@ from dataclasses import replace
 from bot.domain.dto import JobView, PictureRef
 from engine.contract import Concept, Recipe
 
-JOB, PARENT = "01ARZ3NDEKTSV4RRFFQ69G5FAV", "01BX5ZZKBKACTAV9WEVGEMMVRZ"
+JOB = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
+PARENT = "01BX5ZZKBKACTAV9WEVGEMMVRZ"
 NOW = 1_800_000_000.0
 
 

@@ -61,7 +61,8 @@ def run_scheduler(scheduler: Any, eta: float = 0.0, double: bool = False, first:
     extra: dict[str, Any] = {"eta": eta} if "eta" in parameters else {}
     extra |= {"generator": generator} if "generator" in parameters else {}
     x = torch.randn(SHAPE, generator=generator) * getattr(scheduler, "init_noise_sigma", 1.0)
-    x, trajectory = DoubleTensor(x.double()) if double else x, []
+    x = DoubleTensor(x.double()) if double else x
+    trajectory = []
     for t in scheduler.timesteps[first:]:
         scaled_input = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
         x = scheduler.step(affine_network(scaled_input, float(t)), t, x, **extra).prev_sample
@@ -71,9 +72,11 @@ def run_scheduler(scheduler: Any, eta: float = 0.0, double: bool = False, first:
 
 def run_plan(plan: Plan, double: bool = False, draws: torch.dtype | None = None, first: int = 0) -> Trajectory:
     """Runs a plan's table like `run_scheduler`. `draws`: the number format of the noise, if not that of the latents."""
-    generator, dtype = torch.Generator().manual_seed(5), torch.float64 if double else torch.float32
+    generator = torch.Generator().manual_seed(5)
+    dtype = torch.float64 if double else torch.float32
     x = (torch.randn(SHAPE, generator=generator) * plan.init_sigma).to(dtype)
-    h, trajectory = torch.zeros(SHAPE, dtype=dtype), []
+    h = torch.zeros(SHAPE, dtype=dtype)
+    trajectory = []
     for k in range(first, plan.steps):
         row = dict(zip(COLUMNS, plan.table[k].tolist(), strict=True))
         noise = (

@@ -53,7 +53,8 @@ class SlowFamily:
     """A family whose steps take at least `seconds`, so that a test can look at a job before it ends."""
 
     def __init__(self, family: Family, seconds: float = 0.02) -> None:
-        self._family, self._seconds = family, seconds
+        self._family = family
+        self._seconds = seconds
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._family, name)
@@ -68,14 +69,16 @@ class WorkerHarness(BusHarness):
 
     def __init__(self, broker: Broker, families: dict[str, Family], decode_worker: DecodeWorker, lease: float) -> None:
         super().__init__(broker, lease)
-        self.families, self.decode_worker = families, decode_worker
+        self.families = families
+        self.decode_worker = decode_worker
         self.started_workers: list[tuple[Worker, asyncio.Task[None]]] = []
 
     async def start_worker(
         self, name: str = "one", watchdog: Watchdog | None = None, upscaler: Upscaler | None = None
     ) -> tuple[Worker, asyncio.Task[None]]:
         profile = WorkerProfile(name, "cpu", rows=8)
-        engine, watchdog = Engine(self.families, rows=8), watchdog or Watchdog()
+        engine = Engine(self.families, rows=8)
+        watchdog = watchdog or Watchdog()
         worker = Worker(await self.connect(), engine, self.decode_worker, profile, watchdog, upscaler)
         task = asyncio.create_task(worker.run())
         self.started_workers.append((worker, task))

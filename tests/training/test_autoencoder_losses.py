@@ -60,7 +60,8 @@ def test_the_kl_weight_moves_towards_the_target_noise_within_bounds(before: floa
 
 @given(st.floats(1e-4, 1.0), st.floats(0.02, 0.5), st.floats(0.3, 1.0))
 def test_the_noise_settles_at_its_target_although_it_lags(gain: float, target: float, power: float) -> None:
-    log, ratio = math.log(1e-4), 1.0
+    log = math.log(1e-4)
+    ratio = 1.0
     for _ in range(6000):
         next_ratio = min(2.0, gain * 50 * math.exp(log) ** (power / 2))  # more weight, more noise
         ratio *= (next_ratio / ratio) ** 0.02  # a fiftieth of the way for each step
@@ -156,7 +157,8 @@ def test_a_decoder_trained_on_poses_decodes_posed_latents_better() -> None:
         for _ in range(200):
             trainer.step(0.1)
         images, _ = trainer.pixels.read_rows(np.arange(16))
-        mean, errors = encode_all(trainer.network, images).mean, list[float]()
+        mean = encode_all(trainer.network, images).mean
+        errors = list[float]()
         for pose in (Pose(8, 0, False), Pose(4, 1, True)):
             decoded_pictures = decode_all(trainer.network, apply_pose(pose, mean))
             errors.append(float((decoded_pictures - apply_pose(pose, images, 2)).abs().mean()))
@@ -204,10 +206,8 @@ def test_the_perceptual_gradient_improves_the_picture_and_keeps_its_network() ->
 
 
 def test_the_loss_includes_the_perceptual_distance() -> None:
-    without_perceptual_loss, with_perceptual_loss = (
-        make_trainer(perceptual=1.0).step(0.1),
-        make_trainer(make_perceptual_loss(), perceptual=1.0).step(0.1),
-    )
+    without_perceptual_loss = make_trainer(perceptual=1.0).step(0.1)
+    with_perceptual_loss = make_trainer(make_perceptual_loss(), perceptual=1.0).step(0.1)
     assert with_perceptual_loss["loss"] > without_perceptual_loss["loss"] + 0.01
     assert make_trainer(make_perceptual_loss(), perceptual=0.0).step(0.1) == without_perceptual_loss
 
@@ -233,7 +233,9 @@ def test_resuming_is_exact_with_every_loss(tmp_path: Path) -> None:
     def make() -> autoencoder_trainer.AutoencoderTrainer:
         return make_trainer(make_perceptual_loss(), equivariance=0.5, gan_from=0.0, gan_weight=0.1)
 
-    full_run, stopped_run, resumed_run = make(), make(), make()
+    full_run = make()
+    stopped_run = make()
+    resumed_run = make()
     for number in range(6):
         full_run.step(number / 10)
         if number < 3:
@@ -255,7 +257,8 @@ def test_a_named_shape_has_its_latent_size_and_stays_small(name: str, latents: t
 
 @pytest.mark.slow
 def test_a_run_from_scratch_uses_the_chosen_shape(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    pictures, output_folder = tmp_path / "mine", tmp_path / "out"
+    pictures = tmp_path / "mine"
+    output_folder = tmp_path / "out"
     pictures.mkdir()
     for number, picture in enumerate(blobs(4, 64)):
         Image.fromarray(picture).save(pictures / f"{number}.png")
@@ -283,7 +286,8 @@ def test_a_run_from_scratch_uses_the_chosen_shape(tmp_path: Path, capfd: pytest.
 
 @pytest.mark.slow
 def test_a_run_from_an_autoencoder_resumes_without_a_named_shape(tmp_path: Path) -> None:
-    pictures, output_folder = tmp_path / "mine", tmp_path / "out"
+    pictures = tmp_path / "mine"
+    output_folder = tmp_path / "out"
     pictures.mkdir()
     for number, picture in enumerate(blobs(3, 64)):
         Image.fromarray(picture).save(pictures / f"{number}.png")

@@ -107,7 +107,8 @@ def test_another_programs_folder_named_run_is_left_alone(tmp_path: Path, capfd: 
 
 
 def test_fresh_keeps_the_old_run_until_all_options_are_valid(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    output_folder, old = tmp_path / "out", tmp_path / "out" / "run" / "checkpoint.safetensors"
+    output_folder = tmp_path / "out"
+    old = tmp_path / "out" / "run" / "checkpoint.safetensors"
     with open_session("diffusion", TrainOptions(output_folder, steps=1)):
         old.write_bytes(b"precious")
     words = ["--out", output_folder, "--steps", "1", "--fresh"]

@@ -122,7 +122,8 @@ def test_crops_of_pictures_lie_where_the_crops_of_latents_do() -> None:
 def test_shared_levels_begin_with_the_autoencoders_weights() -> None:
     autoencoder = make_autoencoder()
     network = build_large_decoder(autoencoder, parse_widths("4,4", autoencoder), 1).eval()
-    latents, features = torch.randn(2, 4, 8, 8), list[torch.Tensor]()
+    latents = torch.randn(2, 4, 8, 8)
+    features = list[torch.Tensor]()
     for decoder in (autoencoder.decoder, network.decoder):
         last_layer = cast(Any, decoder.up_blocks[2]).resnets[-1]
         last_layer.register_forward_hook(lambda _module, _inputs, output: features.append(output))
@@ -134,9 +135,11 @@ def test_shared_levels_begin_with_the_autoencoders_weights() -> None:
 
 
 def test_a_fitted_last_layer_draws_the_pictures_at_once() -> None:
-    autoencoder, pictures = make_autoencoder(), make_pictures()
+    autoencoder = make_autoencoder()
+    pictures = make_pictures()
     network = build_large_decoder(autoencoder, parse_widths("4,4", autoencoder), 1)
-    images, before = as_images(pictures.large), {name: each.clone() for name, each in network.state_dict().items()}
+    images = as_images(pictures.large)
+    before = {name: each.clone() for name, each in network.state_dict().items()}
 
     def measure_error() -> float:
         with torch.no_grad():
@@ -166,11 +169,13 @@ def test_widths_of_all_levels_make_a_smaller_decoder() -> None:
 @pytest.mark.parametrize("batch", [1, 3, 4])
 def test_half_of_a_batch_is_denoised_and_half_is_the_encoders(batch: int) -> None:
     trainer = make_trainer(batch=batch, noise=0.0, crop=16)
-    denoised_count, total = 0, 0
+    denoised_count = 0
+    total = 0
     for trainer.steps in range(8):
         task = trainer._draw_task(torch.Generator().manual_seed(0))
         for latents, image in zip(task.latents, task.images, strict=True):
-            is_denoised, total = bool((latents > 50).all()), total + 1
+            is_denoised = bool((latents > 50).all())
+            total = total + 1
             distances = (trainer.pictures.means - latents).abs().sum(dim=(1, 2, 3))
             number = int(latents[0, 0, 0]) - 100 if is_denoised else int(distances.argmin())
             assert torch.equal(image, as_images(trainer.pictures.large[[number]])[0])  # a row's target is its picture
@@ -185,7 +190,8 @@ def test_training_lowers_the_loss() -> None:
 
 
 def test_resuming_is_exact_including_the_discriminator(tmp_path: Path) -> None:
-    full, resumed = make_trainer(), make_trainer()
+    full = make_trainer()
+    resumed = make_trainer()
     for step in range(6):
         full.step(step / 6)
     first = make_trainer()
@@ -201,7 +207,8 @@ def test_resuming_is_exact_including_the_discriminator(tmp_path: Path) -> None:
 
 def test_blur_costs_sharpness_and_a_shifted_edge_does_not() -> None:
     picture = Image.fromarray(blobs(1, 64)[0])
-    blurred, shifted = picture.filter(ImageFilter.GaussianBlur(2)), picture.rotate(0, translate=(1, 1), fillcolor=None)
+    blurred = picture.filter(ImageFilter.GaussianBlur(2))
+    shifted = picture.rotate(0, translate=(1, 1), fillcolor=None)
     target, soft, moved = (as_images(np.array(each)[None]) for each in (picture, blurred, shifted))
     inner = np.s_[..., 4:, 4:]  # the shift fills the border with black
     assert sharpness_loss(target, target) == 0
@@ -237,7 +244,9 @@ def test_figures_and_the_sheet_compare_both_ways_with_the_drawings(tmp_path: Pat
 def test_a_stopped_run_resumes_bit_for_bit_and_denoises_once(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    step, load, loaded = DecoderTrainer.step, model_network.load_caption_encoder, list[int]()
+    step = DecoderTrainer.step
+    load = model_network.load_caption_encoder
+    loaded = list[int]()
     monkeypatch.setattr(model_network, "load_caption_encoder", lambda: loaded.append(1) or load())
     monkeypatch.setattr("training.commands.run_decoder.HELD_OUT_PICTURES", 2)
     assert main(command(model, tmp_path / "full")) == 0

@@ -41,7 +41,8 @@ class TargetNetwork(torch.nn.Module):
 
     def __init__(self, alphas_cumprod: torch.Tensor) -> None:
         super().__init__()
-        self.alphas_cumprod, self.calls = alphas_cumprod, list[torch.Tensor]()
+        self.alphas_cumprod = alphas_cumprod
+        self.calls = list[torch.Tensor]()
         self.anchor = torch.nn.Parameter(torch.zeros(1))
 
     def forward(self, noisy: torch.Tensor, timesteps: torch.Tensor, **_: Any) -> tuple[torch.Tensor]:
@@ -64,7 +65,8 @@ def make_denoiser(network: Any = None) -> Denoiser:
 def test_ddim_ends_at_the_clean_latents_that_the_network_predicts() -> None:
     schedule = builtin_artwork.load_schedule(WEIGHTS_FOLDER)
     network = TargetNetwork(schedule.alphas_cumprod)
-    latents, noise = torch.randn(3, 4, 2, 2), torch.randn(3, 4, 2, 2)
+    latents = torch.randn(3, 4, 2, 2)
+    noise = torch.randn(3, 4, 2, 2)
     levels = torch.tensor([0.2, 0.5, 0.9])
     clean = denoise_latents(make_denoiser(network), latents, torch.zeros(3, 6, 384), levels, noise)
     assert torch.allclose(clean, torch.tensor([1.0, -1, -1, -1]).view(1, 4, 1, 1).expand_as(clean), atol=1e-3)
@@ -74,7 +76,9 @@ def test_ddim_ends_at_the_clean_latents_that_the_network_predicts() -> None:
 
 
 def test_latents_are_denoised_once_and_again_for_anything_else(tmp_path: Path) -> None:
-    pictures, captions, loaded = np.stack(blobs(5, 64)), ["a", "bc", "def", "g", "h"], list[int]()
+    pictures = np.stack(blobs(5, 64))
+    captions = ["a", "bc", "def", "g", "h"]
+    loaded = list[int]()
 
     def load_denoiser() -> Denoiser:
         loaded.append(1)
@@ -83,7 +87,8 @@ def test_latents_are_denoised_once_and_again_for_anything_else(tmp_path: Path) -
     def open_latents(captions: Sequence[str] = captions, seed: int = 0, fingerprint: str = "one") -> np.ndarray:
         return open_denoised_latents(tmp_path, fingerprint, load_denoiser, pictures, captions, seed)
 
-    first, again = open_latents(), open_latents()
+    first = open_latents()
+    again = open_latents()
     assert (first.shape, first.dtype, len(loaded)) == ((5, 4, 16, 16), np.float16, 1)
     assert (first == again).all()
     others = [open_latents(seed=1), open_latents(captions=["other", *captions[1:]]), open_latents(fingerprint="two")]
@@ -98,7 +103,9 @@ def test_latents_are_denoised_once_and_again_for_anything_else(tmp_path: Path) -
 def test_a_killed_computation_of_the_latents_goes_on_to_the_same_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pictures, captions, progress = np.stack(blobs(5, 64)), ["a", "bc", "def", "g", "h"], list[int]()
+    pictures = np.stack(blobs(5, 64))
+    captions = ["a", "bc", "def", "g", "h"]
+    progress = list[int]()
     monkeypatch.setattr(denoised_latents, "BATCH", 2)
 
     def open_latents(folder: Path, kill_at: int = 0) -> np.ndarray:

@@ -191,7 +191,8 @@ def test_a_focused_training_ends_and_continues_only_with_its_list(
 
 def embedded_cache() -> LatentCache:
     rng = np.random.default_rng(4)
-    latents, states = rng.normal(size=(4, 8, 16, 16)), rng.normal(size=(4, 24, 384))
+    latents = rng.normal(size=(4, 8, 16, 16))
+    states = rng.normal(size=(4, 24, 384))
     return LatentCache(
         latents.astype(np.float16), states.astype(np.float16), np.zeros((24, 384), np.float32), ("a",) * 4
     )
@@ -303,11 +304,9 @@ def test_held_out_pairs_are_recognised_and_never_drawn() -> None:
 
 def test_variants_repeat_by_seed_and_differ_by_number() -> None:
     drawn_artwork = draw_artwork("car", "vehicle")
-    one, same_variant, other = (
-        render_variant(drawn_artwork, 3, 7),
-        render_variant(drawn_artwork, 3, 7),
-        render_variant(drawn_artwork, 4, 7),
-    )
+    one = render_variant(drawn_artwork, 3, 7)
+    same_variant = render_variant(drawn_artwork, 3, 7)
+    other = render_variant(drawn_artwork, 4, 7)
     assert one.pixels.tobytes() == same_variant.pixels.tobytes()
     assert one.caption == same_variant.caption
     assert one.pixels.tobytes() != other.pixels.tobytes()
@@ -374,8 +373,10 @@ def test_an_archive_with_other_bytes_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_cache_is_built_once_and_holds_the_encoders_results(tmp_path: Path) -> None:
-    pictures, built = [draw_artwork("ball", "toy")], []
-    vae, text = tiny_autoencoder(), load_caption_encoder()
+    pictures = [draw_artwork("ball", "toy")]
+    built = []
+    vae = tiny_autoencoder()
+    text = load_caption_encoder()
     vae.register_to_config(sample_size=64)
 
     def make() -> LatentCache:
@@ -384,7 +385,8 @@ def test_a_cache_is_built_once_and_holds_the_encoders_results(tmp_path: Path) ->
             tmp_path, pictures, pairs, (vae, text), seed=5, on_progress=lambda done_count, _: built.append(done_count)
         )
 
-    first, rebuilt = make(), make()
+    first = make()
+    rebuilt = make()
     assert built == [2]
     assert (
         first.captions == rebuilt.captions == tuple(render_variant(pictures[0], number, 5).caption for number in (0, 1))
@@ -404,7 +406,8 @@ def test_a_cache_is_built_once_and_holds_the_encoders_results(tmp_path: Path) ->
 def test_an_interrupted_cache_is_built_again(tmp_path: Path) -> None:
     vae = tiny_autoencoder()
     vae.register_to_config(sample_size=64)
-    pairs, pictures = [(0, 0)], [draw_artwork("ball")]
+    pairs = [(0, 0)]
+    pictures = [draw_artwork("ball")]
 
     def stop(_done: int, _of: int) -> None:
         raise KeyboardInterrupt
@@ -422,7 +425,8 @@ def test_an_interrupted_cache_is_built_again(tmp_path: Path) -> None:
 
 def test_noising_and_v_equal_diffusers() -> None:
     scheduler = DDPMScheduler(**SCHEDULE)
-    clean, noise = torch.randn(5, 4, 4, 4), torch.randn(5, 4, 4, 4)
+    clean = torch.randn(5, 4, 4, 4)
+    noise = torch.randn(5, 4, 4, 4)
     times = torch.tensor([0, 10, 500, 900, 999])
     noisy, velocity = add_noise(clean, noise, scheduler.alphas_cumprod[times])
     assert torch.allclose(noisy, scheduler.add_noise(clean, noise, times), atol=1e-5)  # pyright: ignore[reportArgumentType]
@@ -433,7 +437,8 @@ def test_noising_and_v_equal_diffusers() -> None:
 def test_a_grafted_network_first_predicts_the_same() -> None:
     source = tiny_network().eval()
     grown_network = add_text_embedding(source).eval()
-    x, text = torch.randn(2, 4, 4, 4), torch.randn(2, 6, 64)
+    x = torch.randn(2, 4, 4, 4)
+    text = torch.randn(2, 6, 64)
     with torch.no_grad():
         before = source(x, torch.tensor(500), encoder_hidden_states=text).sample
         after = grown_network(x, torch.tensor(500), encoder_hidden_states=text).sample
@@ -462,7 +467,8 @@ def test_a_network_fitted_to_larger_latents_keeps_its_inner_levels() -> None:
     noisy = torch.randn(2, 3, 8, 8)
     prediction = grown_network(noisy, torch.tensor(500), encoder_hidden_states=torch.randn(2, 6, 64)).sample
     assert prediction.shape == noisy.shape
-    before, after = source.state_dict(), grown_network.state_dict()
+    before = source.state_dict()
+    after = grown_network.state_dict()
     for name in ("mid_block.resnets.0.conv1.weight", "add_embedding.proj.weight", "time_embedding.linear_2.weight"):
         assert torch.equal(before[name], after[name])
     for name in ("attentions.0.transformer_blocks.0.attn2.to_k.weight", "resnets.0.conv2.weight"):
@@ -472,7 +478,8 @@ def test_a_network_fitted_to_larger_latents_keeps_its_inner_levels() -> None:
 
 def test_a_fitted_network_keeps_its_sense_of_time() -> None:
     source = load_network(WEIGHTS_FOLDER / "unet")
-    grown_network, timesteps = fit_latents(source, 8, 16), torch.arange(0, 1000, 50)
+    grown_network = fit_latents(source, 8, 16)
+    timesteps = torch.arange(0, 1000, 50)
     with torch.no_grad():
         before, after = (network.time_embedding(network.time_proj(timesteps)) for network in (source, grown_network))
     assert float((after - before).std()) < 0.25 * float(before.std(dim=0).mean())
@@ -529,7 +536,8 @@ def test_resume_is_exact_bit_for_bit(tmp_path: Path) -> None:
 def test_a_stopped_and_resumed_run_ends_like_an_uninterrupted_one(tmp_path: Path) -> None:
     full_run = build_run(tmp_path / "whole", Budget(samples=48))
     full_run.train_until(lambda: 0.0, lambda: False, lambda _: None, save_interval=60)
-    first, losses = build_run(tmp_path / "broken", Budget(samples=48)), []
+    first = build_run(tmp_path / "broken", Budget(samples=48))
+    losses = []
     first.train_until(lambda: 0.0, lambda: len(losses) == 2, lambda loss: losses.append(loss), save_interval=60)
     second = build_run(tmp_path / "broken", Budget(samples=48))
     second.resume()
@@ -560,8 +568,10 @@ def test_a_loss_that_is_not_a_number_stops_the_run() -> None:
 
 
 def test_sampling_repeats_by_seed() -> None:
-    network, scheduler = tiny_network().eval(), DDIMScheduler(**SCHEDULE)
-    states, empty = torch.randn(2, 6, 64), torch.zeros(6, 64)
+    network = tiny_network().eval()
+    scheduler = DDIMScheduler(**SCHEDULE)
+    states = torch.randn(2, 6, 64)
+    empty = torch.zeros(6, 64)
     one = sample_latents(network, states, empty, scheduler, steps=4)
     assert torch.equal(one, sample_latents(network, states, empty, scheduler, steps=4))
     assert torch.isfinite(one).all()

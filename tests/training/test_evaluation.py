@@ -70,7 +70,8 @@ from training.pictures.variants import BACKGROUND_COLOURS, FIRST_VALIDATION_NUMB
 
 SMALL = SampleSizes(per_colour=1, per_pair=1, per_word=1, seed_groups=2, guidance_prompts=3)
 RGB = tuple[int, int, int]
-RED, BLUE = (220, 30, 30), (45, 105, 220)
+RED = (220, 30, 30)
+BLUE = (45, 105, 220)
 THINGS = ("apple", "car", "cat", "dog", "ship", "tiger")
 WIDTHS = (8, 16, 24)
 LEMMAS = {"terrier": frozenset({"dog"}), "big cat": frozenset({"tiger", "lion"}), "kraken": frozenset({"octopus"})}
@@ -85,7 +86,8 @@ def square(colour: RGB, background: RGB = (255, 255, 255), side: int = 64) -> np
 def drawing(label: str, number: int, style: str = "flat design") -> Artwork:
     """A shape that no other number has."""
     pixels = Image.new("RGBA", (64, 64), (0, 0, 0, 0))
-    pen, colour = ImageDraw.Draw(pixels), ((number * 97) % 200, (number * 53) % 200, (number * 29) % 200, 255)
+    pen = ImageDraw.Draw(pixels)
+    colour = ((number * 97) % 200, (number * 53) % 200, (number * 29) % 200, 255)
     pen.regular_polygon((32, 32, 28), 3 + number % 5, rotation=number * 17, fill=colour)
     pen.rectangle((8 * (number % 6), 20, 8 * (number % 6) + 12, 34), fill=(255 - colour[0], 40, 200, 255))
     return Artwork(f"{style}/{number:x}", clean_description(label, ["thing"]), 5, style, "MIT", "somebody", pixels)
@@ -106,7 +108,11 @@ def judge_trainer(
 class Book:
     """A stand-in for a family: `Copier` looks its pictures up."""
 
-    size, name, guidance, interval, scheduler_config = 64, "book", 3.5, (0.3, 0.8), {}
+    size = 64
+    name = "book"
+    guidance = 3.5
+    interval = (0.3, 0.8)
+    scheduler_config = {}  # noqa: RUF012
 
 
 class Copier(PictureSampler):
@@ -260,9 +266,11 @@ def test_retrieval_counts_the_wanted_label_among_the_best() -> None:
 
 
 def test_psnr_counts_only_what_is_inside_the_mask() -> None:
-    real, mask = np.stack([square(RED)]), np.zeros((1, 64, 64), dtype=bool)
+    real = np.stack([square(RED)])
+    mask = np.zeros((1, 64, 64), dtype=bool)
     mask[:, 16:48, 16:48] = True
-    outside_picture, inside_picture = real.copy(), real.copy()
+    outside_picture = real.copy()
+    inside_picture = real.copy()
     outside_picture[:, :8] = 0
     inside_picture[:, 16:48, 16:48, :] = np.array(RED) + np.array([25, 0, 0])
     psnr_of_difference = 10 * np.log10(255**2 * 3 / 25**2)
@@ -279,7 +287,8 @@ def test_psnr_counts_only_what_is_inside_the_mask() -> None:
 def test_the_mask_covers_the_composed_drawing() -> None:
     artwork = drawing("ball", 0)
     for number in range(FIRST_VALIDATION_NUMBER, FIRST_VALIDATION_NUMBER + 6):
-        picture, mask = render_variant(artwork, number, 3).pixels, reconstruction.subject_mask(artwork, number, 3)
+        picture = render_variant(artwork, number, 3).pixels
+        mask = reconstruction.subject_mask(artwork, number, 3)
         is_far_from_border = np.abs(picture.astype(int) - measures.border_colour(picture)).max(axis=-1) > 60
         assert mask.any()
         assert (is_far_from_border & ~mask).mean() < 0.03  # apart from the soft edge, the mask covers what differs
@@ -356,11 +365,9 @@ def test_the_judge_learns_its_labels() -> None:
 
 
 def test_the_judge_resumes_exactly() -> None:
-    full_run, interrupted_run, resumed_run = (
-        judge_trainer(),
-        judge_trainer(),
-        judge_trainer(JudgeSettings(batch=6, warm=2, rate=4e-3, widths="8,16,24")),
-    )
+    full_run = judge_trainer()
+    interrupted_run = judge_trainer()
+    resumed_run = judge_trainer(JudgeSettings(batch=6, warm=2, rate=4e-3, widths="8,16,24"))
     for noise_share in (0.0, 0.1, 0.2, 0.3):
         full_run.step(noise_share)
     for noise_share in (0.0, 0.1):
@@ -370,7 +377,8 @@ def test_the_judge_resumes_exactly() -> None:
     resumed_run.restore(checkpoint, 2)
     for noise_share in (0.2, 0.3):
         resumed_run.step(noise_share)
-    expected, actual = full_run.state_tensors(), resumed_run.state_tensors()
+    expected = full_run.state_tensors()
+    actual = resumed_run.state_tensors()
     assert expected.keys() == actual.keys()
     assert all(torch.equal(expected[name], actual[name]) for name in expected)
     assert resumed_run.samples == 24
@@ -390,10 +398,8 @@ def test_a_judge_saved_in_half_precision_gives_the_same_scores(tmp_path: Path) -
         trainer.step(0.0)
     judge = LabelJudge(trainer.network.eval(), trainer.labels, {"at_1": 70.0, "at_5": 88.0})
     save_judge(judge, tmp_path)
-    repeated_result, pictures = (
-        load_judge(tmp_path),
-        render_pairs(trainer.pictures, [(0, FIRST_VALIDATION_NUMBER), (3, FIRST_VALIDATION_NUMBER)], 0),
-    )
+    repeated_result = load_judge(tmp_path)
+    pictures = render_pairs(trainer.pictures, [(0, FIRST_VALIDATION_NUMBER), (3, FIRST_VALIDATION_NUMBER)], 0)
     assert repeated_result.labels == read_labels(tmp_path) == THINGS
     assert repeated_result.own_scores == {"at_1": 70.0, "at_5": 88.0}
     assert torch.allclose(
@@ -509,7 +515,8 @@ def test_the_missed_labels_that_have_a_drawing_in_the_style_are_listed(
         prompts.append(prompt)
         return draw_label("tiger" if "cat" in prompt else prompt)
 
-    scene, missed = make_scene(draw, style="flat design"), tmp_path / "missed.txt"
+    scene = make_scene(draw, style="flat design")
+    missed = tmp_path / "missed.txt"
     write_missed(scene, missed)
     assert missed.read_text() == "cat, flat design\n"
     assert prompts == [f"{label}, flat design, white background" for label in THINGS]
@@ -521,7 +528,8 @@ def test_the_missed_labels_that_have_a_drawing_in_the_style_are_listed(
 def test_a_missed_label_is_listed_with_the_style_that_its_seed_gave_it(tmp_path: Path) -> None:
     guide = StyleGuide("3d render", {"flat design": frozenset({"cat", "dog"})})
     painter = Copier(lambda prompt, _seed: draw_label("tiger"), guide)
-    scene, missed = make_scene(draw_label, load_sampler=lambda: painter), tmp_path / "missed.txt"
+    scene = make_scene(draw_label, load_sampler=lambda: painter)
+    missed = tmp_path / "missed.txt"
     write_missed(scene, missed)
     styles = dict(scene.label_sample().list_missed())
     assert styles == {"apple": "", "car": "", "cat": "3d render", "dog": "flat design", "ship": ""}

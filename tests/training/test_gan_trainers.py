@@ -135,7 +135,8 @@ def test_the_subject_is_what_differs_from_the_border() -> None:
 def test_overshoot_penalises_ringing_and_not_softness() -> None:
     step = torch.zeros(1, 3, 16, 16)
     step[..., 8:] = 0.5
-    soft_edge, ringing_edge = step.clone(), step.clone()
+    soft_edge = step.clone()
+    ringing_edge = step.clone()
     soft_edge[..., 7:9] = 0.25
     ringing_edge[..., 9] = 0.6
     assert overshoot_loss(soft_edge, step) == 0
@@ -202,7 +203,9 @@ def test_training_lowers_the_loss(make: Make) -> None:
     ],
 )
 def test_resuming_is_exact_including_the_discriminator(tmp_path: Path, make: Make) -> None:
-    full_run, stopped_run, resumed_run = make(), make(), make()
+    full_run = make()
+    stopped_run = make()
+    resumed_run = make()
     for number in range(4):
         full_run.step(number / 10)
         if number < 2:
@@ -218,7 +221,8 @@ def test_resuming_is_exact_including_the_discriminator(tmp_path: Path, make: Mak
 
 
 def test_a_run_before_its_first_discriminator_step_resumes_exactly(tmp_path: Path) -> None:
-    one, other = make_upscaler_trainer(gan_from=0.9), make_upscaler_trainer(gan_from=0.9)
+    one = make_upscaler_trainer(gan_from=0.9)
+    other = make_upscaler_trainer(gan_from=0.9)
     one.step(0.0)
     checkpoint.save(tmp_path / "kept.safetensors", one.state_tensors(), {})
     other.restore(checkpoint.load(tmp_path / "kept.safetensors")[0], 1)
@@ -266,7 +270,8 @@ def test_a_run_logs_its_figures_writes_a_sheet_and_ends(tmp_path: Path) -> None:
 
 
 def test_folded_latents_have_mean_0_and_deviation_1_and_keep_the_pictures() -> None:
-    network, data = autoencoder_shapes.build_autoencoder(1, SHAPE).eval(), pixels()
+    network = autoencoder_shapes.build_autoencoder(1, SHAPE).eval()
+    data = pixels()
     images, _ = data.read_rows(np.arange(len(data)))
     before = round_trip(network, images)
     posterior = network.encode(images, return_dict=False)[0]
@@ -306,7 +311,8 @@ def test_charts_and_pairs_are_the_same_for_a_seed() -> None:
         pictures = iter(blobs(8, 256))
         return upscaler_pairs.build_pairs(pictures, 6, None, seed=3, chart_share=0.5)
 
-    one, other = make_pairs(), make_pairs()
+    one = make_pairs()
+    other = make_pairs()
     assert (one.large == other.large).all()
     assert (one.decoded == other.decoded).all()
     assert one.clean.shape == (6, 64, 64, 3)
@@ -319,7 +325,8 @@ def test_charts_and_pairs_are_the_same_for_a_seed() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("command", ["autoencoder", "upscaler"])
 def test_training_on_any_folder_gives_a_loadable_result(command: str, tmp_path: Path) -> None:
-    pictures, output_folder = tmp_path / "mine", tmp_path / "out"
+    pictures = tmp_path / "mine"
+    output_folder = tmp_path / "out"
     pictures.mkdir()
     for number, picture in enumerate(blobs(6, 256)):
         Image.fromarray(picture).save(pictures / f"{number}.png")

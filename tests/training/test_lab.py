@@ -158,7 +158,8 @@ def test_weights_without_a_positive_one_cannot_be_balanced() -> None:
 @few_examples
 def test_interpolation_on_an_arc_keeps_lengths_and_hits_both_ends(seed: int, position: float) -> None:
     a, b = random_states(seed, 2)
-    a, b = 3 * a / a.norm(), 3 * b / b.norm()
+    a = 3 * a / a.norm()
+    b = 3 * b / b.norm()
     assert float(tensor_math.interpolate_on_arc(a, b, position).norm()) == pytest.approx(3, abs=1e-3)
     interpolated = tensor_math.interpolate_on_arc(a, 2 * b, position)
     assert float(interpolated.norm()) == pytest.approx(3 + 3 * position, abs=1e-3)
@@ -186,7 +187,8 @@ def test_the_lab_draws_the_same_latents_as_the_engine(
     """One prompt with guidance, and three weighted concepts as `::` makes them."""
     three_concepts = (Concept("cat", 0.5), Concept("dog", 0.5), Concept("worm", -0.25))
     tasks = [recipe("cat", sampler="ddim", seed=7), recipe(concepts=three_concepts, sampler="ddim", seed=7)]
-    engine, jobs = Engine({"affine": affine}), [job(task) for task in tasks]
+    engine = Engine({"affine": affine})
+    jobs = [job(task) for task in tasks]
     for each in jobs:
         engine.add(each)
     engine_latents = finish(engine)

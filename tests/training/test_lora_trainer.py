@@ -76,7 +76,8 @@ def build_trainer(prediction: Any, steps: int = 0, precision: str = "fp32") -> L
         norm_num_groups=4,
     )
     rng = np.random.default_rng(0)
-    latents, states = rng.normal(size=(10, 4, 4, 4)), rng.normal(size=(10, 6, 8))
+    latents = rng.normal(size=(10, 4, 4, 4))
+    states = rng.normal(size=(10, 6, 8))
     cache = LatentCache(
         latents.astype(np.float16), states.astype(np.float16), np.zeros((6, 8), np.float32), ("x",) * 10
     )
@@ -104,13 +105,16 @@ def test_half_precision_trains_and_unknown_prediction_types_are_refused() -> Non
 
 
 def test_a_lora_resumes_bit_for_bit_and_saves_only_its_own_weights() -> None:
-    full_trainer, half, other = build_trainer("epsilon", 6), build_trainer("epsilon", 3), build_trainer("epsilon")
+    full_trainer = build_trainer("epsilon", 6)
+    half = build_trainer("epsilon", 3)
+    other = build_trainer("epsilon")
     saved_tensors = {name: tensor.clone() for name, tensor in half.state_tensors().items()}
     assert all("lora_" in name or name == "lora:moves" for name in saved_tensors)
     other.restore(saved_tensors, 3)
     for number in range(3, 6):
         other.step(number / 10)
-    one, resumed_tensors = full_trainer.state_tensors(), other.state_tensors()
+    one = full_trainer.state_tensors()
+    resumed_tensors = other.state_tensors()
     assert one.keys() == resumed_tensors.keys()
     assert all(torch.equal(one[name], resumed_tensors[name]) for name in one)
 
@@ -119,13 +123,15 @@ def test_a_lora_resumes_bit_for_bit_and_saves_only_its_own_weights() -> None:
 def test_diffusers_loads_the_lora_and_the_engine_loads_the_merged_model(
     small_folder: Path, pictures: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    output_folder, merged = tmp_path / "lora", tmp_path / "merged"
+    output_folder = tmp_path / "lora"
+    merged = tmp_path / "merged"
     options = ["--steps", "6", "--rank", "2", "--alpha", "6", "--rate", "0.02", "--merge", str(merged)]
     assert train(small_folder, pictures, output_folder, *options) == 0
     with safe_open(output_folder / "pytorch_lora_weights.safetensors", framework="pt") as file:
         header = json.loads(file.metadata()["lora_adapter_metadata"])
     assert (header["unet.r"], header["unet.lora_alpha"]) == (2, 6.0)
-    plain_pipeline, pipeline_with_lora = open_pipeline(small_folder), open_pipeline(small_folder)
+    plain_pipeline = open_pipeline(small_folder)
+    pipeline_with_lora = open_pipeline(small_folder)
     pipeline_with_lora.load_lora_weights(str(output_folder))
     config = pipeline_with_lora.unet.peft_config["default_0"]
     assert (config.r, config.lora_alpha) == (2, 6.0)

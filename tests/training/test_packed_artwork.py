@@ -29,7 +29,8 @@ LEMMAS = {"corgi": frozenset({"dog", "pet"}), "bistro": frozenset({"café"})}
 
 
 def drawings() -> list[Artwork]:
-    dog, cafe = Description("dog", ("pet", "face"), ("terrier", "wolf")), Description("café", ())
+    dog = Description("dog", ("pet", "face"), ("terrier", "wolf"))
+    cafe = Description("café", ())
     rng = np.random.default_rng(1)
     pixels = [Image.fromarray(rng.integers(0, 256, (128, 100 + number, 4), np.uint8)) for number in range(3)]
     return [

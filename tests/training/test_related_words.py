@@ -29,7 +29,10 @@ from training.pictures.related_words import (
 from training.pictures.substitutes import find_substitutes, may_be_substituted
 from training.pictures.wordnet import WordNet, read_wordnet
 
-ANIMAL, FOOD, PERSON, ARTIFACT = 5, 13, 18, 6
+ANIMAL = 5
+FOOD = 13
+PERSON = 18
+ARTIFACT = 6
 # id, topic, words (as they are written), ids of wider meanings, explanation
 MEANINGS = (
     ("00000001", 3, "entity", "", "that which is perceived"),
@@ -63,7 +66,8 @@ DRAWINGS = [
 def write_archive(folder: Path, meanings: Sequence[tuple[str, int, str, str, str]] = MEANINGS) -> Path:
     """Writes the three files of the package as WordNet writes them: a licence, then a row for each meaning or word."""
     hyponyms = {name: [row[0] for row in meanings if row[3] == name] for name, *_ in meanings}
-    rows, senses = ["  1 This software and database is being provided to you"], dict[str, list[str]]()
+    rows = ["  1 This software and database is being provided to you"]
+    senses = dict[str, list[str]]()
     for name, topic, words, wider, gloss in meanings:
         spellings = words.split()
         pointers = [("@", wider)] * bool(wider) + [("~", other) for other in hyponyms[name]]
@@ -154,7 +158,8 @@ def test_captions_use_related_words_and_never_a_held_out_one(wordnet: WordNet) -
     dog, _ = descriptions["0"]
     held_out = {word for word in ("domestic dog", "terrier", "wolf", "canid") if is_held_out(word, wordnet)}
     assert set(dog.related_words) == {"dog", "domestic dog", "terrier", "wolf", "canid"} - held_out
-    rng, look = np.random.default_rng(1), Appearance("", "flat design", "", "white")
+    rng = np.random.default_rng(1)
+    look = Appearance("", "flat design", "", "white")
     captions = [make_caption(dog, 3, look, rng) for _ in range(500)]
     assert all(any(word in caption for caption in captions) for word in dog.related_words)
     assert not any(word in caption for caption in captions for word in (*held_out, "canine"))
@@ -231,7 +236,8 @@ def test_everyday_words_have_only_substitutes_that_were_chosen(wordnet: WordNet)
 def test_no_form_of_a_known_name_is_replaced(tmp_path: Path) -> None:
     """*cookies* would be found as several of the *cooky*."""
     rows = [*MEANINGS, ("00000013", 5, "cooky", "00000008", "a kind of dog")]
-    wordnet, drawing = read_wordnet(write_archive(tmp_path, rows)), (clean_description("cookie", []), 4)
+    wordnet = read_wordnet(write_archive(tmp_path, rows))
+    drawing = (clean_description("cookie", []), 4)
     assert "cooky" in find_substitutes({"0": DRAWINGS[0]}, wordnet, ())
     assert "cooky" not in find_substitutes({"0": DRAWINGS[0], "1": drawing}, wordnet, ())
 

@@ -25,7 +25,8 @@ class CountingTrainer:
     """A minimal trainer: it counts its steps, and its third step sends the process a signal to stop."""
 
     settings = DiffusionSettings()
-    steps, rate = 0, 0.1
+    steps = 0
+    rate = 0.1
 
     @property
     def samples(self) -> int:
@@ -52,7 +53,9 @@ class CountingTrainer:
 
 
 def test_a_signal_saves_a_checkpoint_and_says_how_to_resume(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    options, trainer, records = TrainOptions(tmp_path, steps=5), CountingTrainer(), []
+    options = TrainOptions(tmp_path, steps=5)
+    trainer = CountingTrainer()
+    records = []
     before = signal.getsignal(signal.SIGTERM)
     with open_session("counting", options) as session:
         assert session.train(trainer, trainer, lambda: records.append(1)) == 128 + signal.SIGTERM
@@ -67,7 +70,8 @@ def test_a_signal_saves_a_checkpoint_and_says_how_to_resume(tmp_path: Path, capf
 def test_a_checkpoint_keeps_the_origin_and_the_end_time_of_its_run(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    trainer, options = CountingTrainer(), TrainOptions(tmp_path, steps=3, threads=1)
+    trainer = CountingTrainer()
+    options = TrainOptions(tmp_path, steps=3, threads=1)
     with open_session("counting", options) as session:
         session.bind_origin({"pictures": "one"})
         session.train(trainer, trainer, lambda: None)
@@ -85,7 +89,8 @@ def test_a_checkpoint_keeps_the_origin_and_the_end_time_of_its_run(
 
 def test_a_foreign_or_incomplete_checkpoint_is_refused(tmp_path: Path) -> None:
     position = {"steps": 1, "started": 0.0, "kept": 1, "settings": {}, "origin": {}}
-    trainer, path = CountingTrainer(), tmp_path / "run" / CHECKPOINT_FILE
+    trainer = CountingTrainer()
+    path = tmp_path / "run" / CHECKPOINT_FILE
     with open_session("counting", TrainOptions(tmp_path, steps=9)):
         checkpoint.save(path, {}, position)
 

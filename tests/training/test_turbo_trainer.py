@@ -102,7 +102,8 @@ def test_the_loss_is_the_absolute_error_far_from_zero_and_smooth_at_zero() -> No
 
 
 def test_guidance_holds_in_the_rows_of_the_interval_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    trainer, states = build_trainer(guidance=3.0), torch.ones(3, 6, 64)
+    trainer = build_trainer(guidance=3.0)
+    states = torch.ones(3, 6, 64)
 
     def predict_mean_state(noisy: torch.Tensor, _timesteps: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
         return states.mean(dim=(1, 2)).view(-1, 1, 1, 1).expand_as(noisy)
@@ -117,12 +118,15 @@ def test_guidance_holds_in_the_rows_of_the_interval_only(monkeypatch: pytest.Mon
 
 
 def test_the_teachers_pictures_are_guided_in_the_interval_only() -> None:
-    network, scheduler, states = tiny_network(), build_scheduler("v_prediction"), draw(2, 6, 64)
+    network = tiny_network()
+    scheduler = build_scheduler("v_prediction")
+    states = draw(2, 6, 64)
 
     def sample(empty_states: torch.Tensor, interval: tuple[float, float]) -> torch.Tensor:
         return sample_latents(network, states, empty_states, scheduler, steps=4, interval=interval)
 
-    one, other = torch.zeros(6, 64), draw(6, 64, seed=2)
+    one = torch.zeros(6, 64)
+    other = draw(6, 64, seed=2)
     assert not torch.equal(sample(one, FULL_INTERVAL), sample(other, FULL_INTERVAL))
     assert not torch.equal(sample(one, FULL_INTERVAL), sample(one, (0.5, 1.0)))
     assert torch.equal(sample(one, (0.0, 0.1)), sample(other, (0.0, 0.1)))  # no step of four begins there
@@ -130,7 +134,8 @@ def test_the_teachers_pictures_are_guided_in_the_interval_only() -> None:
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_before_training_the_student_is_the_teacher(prediction: str) -> None:
-    network, trainer = tiny_network(), build_trainer(prediction)
+    network = tiny_network()
+    trainer = build_trainer(prediction)
     inputs = draw(2, 4, 4, 4), torch.tensor([19, 999]), draw(2, 6, 64)
 
     @torch.no_grad()
@@ -151,7 +156,9 @@ def test_the_target_is_where_the_teachers_path_ends(prediction: str) -> None:
     """Each row has its own path; the last step ends at timestep 0."""
     trainer = build_trainer(prediction, skip=5)
     trainer.is_guided[:] = False
-    noisy, states, indices = draw(3, 4, 4, 4), draw(3, 6, 64), torch.tensor([49, 2, 12])
+    noisy = draw(3, 4, 4, 4)
+    states = draw(3, 6, 64)
+    indices = torch.tensor([49, 2, 12])
     trainer.step(0.0)  # the LoRA is no longer zero
     ends = trainer.run_teacher(noisy, indices, states)
     with torch.no_grad(), trainer.without_lora():
@@ -166,7 +173,8 @@ def test_the_target_is_where_the_teachers_path_ends(prediction: str) -> None:
 
 
 def test_the_targets_of_a_batch_are_of_the_whole_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    trainer, seen_indices = build_trainer(batch=20), list[torch.Tensor]()
+    trainer = build_trainer(batch=20)
+    seen_indices = list[torch.Tensor]()
     run_teacher = trainer.run_teacher
 
     def record(noisy: torch.Tensor, indices: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
@@ -190,19 +198,24 @@ def test_training_lowers_the_loss_for_each_prediction_type(prediction: str, rate
 
 
 def test_a_turbo_lora_resumes_bit_for_bit_and_saves_only_its_own_weights() -> None:
-    full_trainer, half, other = build_trainer(steps=4), build_trainer(steps=2), build_trainer()
+    full_trainer = build_trainer(steps=4)
+    half = build_trainer(steps=2)
+    other = build_trainer()
     saved_tensors = {name: tensor.clone() for name, tensor in half.state_tensors().items()}
     assert all("lora_" in name or name == "lora:moves" for name in saved_tensors)
     other.restore(saved_tensors, 2)
     for number in range(2, 4):
         other.step(number / 10)
-    one, resumed_tensors = full_trainer.state_tensors(), other.state_tensors()
+    one = full_trainer.state_tensors()
+    resumed_tensors = other.state_tensors()
     assert one.keys() == resumed_tensors.keys()
     assert all(torch.equal(one[name], resumed_tensors[name]) for name in one)
 
 
 def test_four_steps_are_those_of_the_lcm_scheduler() -> None:
-    trainer, scheduler, states = build_trainer(steps=1), build_scheduler("v_prediction"), draw(2, 6, 64)
+    trainer = build_trainer(steps=1)
+    scheduler = build_scheduler("v_prediction")
+    states = draw(2, 6, 64)
     generators = [torch.Generator().manual_seed(seed) for seed in range(2)]
     latents = torch.stack([torch.randn(4, 4, 4, generator=generator) for generator in generators])
     lcm_scheduler: Any = LCMScheduler.from_config(scheduler.config)
@@ -251,7 +264,8 @@ def test_the_built_in_artwork_is_refused_for_models_of_another_kind(
 def test_diffusers_loads_the_turbo_lora_of_a_folder_of_pictures(
     small_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    pictures, output_folder = tmp_path / "pictures", tmp_path / "turbo"
+    pictures = tmp_path / "pictures"
+    output_folder = tmp_path / "turbo"
     pictures.mkdir()
     Image.new("RGB", (40, 32), (220, 20, 20)).save(pictures / "0.png")
     (pictures / "0.txt").write_text("red")

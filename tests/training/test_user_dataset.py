@@ -40,7 +40,8 @@ def user_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`pictures/` with three captioned pictures, and `model/`: tiny parts of our kind, but wide enough for Muon."""
     from transformers import BertConfig, BertModel
 
-    folder, diffusers = tmp_path_factory.mktemp("own"), import_module("diffusers")
+    folder = tmp_path_factory.mktemp("own")
+    diffusers = import_module("diffusers")
     (folder / "pictures").mkdir()
     for name, colour in {"red": (220, 20, 20), "blue": (40, 90, 220), "green": (20, 180, 60)}.items():
         Image.new("RGB", (40, 32), colour).save(folder / "pictures" / f"{name}.png")
@@ -120,7 +121,8 @@ def test_a_killed_run_resumes_bit_for_bit(
 ) -> None:
     output_folder = user_data / "killed"
     child = subprocess.Popen([sys.executable, "-m", "training", *arguments(user_data, output_folder)], cwd=ROOT)
-    path, end = output_folder / "run" / CHECKPOINT_FILE, time.monotonic() + 200
+    path = output_folder / "run" / CHECKPOINT_FILE
+    end = time.monotonic() + 200
     while not path.exists() or checkpoint.read_position(path)["steps"] < 1:
         assert child.poll() is None
         assert time.monotonic() < end
@@ -132,7 +134,8 @@ def test_a_killed_run_resumes_bit_for_bit(
     capfd.readouterr()
     assert main(arguments(user_data, output_folder)) == 0
     assert f"Resuming after {done_steps} step" in capfd.readouterr().err
-    one, resumed_tensors = load_checkpoint(finished_run), load_checkpoint(output_folder)
+    one = load_checkpoint(finished_run)
+    resumed_tensors = load_checkpoint(output_folder)
     assert any(name.startswith("network:momentum.") for name in one)  # Muon's
     assert one.keys() == resumed_tensors.keys()
     assert all(torch.equal(one[name], resumed_tensors[name]) for name in one)

@@ -82,9 +82,11 @@ def make_upscaler_parts(device: torch.device) -> Parts:
 
 
 def make_diffusion_parts(device: torch.device) -> Parts:
-    scheduler, settings = ShortScheduler(**SCHEDULE), DiffusionSettings(batch=8, warm=2, rate=1e-3)
+    scheduler = ShortScheduler(**SCHEDULE)
+    settings = DiffusionSettings(batch=8, warm=2, rate=1e-3)
     trainer = DiffusionTrainer(move(tiny_network(), device), tiny_cache(), scheduler.alphas_cumprod, settings)
-    prompts, autoencoder = torch.zeros(2, 6, 64), move(tiny_autoencoder(), device)
+    prompts = torch.zeros(2, 6, 64)
+    autoencoder = move(tiny_autoencoder(), device)
     return trainer, DiffusionEvaluator(trainer, tiny_cache(8), prompts, autoencoder, scheduler)
 
 
@@ -95,7 +97,8 @@ def make_lora_parts(device: torch.device) -> Parts:
 
 
 def make_turbo_parts(device: torch.device) -> Parts:
-    scheduler, settings = ShortScheduler(**SCHEDULE), TurboSettings(rank=4, batch=8, interval="0.3-0.8")
+    scheduler = ShortScheduler(**SCHEDULE)
+    settings = TurboSettings(rank=4, batch=8, interval="0.3-0.8")
     trainer = TurboTrainer(move(tiny_network(), device), tiny_cache(), scheduler, settings)
     return trainer, TurboEvaluator(trainer, tiny_cache(8), torch.ones(2, 6, 64), tiny_autoencoder(), scheduler)
 
@@ -139,10 +142,12 @@ def run_trainer(make_parts: Callable[[torch.device], Parts], device: torch.devic
 
 def encode_pictures(device: torch.device) -> list[float]:
     """Return numbers of all that a network encodes before a training, and of the fold of its latents' scale."""
-    autoencoder, captions = move(tiny_autoencoder(), device), load_caption_encoder()
+    autoencoder = move(tiny_autoencoder(), device)
+    captions = load_caption_encoder()
     move(captions.encoder, device)
     pairs = build_pairs(iter(np.repeat(small_pairs(4).large, 4, axis=1).repeat(4, axis=2)), 4, autoencoder, 3, 0.0)
-    latents, states = encode_latents(autoencoder, pixels().pictures), captions(["a red ball"])
+    latents = encode_latents(autoencoder, pixels().pictures)
+    states = captions(["a red ball"])
     fold_scale(autoencoder, *measure_latent_scale(autoencoder, pixels()))
     folded = encode_latents(autoencoder, pixels().pictures)
     return [float(array.mean()) for array in (pairs.decoded, latents.numpy(), states.numpy(), folded.std().numpy())]
@@ -156,7 +161,8 @@ def denoise(device: torch.device, folder: Path) -> list[float]:
     denoiser = load_denoiser(NetworkSource("tiny", folder / "network", WEIGHTS_FOLDER), autoencoder, device)
     assert next(denoiser.network.parameters()).device == device
     autocast_devices.clear()
-    pictures, captions = np.stack(blobs(2, 64)), ["a red ball", "a dog"]
+    pictures = np.stack(blobs(2, 64))
+    captions = ["a red ball", "a dog"]
     latents = open_denoised_latents(folder, device.type, lambda: denoiser, pictures, captions, 0)
     assert autocast_devices == {device.type}
     return latents.astype(np.float32).flatten().tolist()

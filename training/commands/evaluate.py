@@ -87,7 +87,8 @@ def evaluate(
     _check_labels_drawn(missed, style, sheet, only or ["labels"])
     if threads:
         torch.set_num_threads(threads)
-    weights_folder, judge_folder = builtin_artwork.find_weights(source), judge or WEIGHTS_FOLDER / "judge"
+    weights_folder = builtin_artwork.find_weights(source)
+    judge_folder = judge or WEIGHTS_FOLDER / "judge"
     if sheet:
         return _draw_sheet(weights_folder, choose_prompts(prompts or "mixed", judge_folder, cache, seed), sheet, seed)
     with show_progress("drawing") as report_progress:

@@ -12,7 +12,9 @@ from training.commands.options import Cache, TrainOptions, with_train_options
 if TYPE_CHECKING:
     from training.commands.session import Session
 
-RENDERING_PIXELS, STAGE_PIXELS = 64 * 64, 16 * 16  # of a rendering; of the first stage, each other has a quarter
+# of a rendering; of the first stage, each other has a quarter
+RENDERING_PIXELS = 64 * 64
+STAGE_PIXELS = 16 * 16
 STAGE_VALUE_BYTES = 36  # that a picture of a batch keeps for each output of a stage
 Widths = Annotated[
     str | None,
@@ -54,7 +56,8 @@ def _train(session: Session, options: TrainOptions, cache: Path | None, widths: 
     settings = session.resolve_settings(JudgeSettings, widths=widths, **options.setting_overrides)
     session.bind_origin({"pictures": "the built-in artwork"})
     pictures = builtin_artwork.load_drawings(cache)
-    labels, stage_widths = collect_labels(pictures), parse_widths(settings.widths)
+    labels = collect_labels(pictures)
+    stage_widths = parse_widths(settings.widths)
     stage_bytes = STAGE_VALUE_BYTES * sum(width * STAGE_PIXELS / 4**stage for stage, width in enumerate(stage_widths))
     parameter_count = count_parameters(len(labels), stage_widths)
     rendered_pixels = RENDERINGS_PER_DRAWING * len(pictures) * RENDERING_PIXELS

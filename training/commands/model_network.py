@@ -56,11 +56,13 @@ def check_network(source: NetworkSource, autoencoder: AutoencoderKL) -> None:
             f"{source.name} has no network for the built-in artwork: --from takes the embedded model, or one that "
             "`darkroom train diffusion` made of it."
         )
-    levels, channels = len(autoencoder.config["block_out_channels"]), autoencoder.config["latent_channels"]
+    levels = len(autoencoder.config["block_out_channels"])
+    channels = autoencoder.config["latent_channels"]
     own_shape = (int(autoencoder.config["sample_size"]) >> (levels - 1), channels)
     shapes = {(config["sample_size"], config.get(name)) for name in ("in_channels", "out_channels")}
     if shapes != {own_shape}:
-        side, count = config["sample_size"], config.get("in_channels")
+        side = config["sample_size"]
+        count = config.get("in_channels")
         raise ValueError(
             f"The network of {source.name} draws latents of {side}×{side}×{count}, and the autoencoder has "
             f"{own_shape[0]}×{own_shape[0]}×{channels}: --from takes a network that was trained on its latents."

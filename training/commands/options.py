@@ -89,7 +89,8 @@ class TrainOptions:
 
 def with_train_options(command: Callable[..., None]) -> Callable[..., None]:
     """Replace the parameter `options` in a command's signature by every field of `TrainOptions`, for typer to read."""
-    shared_fields, own_parameters = fields(TrainOptions), inspect.signature(command, eval_str=True).parameters
+    shared_fields = fields(TrainOptions)
+    own_parameters = inspect.signature(command, eval_str=True).parameters
     type_hints = get_type_hints(TrainOptions, include_extras=True)
 
     @functools.wraps(command)

@@ -21,6 +21,7 @@ def pack(
     if out.suffix != SUFFIX:
         raise ValueError(f"--out takes a file whose name ends in {SUFFIX}.")
     drawings = builtin_artwork.load_drawings(cache, with_related_words=True)
-    notices, lemmas = builtin_artwork.read_notices(cache), builtin_artwork.load_held_out_lemmas(cache)
+    notices = builtin_artwork.read_notices(cache)
+    lemmas = builtin_artwork.load_held_out_lemmas(cache)
     size = write_pack(out, drawings, notices, lemmas)
     typer.echo(f"{out}: {len(drawings):,} drawings, {size / 1e6:.1f} MB")

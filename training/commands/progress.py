@@ -40,7 +40,8 @@ def show_progress(title: str) -> Generator[ProgressUpdate]:
 
 
 def _make_line_reporter(title: str) -> ProgressUpdate:
-    start_time, next_line = time.monotonic(), 0.0
+    start_time = time.monotonic()
+    next_line = 0.0
     first_share: list[float] = []
 
     def report_progress(share: float, details: str) -> None:

@@ -117,10 +117,8 @@ def load_perceptual_loss(device: torch.device = torch.device("cpu")) -> Perceptu
 
 def _check_memory(network: AutoencoderKL, batch: int, train_count: int, held_out_count: int) -> None:
     """Raise ValueError if the training does not fit into memory, with `train_count` and `held_out_count` pictures."""
-    side, parameter_count = (
-        int(network.config["sample_size"]),
-        sum(parameter.numel() for parameter in network.parameters()),
-    )
+    side = int(network.config["sample_size"])
+    parameter_count = sum(parameter.numel() for parameter in network.parameters())
     bytes_per_picture = (
         memory_estimate.activation_bytes(dict(network.config), 1, side) / 2
     )  # convolutions keep less than a U-Net's attention
@@ -156,7 +154,9 @@ def _render_dataset(
     dataset: PictureDataset, network: AutoencoderKL, settings: AutoencoderSettings
 ) -> tuple[MaskedPictures, MaskedPictures]:
     train_files, held_out_files = split_pictures(dataset.pictures)
-    side, seed, pairs = int(network.config["sample_size"]), settings.seed, number_views(train_files, flip=False)
+    side = int(network.config["sample_size"])
+    seed = settings.seed
+    pairs = number_views(train_files, flip=False)
     _check_memory(network, settings.batch, len(pairs), len(held_out_files))
     train_views = [render_view(train_files[index], number, side, seed, flip=False) for index, number in pairs]
     return mask_pictures(train_views), mask_pictures(

@@ -49,7 +49,8 @@ FIT_PICTURES = 16  # pictures to which the last layer is fitted before the first
 
 def train_decoder(session: Session, model: str, cache: Path | None, overrides: dict[str, Any]) -> int:
     settings = session.resolve_settings(DecoderSettings, **overrides)
-    autoencoder, source = load_autoencoder(model).eval(), find_network(model)
+    autoencoder = load_autoencoder(model).eval()
+    source = find_network(model)
     _refuse_other_size(model, autoencoder)
     check_network(source, autoencoder)
     network = build_large_decoder(autoencoder, parse_widths(settings.widths, autoencoder), settings.seed)

@@ -45,7 +45,9 @@ from training.diffusion.preview_map import fit_map_to_decoder
 from training.diffusion.sampling import SHEET_PROMPTS
 from training.pictures.variants import mix_fingerprint
 
-DATASET_BATCH, DATASET_RATE = 16, 1e-4  # Muon's step size does not depend on the batch
+# Muon's step size does not depend on the batch
+DATASET_BATCH = 16
+DATASET_RATE = 1e-4
 
 POOLING_HEADS = 64  # attention heads with which diffusers pools the text for the time embedding
 
@@ -149,7 +151,8 @@ def _check_size(weights: Path, autoencoder: str, batch: int) -> None:
     """Raise ValueError if the network does not fit into memory, or cannot draw the autoencoder's latents."""
     config: dict[str, Any] | None = None
     if autoencoder:
-        config, own = (memory_estimate.read_config(weights / "unet"), _read_autoencoder_config(weights / "vae"))
+        config = memory_estimate.read_config(weights / "unet")
+        own = _read_autoencoder_config(weights / "vae")
         other = _read_autoencoder_config(find_autoencoder_folder(autoencoder))
         pixels = config["sample_size"] << len(own["block_out_channels"])
         config = fit_config(config, other["latent_channels"], pixels >> len(other["block_out_channels"]))

@@ -18,8 +18,13 @@ from typing import Any, cast
 from training.core import checkpoint
 from training.core.run import CHECKPOINT_FILE
 
-RUN_FOLDER, LOCK_FILE, LOG_FILE = "run", "lock", "log.jsonl"
-FINISHED_FILE, MERGED_FILE, STAGING_FOLDER, TENSORBOARD_FOLDER = "finished.json", "merged.json", "whole", "tensorboard"
+RUN_FOLDER = "run"
+LOCK_FILE = "lock"
+LOG_FILE = "log.jsonl"
+FINISHED_FILE = "finished.json"
+MERGED_FILE = "merged.json"
+STAGING_FOLDER = "whole"
+TENSORBOARD_FOLDER = "tensorboard"
 RUN_FILES = (
     CHECKPOINT_FILE,
     f"{CHECKPOINT_FILE}.fresh",

@@ -23,7 +23,9 @@ from training.diffusion.lora_trainer import LoraEvaluator, LoraSettings, LoraTra
 from training.diffusion.models import INDEX_FILE, LoadedModel, find_model_folder, load_model, read_dtypes, write_model
 from training.pictures.dataset import PictureDataset
 
-FEW_PICTURES_SIDE, FEW_PICTURES = 128, 4  # side in pixels above which a sample sheet has few pictures
+# side in pixels above which a sample sheet has few pictures
+FEW_PICTURES_SIDE = 128
+FEW_PICTURES = 4
 
 
 def train_lora(

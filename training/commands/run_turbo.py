@@ -90,7 +90,8 @@ def _open_artwork(session: Session, model: LoadedModel, cache: Path | None, seed
         raise ValueError(
             "The built-in artwork is for models like the embedded one: give this one captioned pictures with --data."
         )
-    vae, caption_encoder = model.pipeline.vae, load_caption_encoder()
+    vae = model.pipeline.vae
+    caption_encoder = load_caption_encoder()
     for part in (vae, caption_encoder.encoder):
         torch.nn.Module.to(part, session.device)
     train_cache, held_out_cache = builtin_artwork.open_variants(cache, (vae, caption_encoder), seed)

@@ -124,10 +124,8 @@ def _check_memory(network: nn.Module, settings: UpscalerSettings, picture_count:
         parameter.numel() for parameter in parameters if parameter.ndim == 1
     )  # of every layer and its activation
     bytes_per_picture = (4 * channels + LOSS_BYTES_PER_PIXEL) * settings.crop**2
-    parameter_count, pixel_count = (
-        sum(parameter.numel() for parameter in parameters),
-        (picture_count + HELD_OUT_PICTURES) * LARGE_SIDE**2,
-    )
+    parameter_count = sum(parameter.numel() for parameter in parameters)
+    pixel_count = (picture_count + HELD_OUT_PICTURES) * LARGE_SIDE**2
     memory_estimate.check_fits(
         memory_estimate.estimate_pixel_network(
             parameter_count,

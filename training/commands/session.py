@@ -38,7 +38,10 @@ class Session:
     def __init__(
         self, kind: str, options: TrainOptions, position: Mapping[str, Any] | None, device: torch.device
     ) -> None:
-        self.kind, self.options, self.position, self.device = kind, options, position, device
+        self.kind = kind
+        self.options = options
+        self.position = position
+        self.device = device
         self.folder = options.out / RUN_FOLDER
         self.origin: dict[str, Any] = {"kind": kind, "threads": torch.get_num_threads()}
 
@@ -71,7 +74,8 @@ class Session:
         saved_origin: dict[str, Any] = self.position["origin"]
         for name, value in origin.items():
             if saved_origin.get(name, "") != value:
-                then, now = saved_origin.get(name, "") or "none", value or "none"
+                then = saved_origin.get(name, "") or "none"
+                now = value or "none"
                 raise ValueError(
                     f"The run in {self.options.out} was begun with other {name} ({then} then, {now} now): "
                     "take another --out, or start over with --fresh."
@@ -151,7 +155,8 @@ class Session:
 
     def _write_result(self, trainer: Trainer, write_result: Callable[[], None], status: str) -> int:
         """Write the result if that is not done yet: a kill may have come after the last step."""
-        finished_file, record = self.folder / run_folder.FINISHED_FILE, {"steps": trainer.steps}
+        finished_file = self.folder / run_folder.FINISHED_FILE
+        record = {"steps": trainer.steps}
         if run_folder.read_json_object(finished_file) != record:
             with checkpoint.translate_write_errors(self.options.out):
                 write_result()

@@ -36,7 +36,8 @@ def styles(
     from training.evaluation.style_labels import find_labels_of_style
     from training.pictures.variants import MAIN_STYLE
 
-    judge, draw_pictures = load_judge(WEIGHTS_FOLDER / "judge"), _make_drawer(builtin_artwork.find_weights(source))
+    judge = load_judge(WEIGHTS_FOLDER / "judge")
+    draw_pictures = _make_drawer(builtin_artwork.find_weights(source))
     labels = sorted(find_labels_of_style(draw_pictures, judge, style))
     content = msgspec.json.encode(StylesFile(MAIN_STYLE, {style: labels}))
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -26,7 +26,8 @@ class BatchTrainer(Generic[L]):
     """Counts the steps of `learner`, one batch each. `samples` counts pictures seen."""
 
     def __init__(self, learner: L, batch_size: int) -> None:
-        self.learner, self.batch_size = learner, batch_size
+        self.learner = learner
+        self.batch_size = batch_size
         self.steps: int = 0
 
     @property

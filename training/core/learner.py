@@ -44,7 +44,10 @@ class Learner:
         betas: tuple[float, float] = (0.9, 0.99),
         weight_decay: float = 0.0,
     ) -> None:
-        self.name, self.network, self.ema, self.updates = name, network, ema, 0
+        self.name = name
+        self.network = network
+        self.ema = ema
+        self.updates = 0
         self.average = copy.deepcopy(network).eval().requires_grad_(False) if ema else network
         self.trainable_parameters = {
             key: parameter for key, parameter in network.named_parameters() if parameter.requires_grad

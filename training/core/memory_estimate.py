@@ -114,7 +114,8 @@ def check_fits(estimate: MemoryEstimate) -> None:
 
 def activation_bytes(config: dict[str, Any], batch: int, side: int | None = None) -> float:
     """Return the bytes that a batch keeps for the gradient; `side` of the latents, by default the network's."""
-    widths, layers = config["block_out_channels"], config.get("layers_per_block", 2)
+    widths = config["block_out_channels"]
+    layers = config.get("layers_per_block", 2)
     layers = layers if isinstance(layers, int) else max(layers)
     latent_side = side or config["sample_size"]
     total = 0.0

@@ -100,7 +100,8 @@ class TrainingRun:
         """Restore the last checkpoint. Raises FileNotFoundError if there is none."""
         tensors, position = checkpoint.load(self.folder / CHECKPOINT_FILE)
         self.trainer.restore(tensors, position["steps"])
-        self.start_time, self.checkpoint_count = position["started"], position["kept"]
+        self.start_time = position["started"]
+        self.checkpoint_count = position["kept"]
 
     def progress(self, now: float) -> float:
         return self.budget.progress(self.trainer.samples, self.start_time, now, self.trainer.steps)
@@ -116,14 +117,16 @@ class TrainingRun:
 
         It saves a checkpoint every `save_interval` seconds and at the end.
         """
-        next_save, loss_averager = clock() + save_interval, LossAverager()
+        next_save = clock() + save_interval
+        loss_averager = LossAverager()
         while (progress := self.progress(clock())) < 1 and not should_stop():
             losses = self.trainer.step(progress)
             loss_averager.add(losses)
             on_step(losses)
             if clock() >= next_save and self.progress(clock()) < 1:
                 self.save_checkpoint(clock(), loss_averager.means())
-                next_save, loss_averager = clock() + save_interval, LossAverager()
+                next_save = clock() + save_interval
+                loss_averager = LossAverager()
         self.save_checkpoint(clock(), loss_averager.means(), evaluate=True)
 
     def save_checkpoint(self, now: float, losses: Metrics, *, evaluate: bool = False) -> None:

@@ -29,7 +29,8 @@ from training.pictures.masked_pictures import ProgressCallback
 CACHE_FORMAT = 1  # raise it when levels, steps or draws change, so that old caches are not used
 # The first timestep, as a share of all. Below 0.2 the network adds few errors. Above 0.5 it loses or replaces parts of
 # the drawing, in latents of 8×8 and of 16×16: a decoder cannot mend these, and learns to blur instead.
-MIN_LEVEL, MAX_LEVEL = 0.2, 0.5
+MIN_LEVEL = 0.2
+MAX_LEVEL = 0.5
 STEPS = 5
 BATCH = 64
 
@@ -61,7 +62,8 @@ def open_denoised_latents(
     digest.update(np.ascontiguousarray(pictures).data)
     path = folder / f"denoised-{digest.hexdigest()[:12]}.npy"
     if not path.exists():
-        partial_path, complete_path = path.with_suffix(".partial"), path.with_suffix(".complete")
+        partial_path = path.with_suffix(".partial")
+        complete_path = path.with_suffix(".complete")
         latents = _denoise_all(load_denoiser(), pictures, captions, seed, partial_path, on_progress)
         with complete_path.open("wb") as file:
             np.save(file, latents)
@@ -111,11 +113,13 @@ def _draw_noise(seed: int, rows: range, latents: Tensor) -> tuple[Tensor, Tensor
 @torch.inference_mode()
 def denoise_latents(denoiser: Denoiser, latents: Tensor, states: Tensor, levels: Tensor, noise: Tensor) -> Tensor:
     """Noise latents [n, c, h, w] to `levels` [n] and denoise them by DDIM, without guidance; fp32."""
-    network, alphas = denoiser.network, denoiser.alphas_cumprod
+    network = denoiser.network
+    alphas = denoiser.alphas_cumprod
     device = next(network.parameters()).device
     first_timesteps = (levels * len(alphas)).long()
     noisy, _ = add_noise(latents, noise, alphas[first_timesteps])
-    clean, states = latents, states.to(device)
+    clean = latents
+    states = states.to(device)
     for step in range(STEPS):
         timesteps = first_timesteps * (STEPS - step) // STEPS
         with mixed_precision(device):
@@ -124,6 +128,7 @@ def denoise_latents(denoiser: Denoiser, latents: Tensor, states: Tensor, levels:
             )[0]
         velocity = prediction.float().cpu()
         signal, sigma = (share.sqrt().view(-1, 1, 1, 1) for share in (alphas[timesteps], 1 - alphas[timesteps]))
-        clean, noise = signal * noisy - sigma * velocity, sigma * noisy + signal * velocity
+        clean = signal * noisy - sigma * velocity
+        noise = sigma * noisy + signal * velocity
         noisy, _ = add_noise(clean, noise, alphas[first_timesteps * (STEPS - step - 1) // STEPS])
     return clean

@@ -52,7 +52,8 @@ class CaptionEncoder:
     """Frozen MiniLM: captions → the last hidden states of 24 tokens, as the pipeline passes them to the network."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, encoder: BertModel) -> None:
-        self.tokenizer, self.encoder = tokenizer, encoder.eval()
+        self.tokenizer = tokenizer
+        self.encoder = encoder.eval()
 
     @torch.inference_mode()
     def __call__(self, captions: Sequence[str]) -> Tensor:

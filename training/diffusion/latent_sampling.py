@@ -78,7 +78,8 @@ def sample_latents(
     if plan.table[:, COLUMNS.index("N")].any() or (first_step and plan.has_history):
         raise ValueError("This plan draws noise on the way, or needs a step from before the start.")
     finished: list[torch.Tensor] = []
-    batches, steps_per_batch = _batches(inputs, rows), plan.steps - first_step
+    batches = _batches(inputs, rows)
+    steps_per_batch = plan.steps - first_step
     for number, batch in enumerate(batches):
         x = torch.stack([sampling_input.start_latents for sampling_input in batch]).to(family.device)
         previous_x0 = torch.zeros_like(x)

@@ -59,7 +59,9 @@ class LoraTrainer(BatchTrainer[Learner]):
     """Trains an adapter on `network`; `scheduler` says how noise is added and what is predicted."""
 
     def __init__(self, network: Any, cache: LatentCache, scheduler: DDIMScheduler, settings: LoraSettings) -> None:
-        self.network, self.cache, self.settings = network.requires_grad_(False).train(), cache, settings
+        self.network = network.requires_grad_(False).train()
+        self.cache = cache
+        self.settings = settings
         if not (len(cache) and scheduler.config["prediction_type"] in ("epsilon", "v_prediction")):
             raise ValueError("This model predicts neither noise nor v, which is all that can be trained here.")
         self.device = next(network.parameters()).device
@@ -90,7 +92,9 @@ class LoraTrainer(BatchTrainer[Learner]):
         noise = torch.randn(clean.shape, generator=generator)
         noisy, v = add_noise(clean, noise, self.alphas[timesteps])
         target = (noise if self.predicts_noise else v).to(self.device)
-        noisy, timesteps, states = noisy.to(self.device), timesteps.to(self.device), states.to(self.device)
+        noisy = noisy.to(self.device)
+        timesteps = timesteps.to(self.device)
+        states = states.to(self.device)
         dtype = PRECISIONS[self.settings.precision]
         with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
             prediction = self.network(noisy, timesteps, encoder_hidden_states=states, return_dict=False)[0]
@@ -119,8 +123,10 @@ class LoraEvaluator:
 
     def draw_sheet(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        device, network = self.trainer.device, self.trainer.network
-        states, empty_states = self.prompt_states.to(device), self.trainer.empty_states.to(device)
+        device = self.trainer.device
+        network = self.trainer.network
+        states = self.prompt_states.to(device)
+        empty_states = self.trainer.empty_states.to(device)
         latents = sample_latents(network, states, empty_states, self.scheduler, steps=25)
         is_large = self.trainer.settings.size > 128
         write_picture_sheet(path, list(decode_latents(self.autoencoder, latents)), columns=4, zoom=1 if is_large else 2)

@@ -61,7 +61,8 @@ def fit_config(config: Mapping[str, Any], channels: int, side: int) -> dict[str,
 
 
 def _count_added_levels(config: Mapping[str, Any], side: int) -> int:
-    sides, groups = list[int](), int(config.get("norm_num_groups") or DEFAULT_GROUPS)
+    sides = list[int]()
+    groups = int(config.get("norm_num_groups") or DEFAULT_GROUPS)
     width = int(config["block_out_channels"][0])
     while width and width % groups == 0:
         sides.append(int(config["sample_size"]) << len(sides))

@@ -80,7 +80,9 @@ def measure_v_mse(
     network: UNet2DConditionModel, cache: LatentCache, alphas_cumprod: Tensor, *, batch_size: int = 64
 ) -> float:
     """Return the mean squared error of v over the whole cache, each variant at one stratified timestep."""
-    total, steps, device = len(cache), len(alphas_cumprod), next(network.parameters()).device
+    total = len(cache)
+    steps = len(alphas_cumprod)
+    device = next(network.parameters()).device
     permutation = np.random.default_rng(0).permutation(total)
     timesteps = torch.from_numpy(((permutation + 0.5) * steps / total).astype(np.int64))
     noise = torch.randn((total, *cache.latents.shape[1:]), generator=torch.Generator().manual_seed(0))

@@ -46,7 +46,9 @@ from training.gan.losses import gradient_energy
 from training.pictures.picture_sheet import write_picture_sheet
 
 GRID_STEPS = 50  # steps of the teacher's path; original_inference_steps of diffusers' LCMScheduler
-TIMESTEP_SCALING, SIGMA_DATA = 10.0, 0.5  # of diffusers' LCMScheduler
+# of diffusers' LCMScheduler
+TIMESTEP_SCALING = 10.0
+SIGMA_DATA = 0.5
 HUBER_CONSTANT = 1e-3
 TURBO_MODULES = [
     *TARGET_MODULES,
@@ -88,7 +90,8 @@ def parse_interval(text: str) -> tuple[float, float]:
     try:
         start, stop = (float(match[1]), float(match[2])) if match else (0.0, 0.0)
     except ValueError:  # two points in one number
-        start, stop = 0.0, 0.0
+        start = 0.0
+        stop = 0.0
     if not 0 <= start < stop <= 1:
         raise ValueError(f"--interval takes two fractions of the steps, like 0.3-0.8, not {text[:40]!r}.")
     return start, stop
@@ -140,7 +143,9 @@ class TurboTrainer(BatchTrainer[Learner]):
     """Trains a turbo LoRA on `network`; `scheduler` says how noise is added and what is predicted."""
 
     def __init__(self, network: Any, cache: LatentCache, scheduler: DDIMScheduler, settings: TurboSettings) -> None:
-        self.network, self.cache, self.settings = network.requires_grad_(False).train(), cache, settings
+        self.network = network.requires_grad_(False).train()
+        self.cache = cache
+        self.settings = settings
         if scheduler.config["prediction_type"] not in ("epsilon", "v_prediction"):
             raise ValueError("This model predicts neither noise nor v, and only such models can be distilled.")
         if len(scheduler.alphas_cumprod) < GRID_STEPS:
@@ -189,7 +194,9 @@ class TurboTrainer(BatchTrainer[Learner]):
     def _loss(self, clean: Tensor, states: Tensor, generator: torch.Generator) -> Tensor:
         indices = (stratified_uniforms(len(clean), generator) * GRID_STEPS).long().clamp_(max=GRID_STEPS - 1)
         noise = torch.randn(clean.shape, generator=generator).to(self.device)
-        clean, states, grid = clean.to(self.device), states.to(self.device), self.schedule.grid
+        clean = clean.to(self.device)
+        states = states.to(self.device)
+        grid = self.schedule.grid
         timesteps = grid[indices.to(self.device)]
         noisy, _ = add_noise(clean, noise, self.schedule.alphas[timesteps])
         target = self.run_teacher(noisy, indices, states)
@@ -198,10 +205,12 @@ class TurboTrainer(BatchTrainer[Learner]):
     @torch.no_grad()
     def run_teacher(self, noisy: Tensor, indices: Tensor, states: Tensor) -> Tensor:
         """Return the ends of the teacher's paths that begin at `indices` of the grid, long [n], on the host."""
-        latents, indices = noisy.clone(), indices.clone()
+        latents = noisy.clone()
+        indices = indices.clone()
         with self.without_lora():
             while len(going := (indices >= 0).nonzero().flatten()):
-                rows, at = going.to(self.device), indices[going]
+                rows = going.to(self.device)
+                at = indices[going]
                 timesteps = self.schedule.grid[at.to(self.device)]
                 span = self.settings.skip * (len(self.schedule.alphas) // GRID_STEPS)
                 prediction = self._predict_guided(latents[rows], timesteps, states[rows], self.is_guided[at])
@@ -218,7 +227,8 @@ class TurboTrainer(BatchTrainer[Learner]):
         predictions = self._predict(
             torch.cat([noisy, noisy[rows]]), torch.cat([timesteps, timesteps[rows]]), torch.cat([states, empty_states])
         )
-        conditional, unconditional = predictions[: len(noisy)], predictions[len(noisy) :]
+        conditional = predictions[: len(noisy)]
+        unconditional = predictions[len(noisy) :]
         guided = unconditional + self.settings.guidance * (conditional[rows] - unconditional)
         return conditional.index_copy(0, rows, guided)
 
@@ -231,7 +241,8 @@ class TurboTrainer(BatchTrainer[Learner]):
 def sample_turbo(network: Any, states: Tensor, scheduler: DDIMScheduler, *, steps: int = TURBO_STEPS) -> Tensor:
     """Sample latents by LCM without guidance; row i uses seed i, as `sample_latents` does."""
     latents, generators = seed_generators(network.config, len(states))
-    latents, lcm_scheduler = latents.to(states.device), build_scheduler(scheduler.config, "lcm")
+    latents = latents.to(states.device)
+    lcm_scheduler = build_scheduler(scheduler.config, "lcm")
     lcm_scheduler.set_timesteps(steps)
     for timestep in lcm_scheduler.timesteps:
         with mixed_precision(states.device):
@@ -281,7 +292,8 @@ class TurboEvaluator:
         A distance is 0 for the same latents and 1 for zeros. Only one step can reach 0: LCM adds new noise to others.
         The ratio is of gradient energies, 1 for pictures as sharp as the teacher's.
         """
-        student, teacher = self.sample_student(), self.teacher_latents
+        student = self.sample_student()
+        teacher = self.teacher_latents
         student_energy, teacher_energy = (
             gradient_energy(as_images(decode_latents(self.autoencoder, latents))) for latents in (student, teacher)
         )

@@ -10,7 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-MAX_SHIFT, MAX_ROTATION, MAX_STRETCH = 0.12, 0.15, 0.2  # shares of half a side; radians; share of the size
+# shares of half a side; radians; share of the size
+MAX_SHIFT = 0.12
+MAX_ROTATION = 0.15
+MAX_STRETCH = 0.2
 BLUR_SIDES = (44, 32, 24)  # a third of the pictures is blurred, to one of these sides
 
 
@@ -32,8 +35,10 @@ def _transform_geometry(pictures: Tensor, generator: torch.Generator) -> Tensor:
     def draw_uniform(limit: float) -> Tensor:
         return (torch.rand(len(pictures), generator=generator) * 2 - 1) * limit
 
-    angle, scale = draw_uniform(MAX_ROTATION), 1 + draw_uniform(MAX_STRETCH)
-    cos, sin = angle.cos() * scale, angle.sin() * scale
+    angle = draw_uniform(MAX_ROTATION)
+    scale = 1 + draw_uniform(MAX_STRETCH)
+    cos = angle.cos() * scale
+    sin = angle.sin() * scale
     matrices = torch.stack(
         [torch.stack([cos, -sin, draw_uniform(MAX_SHIFT)], 1), torch.stack([sin, cos, draw_uniform(MAX_SHIFT)], 1)], 1
     )

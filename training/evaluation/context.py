@@ -49,7 +49,8 @@ class LazyValue(Generic[Value]):
     """Calls `load` on first use and caches its value, or its error as a ValueError with one sentence."""
 
     def __init__(self, load: Callable[[], Value]) -> None:
-        self._load, self._values = load, list[Value]()
+        self._load = load
+        self._values = list[Value]()
         self._error: ValueError | None = None
 
     def __call__(self) -> Value:
@@ -98,13 +99,15 @@ class EvaluationContext:
         seed: int = 0,
         style: str = "",
     ) -> None:
-        self._sampler, self._judge, self._artwork = (
-            LazyValue(load_sampler),
-            LazyValue(load_judge),
-            LazyValue(load_artwork),
-        )
-        self._resolver, self._lemmas, self.weights = LazyValue(load_resolver), LazyValue(load_lemmas), weights
-        self.sizes, self.seed, self.style = sizes, seed, style
+        self._sampler = LazyValue(load_sampler)
+        self._judge = LazyValue(load_judge)
+        self._artwork = LazyValue(load_artwork)
+        self._resolver = LazyValue(load_resolver)
+        self._lemmas = LazyValue(load_lemmas)
+        self.weights = weights
+        self.sizes = sizes
+        self.seed = seed
+        self.style = style
         self.label_sample = LazyValue(self._sample_labels)
         self.judge_renderings = LazyValue(self._judge_renderings)
         self.judge_on_white = LazyValue(self._judge_on_white)
@@ -137,7 +140,8 @@ class EvaluationContext:
 
     def choose_labels(self, count: int, salt: int) -> list[str]:
         """Choose `count` labels, without repeats while there are enough; the same for one `salt`."""
-        labels, rng = self.judge.labels, np.random.default_rng([self.seed, salt])
+        labels = self.judge.labels
+        rng = np.random.default_rng([self.seed, salt])
         return [labels[int(i)] for i in rng.choice(len(labels), count, replace=count > len(labels))]
 
     def _sample_labels(self) -> LabelSample:

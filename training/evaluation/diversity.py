@@ -47,7 +47,8 @@ def check_seeds(context: EvaluationContext) -> list[FigureRow]:
 
 def check_memorisation(context: EvaluationContext) -> list[FigureRow]:
     """Count pictures as repetitions if they are nearer to a drawing than its own other renderings are."""
-    label_sample, artwork = context.label_sample(), context.artwork
+    label_sample = context.label_sample()
+    artwork = context.artwork
     drawings = np.stack([render_posed(drawing) for drawing in artwork])
     limit = float(np.median(_rescaled_distances(artwork, drawings)))
     distances, index = find_nearest_drawings(label_sample.pictures, drawings)

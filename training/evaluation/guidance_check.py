@@ -14,7 +14,8 @@ from training.pictures.variants import BACKGROUND_COLOURS
 
 def check_guidance(context: EvaluationContext) -> list[FigureRow]:
     """Return rows for the same labels, colours and seeds at every scale, then at the usual scale in every interval."""
-    labels, names = context.choose_labels(context.sizes.guidance_prompts, 5), list(BACKGROUND_COLOURS)
+    labels = context.choose_labels(context.sizes.guidance_prompts, 5)
+    names = list(BACKGROUND_COLOURS)
     colours = [names[i % len(names)] for i in range(len(labels))]
     prompts = [f"{label}, {colour} background" for label, colour in zip(labels, colours, strict=True)]
     targets = torch.tensor([context.label_numbers[label] for label in labels])

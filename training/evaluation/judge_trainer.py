@@ -86,7 +86,9 @@ class JudgeTrainer:
         settings: JudgeSettings = JudgeSettings(),
         device: torch.device = torch.device("cpu"),
     ) -> None:
-        self.pictures, self.settings, self.device = pictures, settings, device
+        self.pictures = pictures
+        self.settings = settings
+        self.device = device
         self.label_vectors = label_vectors.to(device)
         self.labels = collect_labels(pictures)
         label_numbers = {label: number for number, label in enumerate(self.labels)}

@@ -104,7 +104,8 @@ def shrink(pictures: np.ndarray) -> Tensor:
 
 def find_nearest_drawings(pictures: np.ndarray, drawings: np.ndarray) -> tuple[Tensor, Tensor]:
     """Return each picture's distance to the nearest drawing (RMS, in steps of 255) and that drawing's index."""
-    small_pictures, small_drawings = shrink(pictures), shrink(drawings)
+    small_pictures = shrink(pictures)
+    small_drawings = shrink(drawings)
     index = torch.cdist(small_pictures, small_drawings).argmin(dim=1)
     return (small_pictures - small_drawings[index]).square().mean(dim=1).sqrt(), index
 

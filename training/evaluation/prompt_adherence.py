@@ -64,7 +64,8 @@ def check_hues(context: EvaluationContext) -> list[FigureRow]:
 
 def check_labels(context: EvaluationContext) -> list[FigureRow]:
     """Draw "LABEL, white background" and rank the judge's labels: is LABEL the first, or among the first five?"""
-    label_sample, label_count = context.label_sample(), len(context.judge.labels)
+    label_sample = context.label_sample()
+    label_count = len(context.judge.labels)
     at_1, at_5 = (retrieval_at(label_sample.output.scores, label_sample.targets, count) for count in (1, 5))
     note = f"{len(label_sample.labels)} of {label_count} labels asked for, ranked among all {label_count}"
     judge_note = (
@@ -115,10 +116,8 @@ def check_held_out_words(context: EvaluationContext) -> list[FigureRow]:
     ]
     prompts = [template.format(word=word) for word, template in word_templates]
     output = context.judge.judge_pictures(context.sampler.sample_pictures(prompts, range(len(prompts))))
-    score, judge_score = (
-        retrieval_of_any_at(output.scores, _accepted_labels(context, [word for word, _ in word_templates]), 5),
-        _judge_word_score(context),
-    )
+    score = retrieval_of_any_at(output.scores, _accepted_labels(context, [word for word, _ in word_templates]), 5)
+    judge_score = _judge_word_score(context)
     top_labels = cast(list[list[int]], output.top_labels(5).tolist())
     by_word = {word: list[bool]() for word in ACCEPTED_LABELS}
     for (word, _), top_row in zip(word_templates, top_labels, strict=True):

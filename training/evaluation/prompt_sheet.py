@@ -21,7 +21,11 @@ from training.pictures.captions import COLOURS
 from training.pictures.variants import BACKGROUND_COLOURS, HUE_DEGREES
 
 PROMPT_COUNT = 64
-COLUMNS, CELL_SIDE, CAPTION_HEIGHT, FONT_SIZE = 8, 192, 34, 12  # pixels
+# pixels
+COLUMNS = 8
+CELL_SIDE = 192
+CAPTION_HEIGHT = 34
+FONT_SIZE = 12
 MAX_BYTES = 1_000_000
 QUALITIES = (90, 80, 70, 60, 50)
 
@@ -44,8 +48,11 @@ def choose_mixed_prompts(labels: Sequence[str], seed: int, count: int = PROMPT_C
 
 def _random_prompt(label: str, rng: np.random.Generator) -> str:
     background = str(rng.choice([subject for subject in BACKGROUND_COLOURS if subject != "white"]))
-    hue, style = str(rng.choice(list(HUE_DEGREES))), str(rng.choice([package.style for package in ARTWORK_PACKAGES]))
-    has_background, has_hue, has_style = rng.random() < 0.5, rng.random() < 0.25, rng.random() < 0.25
+    hue = str(rng.choice(list(HUE_DEGREES)))
+    style = str(rng.choice([package.style for package in ARTWORK_PACKAGES]))
+    has_background = rng.random() < 0.5
+    has_hue = rng.random() < 0.25
+    has_style = rng.random() < 0.25
     subject = f"{hue} {label}" if has_hue and COLOURS.isdisjoint(label.split()) else label
     return ", ".join(
         [subject, *([style] if has_style else []), f"{background if has_background else 'white'} background"]
@@ -56,9 +63,11 @@ def draw_sheet(pictures: Sequence[Image.Image], captions: Sequence[str]) -> Imag
     """Draw all pictures in reading order, eight a line, each above its caption."""
     row_count = -(-len(pictures) // COLUMNS)
     page = Image.new("RGB", (COLUMNS * CELL_SIDE, row_count * (CELL_SIDE + CAPTION_HEIGHT)), "white")
-    pen, font = ImageDraw.Draw(page), ImageFont.load_default(FONT_SIZE)
+    pen = ImageDraw.Draw(page)
+    font = ImageFont.load_default(FONT_SIZE)
     for index, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
-        left, top = index % COLUMNS * CELL_SIDE, index // COLUMNS * (CELL_SIDE + CAPTION_HEIGHT)
+        left = index % COLUMNS * CELL_SIDE
+        top = index // COLUMNS * (CELL_SIDE + CAPTION_HEIGHT)
         thumbnail = picture.convert("RGB").resize((CELL_SIDE - 4, CELL_SIDE - 4), Image.Resampling.LANCZOS)
         page.paste(thumbnail, (left + 2, top + 2))
         wrapped_caption = "\n".join(textwrap.wrap(caption, CELL_SIDE // 7, max_lines=2, placeholder=" …"))

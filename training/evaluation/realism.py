@@ -22,7 +22,8 @@ def check_realism(context: EvaluationContext) -> list[FigureRow]:
 def _frechet_row(context: EvaluationContext) -> FigureRow:
     """Measure the distance of the pictures from real drawings, and that of the real drawings from each other."""
     label_sample, (real_output, real_targets) = context.label_sample(), context.judge_on_white()
-    drawn, real = label_sample.output.features, real_output.features[torch.isin(real_targets, label_sample.targets)]
+    drawn = label_sample.output.features
+    real = real_output.features[torch.isin(real_targets, label_sample.targets)]
     distance = frechet_distance(drawn, real)
     halves_distance = frechet_distance(real[::2], real[1::2])  # the two drawings of each label take turns
     note = (

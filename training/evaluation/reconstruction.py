@@ -29,10 +29,8 @@ def check_reconstruction(context: EvaluationContext) -> list[FigureRow]:
     real = np.stack([render_variant(drawing, FIRST_VALIDATION_NUMBER, context.seed).pixels for drawing in held_out])
     masks = np.stack([subject_mask(drawing, FIRST_VALIDATION_NUMBER, context.seed) for drawing in held_out])
     reconstructed = np.stack([_round_trip(context, picture) for picture in real])
-    scores, training_note = (
-        masked_psnr(real, reconstructed, masks),
-        "" if context.weights == WEIGHTS_FOLDER else f"; {UNKNOWN_TRAINING_NOTE}",
-    )
+    scores = masked_psnr(real, reconstructed, masks)
+    training_note = "" if context.weights == WEIGHTS_FOLDER else f"; {UNKNOWN_TRAINING_NOTE}"
     note = (
         f"the mean of {len(scores)} of {len(held_out)} drawings; their median is "
         f"{float(scores.median()):.1f}{training_note}"

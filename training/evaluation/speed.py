@@ -33,7 +33,8 @@ def check_grids(context: EvaluationContext) -> list[FigureRow]:
 
 def check_upscaling(context: EvaluationContext) -> list[FigureRow]:
     """Time the super-resolver on a picture of the model's size, and measure its overshoot on edge charts."""
-    resolver, size = context.resolver, context.sampler.family.size
+    resolver = context.resolver
+    size = context.sampler.family.size
     overshoot_by_chart = measure_overshoots(resolver.upscale)
     worst_chart = max(overshoot_by_chart, key=lambda name: overshoot_by_chart[name])
     straight_overshoot = max(
@@ -76,7 +77,8 @@ def _is_model_weight(path: Path, context: EvaluationContext) -> bool:
 
 def _time_grid(context: EvaluationContext, steps: int, sampler: Sampler) -> float:
     """Return the seconds to the finished pictures, with guidance and evaluations where the bot has them by default."""
-    family, dtype = context.sampler.family, context.sampler.dtype
+    family = context.sampler.family
+    dtype = context.sampler.dtype
     recipe = Recipe(
         concepts=(Concept(PROMPT),),
         model=family.name,

@@ -28,7 +28,8 @@ def measure_autoencoder(autoencoder: AutoencoderKL, held_out: MaskedPictures) ->
 
     `disturbed_psnr` is the PSNR inside the subject for latents with a diffusion network's error.
     """
-    indices, device = np.arange(len(held_out)), next(autoencoder.parameters()).device
+    indices = np.arange(len(held_out))
+    device = next(autoencoder.parameters()).device
     images, subject_masks = (tensor.to(device) for tensor in held_out.read_rows(indices))
     posterior = encode_all(autoencoder, images)
     output = decode_all(autoencoder, posterior.mean)

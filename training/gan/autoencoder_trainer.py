@@ -74,12 +74,15 @@ class AutoencoderTrainer(BatchTrainer[GanLearner]):
         perception: PerceptualLoss | None = None,
     ) -> None:
         cast(Any, network).to(memory_format=torch.channels_last)
-        self.network, self.device = network.train(), next(network.parameters()).device
+        self.network = network.train()
+        self.device = next(network.parameters()).device
         if settings.keep_latents:
             network.encoder.requires_grad_(False)
             if network.quant_conv is not None:
                 network.quant_conv.requires_grad_(False)
-        self.pixels, self.settings, self.perception = pixels, settings, perception
+        self.pixels = pixels
+        self.settings = settings
+        self.perception = perception
         learner = Learner(
             "network", network, ema=settings.ema, is_muon_matrix=is_hidden_matrix if settings.muon else None
         )
@@ -142,7 +145,8 @@ class AutoencoderTrainer(BatchTrainer[GanLearner]):
         is_chosen = float(torch.rand((), generator=generator)) < self.settings.equivariance
         if self.settings.keep_latents or not is_chosen:
             return task
-        pose, scale = draw_pose(task.latents.size(-1), generator), task.images.size(-1) // task.latents.size(-1)
+        pose = draw_pose(task.latents.size(-1), generator)
+        scale = task.images.size(-1) // task.latents.size(-1)
         images, weight = (apply_pose(pose, tensor, scale) for tensor in (task.images, task.weight))
         return DecoderTask(apply_pose(pose, task.latents), images, weight)
 

@@ -88,7 +88,8 @@ def render_large_variants(
     detailed = [drawing for drawing in drawings if max(drawing.pixels.size) >= MIN_DETAILED_SIDE]
     if not detailed:
         raise ValueError(f"no drawing has {MIN_DETAILED_SIDE} pixels a side: there is nothing to learn detail from")
-    order, variants = np.random.default_rng([seed, first_number]).permutation(len(detailed)), list[Variant]()
+    order = np.random.default_rng([seed, first_number]).permutation(len(detailed))
+    variants = list[Variant]()
     for number in range(count):
         drawing = detailed[int(order[number % len(detailed)])]
         variants.append(render_variant(drawing, first_number + number // len(detailed), seed, LARGE_SIDE))
@@ -109,7 +110,9 @@ def encode_large_pictures(
     autoencoder: AutoencoderKL, pictures: TwoSizePictures, denoised: np.ndarray
 ) -> DecoderPictures:
     """Encode the small copies, and add their denoised latents [n, c, h, w]."""
-    device, means, deviations = next(autoencoder.parameters()).device, list[Tensor](), list[Tensor]()
+    device = next(autoencoder.parameters()).device
+    means = list[Tensor]()
+    deviations = list[Tensor]()
     for start in range(0, len(pictures), ENCODE_BATCH):
         posterior = encode_all(autoencoder, as_images(pictures.small[start : start + ENCODE_BATCH]).to(device))
         means.append(posterior.mean.cpu())

@@ -57,7 +57,8 @@ class DecoderSettings(GanSettings):
 
 def parse_widths(widths: str, autoencoder: AutoencoderKL) -> list[int]:
     """Return the width of each level from the pixels' end. Raises ValueError with a sentence."""
-    own, groups = list(autoencoder.config["block_out_channels"]), int(autoencoder.config["norm_num_groups"])
+    own = list(autoencoder.config["block_out_channels"])
+    groups = int(autoencoder.config["norm_num_groups"])
     words = widths.split(",") if widths else [str(own[0])] * ADDED_LEVELS
     numbers = [int(word) if word.strip().isdecimal() else 0 for word in words]
     if len(numbers) not in (ADDED_LEVELS, ADDED_LEVELS + len(own)):
@@ -109,9 +110,11 @@ def fit_output_layer(network: LargeDecoder, latents: Tensor, images: Tensor) -> 
 
     So a training begins with the autoencoder's picture, about, and not with grey.
     """
-    layer, device = network.decoder.conv_out, next(network.parameters()).device
+    layer = network.decoder.conv_out
+    device = next(network.parameters()).device
     size = layer.weight[0].numel() + 1
-    products, moments = torch.zeros(size, size, dtype=torch.float64), torch.zeros(size, 3, dtype=torch.float64)
+    products = torch.zeros(size, size, dtype=torch.float64)
+    moments = torch.zeros(size, 3, dtype=torch.float64)
     features = list[Tensor]()
     hook = layer.register_forward_pre_hook(lambda _layer, inputs: features.append(inputs[0]))
     for row, image in zip(latents, images, strict=True):
@@ -138,8 +141,11 @@ class DecoderTrainer(BatchTrainer[GanLearner]):
         perception: PerceptualLoss | None = None,
     ) -> None:
         cast(Any, network).to(memory_format=torch.channels_last)
-        self.network, self.device = network.train(), next(network.parameters()).device
-        self.pictures, self.settings, self.perception = pictures, settings, perception
+        self.network = network.train()
+        self.device = next(network.parameters()).device
+        self.pictures = pictures
+        self.settings = settings
+        self.perception = perception
         is_muon_matrix = is_hidden_matrix if settings.muon else None
         learner = Learner("network", network, ema=settings.ema, is_muon_matrix=is_muon_matrix)
         super().__init__(GanLearner(learner, settings), min(settings.batch, len(pictures)))
@@ -152,7 +158,8 @@ class DecoderTrainer(BatchTrainer[GanLearner]):
         """Train one batch at this share of the run. Raises ValueError if the loss is not a number."""
         generator = step_generator(self.settings.seed, self.steps)
         task = self._draw_task(generator)
-        offset, window = draw_offset(generator), self._draw_window(task.images.size(-1), generator)
+        offset = draw_offset(generator)
+        window = self._draw_window(task.images.size(-1), generator)
         with mixed_precision(self.device):
             output = self.network(task.latents)
 
@@ -170,7 +177,8 @@ class DecoderTrainer(BatchTrainer[GanLearner]):
         """
         indices = batch_indices(self.settings.seed, self.steps, len(self.pictures), self.batch_size)
         denoised_count = (len(indices) + self.steps % 2) // 2
-        means, deviations = self.pictures.means[indices], self.pictures.deviations[indices]
+        means = self.pictures.means[indices]
+        deviations = self.pictures.deviations[indices]
         strength = torch.rand((len(means), 1, 1, 1), generator=generator) * self.settings.noise
         noisy = means + deviations * strength * torch.randn(means.shape, generator=generator)
         latents = torch.cat([self.pictures.read_denoised(indices[:denoised_count]), noisy[denoised_count:]])
@@ -191,7 +199,8 @@ class DecoderTrainer(BatchTrainer[GanLearner]):
     def _reconstruction_loss(
         self, image: Tensor, task: DecoderTask, offset: tuple[int, int], window: tuple[slice, slice]
     ) -> Tensor:
-        settings, target = self.settings, task.images
+        settings = self.settings
+        target = task.images
         loss = pyramid_loss(image, target, task.weight, PYRAMID_LEVELS) + settings.edges * gradient_loss(image, target)
         if settings.sharpness > 0:
             loss = loss + settings.sharpness * sharpness_loss(image, target)

@@ -40,7 +40,8 @@ class GanLearner:
     """Trains a generator and its discriminator."""
 
     def __init__(self, generator_learner: Learner, settings: GanSettings) -> None:
-        self.generator_learner, self.settings = generator_learner, settings
+        self.generator_learner = generator_learner
+        self.settings = settings
         torch.manual_seed(settings.seed)  # initial weights of the discriminator
         self.discriminator_network = Discriminator().to(next(generator_learner.network.parameters()).device)
         self.discriminator_learner = Learner("discriminator", self.discriminator_network, betas=(0.5, 0.9))

@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 
 ADAPTATION_RATE = 0.005  # change of the logarithm in a step, for each factor e between ratio and target
-MIN_LOG_WEIGHT, MAX_LOG_WEIGHT = math.log(1e-9), math.log(1e-1)
+MIN_LOG_WEIGHT = math.log(1e-9)
+MAX_LOG_WEIGHT = math.log(1e-1)
 
 
 def adapt_log_weight(log_weight: float, ratio: float, target: float) -> float:

@@ -29,10 +29,8 @@ def measure_latent_scale(
 @torch.no_grad()
 def fold_scale(autoencoder: AutoencoderKL, mean: Tensor, deviation: Tensor) -> None:
     """Change the weights so that latents have mean 0 and deviation 1. Raises ValueError without these layers."""
-    encoder_layer, decoder_layer = (
-        _require_convolution(autoencoder.quant_conv),
-        _require_convolution(autoencoder.post_quant_conv),
-    )
+    encoder_layer = _require_convolution(autoencoder.quant_conv)
+    decoder_layer = _require_convolution(autoencoder.post_quant_conv)
     (encoder_bias, decoder_bias), channel_count = (
         (_require_bias(encoder_layer), _require_bias(decoder_layer)),
         len(mean),

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 LUMA = (0.299, 0.587, 0.114)
-WINDOW, SIGMA = 11, 1.5
+WINDOW = 11
+SIGMA = 1.5
 
 
 def pyramid_loss(prediction: Tensor, target: Tensor, weight: Tensor | None = None, levels: int = 3) -> Tensor:
@@ -70,7 +71,8 @@ def ssim(prediction: Tensor, target: Tensor) -> Tensor:
     kernel = torch.exp(-(offsets.float() ** 2) / (2 * SIGMA**2))
     kernel = kernel / kernel.sum()
     window = (kernel[:, None] * kernel[None, :])[None, None]
-    prediction_mean, target_mean = F.conv2d(prediction_luma, window), F.conv2d(target_luma, window)
+    prediction_mean = F.conv2d(prediction_luma, window)
+    target_mean = F.conv2d(target_luma, window)
     prediction_variance = F.conv2d(prediction_luma * prediction_luma, window) - prediction_mean**2
     target_variance = F.conv2d(target_luma * target_luma, window) - target_mean**2
     covariance = F.conv2d(prediction_luma * target_luma, window) - prediction_mean * target_mean

@@ -27,7 +27,8 @@ class PerceptualLoss:
         """Return the mean squared difference of the features, each of length 1; `offset` pixels are cut off first."""
         top, left = offset
         with mixed_precision(prediction.device):
-            features, target_features = prediction[..., top:, left:], target[..., top:, left:]
+            features = prediction[..., top:, left:]
+            target_features = target[..., top:, left:]
             total = prediction.new_zeros(())
             for stage in self.stages:
                 features = stage(features)

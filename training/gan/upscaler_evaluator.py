@@ -58,7 +58,8 @@ def measure_upscaler(network: nn.Module, held_out: UpscalerPairs) -> Metrics:
     metrics: dict[str, float] = {}
     targets = as_images(held_out.large)
     for name, small in (("clean", held_out.clean), ("mended", held_out.decoded)):
-        upscaled, baseline = as_images(upscale_batch(network, small)), as_images(upscale_with_lanczos(small))
+        upscaled = as_images(upscale_batch(network, small))
+        baseline = as_images(upscale_with_lanczos(small))
         metrics[f"psnr_{name}"] = float(psnr(upscaled, targets).mean())
         metrics[f"psnr_{name}_gain"] = float((psnr(upscaled, targets) - psnr(baseline, targets)).mean())
         metrics[f"ssim_{name}"] = float(ssim(upscaled, targets).mean())
@@ -81,7 +82,8 @@ class UpscalerEvaluator:
         """Write a line for each picture: Lanczos and ours of the clean one, the same of the decoded one, the target."""
         path.parent.mkdir(parents=True, exist_ok=True)
         index = np.linspace(0, len(self.held_out) - 1, min(self.picture_count, len(self.held_out))).astype(int)
-        clean, decoded = self.held_out.clean[index], self.held_out.decoded[index]
+        clean = self.held_out.clean[index]
+        decoded = self.held_out.decoded[index]
         columns = (
             upscale_with_lanczos(clean),
             upscale_batch(self.trainer.average, clean),

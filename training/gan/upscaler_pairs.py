@@ -22,7 +22,8 @@ from training.pictures.charts import draw_chart
 from training.pictures.masked_pictures import ProgressCallback, as_pictures
 from training.pictures.variants import BACKGROUND_COLOURS, USUAL_SCALE
 
-UPSCALE_FACTOR, LARGE_SIDE = 4, 256
+UPSCALE_FACTOR = 4
+LARGE_SIDE = 256
 SMALL_SIDE = LARGE_SIDE // UPSCALE_FACTOR
 CHART_SHARE = 0.2  # share of the pictures
 MIN_DETAILED_SIDE = 192  # smallest side of a drawing in px; a smaller one would be blurred and teach blur
@@ -124,10 +125,12 @@ def _compress_at_random(picture: np.ndarray, rng: np.random.Generator) -> np.nda
 @torch.inference_mode()
 def _decode_noisy(autoencoder: AutoencoderKL, pictures: np.ndarray, seed: int) -> np.ndarray:
     """Encode, add noise of any strength up to `MAX_NOISE`, and decode."""
-    generator, device = torch.Generator().manual_seed(seed), next(autoencoder.parameters()).device
+    generator = torch.Generator().manual_seed(seed)
+    device = next(autoencoder.parameters()).device
     with mixed_precision(device):
         posterior = autoencoder.encode(as_images(pictures).to(device), return_dict=False)[0]
-        mean, deviation = posterior.mean.float(), posterior.std.float()
+        mean = posterior.mean.float()
+        deviation = posterior.std.float()
         strength = torch.rand((len(mean), 1, 1, 1), generator=generator) * MAX_NOISE
         noise = torch.randn(mean.shape, generator=generator)
         images = decode_images(autoencoder, mean + strength.to(device) * deviation * noise.to(device))

@@ -90,7 +90,9 @@ class UpscalerTrainer(BatchTrainer[GanLearner]):
 
     def __init__(self, network: nn.Module, pairs: UpscalerPairs, settings: UpscalerSettings) -> None:
         self.network: nn.Module = cast(Any, network).to(memory_format=torch.channels_last).train()
-        self.pairs, self.settings, self.device = pairs, settings, next(network.parameters()).device
+        self.pairs = pairs
+        self.settings = settings
+        self.device = next(network.parameters()).device
         is_muon_matrix = is_inner_matrix if settings.muon else None
         generator_learner = Learner("network", self.network, ema=settings.ema, is_muon_matrix=is_muon_matrix)
         super().__init__(GanLearner(generator_learner, settings), settings.batch)
@@ -117,11 +119,14 @@ class UpscalerTrainer(BatchTrainer[GanLearner]):
     def _random_crops(self) -> tuple[Tensor, Tensor]:
         """Return random crops, rotated and mirrored, small and large, from −1 to 1."""
         rng = np.random.default_rng([self.settings.seed, self.steps])
-        crop_side, small, large = self.settings.crop, list[np.ndarray](), list[np.ndarray]()
+        crop_side = self.settings.crop
+        small = list[np.ndarray]()
+        large = list[np.ndarray]()
         for number in rng.integers(0, len(self.pairs), self.settings.batch):
             source = self.pairs.decoded if rng.random() < self.settings.mended else self.pairs.clean
             top, left = (int(offset) for offset in rng.integers(0, source.shape[1] - crop_side + 1, 2))
-            quarter_turns, mirrored = int(rng.integers(4)), rng.random() < 0.5
+            quarter_turns = int(rng.integers(4))
+            mirrored = rng.random() < 0.5
             for crops, pixels, scale in ((small, source, 1), (large, self.pairs.large, UPSCALE_FACTOR)):
                 rows, columns = (slice(start * scale, (start + crop_side) * scale) for start in (top, left))
                 patch = np.rot90(pixels[number, rows, columns], quarter_turns)

@@ -26,7 +26,10 @@ Model = Annotated[str, typer.Option(help="Model folder or name.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on the standard output.")]
 WordList = Annotated[Path, typer.Option("--words", metavar="FILE", help="A JSON list of words to choose from.")]
 Prompt = Annotated[str, typer.Option("--words", help="The prompt; empty by default.")]
-DEFAULT_OUT, DEFAULT_SEED, DEFAULT_STEPS, DEFAULT_MODEL = Path("out/lab"), 7, 40, "embedded"
+DEFAULT_OUT = Path("out/lab")
+DEFAULT_SEED = 7
+DEFAULT_STEPS = 40
+DEFAULT_MODEL = "embedded"
 
 
 @app.callback()
@@ -46,7 +49,9 @@ def nearest(
     from training.lab import vocabulary as search
     from training.lab.word_sums import format_sum, parse_sum
 
-    terms, vocabulary, embed = parse_sum(sum_), search.read_vocabulary(words), Embedder()
+    terms = parse_sum(sum_)
+    vocabulary = search.read_vocabulary(words)
+    embed = Embedder()
     typer.echo(f"Reading {len(vocabulary):,} words …", err=True)
     matches = search.find_nearest_words(embed, terms, search.LabVocabulary.embed_words(embed, vocabulary), top)
     if as_json:
@@ -141,7 +146,8 @@ def blend(
     """Mix two pictures: as pixels, as latents, and through the network."""
     from training.lab import autoencoder, output, pictures
 
-    first, second = pictures.open_picture(a), pictures.open_picture(b)
+    first = pictures.open_picture(a)
+    second = pictures.open_picture(b)
     output.ensure_folder(out)
     with open_context(model, steps, guidance, seed) as context:
         result = autoencoder.blend_pictures(

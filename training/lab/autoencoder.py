@@ -89,7 +89,8 @@ def _denoise(context: LabContext, start_latents: list[torch.Tensor], steps: int,
     """Add the noise of the step that is `steps` before the plan's end, and run the plan from there."""
     plan = context.plan
     first_step = plan.steps - steps
-    noise, conditioning = context.initial_noise().to(context.family.device), context.family.encode_text(prompt)
+    noise = context.initial_noise().to(context.family.device)
+    conditioning = context.family.encode_text(prompt)
     noisy_latents = [add_noise(latents, noise, *noise_level(plan, first_step)) for latents in start_latents]
     guided_context = context if prompt else context.without_guidance()
     return guided_context.render_pictures(
@@ -100,7 +101,8 @@ def _denoise(context: LabContext, start_latents: list[torch.Tensor], steps: int,
 def _tile_pictures(tiles: list[Image.Image]) -> Image.Image:
     """Put small pictures of one size together as one, a pixel apart."""
     columns = math.ceil(math.sqrt(len(tiles)))
-    width, height = tiles[0].width + 1, tiles[0].height + 1
+    width = tiles[0].width + 1
+    height = tiles[0].height + 1
     page = Image.new("RGB", (columns * width - 1, math.ceil(len(tiles) / columns) * height - 1), (255, 255, 255))
     for number, picture in enumerate(tiles):
         page.paste(picture.convert("RGB"), (number % columns * width, number // columns * height))

@@ -9,8 +9,13 @@ from dataclasses import dataclass
 from PIL import Image, ImageDraw, ImageFont
 
 TILE_SIDE = 192
-GAP, TEXT_SIZE, TITLE_SIZE, MAX_LINES = 12, 13, 17, 2
-TEXT_COLOUR, PAGE_COLOUR, FRAME_COLOUR = (34, 34, 38), (255, 255, 255), (226, 226, 230)
+GAP = 12
+TEXT_SIZE = 13
+TITLE_SIZE = 17
+MAX_LINES = 2
+TEXT_COLOUR = (34, 34, 38)
+PAGE_COLOUR = (255, 255, 255)
+FRAME_COLOUR = (226, 226, 230)
 # Replacements for characters that Pillow's built-in font lacks. That font makes sheets equal on every machine.
 _REPLACEMENTS = str.maketrans(
     {"−": "-", "–": "-", "—": "-", "×": "x", "“": '"', "”": '"', "’": "'", "…": "...", "→": "to"}
@@ -29,7 +34,8 @@ class Tile:
 
 def draw_sheet(title: str, rows: Sequence[Sequence[Tile | None]], tile_side: int = TILE_SIDE) -> Image.Image:
     """Draw the rows under a title; None leaves a cell empty."""
-    font, large = ImageFont.load_default(TEXT_SIZE), ImageFont.load_default(TITLE_SIZE)
+    font = ImageFont.load_default(TEXT_SIZE)
+    large = ImageFont.load_default(TITLE_SIZE)
     columns = max(len(row) for row in rows)
     line_counts = [max(len(_wrap(cell.caption, tile_side, font)) for cell in row if cell) for row in rows]
     heights = [tile_side + 6 + count * (TEXT_SIZE + 4) + GAP for count in line_counts]
@@ -61,7 +67,8 @@ def _draw_tile(
     size = (max(1, round(cell.picture.width * scale)), max(1, round(cell.picture.height * scale)))
     resampling = Image.Resampling.NEAREST if cell.is_pixelated else Image.Resampling.LANCZOS
     thumbnail = cell.picture.convert("RGB").resize(size, resampling)
-    left, top = position[0] + (tile_side - size[0]) // 2, position[1] + (tile_side - size[1]) // 2
+    left = position[0] + (tile_side - size[0]) // 2
+    top = position[1] + (tile_side - size[1]) // 2
     page.paste(thumbnail, (left, top))
     draw.rectangle((left - 1, top - 1, left + size[0], top + size[1]), outline=FRAME_COLOUR)
     _draw_text(
@@ -78,7 +85,8 @@ def _draw_text(
 
 def _wrap(text: str, width: int, font: Font) -> list[str]:
     """Wrap to at most `MAX_LINES` lines of `width` pixels; a longer text ends in dots."""
-    words, lines = to_ascii(text).split(), [""]
+    words = to_ascii(text).split()
+    lines = [""]
     for word in words:
         longer = f"{lines[-1]} {word}".strip()
         if font.getlength(longer) <= width or not lines[-1]:

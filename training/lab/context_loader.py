@@ -49,7 +49,8 @@ def load_family(model: str) -> TokenConditioned:
     from engine.process.settings import default_data, upscaler_path
     from engine.upscaling.super_resolver import SuperResolver
 
-    folder, device = Path(model), choose_device()
+    folder = Path(model)
+    device = choose_device()
     resolver = SuperResolver.load(upscaler_path(), device)
     if (folder / "unet").is_dir() and (folder / "vae").is_dir() and not (folder / "text_encoder").exists():
         return load_embedded(device, folder, resolver)

@@ -16,12 +16,11 @@ LEVEL_COUNT = 8
 def show_forward_process(context: LabContext, picture: Image.Image, prompt: str = "") -> ExperimentResult:
     """Show eight noise levels; below each the estimate of x0, without a prompt and with it."""
     family = context.family
-    clean, noise = (
-        family.encode_image(crop_square(picture, family.size)),
-        context.initial_noise().to(context.family.device),
-    )
+    clean = family.encode_image(crop_square(picture, family.size))
+    noise = context.initial_noise().to(context.family.device)
     plan = make_ddim_plan(family, LEVEL_COUNT)
-    noisy_row, rows = list[Tile](), {text: list[Tile]() for text in dict.fromkeys(("", prompt))}
+    noisy_row = list[Tile]()
+    rows = {text: list[Tile]() for text in dict.fromkeys(("", prompt))}
     for k in reversed(range(LEVEL_COUNT)):
         alpha, sigma = noise_level(plan, k)
         noisy = add_noise(clean, noise, alpha, sigma)

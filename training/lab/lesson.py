@@ -22,7 +22,8 @@ from training.lab.word_sums import parse_sum
 
 TEMPLATE_FILE = Path(__file__).with_name("lesson.md")
 TABLE_SUMS = ("king + woman - man", "royalty + woman - man", "sun + night - day", "fruit + yellow", "cat + wild + big")
-MIX_SUM, WEIGHT_STEPS_SUM = "royalty + woman - man", "cat face + 2*blue"
+MIX_SUM = "royalty + woman - man"
+WEIGHT_STEPS_SUM = "cat face + 2*blue"
 WALK_PROMPTS = ("sun, blue background", "full moon, black background")
 FORWARD_PROMPT = "cat face, blue background"
 WEBP_QUALITY = 82

@@ -59,7 +59,8 @@ def format_sum(terms: Sequence[Term]) -> str:
 def _split_terms(text: str) -> list[tuple[str, str]]:
     """Split into (sign, text until the next sign), quotes kept."""
     pieces: list[tuple[str, str]] = []
-    sign, words = "", ""
+    sign = ""
+    words = ""
     for token in _TOKEN.finditer(text):
         if token.group() == '"':
             raise _make_error("A quotation mark is not closed.")
@@ -70,7 +71,8 @@ def _split_terms(text: str) -> list[tuple[str, str]]:
             pieces.append((sign, words))
         elif sign or pieces:
             raise _make_error(f"There are no words between two signs: {sign}{token.group()}.")
-        sign, words = token.group(), ""
+        sign = token.group()
+        words = ""
     if words.strip():
         pieces.append((sign, words))
     elif sign:

@@ -48,7 +48,8 @@ def _draw_aligned_steps(rng: np.random.Generator, side: int) -> np.ndarray:
 
 def _draw_step(draw: ImageDraw.ImageDraw, rng: np.random.Generator, side: int) -> None:
     angle = rng.uniform(0, 2 * np.pi)
-    along, across = np.array([np.cos(angle), np.sin(angle)]), np.array([-np.sin(angle), np.cos(angle)])
+    along = np.array([np.cos(angle), np.sin(angle)])
+    across = np.array([-np.sin(angle), np.cos(angle)])
     middle = rng.uniform(0.3, 0.7, 2) * side
     extent = 2 * side
     corners = (
@@ -70,7 +71,8 @@ def _draw_shapes(draw: ImageDraw.ImageDraw, rng: np.random.Generator, side: int)
     for _ in range(int(rng.integers(2, 9))):
         x, y = (float(coordinate) for coordinate in rng.uniform(0, side, 2))
         half_width, half_height = (float(half_side) for half_side in rng.uniform(0.02, 0.3, 2) * side)
-        box, kind = (x - half_width, y - half_height, x + half_width, y + half_height), rng.integers(4)
+        box = (x - half_width, y - half_height, x + half_width, y + half_height)
+        kind = rng.integers(4)
         if kind == 0:
             draw.ellipse(box, fill=_random_colour(rng))
         elif kind == 1:

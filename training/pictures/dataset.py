@@ -105,7 +105,8 @@ def _walk_files(folder: Path, skipped: list[SkippedFile]) -> Iterator[Path]:
                 )
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(name for name in names if not name.startswith(".")):
-            path, ending = current_folder / name, Path(name).suffix.lower()
+            path = current_folder / name
+            ending = Path(name).suffix.lower()
             if ending in UNSUPPORTED_ENDINGS:
                 supported = ", ".join(sorted(supported_ending[1:] for supported_ending in SUPPORTED_ENDINGS))
                 skipped.append(

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-METADATA_FILE, CAPTION_ENDING = "metadata.jsonl", ".txt"
+METADATA_FILE = "metadata.jsonl"
+CAPTION_ENDING = ".txt"
 MAX_CAPTION_LENGTH = 1000  # characters: our text encoders read at most 77 tokens
 MAX_TEXT_BYTES = 64 << 10
 MAX_METADATA_BYTES = 256 << 20
@@ -41,7 +42,8 @@ class FolderCaptions:
 
 def read_captions(folder: Path, caption_files: Sequence[Path], files: Sequence[Path]) -> FolderCaptions:
     """Read all captions for the pictures among `files`. A picture's first caption counts."""
-    captions, files_by_path = FolderCaptions(), {os.path.normpath(path): path for path in files}
+    captions = FolderCaptions()
+    files_by_path = {os.path.normpath(path): path for path in files}
     by_stem: dict[Path, list[Path]] = {}
     for path in files:
         by_stem.setdefault(path.with_suffix(""), []).append(path)

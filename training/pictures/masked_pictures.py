@@ -70,7 +70,8 @@ def render_artwork(
     """Render variants to train on, `per_picture` of every drawing, and one variant of every held-out drawing."""
     train_drawings = [drawing for drawing in pictures if not is_held_out(drawing.key)]
     held_out_drawings = [drawing for drawing in pictures if is_held_out(drawing.key)]
-    pairs, train_pictures = number_variants(train_drawings, per_picture), list[np.ndarray]()
+    pairs = number_variants(train_drawings, per_picture)
+    train_pictures = list[np.ndarray]()
     for index, number in pairs:
         train_pictures.append(render_variant(train_drawings[index], number, seed).pixels)
         on_progress(len(train_pictures), len(pairs))

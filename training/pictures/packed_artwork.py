@@ -110,7 +110,8 @@ def _refuse_others(path: Path) -> Generator[None]:
 def _read_parts(path: Path) -> tuple[Listing, Iterator[bytes]]:
     with cast(Any, safe_open)(path, framework="numpy") as file:
         listing = msgspec.json.decode(file.metadata()[LISTING_KEY], type=Listing)
-        content, lengths = file.get_tensor("pictures"), file.get_tensor("lengths")
+        content = file.get_tensor("pictures")
+        lengths = file.get_tensor("lengths")
     are_vectors = content.dtype == np.uint8 and lengths.dtype == np.int64 and content.ndim == lengths.ndim == 1
     if not (are_vectors and len(listing.drawings) == len(lengths) <= MAX_DRAWINGS):
         raise ValueError("the numbers of drawings differ")

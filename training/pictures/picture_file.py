@@ -95,7 +95,8 @@ def _to_rgb(picture: Image.Image) -> DecodedPicture:
 
 def fit_square(decoded: DecodedPicture, side: int) -> Image.Image:
     """Fit into `side` × `side`: pad a cut-out picture with white, to lose nothing; crop others to the middle."""
-    size, resampling = (side, side), Image.Resampling.LANCZOS
+    size = (side, side)
+    resampling = Image.Resampling.LANCZOS
     if decoded.was_transparent:
         return ImageOps.pad(decoded.pixels, size, resampling, color=WHITE)
     return ImageOps.fit(decoded.pixels, size, resampling)

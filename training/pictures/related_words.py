@@ -18,13 +18,25 @@ from training.pictures.wordnet import WordNet
 
 HELD_OUT_ONE_IN = 5  # meanings
 MAX_DISTANCE = 3.2
-NARROWER, NARROWER_ASIDE, WIDER = 0.35, 0.9, 1.1  # distances of a step; aside: after a step to a wider meaning
+# distances of a step; aside: after a step to a wider meaning
+NARROWER = 0.35
+NARROWER_ASIDE = 0.9
+WIDER = 1.1
 MAX_WIDER_STEPS = 2
 MIN_DEPTH = 6  # wider meanings are too wide: almost everything is an artifact
 SECOND_SENSE = 0.6  # distance of a word's second meaning from its first
-COMMON_WORD, SINGLE_WORD = 1.0, 0.5  # how much nearer common words, and words without a space, count in captions
-HEAD_WORD, MODIFIER, TAG, TAG_STEP, LABEL_WORD = 0.3, 0.55, 0.8, 0.02, 0.05  # distances of names; steps: of each more
-PEOPLE, SYMBOLS = 1, 8  # groups of emojibase
+# how much nearer common words, and words without a space, count in captions
+COMMON_WORD = 1.0
+SINGLE_WORD = 0.5
+# distances of names; steps: of each more
+HEAD_WORD = 0.3
+MODIFIER = 0.55
+TAG = 0.8
+TAG_STEP = 0.02
+LABEL_WORD = 0.05
+# groups of emojibase
+PEOPLE = 1
+SYMBOLS = 8
 # The topics of a label's meaning, by group of emojibase: a bat among animals is no club.
 TOPICS_BY_GROUP = {
     0: {"feeling", "artifact", "animal"},
@@ -153,7 +165,8 @@ def find_meant_labels(drawings: Iterable[tuple[Description, int]], wordnet: Word
     """
     label_synsets = list(_list_label_synsets([pair for pair in drawings if pair[1] in TOPICS_BY_GROUP], wordnet))
     synset_by_place = {name.place: synset for synset, name in label_synsets}
-    labels_by_synset, kinds = defaultdict[str, set[str]](set), defaultdict[str, set[str]](set)
+    labels_by_synset = defaultdict[str, set[str]](set)
+    kinds = defaultdict[str, set[str]](set)
     for synset, name in label_synsets:
         labels_by_synset[synset].add(name.label)
         for wider in _collect_wider(synset, wordnet):
@@ -223,7 +236,8 @@ def _choose_nearest(label_synsets: Iterable[tuple[str, Name]]) -> dict[str, Name
 
 def _collect_wider(synset: str, wordnet: WordNet) -> set[str]:
     """Return the meaning and all that are wider."""
-    found, queue = {synset}, [synset]
+    found = {synset}
+    queue = [synset]
     while queue:
         wider = set(wordnet.synsets[queue.pop()].hypernyms) - found
         found |= wider

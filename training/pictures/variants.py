@@ -33,7 +33,9 @@ VARIANTS_BY_GROUP = {0: 28, 1: 18, 3: 42, 4: 38, 5: 28, 6: 28, 7: 32, SYMBOL_GRO
 # `STYLE_SHARE` was 1.0, 0.16 and 0.1 then.
 STYLE_SHARE = {"3d render": 0.36, "soft shading": 0.6, "flat design": 0.6}
 # With --focus: draws of the drawings to learn better, and the styles of all others, which keep the rest learnt.
-MAIN_STYLE, FOCUS_GROUP, FOCUS_SHARE = "3d render", "focus", 0.35
+MAIN_STYLE = "3d render"
+FOCUS_GROUP = "focus"
+FOCUS_SHARE = 0.35
 DRAW_SHARE = {MAIN_STYLE: 0.46, "soft shading": 0.38, "flat design": 0.16}
 POSED_SHARE = 0.75  # share of centred, usual-sized, unchanged drawings: what a plain prompt should give
 USUAL_SCALE = 0.92
@@ -161,7 +163,8 @@ def compose(
 
 
 def _change_hue(drawing: Artwork, rng: np.random.Generator) -> tuple[Image.Image, str]:
-    draw, new_hue = rng.random(), str(rng.choice(list(HUE_DEGREES)))
+    draw = rng.random()
+    new_hue = str(rng.choice(list(HUE_DEGREES)))
     names_colour = not COLOURS.isdisjoint(drawing.description.label.split())
     if draw > REHUED_SHARE + 0.2 or names_colour or (own_hue := find_dominant_hue(drawing.pixels)) is None:
         return drawing.pixels, ""

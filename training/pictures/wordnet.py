@@ -14,8 +14,12 @@ from functools import cached_property
 from pathlib import Path
 
 LICENCE_LINE = "  "  # the licence stands before the rows of a file, in lines that begin so
-NOUN, ADJECTIVES_AND_ADVERBS = "1", ("3", "4", "5")  # parts of speech in a sense's key
-HYPERNYM, HYPONYM = ("@", "@i"), ("~", "~i")  # pointers to wider and narrower meanings, instances included
+# parts of speech in a sense's key
+NOUN = "1"
+ADJECTIVES_AND_ADVERBS = ("3", "4", "5")
+# pointers to wider and narrower meanings, instances included
+HYPERNYM = ("@", "@i")
+HYPONYM = ("~", "~i")
 # The files of lexicographers that hold nouns, by their number in a row (`lexnames(5WN)`).
 TOPICS = {
     3: "top", 4: "act", 5: "animal", 6: "artifact", 7: "attribute", 8: "body", 9: "cognition", 10: "communication",
@@ -107,11 +111,13 @@ def _parse_synset(row: str) -> tuple[str, Synset]:
 
 def _find_modifiers(rows: Iterable[str]) -> frozenset[str]:
     """Count how often a word was marked as a noun and as a modifier; a row is one meaning (`senseidx(5WN)`)."""
-    nouns, modifiers = Counter[str](), Counter[str]()
+    nouns = Counter[str]()
+    modifiers = Counter[str]()
     for row in rows:
         key, _, _, count = row.split()
         lemma, _, lexical_sense = key.partition("%")
-        word, part_of_speech = lemma.replace("_", " "), lexical_sense[0]
+        word = lemma.replace("_", " ")
+        part_of_speech = lexical_sense[0]
         if part_of_speech == NOUN:
             nouns[word] += int(count)
         elif part_of_speech in ADJECTIVES_AND_ADVERBS:

@@ -23,7 +23,9 @@ class BenchWorkers:
     def __init__(self, url: str, token: str, folder: Path, presences: Callable[[], Mapping[str, Presence]]) -> None:
         if find_spec("torch") is None:
             raise UserError("This needs the engine (torch is missing): pip install 'darkroom-bot[all]'.")
-        self._url, self._folder, self._presences = url, folder, presences
+        self._url = url
+        self._folder = folder
+        self._presences = presences
         environment = {name: value for name, value in os.environ.items() if name not in BOT_SECRETS}
         self._environment = environment | {"DARKROOM_NATS_TOKEN": token, "DARKROOM_PARENT": str(os.getpid())}
         self._processes: dict[str, asyncio.subprocess.Process] = {}

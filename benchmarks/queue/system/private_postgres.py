@@ -47,7 +47,8 @@ async def run_postgres() -> AsyncGenerator[str]:
     if programs_folder is None:
         raise UserError("No PostgreSQL is installed here.")
     with tempfile.TemporaryDirectory(prefix="darkroom-pg-", ignore_cleanup_errors=True) as temp_folder:
-        folder, run_as = Path(temp_folder), _choose_user(Path(temp_folder))
+        folder = Path(temp_folder)
+        run_as = _choose_user(Path(temp_folder))
         await asyncio.to_thread(_init_database, programs_folder, folder, run_as)
         options = [part for setting in _server_settings(folder) for part in ("-c", setting)]
         process = await asyncio.create_subprocess_exec(

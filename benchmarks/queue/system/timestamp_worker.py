@@ -67,7 +67,10 @@ class TimestampWorker:
     """A worker that takes one job after another and fails each after its previews, which are all that is measured."""
 
     def __init__(self, bus: Bus, frames: int, pause: float, size: int) -> None:
-        self._bus, self._frames, self._pause, self._jpeg = bus, frames, pause, make_jpeg(size)
+        self._bus = bus
+        self._frames = frames
+        self._pause = pause
+        self._jpeg = make_jpeg(size)
 
     async def run(self) -> None:
         """Run until cancelled."""

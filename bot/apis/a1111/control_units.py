@@ -82,9 +82,11 @@ class _Script(msgspec.Struct, frozen=True):
 
 def read_unit_pictures(units: Iterable[ControlUnit], init_image: bytes | None) -> UnitPictures:
     """Return the pictures of the units, in order. Raises `UserError`."""
-    controls, references = list[tuple[str, bytes]](), list[tuple[str, bytes]]()
+    controls = list[tuple[str, bytes]]()
+    references = list[tuple[str, bytes]]()
     for unit in units:
-        name, picture = strip_hash(unit.model), _read_picture(unit, init_image)
+        name = strip_hash(unit.model)
+        picture = _read_picture(unit, init_image)
         if unit.module.lower().startswith(REFERENCE_MODULE):
             references.append((f"{name}:{_format(unit.weight)}", picture))
             continue

@@ -9,7 +9,11 @@ from bot.web.middleware import Refusal
 
 CHALLENGE = 'Basic realm="Darkroom"'  # its clients send Basic
 
-FAILED, CANCELLED, HELD, RESTARTING = 500, 409, 403, 503  # statuses of requests that got no pictures
+# statuses of requests that got no pictures
+FAILED = 500
+CANCELLED = 409
+HELD = 403
+RESTARTING = 503
 RESTART = "Darkroom restarts. The job goes on; its pictures are on the page."
 
 

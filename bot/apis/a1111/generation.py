@@ -80,7 +80,8 @@ async def _admit(
     mask: bytes | None = None,
 ) -> AttendedRequest:
     """Admit the jobs of a request, until the stack closes."""
-    services, settings = request.app[SERVICES], body.override_settings
+    services = request.app[SERVICES]
+    settings = body.override_settings
     profile = await choose_profile(services, member_of(request), settings.sd_model_checkpoint if settings else None)
     unit_pictures = await asyncio.to_thread(read_unit_pictures, read_units(body.alwayson_scripts), init_image)
     prompt_options = make_picture_options(body, profile, draw_seed(), unit_pictures)

@@ -75,7 +75,9 @@ async def get_options(request: web.Request) -> web.Response:
 
 async def set_options(request: web.Request) -> web.Response:
     """Choose the model of the caller's later requests. Other settings are ignored."""
-    body, services, member = await read_body(request, OptionsBody), request.app[SERVICES], member_of(request)
+    body = await read_body(request, OptionsBody)
+    services = request.app[SERVICES]
+    member = member_of(request)
     if body.sd_model_checkpoint:
         profile = find_model(body.sd_model_checkpoint, services.catalog.list_profiles())
         await services.model_choices.choose(member.id, profile.name)

@@ -16,7 +16,9 @@ from bot.domain.texts import shorten
 from bot.prompt.sampler_names import SAMPLER_NAMES, find_sampler
 from engine.contract import SAMPLER_TITLES, ModelProfile, Sampler, UpscaleMethod
 
-AUTOMATIC, UNIFORM, KARRAS = "automatic", "uniform", "karras"
+AUTOMATIC = "automatic"
+UNIFORM = "uniform"
+KARRAS = "karras"
 SCHEDULERS: Mapping[str, str] = MappingProxyType({AUTOMATIC: "Automatic", UNIFORM: "Uniform", KARRAS: "Karras"})
 PLAIN_SCHEDULERS = frozenset(
     {"", AUTOMATIC, UNIFORM, "normal"}

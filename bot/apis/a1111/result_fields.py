@@ -34,7 +34,8 @@ class DrawnImage:
 
 def describe_images(images: Sequence[DrawnImage], prompt: str, batch_size: int, created: float) -> dict[str, Any]:
     """Return `info` of at least one picture: what it was drawn with. `created`: seconds since 1970."""
-    recipe, seeds = images[0].recipe, [image.seed for image in images]
+    recipe = images[0].recipe
+    seeds = [image.seed for image in images]
     start = recipe.start if isinstance(recipe.start, ImageToImage) else None
     return {
         "prompt": prompt,
@@ -82,7 +83,8 @@ def parse_parameters(text: str) -> dict[str, str]:
     *texts, settings = text.strip().splitlines() or [""]
     fields = {match[1].strip(): _unquote(match[2].strip()) for match in _FIELD.finditer(settings)}
     if len(fields) < LEAST_FIELDS:  # a prompt may have a colon, too
-        texts, fields = text.strip().splitlines(), {}
+        texts = text.strip().splitlines()
+        fields = {}
     prompt, _, negative = "\n".join(texts).partition(NEGATIVE_MARK)
     if not text.strip():
         return {}

@@ -54,7 +54,8 @@ async def enlarge_picture(request: web.Request) -> web.Response:
     """Enlarge a picture, and return it."""
     async with AsyncExitStack() as stack:
         async with read_picture_body(request, SingleUpscaleBody) as body:
-            attended_request, target = await _admit(request, stack, body, body.image), make_target(body)
+            attended_request = await _admit(request, stack, body, body.image)
+            target = make_target(body)
         del body
         try:
             image = await _read_image(request, attended_request, target)
@@ -88,7 +89,8 @@ def make_target(body: UpscaleBody) -> TargetSize:
 async def _admit(request: web.Request, stack: AsyncExitStack, body: UpscaleBody, picture: str) -> AttendedRequest:
     """Admit the job of one picture, until the stack closes."""
     _refuse_unmapped(body)
-    services, member = request.app[SERVICES], member_of(request)
+    services = request.app[SERVICES]
+    member = member_of(request)
     accepted = await services.upload_upscaler.upscale(
         await asyncio.to_thread(decode_picture, picture),
         make_target(body).find_factor,

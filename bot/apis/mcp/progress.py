@@ -44,8 +44,11 @@ class ProgressReporter:
     """The progress of one call, in percent of all its jobs. Each number is larger than the one before, as MCP asks."""
 
     def __init__(self, context: ServerRequestContext[Any, Any], watch: WatchedPreviews, jobs: int) -> None:
-        self._context, self._watch, self._jobs = context, watch, jobs
-        self._sent, self._message = 0.0, ""
+        self._context = context
+        self._watch = watch
+        self._jobs = jobs
+        self._sent = 0.0
+        self._message = ""
 
     async def report(self, position: int, event: str, value: dict[str, Any]) -> None:
         """Report an event of the job at `position`; at most once for each percent and each other sentence."""

@@ -103,7 +103,8 @@ class RequestHandlers:
     """Answers the requests of the protocol, each with a session of its own to Darkroom."""
 
     def __init__(self, access: DarkroomAccess, watch: WatchedPreviews) -> None:
-        self._access, self._watch = access, watch
+        self._access = access
+        self._watch = watch
 
     async def list_tools(self, context: Context, params: PaginatedRequestParams | None) -> ListToolsResult:
         return ListToolsResult(tools=[describe_tool(name, entry) for name, entry in TOOLS.items()])

@@ -63,7 +63,8 @@ async def imagine(call: ToolCall, arguments: ImagineArguments) -> CallToolResult
 
 async def edit(call: ToolCall, arguments: EditArguments) -> CallToolResult:
     """Draw a picture anew from a prompt: all of it, only where a mask is white, or as words say."""
-    body, files = arguments.options(), list[tuple[str, bytes]]()
+    body = arguments.options()
+    files = list[tuple[str, bytes]]()
     if parse_job_picture(arguments.picture):
         body["init_images"] = [arguments.picture.strip()]
     else:

@@ -37,7 +37,8 @@ class HostGuard:
     """
 
     def __init__(self, app: ASGIApp, policy: HostPolicy) -> None:
-        self._app, self._policy = app, policy
+        self._app = app
+        self._policy = policy
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         refusal = self._find_refusal(scope) if scope["type"] == "http" else None

@@ -32,7 +32,8 @@ class RequestUsage:
 
     def to_dict(self) -> dict[str, Any]:
         """Return it under OpenAI's names."""
-        inputs, output = self.words + self.pictures, self.device_milliseconds
+        inputs = self.words + self.pictures
+        output = self.device_milliseconds
         return {
             "input_tokens": inputs,
             "input_tokens_details": {"text_tokens": self.words, "image_tokens": self.pictures},
@@ -130,7 +131,8 @@ def build_completed(
     kind: EventKind, body: DrawBody, picture: DrawnPicture, content: bytes, usage: RequestUsage, now: float
 ) -> tuple[str, dict[str, Any]]:
     """Return a finished picture as an event."""
-    name, size = f"{kind}.completed", f"{picture.width}x{picture.height}"
+    name = f"{kind}.completed"
+    size = f"{picture.width}x{picture.height}"
     return name, {
         "type": name,
         "b64_json": content,

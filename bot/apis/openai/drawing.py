@@ -49,7 +49,8 @@ class Drawing:
 
     async def follow_previews(self) -> AsyncIterator[tuple[int, Preview]]:
         """Yield as many previews of each picture as the body asks for, the first at once, each with its number."""
-        max_previews, sent_counts = self.body.partial_images or 0, Counter[int]()
+        max_previews = self.body.partial_images or 0
+        sent_counts = Counter[int]()
         if not max_previews:
             return
         async for preview in self.attended_request.follow_previews():

@@ -27,7 +27,8 @@ class FieldError(UserError):
 
     def __init__(self, param: str, sentence: str, *, status: HttpStatus = 400, code: str = "invalid_value") -> None:
         super().__init__(sentence, status)
-        self.param, self.code = param, code
+        self.param = param
+        self.code = code
 
 
 def shape_error(refusal: Refusal) -> web.Response:
@@ -49,5 +50,6 @@ def describe_error(cause: Exception, sentence: str, status: int) -> dict[str, st
     param, code = (cause.param, cause.code) if isinstance(cause, FieldError) else (None, CODES.get(status))
     error_type = TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
     if isinstance(cause, PicturesMissing) and cause.is_held:
-        error_type, code = "image_generation_user_error", "moderation_blocked"
+        error_type = "image_generation_user_error"
+        code = "moderation_blocked"
     return {"message": sentence, "type": error_type, "param": param, "code": code}

@@ -113,7 +113,8 @@ async def _answer(drawing: Drawing) -> web.StreamResponse:
     except (PicturesMissing, FeedClosed) as error:
         return shape_error(refusal_of(error))
     images = [await _describe_picture(drawing, picture) for picture in pictures]
-    usage, size = drawing.count_usage(), f"{pictures[0].width}x{pictures[0].height}"
+    usage = drawing.count_usage()
+    size = f"{pictures[0].width}x{pictures[0].height}"
     payload = answers.build_images(drawing.body, images, size, usage, attended_request.views, time.time())
     return web.Response(body=msgspec.json.encode(payload), content_type="application/json")
 

@@ -40,7 +40,8 @@ async def get_signed_picture(request: web.Request) -> web.Response:
     quality = _check_signature(request)
     if wait_seconds := request.app[TOKEN_BUCKETS].take(request.query["signature"], "file"):  # whoever has the address
         raise too_often(wait_seconds)
-    picture_format, gallery = cast("PictureFormat", request.match_info["format"]), request.app[SERVICES].gallery
+    picture_format = cast("PictureFormat", request.match_info["format"])
+    gallery = request.app[SERVICES].gallery
     stored_picture = await gallery.find_visible(request.match_info["id"], picture_index_of(request))
 
     async def convert() -> bytes:
@@ -54,7 +55,8 @@ async def get_signed_picture(request: web.Request) -> web.Response:
 
 def _check_signature(request: web.Request) -> int | None:
     """Return the quality that the address names. Raises `UserError` (404) for an address that is not ours now."""
-    quality, expires = request.query.get("quality", ""), request.query.get("expires", "")
+    quality = request.query.get("quality", "")
+    expires = request.query.get("expires", "")
     expected = request.app[SESSION_TOKENS].sign(f"{request.path}\n{quality}\n{expires}")
     signature = request.query.get("signature", "").encode("utf-8", "surrogateescape")
     if not hmac.compare_digest(signature, expected.encode()) or int(expires) < time.time():

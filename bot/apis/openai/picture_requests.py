@@ -83,7 +83,8 @@ def parse_size(size: str | None) -> str | None:
         return None
     if (match := SIZE_PATTERN.fullmatch(size)) is None:
         raise FieldError("size", "The size is auto, or as 1536x1024: width and height in pixels.")
-    width, height = int(match[1]), int(match[2])
+    width = int(match[1])
+    height = int(match[2])
     if max(width, height) > MAX_RATIO * min(width, height):
         raise FieldError("size", f"One side is at most {MAX_RATIO} times as long as the other.")
     divisor = math.gcd(width, height)

@@ -59,7 +59,8 @@ async def _read_response(request: web.Request) -> AsyncGenerator[tuple[EditField
             body = await stack.enter_async_context(read_picture_body(request, ResponseBody))
         except UserError as error:
             raise name_field(error) from error
-        fields, urls = body.read_tool(), body.list_picture_urls()
+        fields = body.read_tool()
+        urls = body.list_picture_urls()
         if not urls:
             yield fields, None
             return
@@ -75,7 +76,8 @@ async def _number_events(events: AsyncIterator[dict[str, Any]]) -> AsyncIterator
 
 async def _list_events(drawing: Drawing) -> AsyncIterator[dict[str, Any]]:
     """Yield what a stream tells: the call begins, its partial pictures, its end and the response's."""
-    item_id, body = _call_id(drawing), drawing.body
+    item_id = _call_id(drawing)
+    body = drawing.body
     place = {"item_id": item_id, "output_index": 0}
     begun: dict[str, Any] = {"id": item_id, "type": "image_generation_call", "status": "in_progress", "result": None}
     for name in ("created", "in_progress"):

@@ -119,7 +119,8 @@ def imagine(
     from bot.cli.imagine.job_inputs import split_arguments
     from bot.cli.imagine.runner import ImagineRequest, run_imagine
 
-    controls, references = split_controls(control or (), image or ()), split_references(reference or ())
+    controls = split_controls(control or (), image or ())
+    references = split_references(reference or ())
     prompt_text, inputs = split_arguments(prompt or (), image or (), mask, blend, branch, controls[1], references[1])
     options: dict[str, object] = {
         "steps": steps,

@@ -20,7 +20,8 @@ def split_controls(arguments: Sequence[str], images: Sequence[Path] = ()) -> tup
 
     Where only some have a file, the others follow the first of `images`, if there is one.
     """
-    values, files = list[str](), list[Path | None]()
+    values = list[str]()
+    files = list[Path | None]()
     for argument in arguments:
         name, *parts = argument.split(":")
         if not parts and _is_file(name):
@@ -37,7 +38,8 @@ def split_references(arguments: Sequence[str]) -> tuple[list[str], list[Path]]:
 
     Arguments without name and scale have no value.
     """
-    values, files = list[str](), list[Path]()
+    values = list[str]()
+    files = list[Path]()
     for argument in arguments:
         scales = [part for part in argument.split(":") if is_scale(part)]
         name, *parts = [part for part in argument.split(":") if not is_scale(part)] or [""]

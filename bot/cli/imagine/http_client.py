@@ -220,7 +220,8 @@ async def _read_events(session: aiohttp.ClientSession, path: str) -> AsyncGenera
         if response.status in REFUSALS:
             raise UserError(str((await response.json())["error"]))
         response.raise_for_status()
-        name, lines = "message", list[str]()
+        name = "message"
+        lines = list[str]()
         async for raw_line in response.content:
             line = raw_line.decode().rstrip("\r\n")
             field, _, value = line.partition(":")
@@ -232,13 +233,15 @@ async def _read_events(session: aiohttp.ClientSession, path: str) -> AsyncGenera
             elif not line:
                 if lines:
                     yield name, json.loads("\n".join(lines))
-                name, lines = "message", []
+                name = "message"
+                lines = []
 
 
 async def _fetch_result(
     session: aiohttp.ClientSession, ended_jobs: Sequence[dict[str, Any]], *, film: bool, preview_count: int
 ) -> ImagineResult:
-    picture_refs, first_job = [picture_ref for job in ended_jobs for picture_ref in job["pictures"]], ended_jobs[0]
+    picture_refs = [picture_ref for job in ended_jobs for picture_ref in job["pictures"]]
+    first_job = ended_jobs[0]
     visible_refs = [picture_ref for picture_ref in picture_refs if not picture_ref["held"]]
     if picture_refs and not visible_refs:
         raise GenerationError("All of its pictures are held by the picture check.")

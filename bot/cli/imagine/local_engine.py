@@ -114,7 +114,8 @@ def _generate_here(
     family, model_profile = _load_model(model, data, display, requests, offload)
     style_guide = read_style_guide() if model_profile.name == EMBEDDED_MODEL else None
     recipes = _build_recipes(prompt, {**options, "model": None}, model_profile, display, init_images, style_guide)
-    is_walk, contents = recipes[0].interpolation is not None, init_images.new_contents if init_images else {}
+    is_walk = recipes[0].interpolation is not None
+    contents = init_images.new_contents if init_images else {}
     results = [_run_job(part, contents, family, model_profile, film and not is_walk, display, data) for part in recipes]
     return _join_walk(results) if is_walk else results[0]
 
@@ -222,8 +223,10 @@ def _load_init_images(inputs: JobInputs, display: ProgressDisplay) -> LoadedInit
     """Decode the init images as the bot does, and print its notes about them."""
     if not (inputs.images or inputs.controls or inputs.references):
         return None
-    contents, mask = inputs.read_pictures(), inputs.read_mask()
-    controls, references = read_files(inputs.controls), read_files(inputs.references)
+    contents = inputs.read_pictures()
+    mask = inputs.read_mask()
+    controls = read_files(inputs.controls)
+    references = read_files(inputs.references)
 
     async def decode() -> LoadedInitImages:
         decoder = UploadDecoder()
@@ -283,7 +286,8 @@ def branch_locally(
     )
     assert isinstance(record.task, Recipe)
     family, model_profile = _load_model(record.task.model, settings.data, display, requests, offload)
-    sha256, step = hashlib.sha256(ladder).hexdigest(), ladder_keyframes.nearest_branch_step(ladder, keyframe.step)
+    sha256 = hashlib.sha256(ladder).hexdigest()
+    step = ladder_keyframes.nearest_branch_step(ladder, keyframe.step)
     for note in nearest_step_note(step, keyframe.step):
         display.print_note(note)
     branch_edit = BranchEdit(prompt_at_step(record.prompt, record.task, step), prompt or None, options)

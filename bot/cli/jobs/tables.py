@@ -25,7 +25,8 @@ from engine.contract import UpscaleTask
 
 DEFAULT_WIDTH = 100
 COLUMN_WIDTHS = {"job": 26, "state": 10, "age": 6, "took": 6, "member": 14}  # the prompt takes the rest
-COLUMN_GAP, MIN_PROMPT_WIDTH = 2, 10
+COLUMN_GAP = 2
+MIN_PROMPT_WIDTH = 10
 STATE_STYLES = {"running": "cyan", "sent": "cyan", "finished": "green", "failed": "red", "cancelled": "dim"}
 
 

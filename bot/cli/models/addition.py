@@ -80,7 +80,8 @@ class _Target:
 def add_model(request: AddRequest, data: Path) -> dict[str, Any]:
     """Add a model or part; return what `--json` prints. Raise `UserError`, `HubError` or `JobRejected`."""
     console = Console(file=sys.stderr)
-    quantization, target = parse_quantization(request.quantize), _find_target(request)
+    quantization = parse_quantization(request.quantize)
+    target = _find_target(request)
     read_model_settings(data)  # a file that cannot be read is refused before gigabytes are fetched
     repository = _fetch_known_repository(target, data)
     selection = select_part(repository, target.wanted, target.name)
@@ -98,7 +99,8 @@ def add_model(request: AddRequest, data: Path) -> dict[str, Any]:
     manifests = [
         fetch(plan, licence, console, quiet=request.quiet) for plan, licence in zip(plans, licences[::-1], strict=True)
     ]
-    manifest, entry = manifests[-1], (rest or network).entry
+    manifest = manifests[-1]
+    entry = (rest or network).entry
     settings = _store_settings(target.name, entry, quantization, data) if place.kind == "model" else ModelSettings()
     if not request.quiet:
         say(console, _describe_end(place, manifest, settings))
@@ -137,9 +139,11 @@ def _plan(repository: Repository, selection: Selection, place: AddedPlace, targe
 
 def _find_target(request: AddRequest) -> _Target:
     """Return what to fetch, from a name of the catalogue, `owner/name`, or `owner/name:path`."""
-    kind, entry = _parse_kind(request.kind), find_entry(request.name) or find_part_entry(request.name)
+    kind = _parse_kind(request.kind)
+    entry = find_entry(request.name) or find_part_entry(request.name)
     if isinstance(entry, PartEntry):
-        hub_id, wanted = entry.hub_id, WantedPart(entry.kind, entry.path, request.encoder or entry.encoder)
+        hub_id = entry.hub_id
+        wanted = WantedPart(entry.kind, entry.path, request.encoder or entry.encoder)
     else:
         hub_id, _, path = (entry.hub_id if entry else request.name).partition(":")
         wanted = WantedPart(kind, path.strip("/"), request.encoder.strip("/"))
@@ -227,7 +231,8 @@ def _store_settings(
     name: str, origin: CatalogueEntry | PartEntry | None, quantization: QuantizationRequest | None, data: Path
 ) -> ModelSettings:
     """Write the catalogue's recommendations down as the model's defaults, beneath what was chosen before."""
-    settings_file, entry = read_model_settings(data), origin if isinstance(origin, CatalogueEntry) else None
+    settings_file = read_model_settings(data)
+    entry = origin if isinstance(origin, CatalogueEntry) else None
     known = settings_file.get(name)
     settings = ModelSettings(
         steps=known.steps or (entry.steps if entry else None),

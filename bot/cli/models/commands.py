@@ -54,10 +54,12 @@ def search(
     from bot.cli.models import listing, tables
     from engine.hub.catalogue import search_catalogue, search_part_catalogue
 
-    entries, parts = search_catalogue(word), search_part_catalogue(word)
+    entries = search_catalogue(word)
+    parts = search_part_catalogue(word)
     hub_ids, note = listing.search_hub_names(word, entries) if word else ([], "")
     if as_json:
-        catalogue, part_rows = map(listing.entry_to_dict, entries), map(listing.part_entry_to_dict, parts)
+        catalogue = map(listing.entry_to_dict, entries)
+        part_rows = map(listing.part_entry_to_dict, parts)
         _print_json({"catalogue": [*catalogue], "parts": [*part_rows], "hub": hub_ids, "note": note})
     else:
         tables.print_search(entries, parts, hub_ids, note)

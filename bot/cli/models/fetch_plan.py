@@ -43,7 +43,8 @@ def fetch(plan: FetchPlan, licence: str, console: Console, *, quiet: bool) -> Mo
     """Return the manifest of what is here already, or is fetched now. Raises `HubError`."""
     if plan.manifest is not None:
         return plan.manifest
-    download, repository = plan.download, plan.download.repository
+    download = plan.download
+    repository = plan.download.repository
     with TransferDisplay(console, download.place.key, download.size, download.present_bytes, quiet=quiet) as display:
         manifest = run_download(download, display, licence)
     remember_revision(download.place.data, repository.hub_id, repository.revision)
@@ -56,7 +57,8 @@ def say(console: Console, *lines: str) -> None:
 
 
 def _describe_start(plan: FetchPlan) -> list[str]:
-    download, repository = plan.download, plan.download.repository
+    download = plan.download
+    repository = plan.download.repository
     title = plan.entry.title if plan.entry else plan.name
     present = f", of which {format_size(download.present_bytes)} are here" if download.present_bytes else ""
     lines = [

@@ -45,8 +45,11 @@ class ModelRow:
 
 def list_rows(data: Path) -> list[ModelRow]:
     """Return the embedded model, added models, other folders and files, added parts, and interrupted downloads."""
-    settings_file, added, states = read_model_settings(data), list_added(data), _fetch_states(data)
-    places, default = list_places(data), settings_file.default or EMBEDDED_MODEL
+    settings_file = read_model_settings(data)
+    added = list_added(data)
+    states = _fetch_states(data)
+    places = list_places(data)
+    default = settings_file.default or EMBEDDED_MODEL
     others = [name for name in _list_other_names(data) if name not in added]
     rows = [
         ModelRow(

@@ -43,7 +43,8 @@ def _find(data: Path, name: str) -> list[tuple[AddedPlace, int]]:
 
     A model of that name is a network and the rest of its pipeline, where these are apart.
     """
-    added, partial = list_places(data), list_partial(data)
+    added = list_places(data)
+    partial = list_partial(data)
     models = [(place, manifest.size) for place, manifest in added.values() if place.kind == "model"]
     if both := [each for each in models if each[0].name == name]:
         return both

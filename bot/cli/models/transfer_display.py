@@ -40,7 +40,11 @@ class TransferDisplay:
         quiet: bool = False,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._console, self._title, self._size, self._quiet, self._now = console, title, size, quiet, now
+        self._console = console
+        self._title = title
+        self._size = size
+        self._quiet = quiet
+        self._now = now
         self._present = self._done = present
         self._started = self._last_line = now()
         self._stage = ""

@@ -21,7 +21,8 @@ def verify_models(data: Path, names: list[str], *, repair: bool = False, quiet: 
 
     Raise `UserError` for an unknown name, `HubError` where a repair fails.
     """
-    added, console = list_places(data), Console(file=sys.stderr)
+    added = list_places(data)
+    console = Console(file=sys.stderr)
     keys = [find_key(name, list(added)) for name in names] or list(added)
     if not keys and not quiet:
         console.print("No model was added yet: darkroom models search.")

@@ -78,7 +78,8 @@ class EngineProcess:
         return next((line.strip()[-200:] for line in reversed(lines) if line.strip()), "no output")
 
     async def _supervise(self) -> None:
-        pause, loop = FIRST_PAUSE, asyncio.get_running_loop()
+        pause = FIRST_PAUSE
+        loop = asyncio.get_running_loop()
         while True:
             assert self._process is not None
             start_time = loop.time()

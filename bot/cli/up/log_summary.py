@@ -44,7 +44,8 @@ class LogSummary(logging.Handler):
 
     def __init__(self, *targets: logging.Handler, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__()
-        self._targets, self._clock = targets, clock
+        self._targets = targets
+        self._clock = clock
         self._windows: OrderedDict[Kind, _Window] = OrderedDict()  # in the order of their start
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -58,7 +59,8 @@ class LogSummary(logging.Handler):
         if window.count <= MAX_ALIKE:
             self._write(record)
         else:
-            window.suppressed, window.last = window.suppressed + 1, record
+            window.suppressed = window.suppressed + 1
+            window.last = record
 
     def flush_ended(self, *, all_windows: bool = False) -> None:
         """Write the summaries of windows that are over."""
@@ -77,7 +79,8 @@ class LogSummary(logging.Handler):
     def _summarise(self, window: _Window) -> None:
         if window.last is None:
             return
-        last, seconds = window.last, max(1.0, self._clock() - window.start)
+        last = window.last
+        seconds = max(1.0, self._clock() - window.start)
         arguments = (f"{window.suppressed:,}", seconds, last.getMessage())
         summary = logging.LogRecord(
             last.name, last.levelno, last.pathname, last.lineno, "… %s more like this in %.0f s: %s", arguments, None

@@ -115,7 +115,9 @@ async def run_until_stopped(start_parts: Callable[[AsyncExitStack], Coroutine[An
 @contextmanager
 def _cancel_on_signals() -> Generator[asyncio.Event]:
     """Cancel this task on SIGINT and SIGTERM, wherever it waits; the event says that a signal caused it."""
-    stop_requested, task, loop = asyncio.Event(), asyncio.current_task(), asyncio.get_running_loop()
+    stop_requested = asyncio.Event()
+    task = asyncio.current_task()
+    loop = asyncio.get_running_loop()
     assert task is not None
 
     def stop() -> None:
@@ -145,7 +147,8 @@ async def _start_parts(
     broker_address = await broker_setup.find_broker(stack, settings)
     bus = await broker_setup.connect(stack, broker_address)
     leader = await stack.enter_async_context(_hold_leadership(settings, bus)) if is_shared(settings) else None
-    engine_process, warmup = None, asyncio.Event()
+    engine_process = None
+    warmup = asyncio.Event()
     if models:
         warmup.set()
         engine_process = await stack.enter_async_context(_make_engine_process(settings, options, broker_address))
@@ -264,7 +267,8 @@ async def print_load_progress(
     progress: Callable[[str], ModelProgress | None], print_line: Callable[[str], None] | None = None
 ) -> None:
     """Print the loading progress of our own engine, line by line, until cancelled."""
-    lines, loop = ProgressLines(print_line or _print_line), asyncio.get_running_loop()
+    lines = ProgressLines(print_line or _print_line)
+    loop = asyncio.get_running_loop()
     while True:
         if (model_progress := progress(LOCAL_WORKER)) is not None:
             lines.update(model_progress, loop.time())

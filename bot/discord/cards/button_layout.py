@@ -175,7 +175,8 @@ def build_report_rows(job: str, incident: int | None) -> tuple[ButtonRow, ...]:
 
 def _build_picture_rows(view: JobView) -> tuple[ButtonRow, ...]:
     if not isinstance(view.task, Recipe):
-        subtle, strong = Button("subtle", view.id, "Vary (Subtle)", 0), Button("strong", view.id, "Vary (Strong)", 0)
+        subtle = Button("subtle", view.id, "Vary (Subtle)", 0)
+        strong = Button("strong", view.id, "Vary (Strong)", 0)
         zoom_1_5, zoom_twice, *pans, edit, branch = (
             Button(kind, view.id, label, 0) for kind, label in COMMON_ACTION_LABELS.items()
         )

@@ -48,7 +48,8 @@ def render_parameters(view: JobView) -> str:
     steered = view.task
     if not isinstance(steered, Recipe):
         return clean_text(view.prompt)
-    recipe, images = recipe_at_end(steered), list_final_images(steered)
+    recipe = recipe_at_end(steered)
+    images = list_final_images(steered)
     prompt = " ".join(
         entry.text if entry.weight == 1 else f"{entry.text}::{entry.weight:g}" for entry in recipe.concepts
     )

@@ -20,7 +20,8 @@ from bot.prompt.flags import prompt_title
 from engine.contract import Recipe
 
 NO_PROMPT = "without a prompt"  # a blend, or a job with an init image, needs none
-MAX_CONTENT, MAX_ALT = 2000, 1024
+MAX_CONTENT = 2000
+MAX_ALT = 1024
 MAX_AMENDMENTS_SHOWN = 3  # under a developing picture
 PARTIAL_FILM_HINT = "If other parts of this interpolation are finished, `/film kind: interpolation` shows them."
 

@@ -12,8 +12,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-SUBCOMMAND, GROUP = 1, 2  # kinds of option
-SLASH, USER, MESSAGE = 1, 2, 3  # kinds of command
+# kinds of option
+SUBCOMMAND = 1
+GROUP = 2
+# kinds of command
+SLASH = 1
+USER = 2
+MESSAGE = 3
 NAME_PATTERN = re.compile(r"[-_'\w]{1,32}")
 PayloadPart = Mapping[str, Any]
 

@@ -71,7 +71,8 @@ class DarkroomCommandTree(app_commands.CommandTree["DarkroomClient"]):
 
     async def build_payload(self) -> list[dict[str, Any]]:
         """Return the tree as Discord gets it."""
-        translator, commands = self.translator, self.get_commands()
+        translator = self.translator
+        commands = self.get_commands()
         if translator is None:
             return [dict(command.to_dict(self)) for command in commands]
         return [await command.get_translated_payload(self, translator) for command in commands]

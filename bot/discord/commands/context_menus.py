@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MAX_PROMPT = 2000  # characters, as /imagine takes them
-FORM_NAME, NO_JOB_ID = "prompt", "0" * 26  # the id of a form about no job
+# the id of a form about no job
+FORM_NAME = "prompt"
+NO_JOB_ID = "0" * 26
 
 
 @app_commands.context_menu(name="Reproduce")

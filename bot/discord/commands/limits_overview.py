@@ -62,7 +62,9 @@ async def show_details(interaction: Interaction, view: JobView) -> None:
 
 
 async def _render_overview(interaction: Interaction) -> str:
-    services, member, now = interaction.client.services, member_of(interaction), time.time()
+    services = interaction.client.services
+    member = member_of(interaction)
+    now = time.time()
     limits = render_limits(await services.rule_admin.report_quotas(member), now)
     queue = await services.job_views.load_queue(member.guild)
     foot = f"-# Darkroom {await asyncio.to_thread(_read_version)}"

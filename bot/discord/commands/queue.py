@@ -65,7 +65,8 @@ async def suggest_jobs(
 
 async def _cancel_all(interaction: Interaction) -> str:
     """Cancel every open job of the member, and their description, wherever they asked for it."""
-    member, services = member_of(interaction), interaction.client.services
+    member = member_of(interaction)
+    services = interaction.client.services
     views = await interaction.client.services.history.list_open(member.id)
     is_describing = services.image_to_prompt.cancel(member.id)
     if not views and is_describing:

@@ -81,12 +81,15 @@ def spread_steps(steps: Sequence[int], limit: int = MAX_KEYFRAMES) -> list[int]:
 
 async def submit_branch(interaction: Interaction, submission: FormSubmission, view: JobView) -> None:
     """Submit the form."""
-    index, step, text = submission.index or 0, submission.step or 1, submission.fields.get("prompt", "")
+    index = submission.index or 0
+    step = submission.step or 1
+    text = submission.fields.get("prompt", "")
     values = {name: submission.fields.get(name, "").strip() for name in ("seed", "steps", "guidance")}
     options: dict[str, Any] = {name: value for name, value in values.items() if value}
 
     async def submit(member: Member, destination: Destination) -> Sequence[AcceptedJob]:
-        prompt, key = None if is_unchanged(text, view, step) else text, f"form:{interaction.id}"
+        prompt = None if is_unchanged(text, view, step) else text
+        key = f"form:{interaction.id}"
         services = interaction.client.services
         return [await services.edits.branch(view.id, index, step, member, destination, text=prompt, key=key, **options)]
 
@@ -112,7 +115,8 @@ async def submit_branch_option(
 
 async def _resolve_branch_point(interaction: Interaction, branch_point: str) -> tuple[JobView, int, int]:
     """Return the job, picture and step that a member names; without a step, one midway. Raises `UserError`."""
-    match, services = BRANCH_POINT.fullmatch(branch_point.strip()), interaction.client.services
+    match = BRANCH_POINT.fullmatch(branch_point.strip())
+    services = interaction.client.services
     view = await services.history.find_job(match["job"] if match else branch_point, member_of(interaction))
     await require_permission(interaction, "branch", view)
     view, index = await _original_picture(interaction, view, int(match["picture"] or 1) - 1 if match else 0)

@@ -44,12 +44,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-GREY, BLUE, RED, GREEN = (
-    discord.ButtonStyle.secondary,
-    discord.ButtonStyle.primary,
-    discord.ButtonStyle.danger,
-    discord.ButtonStyle.success,
-)
+GREY = discord.ButtonStyle.secondary
+BLUE = discord.ButtonStyle.primary
+RED = discord.ButtonStyle.danger
+GREEN = discord.ButtonStyle.success
 BUTTON_STYLES: Mapping[ButtonKind, discord.ButtonStyle] = MappingProxyType(
     {"subtle": BLUE, "strong": BLUE, "cancel": RED, "erase": RED, "deny": RED, "approve": GREEN, "finish": GREEN}
 )
@@ -96,7 +94,8 @@ class JobButton(ui.DynamicItem[ui.Button[ui.View]], template=CUSTOM_ID):
     """Any button of any job."""
 
     def __init__(self, button: Button, row: int | None = None) -> None:
-        style, label = BUTTON_STYLES.get(button.kind, GREY), button.label or None
+        style = BUTTON_STYLES.get(button.kind, GREY)
+        label = button.label or None
         item = ui.Button[ui.View](style=style, label=label, emoji=button.emoji or None, custom_id=button.custom_id)
         super().__init__(item, row=row)
         self.button = button

@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     Interaction = discord.Interaction[DarkroomClient]
 
 NO_SOURCE = "This picture was made from no other."
-MAX_PROMPT_CHARS, MAX_ALT_CHARS = 120, 400  # characters of a prompt in the message and in a picture's description
+# characters of a prompt in the message and in a picture's description
+MAX_PROMPT_CHARS = 120
+MAX_ALT_CHARS = 400
 
 
 async def send_comparison(interaction: Interaction, view: JobView, index: int) -> None:

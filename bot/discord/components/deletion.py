@@ -127,9 +127,11 @@ def deletion_routes(delivery: Delivery) -> Iterable[Route]:
 
     The token also works where the bot cannot see the channel.
     """
-    target, message = delivery.destination.address, delivery.message
+    target = delivery.destination.address
+    message = delivery.message
     if target.get("token") and time.time() < float(target.get("token_until") or 0):
-        webhook_id, webhook_token = int(target["application"]), target["token"]
+        webhook_id = int(target["application"])
+        webhook_token = target["token"]
         yield Route(
             "DELETE", WEBHOOK_MESSAGE_ROUTE, webhook_id=webhook_id, webhook_token=webhook_token, message_id=message
         )

@@ -55,7 +55,8 @@ async def submit_edit(
     interaction: discord.Interaction[DarkroomClient], submission: FormSubmission, view: JobView
 ) -> None:
     """Submit the form."""
-    masks, text = submission.files.get("mask", ()), submission.fields.get("prompt", "")
+    masks = submission.files.get("mask", ())
+    text = submission.fields.get("prompt", "")
 
     async def submit(member: Member, destination: Destination) -> Sequence[AcceptedJob]:
         strength = _parse_strength(submission.fields.get("strength", ""))

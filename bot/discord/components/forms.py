@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from bot.domain.dto import JobView
 
 MAX_PROMPT = 2000  # characters, as /imagine takes them
-MAX_TITLE, MAX_TEXT = 45, 4000  # Discord's limits: characters of a title, and of what is typed into one field
+# Discord's limits: characters of a title, and of what is typed into one field
+MAX_TITLE = 45
+MAX_TEXT = 4000
 FORM_ID = re.compile(
     r"(?P<form>[a-z]+)-form:(?P<job>[0-9A-HJKMNP-TV-Z]{26})"
     r"(?::(?P<how>[a-z]*))?(?::(?P<index>\d{1,9}))?(?::(?P<step>\d{1,4}))?"

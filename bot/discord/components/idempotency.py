@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 async def submit_once(interaction: discord.Interaction[DarkroomClient], custom_id: str, make: PressSubmitter) -> None:
     """Respond with the jobs that `make` submits to the job service. `custom_id`: the id of the pressed component."""
-    keys, user_id = interaction.client.idempotency_keys, str(interaction.user.id)
+    keys = interaction.client.idempotency_keys
+    user_id = str(interaction.user.id)
     accepted_jobs: list[AcceptedJob] = []
     key, is_first = keys.key_for(custom_id, user_id, str(interaction.id))
 

@@ -33,7 +33,8 @@ class PictureSelect(ui.DynamicItem[ui.Select[Any]], template=""):
     ) -> None:
         custom_id = f"{self._prefix}:{job}:{index}"
         super().__init__(ui.Select(placeholder=placeholder, options=list(options), custom_id=custom_id))
-        self.job, self.index = job, index
+        self.job = job
+        self.index = index
 
     @classmethod
     async def from_custom_id(

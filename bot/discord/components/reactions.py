@@ -45,7 +45,9 @@ MEANINGS: dict[str, Meaning] = {
     "👎": "against",
 }
 VARIANTS = "\ufe0f🏻🏼🏽🏾🏿"  # draw the sign as an emoji, with one of the skin colours
-MAX_REACTIONS, WINDOW_SECONDS = 5, 60.0  # reactions of one member that are handled, in so many seconds
+# reactions of one member that are handled, in so many seconds
+MAX_REACTIONS = 5
+WINDOW_SECONDS = 60.0
 MAX_MEMBERS = 4096  # members
 
 
@@ -58,7 +60,8 @@ class ReactionLimiter:
 
     def allow(self, user_id: int) -> bool:
         """Return whether the member may react once more now, and count it."""
-        now, times = self._clock(), self._recent.setdefault(user_id, deque(maxlen=MAX_REACTIONS))
+        now = self._clock()
+        times = self._recent.setdefault(user_id, deque(maxlen=MAX_REACTIONS))
         if len(times) == MAX_REACTIONS and times[0] > now - WINDOW_SECONDS:
             return False
         times.append(now)
@@ -69,7 +72,8 @@ class Reactions:
     """Handles every added reaction, which the client passes on."""
 
     def __init__(self, client: DarkroomClient, clock: Callable[[], float] = time.monotonic) -> None:
-        self._client, self._limiter = client, ReactionLimiter(clock)
+        self._client = client
+        self._limiter = ReactionLimiter(clock)
         self._closed_dms: LRUCache[int, None] = LRUCache(MAX_MEMBERS)  # members whose direct messages are closed
 
     async def handle(self, payload: discord.RawReactionActionEvent) -> None:
@@ -97,7 +101,8 @@ class Reactions:
 
     def _build_member(self, payload: discord.RawReactionActionEvent) -> Member | None:
         """Return the member who reacted, with their permissions there; None while their server is not cached."""
-        member_id, is_operator = f"discord:{payload.user_id}", payload.user_id in self._client.operator_ids
+        member_id = f"discord:{payload.user_id}"
+        is_operator = payload.user_id in self._client.operator_ids
         if payload.guild_id is None:
             cached_user = self._client.get_user(payload.user_id)
             return Member(
@@ -129,7 +134,8 @@ class Reactions:
     async def _apply_reaction(
         self, meaning: Meaning, job: str, member: Member, payload: discord.RawReactionActionEvent
     ) -> None:
-        services, is_direct = self._client.services, payload.guild_id is None
+        services = self._client.services
+        is_direct = payload.guild_id is None
         view = await services.job_views.load_view(job)
         if meaning == "envelope":
             await self._require_permission("envelope", member, view, is_direct=is_direct)

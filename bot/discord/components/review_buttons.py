@@ -72,7 +72,8 @@ async def show_held_pictures(interaction: Interaction, view: JobView) -> None:
 
 async def decide_picture(interaction: Interaction, button: Button) -> None:
     """Show a picture or keep it hidden, and update every message that shows the job."""
-    client, is_approved = interaction.client, button.kind == "approve"
+    client = interaction.client
+    is_approved = button.kind == "approve"
     try:
         view = await client.services.picture_review.decide(
             button.job, button.index or 0, member_of(interaction), show=is_approved
@@ -100,7 +101,8 @@ async def _send_to_author(client: DarkroomClient, view: JobView) -> None:
 
 
 async def _refresh_messages(interaction: Interaction, view: JobView) -> None:
-    client, pressed_message = interaction.client, interaction.message
+    client = interaction.client
+    pressed_message = interaction.message
     deliveries = await client.services.deliveries.list_deliveries(view.id)
     matching_roles: Iterator[DeliveryRole] = (
         role
@@ -177,7 +179,8 @@ def _review_card(view: JobView, missing_note: str = "") -> Card:
 
 def _list_card(views: Sequence[JobView]) -> Card:
     """Return as many jobs as fit into a message, each with its button."""
-    texts, buttons = list[str](), list[Button]()
+    texts = list[str]()
+    buttons = list[Button]()
     for number, view in enumerate(views, 1):
         texts.append(f"`{number}.` {_render_title(view)} · {len(held_images(view))} held")
         buttons.append(Button("look", view.id, f"Look at {number}"))

@@ -51,7 +51,8 @@ NOTHING_SAID = "Nothing to change: say something, or choose less or more guidanc
 WEIGHT_RANGE = f"“{{}}” is no weight: it takes a number from -{MAX_WEIGHT:g} to {MAX_WEIGHT:g}, such as 0.5."
 SOON = "It holds from one of the next steps on; the picture's message says from which."
 _WEIGHT = re.compile(r"[+-]?(?:\d{1,3}(?:\.\d{0,6})?|\.\d{1,6})")
-MIN_GUIDANCE, MAX_GUIDANCE = 1.0, 30.0
+MIN_GUIDANCE = 1.0
+MAX_GUIDANCE = 30.0
 GUIDANCE_CHOICES = (("same", "as it is"), ("less", "less: freer"), ("more", "more: closer to the words"))
 GUIDANCE_FACTORS: Mapping[str, float] = MappingProxyType({"less": 2 / 3, "more": 3 / 2})
 STEERING_ACTIONS: Mapping[ButtonKind, Action] = MappingProxyType(
@@ -151,10 +152,8 @@ async def submit_words(interaction: Interaction, submission: FormSubmission, vie
 
 def read_say_form(submission: FormSubmission, recipe: Recipe) -> SteeringRequest:
     """Return what the form asks for of a job that is now so amended. Raises `UserError`."""
-    words, factor = (
-        submission.fields.get("words", "").strip(),
-        GUIDANCE_FACTORS.get(submission.choices.get("guidance", "")),
-    )
+    words = submission.fields.get("words", "").strip()
+    factor = GUIDANCE_FACTORS.get(submission.choices.get("guidance", ""))
     if not words and factor is None:
         raise UserError(NOTHING_SAID)
     guidance = None

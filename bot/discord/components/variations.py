@@ -59,8 +59,10 @@ async def submit_remix(interaction: Interaction, submission: FormSubmission, vie
     """Submit the form."""
     if submission.mode not in NOISE_DISTANCES:
         raise UserError("This form is of another version of the bot. Please press the button once more.")
-    prompt, negative = submission.fields.get("prompt", ""), submission.fields.get("negative", "")
-    key, distance = f"form:{interaction.id}", NOISE_DISTANCES[submission.mode]
+    prompt = submission.fields.get("prompt", "")
+    negative = submission.fields.get("negative", "")
+    key = f"form:{interaction.id}"
+    distance = NOISE_DISTANCES[submission.mode]
 
     async def submit(member: Member, destination: Destination) -> Sequence[AcceptedJob]:
         return await interaction.client.services.variations.remix(

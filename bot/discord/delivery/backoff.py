@@ -7,8 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-FIRST_PAUSE, MAX_PAUSE = 2.0, 60.0  # seconds until the next attempt in an outage
-FIRST_JOB_PAUSE, MAX_JOB_PAUSE = 600.0, 86_400.0  # seconds until a job that was given up is tried again
+# seconds until the next attempt in an outage
+FIRST_PAUSE = 2.0
+MAX_PAUSE = 60.0
+# seconds until a job that was given up is tried again
+FIRST_JOB_PAUSE = 600.0
+MAX_JOB_PAUSE = 86_400.0
 
 
 def backoff_pause(seconds: float, failures: int) -> float:

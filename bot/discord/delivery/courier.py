@@ -66,7 +66,8 @@ class Courier:
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self.edit_policy: EditPolicy[EditContent] = edit_policy or EditPolicy()
-        self._services, self._deliveries = services, services.deliveries
+        self._services = services
+        self._deliveries = services.deliveries
         self._message_client = message_client
         self._count_outcome = count_outcome
         self._clock = clock
@@ -135,7 +136,8 @@ class Courier:
     def _start_final(self, job: str, message: TrackedMessage, group: asyncio.TaskGroup) -> None:
         """Stop all edits of a job that is over, except its final."""
         if not message.final_pending:
-            message.final_pending, message.outage_count = True, 0
+            message.final_pending = True
+            message.outage_count = 0
             self.edit_policy.discard(job)
             group.create_task(self._offer_next_final(job, message))
 
@@ -157,7 +159,8 @@ class Courier:
         self._change_event.set()
 
     def _offer_edit(self, kind: EditKind, event: JobEvent, message: TrackedMessage, due: float = math.inf) -> None:
-        address, now = message.destination.address, self._wall_clock()
+        address = message.destination.address
+        now = self._wall_clock()
         if message.view.is_private and not is_token_valid(address, now):
             return  # only the token can edit it
         if self.edit_policy.offer(Edit(event.job, edit_bucket(address, now), kind, event, self._clock()), due):
@@ -194,7 +197,8 @@ class Courier:
         self._change_event.set()
 
     async def _try_send(self, edit: Edit[EditContent], message: TrackedMessage) -> None:
-        job, content = edit.content.job, edit.content
+        job = edit.content.job
+        content = edit.content
         role: DeliveryRole = content.role if isinstance(content, FinalMessage) else "answer"
         if role == "answer" and not message.destination.address.get("message"):
             await self._progress_updater.find_response(job, message)

@@ -69,7 +69,8 @@ def _needs_notice(view: JobView, answer: Delivery, notify_prefs: NotifyPrefs) ->
 
 
 def _needs_direct(view: JobView, deliveries: DeliveriesByRole, notify_prefs: NotifyPrefs) -> bool:
-    answer, notice = deliveries["answer"], deliveries.get("notice")
+    answer = deliveries["answer"]
+    notice = deliveries.get("notice")
     if view.state == "cancelled":
         return False
     if answer.reason and (is_response_gone(answer) or view.is_private or (notice is not None and notice.reason)):

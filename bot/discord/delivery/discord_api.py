@@ -142,7 +142,8 @@ class MessageClient:
             return await self._try_post(address, message, "")
 
     async def _try_post(self, address: Address, message: OutgoingMessage, reply_to: str) -> int:
-        card, missing = message.card, discord.utils.MISSING
+        card = message.card
+        missing = discord.utils.MISSING
         channel = self._channel(address)
         reference = (
             discord.MessageReference(message_id=int(reply_to), channel_id=channel.id, fail_if_not_exists=False)

@@ -14,7 +14,8 @@ import discord
 
 DEAD_TOKEN_CODES = (10015, 50027)  # unknown webhook, invalid webhook token
 TOO_OLD = 30046  # a 429 for a message older than an hour that was edited too often; waiting does not help
-TOO_LARGE, TOO_MANY_CONVERSATIONS = 40005, 40003
+TOO_LARGE = 40005
+TOO_MANY_CONVERSATIONS = 40003
 SLOW_MODE = 20016  # does not limit bots, Discord says; if it ever does, waiting helps
 SENTENCES_BY_CODE: Mapping[int, str] = MappingProxyType(
     {

@@ -46,13 +46,12 @@ class FinalSender:
         wall_clock: Callable[[], float],
         public_url: str = "",
     ) -> None:
-        self._services, self._deliveries = services, services.deliveries
-        self._message_client, self._load_notify_prefs, self._wall_clock, self._public_url = (
-            message_client,
-            load_notify_prefs,
-            wall_clock,
-            public_url,
-        )
+        self._services = services
+        self._deliveries = services.deliveries
+        self._message_client = message_client
+        self._load_notify_prefs = load_notify_prefs
+        self._wall_clock = wall_clock
+        self._public_url = public_url
         self._picture_cache = pictures.PictureCache()
 
     async def next_destination(self, job: str, message: TrackedMessage) -> tuple[DeliveryRole, Address] | None:
@@ -116,7 +115,8 @@ class FinalSender:
             if role == "answer":
                 await self._show_in_response(job, message, deliveries)
                 return
-            renewed, target = await self._build_message(job, role, message, deliveries), deliveries[role]
+            renewed = await self._build_message(job, role, message, deliveries)
+            target = deliveries[role]
             address = {**target.destination.address, "message": target.message}
             await self._message_client.edit(address, renewed.card, renewed.files, self._wall_clock())
         except UserError as error:  # its author had everything deleted in the meantime
@@ -144,7 +144,8 @@ class FinalSender:
             await self._deliveries.mark_delivered(job, role, sentence)
 
     async def _show_in_response(self, job: str, message: TrackedMessage, deliveries: DeliveriesByRole) -> None:
-        address, now = deliveries["answer"].destination.address, self._wall_clock()
+        address = deliveries["answer"].destination.address
+        now = self._wall_clock()
         if message.view.is_private and not discord_api.is_token_valid(address, now):
             raise DestinationGone("the token of a private answer has ended", PRIVATE_ANSWER_EXPIRED)
         if notice := destinations.delivered_notice(deliveries):
@@ -184,7 +185,9 @@ class FinalSender:
         self, job: str, role: DeliveryRole, message: TrackedMessage, deliveries: DeliveriesByRole
     ) -> OutgoingMessage:
         card, files = await self._render_final(message, min(message.upload_limit, UPLOAD_LIMIT))
-        response, nonce = deliveries["answer"], f"{role[0]}{job[-24:]}"  # Discord accepts 25 characters
+        # Discord accepts 25 characters
+        response = deliveries["answer"]
+        nonce = f"{role[0]}{job[-24:]}"
         if role == "direct":
             return OutgoingMessage(notices.render_direct(card, response.reason), files, nonce)
         user = message.view.member_id.removeprefix("discord:")

@@ -42,8 +42,11 @@ class ProgressUpdater:
         clock: Callable[[], float],
         wall_clock: Callable[[], float],
     ) -> None:
-        self._services, self._deliveries = services, services.deliveries
-        self._message_client, self._clock, self._wall_clock = message_client, clock, wall_clock
+        self._services = services
+        self._deliveries = services.deliveries
+        self._message_client = message_client
+        self._clock = clock
+        self._wall_clock = wall_clock
 
     async def show(
         self, event: QueueMoved | ModelLoading | JobProgress, message: TrackedMessage, on_rendered: Callable[[], None]
@@ -75,10 +78,8 @@ class ProgressUpdater:
 
     async def find_response(self, job: str, message: TrackedMessage) -> None:
         """Find a response of unknown id: it is still being sent, or the bot died before it recorded the id."""
-        age, is_response_pending = (
-            self._wall_clock() - message.view.created,
-            self._message_client.is_response_pending(message.destination.address),
-        )
+        age = self._wall_clock() - message.view.created
+        is_response_pending = self._message_client.is_response_pending(message.destination.address)
         message.destination = await self._deliveries.answer_destination(job)
         if message.destination.address.get("message"):
             message.response_lost = False

@@ -42,7 +42,8 @@ def parse_limits(headers: Mapping[str, str]) -> tuple[int, int, float] | None:
     Must not raise: that would fail a request that Discord has accepted.
     """
     try:
-        limit, remaining = int(headers["X-RateLimit-Limit"]), int(headers["X-RateLimit-Remaining"])
+        limit = int(headers["X-RateLimit-Limit"])
+        remaining = int(headers["X-RateLimit-Remaining"])
         reset_after = float(headers["X-RateLimit-Reset-After"])
     except (KeyError, ValueError):
         return None
@@ -55,7 +56,8 @@ def trace_rate_limits(edit_policy: EditPolicy[Any], clock: Callable[[], float]) 
     async def on_request_end(
         _session: aiohttp.ClientSession, _context: SimpleNamespace, params: aiohttp.TraceRequestEndParams
     ) -> None:
-        rate_limit, bucket = parse_limits(params.response.headers), bucket_of_request(params.method, params.url.path)
+        rate_limit = parse_limits(params.response.headers)
+        bucket = bucket_of_request(params.method, params.url.path)
         if bucket is not None and rate_limit is not None:
             limit, remaining, reset_after = rate_limit
             edit_policy.apply_limits(bucket, limit, remaining, clock() + reset_after)

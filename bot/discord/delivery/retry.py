@@ -25,7 +25,8 @@ class RetryPolicy:
     """Retries for the courier; `clock` is its clock."""
 
     def __init__(self, edit_policy: EditPolicy[Any], clock: Callable[[], float]) -> None:
-        self._edit_policy, self._clock = edit_policy, clock
+        self._edit_policy = edit_policy
+        self._clock = clock
         self._in_outage = False  # according to the latest requests
 
     def reset(self, message: TrackedMessage) -> None:

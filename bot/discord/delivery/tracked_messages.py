@@ -67,7 +67,9 @@ class TrackedMessages:
     """The tracked messages by job."""
 
     def __init__(self, services: Services, clock: Callable[[], float]) -> None:
-        self._services, self._deliveries, self._rule_admin = services, services.deliveries, services.rule_admin
+        self._services = services
+        self._deliveries = services.deliveries
+        self._rule_admin = services.rule_admin
         self._clock = clock
         self._messages: dict[str, TrackedMessage] = {}
         self._ignored: LRUCache[str, None] = LRUCache(MAX_IGNORED)

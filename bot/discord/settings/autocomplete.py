@@ -14,7 +14,9 @@ from bot.domain.texts import shorten
 from bot.policy.rules.catalogue import SETTINGS, Setting, SettingKind
 from bot.policy.rules.presets import PRESETS
 
-MAX_CHOICES, CHOICE_LENGTH = 25, 100  # Discord's limits: choices, and characters in one
+# Discord's limits: choices, and characters in one
+MAX_CHOICES = 25
+CHOICE_LENGTH = 100
 COSTS = ("5 min", "15 min", "30 min", "1 h", "2 h", "4 h", "12 h", "1 d", "no limit")
 COMMON_VALUES: Mapping[SettingKind, tuple[str, ...]] = {
     "number": ("1", "2", "3", "5", "10", "20", "50", "100", "250", "500", "1000"),

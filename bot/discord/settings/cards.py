@@ -20,7 +20,9 @@ from bot.policy.rules.rule import EVERYWHERE, Rule, RuleChange, RuleValue, Scope
 EXCEPTION_TITLES: dict[Scope, str] = {"channel": "Channels", "role": "Roles", "user": "Members"}
 RULES_PER_PAGE = 15  # rules on one page of exceptions
 CHANGES_PER_PAGE = 5  # on one page of the history
-RED, GREEN, BLUE = 0xED4245, 0x57F287, 0x5865F2
+RED = 0xED4245
+GREEN = 0x57F287
+BLUE = 0x5865F2
 EXPLAIN_HINT = "What may one member do, and why? …"
 LEGEND = "-# **Bold** is set on this server, 🔒 by this bot's operator; the rest is the bot's default."
 PRECEDENCE = "-# The most specific rule holds: member, then role, channel, everyone."
@@ -110,7 +112,8 @@ def build_explanation(header: str, sections: Sequence[Section], user: str) -> ui
         (f"user/discord:{user}/{name}", texts.setting_title(name), SETTINGS[name].description)
         for name in texts.MEMBER_LIMITS
     ]
-    characters_left, items = ui_parts.LAYOUT_CHARACTERS - len(header), list[ui.Item[Any]]([ui_parts.make_text(header)])
+    characters_left = ui_parts.LAYOUT_CHARACTERS - len(header)
+    items = list[ui.Item[Any]]([ui_parts.make_text(header)])
     for heading, lines in sections:
         fitting_lines = texts.fit_lines([f"### {heading}", *lines] if heading else lines, characters_left)
         characters_left -= len("\n".join(fitting_lines))

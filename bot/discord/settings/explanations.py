@@ -13,7 +13,9 @@ from bot.domain.texts import escape_discord
 from bot.policy.rules.explanations import Explanation
 
 Section = tuple[str, list[str]]  # a heading, and its lines
-NOW_HEADING, RULES_HEADING, DEFAULT_HEADING = "Now", "Set by rules", "By default"
+NOW_HEADING = "Now"
+RULES_HEADING = "Set by rules"
+DEFAULT_HEADING = "By default"
 STOP_SETTINGS = ("blocked", "closed")  # settings that stop everything
 _PLACEHOLDER = re.compile(r"§(channel|role|user)([0-9]{1,20})§")
 _MENTION_PREFIXES = {"channel": "<#", "role": "<@&", "user": "<@"}

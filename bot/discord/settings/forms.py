@@ -18,11 +18,10 @@ from bot.policy.rules.catalogue import SETTINGS, Setting
 from bot.policy.rules.rule import ALL, RuleValue, Scope
 from bot.policy.rules.value_parser import NO_WORDS, YES_WORDS, format_setting_value
 
-TITLE_LENGTH, LABEL_LENGTH, VALUE_LENGTH = (
-    45,
-    100,
-    4000,
-)  # Discord's limits: a form's title, the text at a field, what a field holds
+# Discord's limits: a form's title, the text at a field, what a field holds
+TITLE_LENGTH = 45
+LABEL_LENGTH = 100
+VALUE_LENGTH = 4000
 EMPTY_HINT = "Leave it empty to remove the rule."
 
 

@@ -19,8 +19,12 @@ if TYPE_CHECKING:
     from bot.discord.settings.responses import Interaction
     from bot.domain.dto import Member
 
-INCIDENTS_PER_PAGE, MAX_INCIDENTS, TEXT_LENGTH = 5, 500, 400  # incidents on a page, in all; characters of one
-WAITING, ALL = "waiting", "all"
+# incidents on a page, in all; characters of one
+INCIDENTS_PER_PAGE = 5
+MAX_INCIDENTS = 500
+TEXT_LENGTH = 400
+WAITING = "waiting"
+ALL = "all"
 
 
 async def show_incidents(interaction: Interaction, list_name: str = WAITING, page: int = 0) -> None:

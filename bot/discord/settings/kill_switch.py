@@ -76,10 +76,8 @@ async def change_budget(interaction: Interaction, guild: str, limits: Mapping[st
         if not guild and interaction.guild_id is None:
             raise UserError(WHICH_SERVER)
         guild_id = parse_guild(guild or guild_of(interaction))
-        administration, heading = (
-            rule_pages.get_administration(interaction),
-            f"## Budget of {_guild_title(interaction, guild_id)}",
-        )
+        administration = rule_pages.get_administration(interaction)
+        heading = f"## Budget of {_guild_title(interaction, guild_id)}"
         if not limits:
             rules = [rule for rule in await administration.list_rules(guild_id) if rule.scope == "operator"]
             lines = [_rule_line(rule) for rule in rules] or ["None: nothing but the bot's defaults."]

@@ -79,7 +79,8 @@ async def _apply_word_lists(
     for name, lines in new_lists.items():
         if lines:
             value_parser.parse_list(SETTINGS[name], lines)  # both are checked before either is changed
-    administration, changes = rule_pages.get_administration(interaction), list[RuleChange]()
+    administration = rule_pages.get_administration(interaction)
+    changes = list[RuleChange]()
     for name, lines in new_lists.items():
         if set(lines) == set(_as_texts(own_rules.get(("guild", "", name)))):
             continue
@@ -96,7 +97,8 @@ async def change_words(interaction: Interaction, add: str, remove: str) -> None:
     async def build_reply(member: Member) -> Reply:
         own_rules = await rule_changes.load_own_rules(interaction, member)
         words = _as_texts(own_rules.get(("guild", "", "words")))
-        added_words, removed_words = _split_words(add), {part.casefold() for part in _split_words(remove)}
+        added_words = _split_words(add)
+        removed_words = {part.casefold() for part in _split_words(remove)}
         unlisted_words = removed_words - {word.casefold() for word in words}
         if unlisted_words:
             raise UserError(f"These are not on the list: {', '.join(sorted(unlisted_words))}.")
@@ -133,7 +135,8 @@ async def unblock(interaction: Interaction, user: discord.abc.User) -> None:
     """Unblock a member; say so if one of their roles is still blocked."""
 
     async def build_reply(member: Member) -> Reply:
-        own_rules, user_id = await rule_changes.load_own_rules(interaction, member), f"discord:{user.id}"
+        own_rules = await rule_changes.load_own_rules(interaction, member)
+        user_id = f"discord:{user.id}"
         member_roles = user.roles if isinstance(user, discord.Member) else ()
         blocked_roles = [f"“{role.name}”" for role in member_roles if own_rules.get(("role", str(role.id), "blocked"))]
         role_note = (

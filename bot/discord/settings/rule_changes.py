@@ -156,7 +156,8 @@ async def save_form(interaction: Interaction, press: CardPress) -> None:
 def _parse_form(interaction: Interaction, press: CardPress) -> tuple[str, tuple[Scope, str]]:
     if len(press.parts) > 2:
         return press.parts[0], (parse_scope(press.parts[1]), press.parts[2].replace(".", ":"))
-    channel, subject = press.first_value("channel"), press.first_value("who")
+    channel = press.first_value("channel")
+    subject = press.first_value("who")
     role = int(subject) if subject in press.roles else None
     user = int(subject) if subject and role is None else None
     target = parse_target(interaction.guild_id, int(channel) if channel else None, role, user)

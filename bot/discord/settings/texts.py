@@ -71,7 +71,8 @@ ACTION_VERBS: Mapping[str, str] = MappingProxyType(
         "undo": "undid",
     }
 )
-MAX_VALUE_CHARACTERS, NO_RULE = 90, "no rule"
+MAX_VALUE_CHARACTERS = 90
+NO_RULE = "no rule"
 NO_LIMIT = UNLIMITED[0]
 MAX_ENTRY_CHARACTERS = 560  # characters of one change in the history
 OPERATOR_SCOPE: Scope = "operator"
@@ -131,7 +132,8 @@ def format_step(step: RuleStep) -> str:
 def _format_after(step: RuleStep) -> str:
     """Return the new value; of a list also how many were added and removed, since equal counts look alike."""
     if isinstance(step.before, tuple) and isinstance(step.after, tuple) and SETTINGS[step.setting].kind == "texts":
-        added_count, removed_count = len({*step.after} - {*step.before}), len({*step.before} - {*step.after})
+        added_count = len({*step.after} - {*step.before})
+        removed_count = len({*step.before} - {*step.after})
         return f"{format_for_card(step.setting, step.after)} (+{added_count}, −{removed_count})"
     return format_for_card(step.setting, step.after)
 
@@ -183,7 +185,8 @@ def format_entry(change: RuleChange) -> str:
 
 def fit_lines(lines: Sequence[str], limit: int, max_lines: int = 1000) -> list[str]:
     """Return the whole lines that fit into `limit` characters, at most `max_lines`, and how many did not."""
-    fitting_lines, used_characters = list[str](), 0
+    fitting_lines = list[str]()
+    used_characters = 0
     for number, line in enumerate(lines):
         if number >= max_lines or used_characters + len(line) + 1 > limit - 24:
             return [*fitting_lines, f"-# … and {len(lines) - number} more"]

@@ -13,11 +13,10 @@ from discord import ui
 
 ID_PREFIX = "settings"
 LAYOUT_CHARACTERS = 3900  # characters of text that one layout may hold, of Discord's 4000
-MAX_OPTIONS, LABEL_LENGTH, DESCRIPTION_LENGTH = (
-    25,
-    100,
-    100,
-)  # Discord's limits: options of a select, characters of a label, of a description
+# Discord's limits: options of a select, characters of a label, of a description
+MAX_OPTIONS = 25
+LABEL_LENGTH = 100
+DESCRIPTION_LENGTH = 100
 Style = discord.ButtonStyle
 
 

@@ -23,7 +23,8 @@ from typing import IO
 from bot.domain.errors import UserError
 
 FORMAT_VERSION = 1
-MANIFEST_NAME, DATABASE_NAME = "manifest.json", "darkroom.sqlite"
+MANIFEST_NAME = "manifest.json"
+DATABASE_NAME = "darkroom.sqlite"
 PICTURE_PATTERN = re.compile(r"pictures/([0-9a-f]{64})")
 MAX_BYTES = {"manifest": 64 * 1024, "picture": 64 * 1024 * 1024}  # bytes
 CHUNK_BYTES = 1024 * 1024
@@ -83,7 +84,9 @@ class ArchiveWriter:
 
 def _make_entry(name: str, size: int) -> tarfile.TarInfo:
     entry = tarfile.TarInfo(name)
-    entry.size, entry.mode, entry.mtime = size, 0o600, int(time.time())
+    entry.size = size
+    entry.mode = 0o600
+    entry.mtime = int(time.time())
     return entry
 
 

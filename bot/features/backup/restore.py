@@ -58,7 +58,9 @@ async def _unpack_backup(file: IO[bytes], staging: Path) -> list[str]:
     from bot.features.backup.archive import DATABASE_NAME, Manifest, read_archive
     from bot.images.picture_store import PictureStore
 
-    pictures, restored_names, manifest = PictureStore(staging / "pictures"), set[str](), None
+    pictures = PictureStore(staging / "pictures")
+    restored_names = set[str]()
+    manifest = None
     for part in read_archive(file):
         if isinstance(part, Manifest):
             manifest = part

@@ -40,7 +40,8 @@ class CheckedResolver(AbstractResolver):
     """Resolves names by `resolver`. Raises `UserError` if there is no address, or any is not allowed."""
 
     def __init__(self, private_hosts: PrivateHosts, resolver: AbstractResolver) -> None:
-        self._private_hosts, self._resolver = private_hosts, resolver
+        self._private_hosts = private_hosts
+        self._resolver = resolver
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET

@@ -28,7 +28,10 @@ class WebhookPreviews:
     """Run `run` as a task."""
 
     def __init__(self, store: Store, feed: Feed, client: WebhookClient, *, clock: Callable[[], float]) -> None:
-        self._store, self._feed, self._client, self._clock = store, feed, client, clock
+        self._store = store
+        self._feed = feed
+        self._client = client
+        self._clock = clock
         self._webhooks: list[Webhook] = []  # that want previews
         self._records: LRUCache[str, JobRecord] = LRUCache(MAX_JOBS)  # as they were when we first read them
         self._watched: set[str] = set()  # jobs whose frames we have asked for
@@ -70,7 +73,8 @@ class WebhookPreviews:
         if isinstance(event, JobEnded):
             self._forget(event.job)
         elif isinstance(event, JobProgress):
-            record, now = await self._read_record(event.job), self._clock()
+            record = await self._read_record(event.job)
+            now = self._clock()
             readers = [] if record is None else self._list_readers(record)
             if readers and event.job not in self._watched:
                 self._watched.add(event.job)

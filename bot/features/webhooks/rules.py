@@ -50,7 +50,8 @@ class PrivateHosts:
     @classmethod
     def parse(cls, entries: Iterable[str]) -> PrivateHosts:
         """Build it of names, addresses and networks, as `hooks.lan`, `10.0.0.7` and `fd00::/8`."""
-        names, networks = set[str](), list[_Network]()
+        names = set[str]()
+        networks = list[_Network]()
         for entry in entries:
             try:
                 networks.append(ipaddress.ip_network(entry.strip(), strict=False))
@@ -73,9 +74,11 @@ def check_url(text: str, private_hosts: PrivateHosts) -> str:
         raise UserError(f"A webhook's address has 1 to {MAX_URL_LENGTH} plain characters.")
     try:
         url = URL(text)
-        host, _ = url.host or "", url.port
+        host = url.host or ""
+        _ = url.port
     except ValueError:
-        url, host = URL(), ""
+        url = URL()
+        host = ""
     if url.scheme not in ("http", "https") or not host or url.user is not None or url.password is not None:
         raise UserError("A webhook's address is like https://hooks.example/darkroom, without a user or a password.")
     address = parse_address(host)

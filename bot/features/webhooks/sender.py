@@ -36,7 +36,10 @@ class WebhookSender:
     def __init__(
         self, store: Store, client: WebhookClient, *, clock: Callable[[], float], jitter: Callable[[], float]
     ) -> None:
-        self._store, self._client, self._clock, self._jitter = store, client, clock, jitter
+        self._store = store
+        self._client = client
+        self._clock = clock
+        self._jitter = jitter
         self._in_flight: dict[str, str] = {}  # message → webhook
         self._lock = asyncio.Lock()  # of who looks for events to begin
 
@@ -67,7 +70,8 @@ class WebhookSender:
                 tries.create_task(self._send(delivery, webhook, tries))
 
     def _choose_fairly(self, due: Sequence[tuple[WebhookDelivery, Webhook]]) -> list[tuple[WebhookDelivery, Webhook]]:
-        counts, ranked = Counter(self._in_flight.values()), list[tuple[int, WebhookDelivery, Webhook]]()
+        counts = Counter(self._in_flight.values())
+        ranked = list[tuple[int, WebhookDelivery, Webhook]]()
         free_slots = MAX_IN_FLIGHT - counts.total()
         for delivery, webhook in due:
             ranked.append((counts[webhook.id], delivery, webhook))

@@ -47,7 +47,9 @@ class Webhooks:
     """Adds, lists, removes and replays webhooks. `private_hosts`: what the operator lists."""
 
     def __init__(self, store: Store, private_hosts: PrivateHosts, *, clock: Callable[[], float]) -> None:
-        self._store, self._private_hosts, self._clock = store, private_hosts, clock
+        self._store = store
+        self._private_hosts = private_hosts
+        self._clock = clock
 
     async def add(self, url: str, events: Collection[str] = (), *, key_name: str = "") -> Webhook:
         """Add a webhook; events are sent from now on. Return it with its secret. Raises `UserError`."""
@@ -89,7 +91,8 @@ class Webhooks:
 
         Return how many there are. Raises `UserError` (404), also while its key is not valid.
         """
-        webhook, now = await self.find(suffix, key_name), self._clock()
+        webhook = await self.find(suffix, key_name)
+        now = self._clock()
         await self._check_key(webhook.key_name, now)
         since = None if seconds is None else now - seconds
         return await self._store.write(stored.replay, webhook.id, now, since=since)

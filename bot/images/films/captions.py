@@ -16,9 +16,14 @@ from bot.images.labels import fit_label
 from bot.prompt.change_texts import describe_change
 from engine.contract import Recipe
 
-BAR_SHARE, MIN_BAR = 0.075, 26  # height of the bar: as a share of the frame's width, and its least pixels
+# height of the bar: as a share of the frame's width, and its least pixels
+BAR_SHARE = 0.075
+MIN_BAR = 26
 READ_MS = 1100  # how much longer a frame is shown that brings a caption
-_TEXT_COLOUR, _LINE_COLOUR, _MARK_COLOUR, _DONE_COLOUR = (232, 232, 236), (62, 62, 70), (255, 176, 64), (150, 150, 160)
+_TEXT_COLOUR = (232, 232, 236)
+_LINE_COLOUR = (62, 62, 70)
+_MARK_COLOUR = (255, 176, 64)
+_DONE_COLOUR = (150, 150, 160)
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,8 @@ def list_recipe_captions(recipe: Recipe) -> tuple[FilmCaption, ...]:
 
 def list_caption_lines(captions: Sequence[FilmCaption], steps: Sequence[int]) -> list[str]:
     """Return the line under each frame, of rising steps: what was said since the frame before, else what was before."""
-    lines, previous_step = list[str](), -1
+    lines = list[str]()
+    previous_step = -1
     for step in steps:
         new_lines = [caption.line for caption in captions if previous_step < caption.step <= step]
         lines.append(" | ".join(new_lines) or (lines[-1] if lines else ""))
@@ -66,7 +72,8 @@ def add_captions(
     animation: Animation, captions: Sequence[FilmCaption], steps: Sequence[int], total_steps: int
 ) -> Animation:
     """Return the animation with a bar below each frame. `steps`: of each frame, rising."""
-    lines, marks = list_caption_lines(captions, steps), [caption.step / total_steps for caption in captions]
+    lines = list_caption_lines(captions, steps)
+    marks = [caption.step / total_steps for caption in captions]
     size = bound_size(add_bar_height(animation.size))
 
     def draw(index: int, frame_size: Size) -> Image.Image:
@@ -85,7 +92,8 @@ def draw_bar(frame: Image.Image, size: Size, line: str, position: float, marks: 
     bar = max(1, round(size[1] * (whole_height - frame.height) / whole_height))
     canvas = Image.new("RGB", size, BACKGROUND)
     canvas.paste(resize_image(frame, (size[0], max(1, size[1] - bar))))
-    draw, top = ImageDraw.Draw(canvas), size[1] - bar
+    draw = ImageDraw.Draw(canvas)
+    top = size[1] - bar
     font = ImageFont.load_default(max(6, round(bar * 0.5)))
     draw.text((6, top + bar * 0.42), fit_label(line, font, size[0] - 12), fill=_TEXT_COLOUR, font=font, anchor="lm")
     _draw_scale(draw, (size[0], size[1] - max(2, bar // 8)), position, marks)

@@ -25,7 +25,9 @@ MEDIA_TYPES: Mapping[FilmFormat, str] = MappingProxyType(
 TICK_MS = 90  # an MP4 has one frame rate; a longer frame is repeated
 
 _X264 = MappingProxyType({"preset": "medium", "threads": "1"})
-_WEBP, _AVIF, _CRF = (80, 60, 40), (65, 50, 35), (20, 26, 32)
+_WEBP = (80, 60, 40)
+_AVIF = (65, 50, 35)
+_CRF = (20, 26, 32)
 _COLOURS = 255  # one of the 256 is left for pixels that do not change between frames
 # Dithering keeps a GIF of noise or soft colours closer to its frames: half the error after a blur of one pixel. Without
 # it, a film of a grid has little more than half of the bytes.
@@ -73,7 +75,9 @@ def encode_frames(
         raise ValueError("a film has frames of one size, and a duration for each")
     if film_format == "mp4":
         return _encode_mp4(frames, durations, _CRF[level])
-    buffer, first, other_frames = io.BytesIO(), frames[0], list(frames[1:])
+    buffer = io.BytesIO()
+    first = frames[0]
+    other_frames = list(frames[1:])
     if film_format == "webp":
         first.save(
             buffer,
@@ -132,13 +136,16 @@ def _encode_mp4(frames: Sequence[Image.Image], durations: Sequence[int], crf: in
 
     width, height = (side + side % 2 for side in frames[0].size)
     ticks = [max(1, round(duration / TICK_MS)) for duration in durations]
-    buffer, options = io.BytesIO(), {"moov_size": str(_mp4_index_bytes(sum(ticks))), "fflags": "+bitexact"}
+    buffer = io.BytesIO()
+    options = {"moov_size": str(_mp4_index_bytes(sum(ticks))), "fflags": "+bitexact"}
     with av.open(buffer, "w", format="mp4", options=options) as container:
         try:
             stream = container.add_stream("libx264", rate=Fraction(1000, TICK_MS), options={"crf": str(crf), **_X264})
         except UnknownCodecError as error:
             raise UserError("MP4 films cannot be made here: this machine's PyAV comes without H.264.") from error
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.width = width
+        stream.height = height
+        stream.pix_fmt = "yuv420p"
         for frame, count in zip(frames, ticks, strict=True):
             canvas = Image.new("RGB", (width, height), BACKGROUND)
             canvas.paste(frame)
@@ -155,11 +162,13 @@ def _mp4_index_bytes(frames: int) -> int:
 
 def _strip_timestamps(file: bytes) -> bytes:
     """Return the AVIF without its creation time, which libavif writes (ISO/IEC 14496-12, 8.2.2, 8.3.2 and 8.4.2)."""
-    content, pending = bytearray(file), [(0, len(file))]
+    content = bytearray(file)
+    pending = [(0, len(file))]
     while pending:
         offset, end = pending.pop()
         while offset + 8 <= end:
-            size, name = int.from_bytes(file[offset : offset + 4], "big"), file[offset + 4 : offset + 8]
+            size = int.from_bytes(file[offset : offset + 4], "big")
+            name = file[offset + 4 : offset + 8]
             if size < 8:  # up to the end of the file, or over 4 GB: the media data
                 break
             if name in (b"moov", b"trak", b"mdia"):

@@ -64,7 +64,8 @@ def _read_scale(ladders: Sequence[bytes]) -> tuple[list[int], int]:
 
 
 def _animate_keyframes(ladders: Sequence[bytes], size: int, finals: Sequence[bytes]) -> Animation:
-    keyframes, final_images = _sorted_keyframes(ladders), [_open_final(picture) for picture in finals]
+    keyframes = _sorted_keyframes(ladders)
+    final_images = [_open_final(picture) for picture in finals]
     last_index = max(map(len, keyframes)) - 1
 
     def draw(index: int, frame_size: Size) -> Image.Image:

@@ -88,7 +88,8 @@ def animate_dissolve(png: bytes, seed: int, *, frames: int = FRAMES, alphas: Seq
     """Return the frames of `render_dissolve`. It draws noise at a frame's size: scaled down afterwards, noise would
     turn grey.
     """
-    levels, pixels = _alpha_levels(frames, alphas), decode_image(png)
+    levels = _alpha_levels(frames, alphas)
+    pixels = decode_image(png)
     size = scale_size(*pixels.size, CELL_SIZE, MAX_SIDE)
     pixels = resize_image(pixels, size)
 

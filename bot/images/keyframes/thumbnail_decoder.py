@@ -26,7 +26,9 @@ class ThumbnailDecoder:
     def __init__(
         self, store: Store, read_content: Callable[[StoredPicture], Awaitable[bytes]], decode: DecodeLadder | None
     ) -> None:
-        self._store, self._read_content, self._decode = store, read_content, decode
+        self._store = store
+        self._read_content = read_content
+        self._decode = decode
         self._cache: AsyncCache[Thumbnails] = AsyncCache(CACHED_LADDERS)
 
     async def decode_thumbnails(self, job: str, ladders: Sequence[StoredPicture]) -> Mapping[str, Thumbnails]:

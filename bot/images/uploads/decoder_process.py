@@ -36,7 +36,9 @@ class DecoderProcess:
     """Unusable after `DecoderGone` or a cancellation; its owner calls `kill`."""
 
     def __init__(self, process: Process, timeout: float) -> None:
-        self._process, self._timeout, self._busy = process, timeout, False
+        self._process = process
+        self._timeout = timeout
+        self._busy = False
 
     @classmethod
     async def start(cls, timeout: float, memory: int) -> DecoderProcess:
@@ -87,7 +89,8 @@ class DecoderProcess:
         """Decode a file. Return how the child ended (`sandbox_worker.OUTPUT` and so on), and its output. Raises
         `DecoderGone`.
         """
-        stdin, self._busy = self._process.stdin, True
+        stdin = self._process.stdin
+        self._busy = True
         assert stdin is not None
         try:
             async with asyncio.timeout(self._timeout + GRACE_SECONDS):

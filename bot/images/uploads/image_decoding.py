@@ -22,16 +22,17 @@ MAX_PROFILE_BYTES = 4 * 2**20  # bytes of a colour profile; the largest for prin
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", *(("AVIF",) if features.check("avif") else ()))
 ANIMATIONS = ("PNG", "WEBP", "GIF", "AVIF")  # a JPEG with more than one picture is a photograph with its preview
 HEADER = struct.Struct(">cBII")  # outcome, changes, upright width and height of the original; then the PNG
-ANIMATED, TRANSPARENT, REDUCED = 1, 2, 4  # changes
-DECODED, UNKNOWN_FORMAT, BROKEN, TOO_MANY_PIXELS, SIDE_TOO_LONG, OUT_OF_MEMORY, EMPTY_MASK = (
-    b"+",
-    b"k",
-    b"b",
-    b"p",
-    b"s",
-    b"m",
-    b"e",
-)
+# changes
+ANIMATED = 1
+TRANSPARENT = 2
+REDUCED = 4
+DECODED = b"+"
+UNKNOWN_FORMAT = b"k"
+BROKEN = b"b"
+TOO_MANY_PIXELS = b"p"
+SIDE_TOO_LONG = b"s"
+OUT_OF_MEMORY = b"m"
+EMPTY_MASK = b"e"
 # a picture, a mask, a mask by transparency, pictures of a worker, a picture's recipe
 UploadKind = Literal[b"p", b"m", b"t", b"w", b"r"]
 PICTURE: UploadKind = b"p"
@@ -111,12 +112,14 @@ def _decode(kind: UploadKind, content: bytes) -> bytes:
     with Image.open(io.BytesIO(content), formats=FORMATS) as image:
         _check_size(*image.size)
         changes = ANIMATED if image.format in ANIMATIONS and getattr(image, "is_animated", False) else 0
-        original_size, output_size = image.size, _output_size(image.size)
+        original_size = image.size
+        output_size = _output_size(image.size)
         if image.format in ("JPEG", "MPO"):
             image.draft(None, output_size)  # decode at a smaller scale that still suffices: faster, with less memory
         image.load()
         _check_size(*image.size)
-        transpose, profile = _exif_transpose(image), image.info.get("icc_profile")
+        transpose = _exif_transpose(image)
+        profile = image.info.get("icc_profile")
         pixels = _to_eight_bits(image)
     if pixels.size != output_size:
         pixels = pixels.resize(output_size, Image.Resampling.LANCZOS, reducing_gap=3.0)

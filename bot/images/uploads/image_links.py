@@ -51,7 +51,8 @@ def is_allowed(url: str, page_url: str | None = None) -> bool:
 
 def split_leading_links(text: str) -> tuple[list[str], str]:
     """Return the addresses at the start of a prompt, allowed or not, and the prompt without them."""
-    urls, offset = list[str](), 0
+    urls = list[str]()
+    offset = 0
     while match := _LEADING_LINK.match(text, offset):
         urls.append(match[1].rstrip(","))
         offset = match.end()

@@ -17,8 +17,10 @@ class MemoryLimiter:
     """One per bot. A waiting request has downloaded nothing yet; requests are served in order."""
 
     def __init__(self, max_bytes: int = MAX_BYTES, max_waiting: int = MAX_WAITING) -> None:
-        self._max_bytes, self._max_waiting = max_bytes, max_waiting
-        self._lock, self._released = asyncio.Lock(), asyncio.Event()
+        self._max_bytes = max_bytes
+        self._max_waiting = max_waiting
+        self._lock = asyncio.Lock()
+        self._released = asyncio.Event()
         self._reserved = self._waiting = 0
 
     @property

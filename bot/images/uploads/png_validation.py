@@ -10,7 +10,9 @@ import zlib
 
 from bot.images.image_codec import PNG_SIGNATURE
 
-GREY, RGB = 0, 2  # colour types (11.2.2)
+# colour types (11.2.2)
+GREY = 0
+RGB = 2
 CHANNELS = {GREY: 1, RGB: 3}
 
 
@@ -41,7 +43,8 @@ def validate_png(png: bytes, max_side: int, colour_type: int) -> tuple[int, int]
 def _read_chunks(png: bytes) -> list[tuple[bytes, bytes]]:
     if not png.startswith(PNG_SIGNATURE):
         raise InvalidPng("no PNG")
-    chunks, offset = list[tuple[bytes, bytes]](), len(PNG_SIGNATURE)
+    chunks = list[tuple[bytes, bytes]]()
+    offset = len(PNG_SIGNATURE)
     while offset + 12 <= len(png):
         length, kind = struct.unpack_from(">I4s", png, offset)
         body = png[offset + 8 : offset + 8 + length]

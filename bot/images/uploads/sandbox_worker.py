@@ -21,7 +21,8 @@ from typing import BinaryIO, NoReturn
 
 from bot.images.uploads import image_decoding
 
-REQUEST_HEADER, ANSWER_HEADER = struct.Struct(">cI"), struct.Struct(">BI")
+REQUEST_HEADER = struct.Struct(">cI")
+ANSWER_HEADER = struct.Struct(">BI")
 READY = b"!"
 OUTPUT, TIMED_OUT, CRASHED, OVERSIZED = range(
     4
@@ -30,7 +31,9 @@ MAX_PNG_BYTES = 64 * 1024 + image_decoding.OUTPUT_SIDE * (
     1 + 3 * image_decoding.OUTPUT_SIDE
 )  # raw pixels plus a PNG's overhead
 MAX_OUTPUT_BYTES = image_decoding.HEADER.size + MAX_PNG_BYTES
-_PARENT_DEATH, _NO_NEW_PRIVILEGES = 1, 38  # prctl(2): PR_SET_PDEATHSIG, PR_SET_NO_NEW_PRIVS
+# prctl(2): PR_SET_PDEATHSIG, PR_SET_NO_NEW_PRIVS
+_PARENT_DEATH = 1
+_NO_NEW_PRIVILEGES = 38
 
 
 def main(seconds: float, memory: int) -> None:
@@ -39,7 +42,8 @@ def main(seconds: float, memory: int) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     image_decoding.prepare_pillow()
     devnull = os.open(os.devnull, os.O_WRONLY)
-    source, sink = sys.stdin.buffer, sys.stdout.buffer
+    source = sys.stdin.buffer
+    sink = sys.stdout.buffer
     _write(sink, READY)
     while len(header := source.read(REQUEST_HEADER.size)) == REQUEST_HEADER.size:
         kind, length = REQUEST_HEADER.unpack(header)
@@ -119,7 +123,8 @@ def _run_child(
 
 def _collect_output(source: int, deadline: float) -> tuple[int, bytes]:
     """Read the pipe until it closes, within the time and size limits."""
-    chunks, length = list[bytes](), 0
+    chunks = list[bytes]()
+    length = 0
     while True:
         remaining = deadline - time.monotonic()
         if remaining <= 0 or not select.select([source], [], [], remaining)[0]:

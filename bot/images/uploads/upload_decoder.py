@@ -72,8 +72,11 @@ class UploadDecoder:
         decoder_count: int = DECODER_COUNT,
         max_waiting: int = MAX_WAITING,
     ) -> None:
-        self._timeout, self._memory, self._max_waiting = timeout, memory, max_waiting
-        self._slots, self._waiting = asyncio.Semaphore(decoder_count), 0
+        self._timeout = timeout
+        self._memory = memory
+        self._max_waiting = max_waiting
+        self._slots = asyncio.Semaphore(decoder_count)
+        self._waiting = 0
         self._idle_decoders: list[DecoderProcess] = []
         self._decoders: set[DecoderProcess] = set()
         self._closed = False
@@ -102,7 +105,8 @@ class UploadDecoder:
         header, png = await self._request_decode(kind, content, label)
         mask_size = header[2], header[3]
         if shape is not None and not _has_same_aspect(mask_size, shape):
-            size_text, shape_text = f"{mask_size[0]} × {mask_size[1]}", f"{shape[0]} × {shape[1]}"
+            size_text = f"{mask_size[0]} × {mask_size[1]}"
+            shape_text = f"{shape[0]} × {shape[1]}"
             raise UserError(
                 f"The {label} has {size_text} pixels, and its picture {shape_text}: both must be of one shape."
             )
@@ -229,7 +233,8 @@ def _split_by_size(pictures: Sequence[bytes], max_bytes: int) -> Iterator[list[b
     for picture in pictures:
         if batch and size + len(picture) > max_bytes:
             yield batch
-            batch, size = [], 0
+            batch = []
+            size = 0
         batch.append(picture)
         size += len(picture)
     if batch:

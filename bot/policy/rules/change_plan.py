@@ -61,7 +61,8 @@ def plan_rules(current_rules: RulesByKey, values: Mapping[RuleKey, RuleValue | N
 
 def plan_reopening(current_rules: RulesByKey, *, is_operator: bool) -> tuple[RuleStep, ...]:
     """Return the steps that remove `closed`. Raises `UserError` if it is open (422) or the operator closed it (403)."""
-    operator_key, guild_key = ("operator", "", "closed"), ("guild", "", "closed")
+    operator_key = ("operator", "", "closed")
+    guild_key = ("guild", "", "closed")
     if operator_key in current_rules and not is_operator:
         raise UserError("This bot's operator closed this server: only they can open it.", 403)
     if operator_key not in current_rules and guild_key not in current_rules:
@@ -101,7 +102,8 @@ def plan_undo(current_rules: RulesByKey, change: RuleChange, later_change: int |
 
 def closed_value(reason: str, name: str) -> str:
     """Return the value of `closed`: the reason, and who closed it."""
-    max_length, signature = SETTINGS["closed"].maximum, f" (closed by {shorten(name, 60)})"
+    max_length = SETTINGS["closed"].maximum
+    signature = f" (closed by {shorten(name, 60)})"
     return (shorten(reason, max_length - len(signature)).rstrip(".") or "no reason given") + signature
 
 

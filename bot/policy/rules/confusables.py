@@ -60,7 +60,8 @@ _MAX_DECOMPOSITION = 8  # a single character that stands for a whole phrase is n
 _FIRST_MARKED_SCRIPT = (
     0x0590  # scripts from here on have marks that change a letter; in earlier ones they only decorate it
 )
-_KATAKANA, _KANA_OFFSET = (0x30A1, 0x30F6), 0x60
+_KATAKANA = (0x30A1, 0x30F6)
+_KANA_OFFSET = 0x60
 
 
 def normalise_text(text: str) -> str:
@@ -83,7 +84,8 @@ def normalise_text(text: str) -> str:
 @lru_cache(maxsize=4096)
 def _to_plain(character: str) -> str:
     """Return one character as plain letters and marks; empty if it is invisible, a space for any kind of space."""
-    code, category = ord(character), unicodedata.category(character)
+    code = ord(character)
+    category = unicodedata.category(character)
     if category in ("Zs", "Zl", "Zp") or character.isspace():
         return " "
     if character in _INVISIBLE or category in ("Cc", "Cf", "Cs", "Co", "Cn"):

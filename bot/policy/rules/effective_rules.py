@@ -229,7 +229,8 @@ def _restricted_value(setting: Setting, rules: Sequence[Rule]) -> tuple[RuleValu
             continue  # it leaves the default
         restricted_value = _restrict(setting, value, ceiling.value)
         if restricted_value != value:
-            value, deciding_rule = restricted_value, ceiling
+            value = restricted_value
+            deciding_rule = ceiling
     return value, deciding_rule
 
 

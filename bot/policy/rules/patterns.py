@@ -64,7 +64,10 @@ def find_first_match(readings: Sequence[str], patterns: Sequence[str], budget: M
 
 def _compile(pattern: str) -> Any:  # re2 has no public name for it
     options = _re2.Options()
-    options.max_mem, options.log_errors, options.case_sensitive, options.never_capture = MAX_MEMORY, False, False, True
+    options.max_mem = MAX_MEMORY
+    options.log_errors = False
+    options.case_sensitive = False
+    options.never_capture = True
     return _re2.compile(pattern.encode(), options)
 
 

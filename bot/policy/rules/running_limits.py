@@ -27,7 +27,9 @@ class RunningLimits:
     @classmethod
     def from_rules(cls, rules: Iterable[Rule]) -> RunningLimits:
         """Build it from rules of any guild; only those of `LIMIT_SETTINGS` are allowed."""
-        guild_limits, ceilings, channel_limits = dict[str, int](), dict[str, int](), dict[str, dict[str, int]]()
+        guild_limits = dict[str, int]()
+        ceilings = dict[str, int]()
+        channel_limits = dict[str, dict[str, int]]()
         closed_guilds: set[str] = set()
         for rule in rules:
             if rule.setting == "closed":

@@ -103,11 +103,9 @@ def _continue_match(match: PartialMatch, character: CharacterReadings) -> Iterat
 
 
 def _continue_with_letter(match: PartialMatch, character: CharacterReadings) -> Iterator[PartialMatch]:
-    node, all_apart, is_certain = (
-        match.node,
-        match.all_apart and match.gap > 0,
-        match.is_certain or character.is_certain,
-    )
+    node = match.node
+    all_apart = match.all_apart and match.gap > 0
+    is_certain = match.is_certain or character.is_certain
     for letter in character.letters:
         is_same_letter = letter == node.letter
         child = node.children.get(letter)

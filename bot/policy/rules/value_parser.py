@@ -31,7 +31,8 @@ UNIT_SECONDS = {
     "d": 86_400,
     "day": 86_400,
 }
-YES_WORDS, NO_WORDS = ("on", "yes", "true", "1"), ("off", "no", "false", "0")
+YES_WORDS = ("on", "yes", "true", "1")
+NO_WORDS = ("off", "no", "false", "0")
 UNLIMITED = ("no limit", "unlimited", "any")  # `format_setting_value` uses the first
 MAX_LENGTH = 65_536  # most characters that are parsed
 
@@ -121,7 +122,8 @@ def _parse_size(setting: Setting, text: str) -> int:
     folded_text = _fold_text(text)
     if folded_text in UNLIMITED:
         return setting.maximum
-    area, match = _AREA.fullmatch(folded_text), _SIZE.fullmatch(folded_text)
+    area = _AREA.fullmatch(folded_text)
+    match = _SIZE.fullmatch(folded_text)
     pixels = int(area[1]) if area else int(match[1]) * int(match[2] or match[1]) if match else 0
     if not setting.minimum <= pixels <= setting.maximum:
         raise _invalid_value(setting, text, "a size such as “512x512” or “512”, from 16x16 to 4096x4096")

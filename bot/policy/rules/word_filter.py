@@ -37,7 +37,9 @@ from bot.prompt.emphasis import remove_emphasis
 
 __all__ = ["Match", "find_match", "normalise_text", "parse_pattern", "parse_word"]
 
-MAX_WORD_LENGTH, MAX_WORDS = 100, 500  # characters of a word, words of a list
+# characters of a word, words of a list
+MAX_WORD_LENGTH = 100
+MAX_WORDS = 500
 
 
 class Match(NamedTuple):

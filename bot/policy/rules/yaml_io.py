@@ -136,7 +136,8 @@ class _OpenNode:
     """A mapping or list that is being parsed; `keys` is None for a list."""
 
     def __init__(self, line: int, *, is_mapping: bool = False) -> None:
-        self.line, self.items = line, []
+        self.line = line
+        self.items = []
         self.items: list[Node]
         self.keys: dict[str, tuple[int, Node]] | None = {} if is_mapping else None
         self.key: tuple[str, int] | None = None

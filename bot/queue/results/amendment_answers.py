@@ -20,7 +20,10 @@ class AmendmentAnswers:
     def __init__(
         self, store: Store, active_jobs: ActiveJobs, feed: Feed, find_profile: Callable[[Recipe], ModelProfile | None]
     ) -> None:
-        self._store, self._active_jobs, self._feed, self._find_profile = store, active_jobs, feed, find_profile
+        self._store = store
+        self._active_jobs = active_jobs
+        self._feed = feed
+        self._find_profile = find_profile
 
     async def record_answer(self, answer: JobAmended) -> None:
         """Record an answer. A repeated or stale one changes nothing.
@@ -34,7 +37,8 @@ class AmendmentAnswers:
         if answered is None:
             return
         self._store.version += 1  # its rows may be others now
-        record, amendment = answered.job_record, answered.amendment
+        record = answered.job_record
+        amendment = answered.amendment
         self._active_jobs.follow_record(record)
         if isinstance(record.task, Recipe):
             self._feed.publish(JobSteered(record.id, amendment.to_view(record.steps), record.task))

@@ -67,10 +67,17 @@ class ResultConsumer:
         on_start: Callable[[str], None] = lambda _job: None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._store, self._bus, self._active_jobs, self._feed = store, bus, active_jobs, feed
-        self._completion, self._ingest, self._answers = completion, ingest, answers
-        self._blobs, self._clock = blobs, clock
-        self._work_slots, self._fetch_slots = asyncio.Semaphore(MAX_CONCURRENT), asyncio.Semaphore(MAX_FETCHED)
+        self._store = store
+        self._bus = bus
+        self._active_jobs = active_jobs
+        self._feed = feed
+        self._completion = completion
+        self._ingest = ingest
+        self._answers = answers
+        self._blobs = blobs
+        self._clock = clock
+        self._work_slots = asyncio.Semaphore(MAX_CONCURRENT)
+        self._fetch_slots = asyncio.Semaphore(MAX_FETCHED)
         self._pending: dict[str, deque[BusMessage[Result]]] = {}  # job → its fetched results, in order
         self._faults: Counter[int] = Counter()  # faults of each result, by stream sequence number
         self._delayed_pictures: dict[str, dict[PictureReady, str]] = {}  # job → those that wait for an outage's end
@@ -141,7 +148,8 @@ class ResultConsumer:
 
     async def handle_result(self, message: BusMessage[Result]) -> None:
         """Handle one result. Any fault is logged, and the result retried or made a dead letter."""
-        result, sequence = message.value, _sequence_number(message)
+        result = message.value
+        sequence = _sequence_number(message)
         try:
             if fault := find_sender_fault(message, self._active_jobs):
                 await message.dead_letter(fault)

@@ -60,8 +60,12 @@ class ResultIngest:
         *,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._store, self._bus, self._active_jobs = store, bus, active_jobs
-        self._pictures, self._decoder, self._clock = pictures, decoder, clock
+        self._store = store
+        self._bus = bus
+        self._active_jobs = active_jobs
+        self._pictures = pictures
+        self._decoder = decoder
+        self._clock = clock
 
     async def ingest_pictures(
         self, pictures: Sequence[PictureReady], finished: JobFinished | None = None
@@ -161,7 +165,8 @@ def _check_expected(picture: PictureReady, record: JobRecord) -> None:
     if picture.image >= _most_images(record.task) or is_ladder_of_upscale:
         raise WrongPicture(f"the job did not ask for {picture.kind} {picture.image}")
     if picture.kind == "image" and isinstance(record.task, Recipe):
-        requested, factor = (record.task.width, record.task.height), picture.width // record.task.width
+        requested = (record.task.width, record.task.height)
+        factor = picture.width // record.task.width
         if not 1 <= factor <= MAX_UPSCALE or (picture.width, picture.height) != (
             factor * requested[0],
             factor * requested[1],

@@ -48,9 +48,15 @@ class Admission:
         on_admitted: Callable[[], None],
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._store, self._job_views, self._workers = store, job_views, workers
-        self._word_filter, self._load_costs = word_filter, load_costs
-        self._limits, self._max_age, self._on_admitted, self._clock = limits, max_age, on_admitted, clock
+        self._store = store
+        self._job_views = job_views
+        self._workers = workers
+        self._word_filter = word_filter
+        self._load_costs = load_costs
+        self._limits = limits
+        self._max_age = max_age
+        self._on_admitted = on_admitted
+        self._clock = clock
 
     async def admit(
         self, requests: Sequence[JobRequest], member: Member, destination: Destination, key: str | None
@@ -63,7 +69,8 @@ class Admission:
         for new_job in new_jobs:
             check_fits(new_job)
         await self._word_filter.check_words(new_jobs, member)
-        relaxed, key = any(request.relaxed for request in requests), member_key(key, member)
+        relaxed = any(request.relaxed for request in requests)
+        key = member_key(key, member)
         try:
             records, is_new = await self._write_jobs(
                 new_jobs, key, relaxed, QueueState(now, has_workers=bool(self._workers()))
@@ -117,7 +124,8 @@ class Admission:
     async def _write_jobs(
         self, new_jobs: Sequence[NewJob], key: str | None, relaxed: bool, queue_state: QueueState
     ) -> tuple[list[JobRecord], bool]:
-        member, workers = new_jobs[0].member, dict(self._workers())
+        member = new_jobs[0].member
+        workers = dict(self._workers())
 
         def decide(requested_jobs: Sequence[NewJob], ledger: Ledger) -> Sequence[NewJob]:
             if any(_is_input_gone(new_job, ledger) for new_job in requested_jobs):
@@ -136,7 +144,8 @@ class Admission:
         return await self._store.admit_jobs(new_jobs, key, decide, queue_state.now)
 
     async def _queue_state(self, member: Member, now: float) -> QueueState:
-        member_frees_at, queue_frees_at = await self._job_views.next_free_at(member.id), self._job_views.any_free_at()
+        member_frees_at = await self._job_views.next_free_at(member.id)
+        queue_frees_at = self._job_views.any_free_at()
         return QueueState(now, member_frees_at, queue_frees_at, bool(self._workers()))
 
     def _build_new_job(self, request: JobRequest, member: Member, destination: Destination, now: float) -> NewJob:

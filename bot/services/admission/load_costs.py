@@ -19,11 +19,13 @@ class LoadCosts:
     """
 
     def __init__(self, estimate_load: Callable[[str, str], float]) -> None:
-        self._estimate_load, self._payers = estimate_load, Counter[tuple[str, str]]()
+        self._estimate_load = estimate_load
+        self._payers = Counter[tuple[str, str]]()
 
     def add_shares(self, new_jobs: Sequence[NewJob]) -> list[NewJob]:
         """Return the jobs of one request, with its share of each load in the cost of the first job of that model."""
-        priced, models = list[NewJob](), set[tuple[str, str]]()
+        priced = list[NewJob]()
+        models = set[tuple[str, str]]()
         for new_job in new_jobs:
             model = (new_job.pool, new_job.model)
             share = 0.0 if model in models else self._share(model)

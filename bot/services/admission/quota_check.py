@@ -60,7 +60,8 @@ def apply_rules(
     is_private, privacy_notes = _choose_privacy(rules, preference)
     cost = sum(new_job.cost for new_job in new_jobs)
     _check_usage(len(new_jobs), cost, rules, ledger, queue_state, is_relaxed=tier == RELAXED_TIER)
-    limit_here, limit_everywhere = _running_limit(rules, "member here"), _running_limit(rules, "member everywhere")
+    limit_here = _running_limit(rules, "member here")
+    limit_everywhere = _running_limit(rules, "member everywhere")
     return [
         replace(
             new_job,
@@ -266,14 +267,17 @@ def _usage_checks(
 def _queue_checks(
     count: int, rules: EffectiveRules, ledger: Ledger, queue_state: QueueState
 ) -> Iterator[Callable[[], None]]:
-    now, has_workers = queue_state.now, queue_state.has_workers
+    now = queue_state.now
+    has_workers = queue_state.has_workers
     for usage_limit in rules.limits_of("queued"):
         usage = ledger.get_usage(usage_limit.usage_scope)
         usage = replace(usage, next_free_at=queue_state.member_frees_at, has_workers=has_workers)
-        running, set_by = _running_besides(rules, usage_limit, usage), set_by_sentence(usage_limit.rule)
+        running = _running_besides(rules, usage_limit, usage)
+        set_by = set_by_sentence(usage_limit.rule)
         yield partial(check_job_count, running, usage_limit.limit, usage, now, count=count, set_by=set_by)
     for usage_limit in rules.limits_of("together_queued"):
         usage = ledger.get_usage(usage_limit.usage_scope)
         usage = replace(usage, next_free_at=queue_state.any_frees_at, has_workers=has_workers)
-        owner, set_by = SHARED_OWNERS[usage_limit.usage_scope], set_by_sentence(usage_limit.rule)
+        owner = SHARED_OWNERS[usage_limit.usage_scope]
+        set_by = set_by_sentence(usage_limit.rule)
         yield partial(check_shared_queue, usage_limit.limit, usage, now, owner=owner, count=count, set_by=set_by)

@@ -14,7 +14,8 @@ from bot.store.fairness.ledger import Ledger
 RELAXED_HINT = "Relaxed jobs (--relax, or /relax) do not count against it."
 SHARED_OWNERS = {"channel": "This channel's", "guild": "This server's"}
 COST_WINDOWS = {"cost_day": DAY_SECONDS, "cost_month": MONTH_SECONDS}
-STEPS_ADVICE, MODEL_ADVICE = "Fewer --steps cost less.", "A smaller model may cost less."
+STEPS_ADVICE = "Fewer --steps cost less."
+MODEL_ADVICE = "A smaller model may cost less."
 
 
 def check_device_time(cost: float, rules: EffectiveRules, ledger: Ledger, now: float) -> None:

@@ -44,7 +44,10 @@ class WordFilter:
     def __init__(
         self, store: Store, thread: Executor, *, limits: Limits, clock: Callable[[], float] = time.time
     ) -> None:
-        self._store, self._thread, self._limits, self._clock = store, thread, limits, clock
+        self._store = store
+        self._thread = thread
+        self._limits = limits
+        self._clock = clock
         self._running: Counter[str] = Counter()
 
     async def note_blocked_attempt(self, member: Member, prompt: str) -> None:

@@ -31,7 +31,9 @@ class WorkCharges:
     """Charges members for work. `limits`: the defaults."""
 
     def __init__(self, store: Store, *, limits: Limits, clock: Callable[[], float] = time.time) -> None:
-        self._store, self._limits, self._clock = store, limits, clock
+        self._store = store
+        self._limits = limits
+        self._clock = clock
 
     @asynccontextmanager
     async def charge(self, member: Member, estimate: float) -> AsyncGenerator[WorkMeter]:
@@ -40,7 +42,8 @@ class WorkCharges:
         Raises `UserError` (429), and runs nothing, where a limit does not allow so much. If the bot ends meanwhile, the
         estimate stays charged.
         """
-        now, meter = self._clock(), WorkMeter()
+        now = self._clock()
+        meter = WorkMeter()
 
         def check(ledger: Ledger) -> None:
             check_device_time(estimate, resolve(ledger.load_rules(), member, self._limits), ledger, now)

@@ -13,11 +13,10 @@ from bot.domain.errors import UserError
 from bot.images.uploads.upload_decoder import DecodedImage, UploadDecoder
 from engine.contract import MAX_CONTROLS, MAX_INIT_IMAGES, MAX_REFERENCES, ImageToImage, InitImage
 
-DEFAULT_STRENGTH, BLEND_STRENGTH, INPAINT_STRENGTH = (
-    0.6,
-    0.5,
-    0.9,
-)  # default strength: one picture, a blend, an inpainted area
+# default strength: one picture, a blend, an inpainted area
+DEFAULT_STRENGTH = 0.6
+BLEND_STRENGTH = 0.5
+INPAINT_STRENGTH = 0.9
 
 
 @dataclass(frozen=True)

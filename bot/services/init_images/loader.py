@@ -55,9 +55,14 @@ class InitImageLoader:
         upload_decoder: UploadDecoder,
         fetch: FetchFile,
     ) -> None:
-        self._store, self._picture_store, self._gallery, self._job_views = store, picture_store, gallery, job_views
-        self._upload_decoder, self._fetch = upload_decoder, fetch
-        self._member_limit, self._memory_limiter = PerMemberLimit(), MemoryLimiter()
+        self._store = store
+        self._picture_store = picture_store
+        self._gallery = gallery
+        self._job_views = job_views
+        self._upload_decoder = upload_decoder
+        self._fetch = fetch
+        self._member_limit = PerMemberLimit()
+        self._memory_limiter = MemoryLimiter()
 
     def reserve_turn(self, member: Member) -> AbstractAsyncContextManager[None]:
         """Serialise a member's slow work. Raises `UserError` if too many of their requests wait."""
@@ -86,7 +91,8 @@ class InitImageLoader:
             ]
             mask = None
             if init_images.mask is not None:
-                content, shape = await self._fetch_bytes(init_images.mask), (pictures[0].width, pictures[0].height)
+                content = await self._fetch_bytes(init_images.mask)
+                shape = (pictures[0].width, pictures[0].height)
                 is_transparency = init_images.is_mask_transparency
                 mask = await self._upload_decoder.decode_mask(content, shape=shape, is_transparency=is_transparency)
             yield combine_init_images(pictures, mask, init_images.weights, controls, references)

@@ -18,7 +18,9 @@ class Deliveries:
     """Reads and notes destinations for front ends."""
 
     def __init__(self, store: Store, job_views: JobViews, *, clock: Callable[[], float] = time.time) -> None:
-        self._store, self._job_views, self._clock = store, job_views, clock
+        self._store = store
+        self._job_views = job_views
+        self._clock = clock
 
     async def answer_destination(self, job: str) -> Destination:
         """Return where a job's request was answered. Raises `UserError` (404)."""

@@ -54,7 +54,8 @@ class HistoryPage:
 
 class History:
     def __init__(self, store: Store, job_views: JobViews) -> None:
-        self._store, self._job_views = store, job_views
+        self._store = store
+        self._job_views = job_views
 
     async def load_page(self, member: str, filter_name: HistoryFilter, number: int, thread: str = "") -> HistoryPage:
         """Return one page of a member's jobs over all servers, newest first; the last page if `number` is too high.

@@ -43,8 +43,11 @@ class JobViews:
         limits: Limits,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._store, self._active_jobs, self._forecast = store, active_jobs, forecast
-        self._limits, self._clock = limits, clock
+        self._store = store
+        self._active_jobs = active_jobs
+        self._forecast = forecast
+        self._limits = limits
+        self._clock = clock
 
     async def load_record(self, job: str) -> JobRecord:
         """Return a job's row. Raises `UserError` (404 or 410), also if its pictures were deleted."""
@@ -94,7 +97,8 @@ class JobViews:
 
     def any_free_at(self) -> float | None:
         """Return when the first of all running jobs ends, so that another may start; None if unknown."""
-        now, active_jobs = self._clock(), self._active_jobs.by_id.values()
+        now = self._clock()
+        active_jobs = self._active_jobs.by_id.values()
         known_ends = [
             active_job.reported_at + active_job.reported_seconds_left
             for active_job in active_jobs
@@ -107,7 +111,8 @@ class JobViews:
 
     async def accepted_job(self, record: JobRecord) -> AcceptedJob:
         """Return what a member sees after a job was accepted."""
-        task, place = record.task, await self._forecast.get_place(record, allow_stale=True)
+        task = record.task
+        place = await self._forecast.get_place(record, allow_stale=True)
         recipe = task if isinstance(task, Recipe) else None
         return AcceptedJob(
             job=record.id,
@@ -154,7 +159,8 @@ class JobViews:
         stored_files: Sequence[StoredPicture],
         ends_interpolation: bool,
     ) -> JobView:
-        active_job, is_over = self._active_jobs.by_id.get(record.id), is_end(record.state)
+        active_job = self._active_jobs.by_id.get(record.id)
+        is_over = is_end(record.state)
         return JobView(
             id=record.id,
             state=record.state,

@@ -69,7 +69,9 @@ class PicturesMissing(Exception):
 
     def __init__(self, sentence: str, state: JobState, *, is_held: bool = False) -> None:
         super().__init__(sentence)
-        self.sentence, self.state, self.is_held = sentence, state, is_held
+        self.sentence = sentence
+        self.state = state
+        self.is_held = is_held
 
 
 class FeedClosed(ConnectionError):
@@ -88,7 +90,9 @@ class AttendedRequest:
     ) -> None:
         self.jobs = tuple(accepted_jobs)
         self.open_jobs = {accepted.job for accepted in accepted_jobs}  # those whose end nobody has read yet
-        self._subscriptions, self._job_views, self._gallery = tuple(subscriptions), job_views, gallery
+        self._subscriptions = tuple(subscriptions)
+        self._job_views = job_views
+        self._gallery = gallery
         self._views: dict[str, JobView] = {}  # of ended jobs
 
     async def follow_events(self) -> AsyncIterator[JobEvent]:
@@ -182,7 +186,10 @@ class AttendedRequests:
     """Admits requests whose clients wait for the pictures."""
 
     def __init__(self, jobs: JobService, job_views: JobViews, gallery: Gallery, feed: Feed) -> None:
-        self._jobs, self._job_views, self._gallery, self._feed = jobs, job_views, gallery, feed
+        self._jobs = jobs
+        self._job_views = job_views
+        self._gallery = gallery
+        self._feed = feed
 
     @asynccontextmanager
     async def admit(

@@ -265,7 +265,8 @@ def _remix_parts(recipe: Recipe, parsed_prompt: ParsedPrompt, model_profile: Mod
         pictures = _unique_pictures(recipe.controls)
         parts["controls"] = parsed_prompt.controls and resolve_controls(parsed_prompt.controls, pictures, model_profile)
     if parsed_prompt.references is not None:
-        pictures, references = _unique_pictures(recipe.references), parsed_prompt.references
+        pictures = _unique_pictures(recipe.references)
+        references = parsed_prompt.references
         parts["references"] = references and resolve_references(references, pictures, model_profile)
     if parsed_prompt.autoencoder is not None:
         parts["autoencoder"] = resolve_autoencoder(parsed_prompt.autoencoder, model_profile)

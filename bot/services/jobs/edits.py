@@ -80,9 +80,13 @@ class EditService:
         job_maker: JobMaker,
         draw_seed: Callable[[], int] = draw_seed,
     ) -> None:
-        self._catalog, self._gallery, self._admission = catalog, gallery, admission
-        self._init_image_loader, self._flag_aliases = init_image_loader, flag_aliases
-        self._job_maker, self._draw_seed = job_maker, draw_seed
+        self._catalog = catalog
+        self._gallery = gallery
+        self._admission = admission
+        self._init_image_loader = init_image_loader
+        self._flag_aliases = flag_aliases
+        self._job_maker = job_maker
+        self._draw_seed = draw_seed
 
     async def edit(
         self,
@@ -168,7 +172,8 @@ class EditService:
             return existing_jobs[0]
         async with self._init_image_loader.reserve_turn(member):
             canvas_and_mask = await asyncio.to_thread(draw_canvas, await self._gallery.read_picture(record.id, index))
-            loaded_images, changes = _canvas_as_init(*canvas_and_mask), _Changes(aspect=aspect)
+            loaded_images = _canvas_as_init(*canvas_and_mask)
+            changes = _Changes(aspect=aspect)
             return await self._admit_with_init_images(
                 action, (record, recipe, index), loaded_images, member, destination, key, changes
             )
@@ -262,7 +267,8 @@ class EditService:
         if changes.aspect is not None:
             width, height = fit_size(changes.aspect, entry.profile)
             new_recipe = msgspec.structs.replace(new_recipe, width=width, height=height)
-        shown_prompt, strength = final_prompt(record.prompt, record.task), changes.strength
+        shown_prompt = final_prompt(record.prompt, record.task)
+        strength = changes.strength
         has_own_steps = False
         if changes.prompt is not None:
             new_recipe = await self._job_maker.reset_mixed(record, new_recipe)

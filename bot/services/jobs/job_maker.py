@@ -51,8 +51,11 @@ class JobMaker:
         admission: Admission,
         init_image_loader: InitImageLoader,
     ) -> None:
-        self._catalog, self._job_views, self._gallery = catalog, job_views, gallery
-        self._admission, self._init_image_loader = admission, init_image_loader
+        self._catalog = catalog
+        self._job_views = job_views
+        self._gallery = gallery
+        self._admission = admission
+        self._init_image_loader = init_image_loader
 
     async def find_original(
         self, action: JobAction, job: str, index: int | None, member: Member
@@ -63,7 +66,8 @@ class JobMaker:
         """
         record = await self._job_views.load_record(job)
         while isinstance(record.task, UpscaleTask) and record.parent:
-            index, record = record.parent[1], await self._job_views.load_record(record.parent[0])
+            index = record.parent[1]
+            record = await self._job_views.load_record(record.parent[0])
             check_original(action, member, record)
         if index is not None:
             await self._gallery.find_visible(record.id, index)

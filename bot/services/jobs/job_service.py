@@ -74,11 +74,22 @@ class JobService:
         clock: Callable[[], float] = time.time,
         draw_seed: Callable[[], int] = draw_seed,
     ) -> None:
-        self._store, self._catalog, self._job_views, self._gallery = store, catalog, job_views, gallery
-        self._admission, self._init_image_loader, self._flag_aliases = admission, init_image_loader, flag_aliases
-        self._job_maker, self._cancelling, self._job_control = job_maker, canceller, job_control
-        self._workers, self._page_addresses, self._effective_rules = workers, page_addresses, effective_rules
-        self._style_guides, self._clock, self._draw_seed = style_guides, clock, draw_seed
+        self._store = store
+        self._catalog = catalog
+        self._job_views = job_views
+        self._gallery = gallery
+        self._admission = admission
+        self._init_image_loader = init_image_loader
+        self._flag_aliases = flag_aliases
+        self._job_maker = job_maker
+        self._cancelling = canceller
+        self._job_control = job_control
+        self._workers = workers
+        self._page_addresses = page_addresses
+        self._effective_rules = effective_rules
+        self._style_guides = style_guides
+        self._clock = clock
+        self._draw_seed = draw_seed
 
     async def imagine(
         self,
@@ -118,7 +129,8 @@ class JobService:
             requests = self._build_requests(parsed, action, None, is_exact=is_exact)
             return await self._job_maker.admit(requests, member, destination, key)
         actions = self._list_actions(parsed, action, len(init_images.pictures))
-        count, relaxed = len(parsed.prompts), any(parsed_prompt.relaxed for parsed_prompt in parsed.prompts)
+        count = len(parsed.prompts)
+        relaxed = any(parsed_prompt.relaxed for parsed_prompt in parsed.prompts)
         for checked_action in actions:
             if existing_jobs := await self._admission.check_before_content(
                 checked_action, member, key, full_text, count=count, relaxed=relaxed
@@ -161,7 +173,8 @@ class JobService:
         self, parsed: ParseResult, action: JobAction, loaded_images: LoadedInitImages | None, *, is_exact: bool
     ) -> list[JobRequest]:
         """Return the job requests. Raises `UserError` if a model cannot draw one."""
-        default_entry, requests = self._catalog.find_entry(None), list[JobRequest]()
+        default_entry = self._catalog.find_entry(None)
+        requests = list[JobRequest]()
         inputs, input_notes = (loaded_images.inputs, loaded_images.notes) if loaded_images else ((), ())
         for parsed_prompt in parsed.prompts:
             entry = self._catalog.find_entry(parsed_prompt.model) if parsed_prompt.model else default_entry

@@ -190,7 +190,8 @@ def branch_base(recipe: Recipe, image: int, step: int, end: int | None = None) -
     known = msgspec.structs.replace(
         recipe, amendments=tuple(amendment for amendment in recipe.amendments if amendment.step < end)
     )
-    settled, first_state = settle_amendments(known, life.image, step), recipe_at_step(known, step)
+    settled = settle_amendments(known, life.image, step)
+    first_state = recipe_at_step(known, step)
     if all(state == first_state for _, state in iterate_states(known, step, recipe.steps)):
         return single_image(settled, life.image)
     words = tuple(each for each in known.amendments if not isinstance(each.change, DropImages | SplitImage))
@@ -247,13 +248,15 @@ def branch_recipe(
     Another number of steps means the whole schedule: the branch runs its share of them.
     """
     _refuse_lost_picture(base, model_profile)
-    branch, has_new_noise = base, False
+    branch = base
+    has_new_noise = False
     if edit.new_prompt is not None or edit.options:
         branch = base = settle_amendments(base, 0, step)
         parsed = _parse_edit(edit, base, models)
         if parsed.strength is not None:
             raise UserError(FIXED_SETTING.format("strength"))
-        branch, has_new_noise = remix_recipe(base, parsed, model_profile), parsed.seed is not None
+        branch = remix_recipe(base, parsed, model_profile)
+        has_new_noise = parsed.seed is not None
         if edit.new_prompt is None:  # a frame of an interpolation has a prompt that nobody typed
             styles = () if parsed.raw else base.styles
             branch = msgspec.structs.replace(branch, concepts=base.concepts, mixed=base.mixed, styles=styles)

@@ -22,8 +22,10 @@ class UploadUpscaler:
     def __init__(
         self, catalog: ModelCatalog, admission: Admission, init_image_loader: InitImageLoader, job_maker: JobMaker
     ) -> None:
-        self._catalog, self._admission = catalog, admission
-        self._init_image_loader, self._job_maker = init_image_loader, job_maker
+        self._catalog = catalog
+        self._admission = admission
+        self._init_image_loader = init_image_loader
+        self._job_maker = job_maker
 
     async def upscale(
         self,

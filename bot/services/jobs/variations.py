@@ -74,9 +74,13 @@ class VariationService:
         job_maker: JobMaker,
         draw_seed: Callable[[], int] = draw_seed,
     ) -> None:
-        self._catalog, self._job_views, self._gallery = catalog, job_views, gallery
-        self._init_image_loader, self._flag_aliases = init_image_loader, flag_aliases
-        self._job_maker, self._draw_seed = job_maker, draw_seed
+        self._catalog = catalog
+        self._job_views = job_views
+        self._gallery = gallery
+        self._init_image_loader = init_image_loader
+        self._flag_aliases = flag_aliases
+        self._job_maker = job_maker
+        self._draw_seed = draw_seed
 
     async def vary(
         self,
@@ -130,7 +134,8 @@ class VariationService:
         for index in range(record.task.count):
             await self._gallery.find_visible(job, index)
         base_recipe, notes, entry = self._job_maker.renew(record.task)
-        inputs, parent = await self._init_image_loader.inputs_of(record), (record.id, 0)
+        inputs = await self._init_image_loader.inputs_of(record)
+        parent = (record.id, 0)
         recipes = [
             pin_batch_shape(recipe) if base_recipe.bucket else recipe for recipe in interpolate_images(base_recipe)
         ]
@@ -190,10 +195,8 @@ class VariationService:
         elif isinstance(record.task, Recipe):
             recipe = remix_base(record.task, index)
         recipe = await self._job_maker.reset_mixed(record, recipe)
-        new_negative, aliases = (
-            recipe.negative if negative is None else negative,
-            await self._flag_aliases.aliases_for(member.id, text),
-        )
+        new_negative = recipe.negative if negative is None else negative
+        aliases = await self._flag_aliases.aliases_for(member.id, text)
         requests = await self._remix_requests(record, recipe, index, text, new_negative, aliases)
         return await self._job_maker.admit(requests, member, destination, key)
 
@@ -203,7 +206,8 @@ class VariationService:
         """Upscale one finished image."""
         record = await self._job_views.load_record(job)
         source = await self._gallery.find_visible(job, index)
-        pool, size = self._catalog.choose_live_pool(record.pool), (source.width, source.height)
+        pool = self._catalog.choose_live_pool(record.pool)
+        size = (source.width, source.height)
         ms_per_megapixel = self._catalog.upscale_ms(pool)
         task = largest_upscale(source.sha256, *size, "lanczos" if ms_per_megapixel == 0 else "gan")
         task_cost = upscale_cost(task, *size, ms_per_megapixel or SUPER_RESOLVER_MS_PER_MP)
@@ -222,10 +226,12 @@ class VariationService:
         notes: tuple[str, ...] = (),
     ) -> AcceptedJob:
         """Admit a job with a recipe derived from another job's, on the pool that has its model now."""
-        pool, job_cost = record.pool, record.cost
+        pool = record.pool
+        job_cost = record.cost
         if entry := self._job_maker.find_entry(new_recipe):
             new_recipe, change_notes = renew_recipe(new_recipe, entry)
-            pool, notes = entry.pool_for(new_recipe), (*notes, *change_notes)
+            pool = entry.pool_for(new_recipe)
+            notes = (*notes, *change_notes)
             job_cost = estimate_cost(new_recipe, entry.profile)
         inputs = await self._init_image_loader.inputs_of(record)
         prompt = record.prompt if new_recipe.amendments else final_prompt(record.prompt, record.task)
@@ -244,17 +250,17 @@ class VariationService:
             for parsed_prompt in parsed.prompts
             for note in make_remarks(replace(parsed_prompt, steps=parsed_prompt.steps or base.steps), model_profile)
         )
-        notes, parent = tuple(dict.fromkeys((*parsed.notes, *warnings, *change_notes))), (record.id, index or 0)
+        notes = tuple(dict.fromkeys((*parsed.notes, *warnings, *change_notes)))
+        parent = (record.id, index or 0)
         inputs = await self._init_image_loader.inputs_of(record)
         requests: list[JobRequest] = []
         for parsed_prompt in parsed.prompts:
-            new_recipe, shown_prompt = (
-                remix_recipe(base, parsed_prompt, entry.profile),
-                " ".join(parsed_prompt.text.split()),
-            )
+            new_recipe = remix_recipe(base, parsed_prompt, entry.profile)
+            shown_prompt = " ".join(parsed_prompt.text.split())
             check_start(new_recipe, entry.profile)
             has_other_noise = base.interpolation is not None and new_recipe.count > 1 and parsed_prompt.seed is None
-            job_cost, noise_note = estimate_cost(new_recipe, entry.profile), (NOISE_DIFFERS,) if has_other_noise else ()
+            job_cost = estimate_cost(new_recipe, entry.profile)
+            noise_note = (NOISE_DIFFERS,) if has_other_noise else ()
             start_notes = unused_start_notes(parsed_prompt, new_recipe, entry.profile)
             requests.append(
                 JobRequest(
@@ -284,7 +290,8 @@ def finish_recipe(recipe: Recipe) -> Recipe:
     There they began at the next evaluation, and what follows them keeps its order. A branch begins without the history
     of the draft's last evaluation.
     """
-    amendments, least_step = list[Amendment](), 0
+    amendments = list[Amendment]()
+    least_step = 0
     for amendment in recipe.amendments:
         is_split = isinstance(amendment.change, SplitImage)
         step = find_next_evaluation(recipe, amendment.step) - 1 if is_split else amendment.step

@@ -67,9 +67,13 @@ class Moderation:
         drop_copies: DropCopies,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._store, self._cancelling, self._feed = store, canceller, feed
+        self._store = store
+        self._cancelling = canceller
+        self._feed = feed
         self.remove_files = FileCleanup(store, picture_store, drop_copies)
-        self._effective_rules, self._front_end, self._clock = effective_rules, front_end, clock
+        self._effective_rules = effective_rules
+        self._front_end = front_end
+        self._clock = clock
 
     async def delete_pictures(self, job: str, member: Member) -> Deletion:
         """Delete a job's pictures and all upscales of them; cancel what still runs. Idempotent."""

@@ -21,7 +21,10 @@ class PictureReview:
     def __init__(
         self, store: Store, job_views: JobViews, gallery: Gallery, *, clock: Callable[[], float] = time.time
     ) -> None:
-        self._store, self._job_views, self._gallery, self._clock = store, job_views, gallery, clock
+        self._store = store
+        self._job_views = job_views
+        self._gallery = gallery
+        self._clock = clock
 
     async def load_held_pictures(self, job: str, member: Member) -> list[tuple[int, bytes]]:
         """Return the held images of a job unblurred, each with its index: for a moderator only."""

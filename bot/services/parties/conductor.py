@@ -63,8 +63,12 @@ class PartyConductor:
         *,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._store, self._active_jobs, self._steering = store, active_jobs, steering
-        self._job_control, self._effective_rules, self._clock = job_control, effective_rules, clock
+        self._store = store
+        self._active_jobs = active_jobs
+        self._steering = steering
+        self._job_control = job_control
+        self._effective_rules = effective_rules
+        self._clock = clock
         self._paces: dict[str, _SentPace] = {}
 
     async def run(self) -> None:
@@ -97,7 +101,9 @@ class PartyConductor:
         ends = now + 60.0 * party.minutes if party.ends is None else party.ends
         if party.ends is None:
             await self._store.write(stored.set_end, party.job, ends)
-        recipe, step, seconds_left = record.task, max(record.step, active_job.step), max(0.0, ends - now)
+        recipe = record.task
+        step = max(record.step, active_job.step)
+        seconds_left = max(0.0, ends - now)
         pace = find_pace(seconds_left, count_evaluations(recipe, step, recipe.end_step))
         await self._send_pace(record, active_job, pace, now)
         seconds_per_step = find_pace(seconds_left, recipe.end_step - step)

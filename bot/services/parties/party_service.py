@@ -59,8 +59,12 @@ class PartyService:
         *,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._store, self._jobs, self._job_views, self._word_filter = store, jobs, job_views, word_filter
-        self._effective_rules, self._clock = effective_rules, clock
+        self._store = store
+        self._jobs = jobs
+        self._job_views = job_views
+        self._word_filter = word_filter
+        self._effective_rules = effective_rules
+        self._clock = clock
 
     async def open_party(
         self,

@@ -50,8 +50,13 @@ class DataDeletion:
         waits_for_discord: bool,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._store, self._cancel, self._remove_files, self._feed = store, cancel, remove_files, feed
-        self._front_end, self._waits_for_discord, self._clock = front_end, waits_for_discord, clock
+        self._store = store
+        self._cancel = cancel
+        self._remove_files = remove_files
+        self._feed = feed
+        self._front_end = front_end
+        self._waits_for_discord = waits_for_discord
+        self._clock = clock
         self._requested = asyncio.Event()
         self._must_truncate_log = True  # a process that ended early may have left deleted rows in the log
 
@@ -74,7 +79,8 @@ class DataDeletion:
         pause = POLL_SECONDS
         while True:
             self._requested.clear()
-            has_running, has_requests = False, True
+            has_running = False
+            has_requests = True
             try:
                 has_running = await self.run_round()
                 has_requests = bool(await self._store.query(erasure.list_requests))
@@ -102,13 +108,15 @@ class DataDeletion:
         return has_running
 
     async def _delete_jobs(self) -> bool:
-        last_id, has_running = "", False
+        last_id = ""
+        has_running = False
         while marked_jobs := await self._store.query(retention.list_marked, REMOVAL_REASONS, last_id):
             reasons = dict(marked_jobs)
             stopped_jobs = [job for job in reasons if await self._ensure_stopped(job)]
             await remove_all_files(self._store, self._remove_files, list(reasons))
             await self._remove_rows([job for job in stopped_jobs if await self._delete_messages(job)], reasons)
-            last_id, has_running = marked_jobs[-1][0], has_running or len(stopped_jobs) < len(reasons)
+            last_id = marked_jobs[-1][0]
+            has_running = has_running or len(stopped_jobs) < len(reasons)
         return has_running
 
     async def _remove_rows(self, jobs: Sequence[str], reasons: Mapping[str, DeletionReason]) -> None:

@@ -52,7 +52,9 @@ class DataExport:
     """Builds exports, for the bot and for the command line."""
 
     def __init__(self, store: Store, picture_store: PictureStore, *, clock: Callable[[], float] = time.time) -> None:
-        self._store, self._picture_store, self._clock = store, picture_store, clock
+        self._store = store
+        self._picture_store = picture_store
+        self._clock = clock
         self._archive_lock = asyncio.Lock()
 
     async def build_archive(self, member: str, limit: int) -> ExportArchive:

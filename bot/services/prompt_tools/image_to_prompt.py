@@ -36,7 +36,9 @@ MAX_REQUEST_MS = 10_000.0  # of one request, by calibration
 MAX_PROMPTS = 4
 # (how many of the best subjects, noise draws) for each round; None: all subjects.
 ROUNDS = ((None, 2), (24, 6), (8, 16))
-SLOT_DRAWS, FINAL_DRAWS = range(6), range(16)  # noise draws for slots, and for the final choice
+# noise draws for slots, and for the final choice
+SLOT_DRAWS = range(6)
+FINAL_DRAWS = range(16)
 
 ALREADY_RUNNING = "A picture of yours is being described just now: wait until that is done."
 QUEUE_FULL = "Others are having pictures described just now: try again in about {}."
@@ -106,9 +108,14 @@ class ImageToPrompt:
         effective_rules: Callable[[Member], Awaitable[EffectiveRules]],
         charge_work: ChargeWork,
     ) -> None:
-        self._request_scores, self._load_image, self._catalog = request_scores, load_image, catalog
-        self._effective_rules, self._charge_work = effective_rules, charge_work
-        self._turn_lock, self._waiting_members = asyncio.Lock(), dict[str, _Search]()  # in order of arrival
+        self._request_scores = request_scores
+        self._load_image = load_image
+        self._catalog = catalog
+        self._effective_rules = effective_rules
+        self._charge_work = charge_work
+        # in order of arrival
+        self._turn_lock = asyncio.Lock()
+        self._waiting_members = dict[str, _Search]()
 
     async def suggest_prompts(
         self, image: bytes | RemoteFile, member: Member, model_name: str | None = None
@@ -116,7 +123,8 @@ class ImageToPrompt:
         """Suggest prompts for an image file or one at Discord; stores nothing of it. Raises `UserError`."""
         model_profile = self._find_model(model_name)
         seconds = await self._check_allowed(member, model_profile)
-        timeout, deadline = asyncio.timeout(TIMEOUT_SECONDS), asyncio.get_running_loop().time() + TIMEOUT_SECONDS
+        timeout = asyncio.timeout(TIMEOUT_SECONDS)
+        deadline = asyncio.get_running_loop().time() + TIMEOUT_SECONDS
         with self._reserve_place(member.id, _Search(seconds, timeout, deadline)) as search:
             try:
                 async with timeout, self._charge_work(member, seconds) as search.meter:
@@ -165,7 +173,8 @@ class ImageToPrompt:
         """Occupy a place, one for each member. Refuse a search beside which an earlier one would time out."""
         if member in self._waiting_members:
             raise UserError(ALREADY_RUNNING, 429)
-        earlier, now = list(self._waiting_members.values()), asyncio.get_running_loop().time()
+        earlier = list(self._waiting_members.values())
+        now = asyncio.get_running_loop().time()
         waiting_seconds = sum(other.remaining_seconds for other in earlier)
         first_deadline = min((other.deadline for other in earlier), default=math.inf)
         if len(earlier) >= MAX_MEMBERS or now + waiting_seconds + search.seconds > first_deadline:
@@ -179,7 +188,8 @@ class ImageToPrompt:
 
 def estimate_cost(model_profile: ModelProfile, words_to_score: Vocabulary) -> float:
     """Return the device-seconds by calibration: rows of the network, and texts to encode."""
-    rows, earlier_draws = 0, 0
+    rows = 0
+    earlier_draws = 0
     for candidates, draws in ROUNDS:
         rows += (candidates or len(words_to_score.subjects)) * (draws - earlier_draws)
         earlier_draws = draws
@@ -205,8 +215,12 @@ class PromptSearch:
         meter: WorkMeter | None = None,
         turn_lock: asyncio.Lock | None = None,
     ) -> None:
-        self._request_scores, self._model_profile, self._thumbnail = request_scores, model_profile, thumbnail
-        self._tally, self._meter, self._turn_lock = PromptScores(), meter or WorkMeter(), turn_lock or asyncio.Lock()
+        self._request_scores = request_scores
+        self._model_profile = model_profile
+        self._thumbnail = thumbnail
+        self._tally = PromptScores()
+        self._meter = meter or WorkMeter()
+        self._turn_lock = turn_lock or asyncio.Lock()
 
     async def find_prompts(self, known_words: Vocabulary) -> tuple[int, tuple[ScoredPrompt, ...]]:
         """Return how many texts were tried, and the prompts that beat an empty prompt, best first."""
@@ -229,13 +243,15 @@ class PromptSearch:
 
     async def _find_subjects(self, candidates: Sequence[str], settings: Sequence[str]) -> list[str]:
         """Return the best subjects after several rounds."""
-        remaining_texts, earlier_draws = {build_prompt(subject, settings): subject for subject in candidates}, 0
+        remaining_texts = {build_prompt(subject, settings): subject for subject in candidates}
+        earlier_draws = 0
         for limit, draws in ROUNDS:
             await self._score_texts(list(remaining_texts)[:limit], range(earlier_draws, draws))
             best_texts = self._tally.best_texts(
                 list(remaining_texts)[:limit], range(draws), limit or len(remaining_texts)
             )
-            remaining_texts, earlier_draws = {text: remaining_texts[text] for text in best_texts}, draws
+            remaining_texts = {text: remaining_texts[text] for text in best_texts}
+            earlier_draws = draws
         return list(remaining_texts.values())[:MAX_PROMPTS]
 
     async def _choose_slot_word(self, subject: str, chosen_words: Sequence[str], slot: Sequence[str]) -> list[str]:
@@ -256,17 +272,16 @@ class PromptSearch:
         words = list(chosen_words)
         for word in reversed(chosen_words):
             remaining_words = [other_word for other_word in words if other_word is not word]
-            full_text, reduced_text = build_prompt(subject, words), build_prompt(subject, remaining_words)
+            full_text = build_prompt(subject, words)
+            reduced_text = build_prompt(subject, remaining_words)
             await self._score_texts([full_text, reduced_text], FINAL_DRAWS)
             words = words if self._tally.is_clearly_better(full_text, reduced_text, FINAL_DRAWS) else remaining_words
         return words
 
     async def _score_texts(self, texts: Iterable[str], draws: range) -> None:
         """Score each text with these noise draws, skipping scores that are known."""
-        unscored_texts, batch_size = (
-            self._tally.missing_texts(texts, draws),
-            _batch_size(self._model_profile, len(draws)),
-        )
+        unscored_texts = self._tally.missing_texts(texts, draws)
+        batch_size = _batch_size(self._model_profile, len(draws))
         for start in range(0, len(unscored_texts), batch_size):
             batch = unscored_texts[start : start + batch_size]
             request = DescribeRequest(
@@ -281,7 +296,8 @@ class PromptSearch:
 
     async def _request_metered(self, request: DescribeRequest) -> Sequence[Sequence[float]]:
         """Count the request as it goes out: a worker finishes it, also where nobody waits for it any more."""
-        profile, texts = self._model_profile, len(request.texts)
+        profile = self._model_profile
+        texts = len(request.texts)
         seconds = texts * (request.draws * profile.row_ms + profile.encode_ms) / 1000.0
         async with self._turn_lock:
             self._meter.seconds += seconds

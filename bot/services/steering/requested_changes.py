@@ -59,7 +59,8 @@ def work_out_changes(request: SteeringRequest, recipe: Recipe, step: int, seed: 
 
     Raises `UserError` for a change that cannot be, and where nothing would change.
     """
-    first_recipe, changes = recipe, list[RequestedChange]()
+    first_recipe = recipe
+    changes = list[RequestedChange]()
     for find_changes in (_change_images, _change_words, _change_negative, _change_guidance):
         for change, text in find_changes(request, recipe, seed):
             recipe = _add_change(recipe, change, step)
@@ -135,7 +136,8 @@ def _change_words(request: SteeringRequest, recipe: Recipe, _seed: int) -> _Foun
     if not (request.say or request.prompt is not None or request.weights or request.concepts):
         return
     settled = settle_fades(recipe)
-    old, mixed = settled.concepts, settled.mixed
+    old = settled.concepts
+    mixed = settled.mixed
     concepts = request.concepts or (old if request.prompt is None else parse_words(request.prompt)[0])
     mixed = request.is_mixed if request.concepts else mixed
     if request.weights:

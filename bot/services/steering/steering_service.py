@@ -118,9 +118,17 @@ class SteeringService:
         clock: Callable[[], float] = time.time,
         draw_seed: Callable[[], int] = lambda: secrets.randbelow(LARGEST_SEED),
     ) -> None:
-        self._store, self._job_views, self._word_filter, self._catalog = store, job_views, word_filter, catalog
-        self._active_jobs, self._feed, self._workers, self._wake_sender = active_jobs, feed, workers, wake_sender
-        self._limits, self._clock, self._draw_seed = limits, clock, draw_seed
+        self._store = store
+        self._job_views = job_views
+        self._word_filter = word_filter
+        self._catalog = catalog
+        self._active_jobs = active_jobs
+        self._feed = feed
+        self._workers = workers
+        self._wake_sender = wake_sender
+        self._limits = limits
+        self._clock = clock
+        self._draw_seed = draw_seed
         self._locks = WeakValueDictionary[str, asyncio.Lock]()  # by job: each request builds on those before it
 
     async def amend(
@@ -147,7 +155,8 @@ class SteeringService:
 
     async def load_outlook(self, job: str, member: Member) -> SteeringOutlook | None:
         """Return what the member may change of a job now; None for an upscale. Raises `UserError`."""
-        record, known = await self._job_views.load_record(job), await self._store.query(list_amendments, job)
+        record = await self._job_views.load_record(job)
+        known = await self._store.query(list_amendments, job)
         return self._make_outlook(record, known, member)
 
     def _make_outlook(
@@ -241,7 +250,8 @@ class SteeringService:
 
     def _check_rules(self, record: JobRecord, plan: _Plan, speaker: Member, author: Member, ledger: Ledger) -> None:
         """Check the rules of both, and that the author's limits have room for the added cost. Raises `UserError`."""
-        rules, now = ledger.load_rules(), self._clock()
+        rules = ledger.load_rules()
+        now = self._clock()
         author_rules = resolve(rules, author, self._limits)
         for each in (author_rules, resolve(rules, speaker, self._limits)):
             refuse_if_closed_or_blocked(each)

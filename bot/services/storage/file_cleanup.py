@@ -18,7 +18,10 @@ from bot.store.deletion import deletion_steps
 log = logging.getLogger(__name__)
 DAY_SECONDS = 86_400.0
 SWEEP_SECONDS = DAY_SECONDS
-MIN_SUSPICIOUS, MAX_SHARE, HARD_SHARE = 50, 0.05, 0.5  # refuse above max(50, 5 % of all files), or half of them
+# refuse above max(50, 5 % of all files), or half of them
+MIN_SUSPICIOUS = 50
+MAX_SHARE = 0.05
+HARD_SHARE = 0.5
 TOO_MANY = "%d of %d files in the picture store are named by no job: is it this database's? None is removed"
 
 
@@ -35,7 +38,9 @@ class FileCleanup:
     """
 
     def __init__(self, store: Store, picture_store: PictureStore, drop_copies: DropCopies = drop_nothing) -> None:
-        self._store, self._picture_store, self._drop_copies = store, picture_store, drop_copies
+        self._store = store
+        self._picture_store = picture_store
+        self._drop_copies = drop_copies
 
     async def __call__(self, files: Sequence[StoredPicture]) -> None:
         """Remove the files, then the copies, then the rows: after a crash the rows say what is left to do."""
@@ -62,7 +67,9 @@ class OrphanFiles:
     """Sweeps the picture store for files that no row names."""
 
     def __init__(self, store: Store, picture_store: PictureStore, *, clock: Callable[[], float] = time.time) -> None:
-        self._store, self._picture_store, self._clock = store, picture_store, clock
+        self._store = store
+        self._picture_store = picture_store
+        self._clock = clock
 
     async def run(self) -> None:
         """Sweep at the start and each day, until cancelled."""
@@ -70,7 +77,8 @@ class OrphanFiles:
 
     async def sweep(self) -> int:
         """Remove orphans; return how many."""
-        orphans, total = list[str](), 0
+        orphans = list[str]()
+        total = 0
         async for names in self._picture_store.list_names(self._clock() - DAY_SECONDS):
             total += len(names)
             orphans += await self._store.query(deletion_steps.find_unreferenced, names)

@@ -43,7 +43,10 @@ class Retention:
         *,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._store, self._remove_files, self._limits, self._clock = store, remove_files, limits, clock
+        self._store = store
+        self._remove_files = remove_files
+        self._limits = limits
+        self._clock = clock
 
     async def run(self) -> None:
         """Sweep periodically until cancelled."""

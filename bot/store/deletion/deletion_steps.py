@@ -46,10 +46,8 @@ def mark_deleted(connection: Connection, ids: Sequence[str], actor: tuple[str, s
     input_cleanup.release_inputs(connection, deleted_ids)
     if ids[0] in marked_jobs and (was_reported or marked_jobs[ids[0]].member != actor[0]):
         other_actions = [row.action for job, row in marked_jobs.items() if job != ids[0]]
-        upscale_count, interpolation_count = (
-            other_actions.count("upscale"),
-            len(other_actions) - other_actions.count("upscale"),
-        )
+        upscale_count = other_actions.count("upscale")
+        interpolation_count = len(other_actions) - other_actions.count("upscale")
         text = " and ".join(
             [f"with {upscale_count} upscaled"] * bool(upscale_count)
             + [f"{interpolation_count} more of its interpolation"] * bool(interpolation_count)

@@ -61,7 +61,8 @@ def mark_batch_deleted(connection: Connection, request: ErasureRequest, now: flo
     """Mark a batch of the member's jobs as deleted, and others' upscales of them, whose rows stay. Empty: none left."""
     query = select(jobs.c.id).where(_is_covered_job(request), ~_is_being_erased()).order_by(jobs.c.id).limit(BATCH_SIZE)
     member_job_ids = list(connection.execute(query).scalars())
-    job_ids, frontier = set(member_job_ids), member_job_ids
+    job_ids = set(member_job_ids)
+    frontier = member_job_ids
     while frontier:
         children_query = select(jobs.c.id).where(jobs.c.parent.in_(frontier), jobs.c.action == "upscale")
         frontier = [job for job in connection.execute(children_query).scalars() if job not in job_ids]

@@ -15,7 +15,8 @@ from sqlalchemy.engine import RowMapping
 
 from bot.store.schema.tables import jobs, pictures
 
-RESULT_KINDS, INPUT_KINDS = ("image", "ladder"), ("input", "mask", "branch", "control", "reference")
+RESULT_KINDS = ("image", "ladder")
+INPUT_KINDS = ("input", "mask", "branch", "control", "reference")
 CANVAS_KIND = "canvas"  # the canvas of a derived job, kept as a leftover of the job that it shows
 PICTURE_ACTIONS = ("edit", "zoom", "pan")
 UPLOAD_ACTIONS = ("imagine", "blend", "zoom", "pan")  # actions whose input is the member's: uploaded files, a canvas
@@ -75,7 +76,8 @@ def _attach_canvases(connection: Connection, canvases: Sequence[RowMapping]) -> 
 
 def _find_descendants(connection: Connection, ids: Sequence[str]) -> list[str]:
     """Return all jobs made from these, directly or indirectly."""
-    job_ids, frontier = set(ids), list(ids)
+    job_ids = set(ids)
+    frontier = list(ids)
     while frontier:
         children = connection.execute(select(jobs.c.id).where(jobs.c.parent.in_(frontier))).scalars()
         frontier = [job for job in children if job not in job_ids]

@@ -56,7 +56,8 @@ class CommitBatch:
     """Operations within one transaction. `is_outage` tells a fault of the database from one of an operation."""
 
     def __init__(self, pending: Sequence[PendingOperation], is_outage: Callable[[BaseException], bool]) -> None:
-        self._pending, self._is_outage = pending, is_outage
+        self._pending = pending
+        self._is_outage = is_outage
         self._results: dict[Future[Any], Any] = {}
 
     def run(self, connection: Connection) -> None:

@@ -27,7 +27,8 @@ from bot.store.drivers.group_commit import (
 
 T = TypeVar("T")
 
-BUSY_TIMEOUT_MS, LOG_TIMEOUT_MS = 10_000, 500
+BUSY_TIMEOUT_MS = 10_000
+LOG_TIMEOUT_MS = 500
 PRAGMAS = (
     "journal_mode=WAL",
     "synchronous=FULL",
@@ -43,10 +44,8 @@ class SqliteDatabase:
 
     def __init__(self, url: URL) -> None:
         sqlite_url = url.set(drivername="sqlite")
-        self.writer, self.reader = (
-            _create_engine(sqlite_url, "BEGIN IMMEDIATE", 1),
-            _create_engine(sqlite_url, "BEGIN", READERS),
-        )
+        self.writer = _create_engine(sqlite_url, "BEGIN IMMEDIATE", 1)
+        self.reader = _create_engine(sqlite_url, "BEGIN", READERS)
         self._operations = OperationQueue()
         self._write_thread = ThreadPoolExecutor(1, "store-writer")
         self._read_threads = ThreadPoolExecutor(READERS, "store-reader")

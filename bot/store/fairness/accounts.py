@@ -186,7 +186,8 @@ def find_longest_waiting_job(connection: Connection, request: PickRequest, waiti
 
 def _find_full_channels(connection: Connection, guild: str, guild_limits: RunningLimits) -> list[str] | None:
     """Return the guild's channels that are at their limit; None if the whole guild is."""
-    guild_limit, channels = guild_limits.limit_of(guild), guild_limits.channel_limits_of(guild)
+    guild_limit = guild_limits.limit_of(guild)
+    channels = guild_limits.channel_limits_of(guild)
     if guild_limit is None and not channels:
         return []
     running_query = select(jobs.c.channel).where(jobs.c.guild == guild, jobs.c.state.in_(ACTIVE_STATES))
@@ -224,7 +225,8 @@ def _iter_pages(connection: Connection, account_filter: AccountFilter, params: M
             yield row.path
         if len(page) < size:
             return
-        last, size = page[-1], PAGE_SIZE
+        last = page[-1]
+        size = PAGE_SIZE
         cursor = {"last": last.rank, "last_path": last.path}
         page = connection.execute(
             _build_page_query(account_filter, is_next_page=True), {**params, **cursor, "size": size}
@@ -275,7 +277,8 @@ def _build_oldest_job_query(with_full_channels: bool) -> Select[*tuple[Any, ...]
 
 def _can_run(connection: Connection, row: RowMapping, default_limit: int) -> bool:
     """Return True if the member may run one more job, here and in all guilds, by the limits at its admission."""
-    guild_limit, total_limit = row["running_here"], row["running_everywhere"]
+    guild_limit = row["running_here"]
+    total_limit = row["running_everywhere"]
     if guild_limit is None and total_limit is None:
         total_limit = default_limit
     active_guilds = connection.execute(_SELECT_ACTIVE_GUILDS, {"member": row["member"]}).scalars().all()

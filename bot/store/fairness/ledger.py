@@ -65,7 +65,9 @@ class Ledger:
     """Usage as one transaction sees it for one member."""
 
     def __init__(self, connection: Connection, member: Member, now: float) -> None:
-        self._connection, self._member, self._now = connection, member, now
+        self._connection = connection
+        self._member = member
+        self._now = now
         self.get_usage = cache(self._count_usage)
         self.get_spending = cache(self._sum_charges)
         self.get_relaxed_spending = cache(self._sum_relaxed)
@@ -106,7 +108,8 @@ class Ledger:
 
     def _sum_charges(self, scope: UsageScope, window: float) -> Spending:
         """Sum the charges of the last `window` seconds. A charge counts from the creation of its job."""
-        archive_queries, params = self._build_archive_queries(scope, window), self._params(since=self._now - window)
+        archive_queries = self._build_archive_queries(scope, window)
+        params = self._params(since=self._now - window)
         if scope.startswith("member"):
             rows = [
                 row
@@ -143,9 +146,9 @@ class Ledger:
         hash_id = load_hasher(self._connection)
         if hash_id is None:
             return []
-        member, query = (
-            self._member,
-            select(archived_charges.c.at, archived_charges.c.charged).where(archived_charges.c.at > self._now - window),
+        member = self._member
+        query = select(archived_charges.c.at, archived_charges.c.charged).where(
+            archived_charges.c.at > self._now - window
         )
         if scope.startswith("member"):
             member_query = query.where(archived_charges.c.member == hash_id(f"{prefix}member", member.id))

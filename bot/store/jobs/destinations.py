@@ -146,7 +146,9 @@ def mark_lost(connection: Connection, job: str, reason: str, role: DeliveryRole 
 
 def list_undeliverable(connection: Connection, member: str) -> dict[str, str]:
     """Return a member's undeliverable jobs with the reasons, the newest first."""
-    answer, direct, notice = destinations.alias("answer"), destinations.alias("direct"), destinations.alias("notice")
+    answer = destinations.alias("answer")
+    direct = destinations.alias("direct")
+    notice = destinations.alias("notice")
     query = (
         select(jobs.c.id, answer.c.reason.label("first"), direct.c.reason.label("then"))
         .join(answer, and_(answer.c.job == jobs.c.id, answer.c.role == "answer", answer.c.reason != ""))

@@ -45,7 +45,8 @@ def _find_interpolation(connection: Connection, job_record: JobRecord) -> list[J
 
 def _split_interpolations(request_jobs: Iterable[JobRecord]) -> list[list[JobRecord]]:
     """Split the ordered jobs of one request into interpolations. A request may ask for the same one twice."""
-    groups, last_position = list[list[JobRecord]](), -1
+    groups = list[list[JobRecord]]()
+    last_position = -1
     for part in request_jobs:
         if (interpolation := _get_interpolation(part)) is None:
             continue

@@ -286,7 +286,8 @@ class Transition:
 def decode_record(row: RowMapping) -> JobRecord:
     """Convert a row of the table `jobs`. Raises `MalformedMessage` if its task does not match the wire contract."""
     values: dict[str, Any] = {str(name): value for name, value in row.items()}
-    parent, index = values.pop("parent"), values.pop("parent_index")
+    parent = values.pop("parent")
+    index = values.pop("parent_index")
     values["parent"] = None if parent is None else (cast(str, parent), cast(int, index))
     values["notes"] = tuple(values["notes"])
     values["task"] = decode(values["task"], cast("type[Task]", Recipe | UpscaleTask))

@@ -14,8 +14,12 @@ from bot.domain.texts import clean_text, shorten
 from bot.store.schema.tables import incidents as table
 
 MAX_PER_GUILD = 2000  # per guild
-HOURLY_LIMIT, HOUR = 5, 3600.0  # most per hour of one member and one repeatable kind
-DAILY_REPORTS, DAY = 10, 86_400.0  # most per day of one member
+# most per hour of one member and one repeatable kind
+HOURLY_LIMIT = 5
+HOUR = 3600.0
+# most per day of one member
+DAILY_REPORTS = 10
+DAY = 86_400.0
 NAME_LENGTH = 128
 
 

@@ -97,7 +97,8 @@ def ask_for_amendments(
     row = lock_job(connection, job)
     if row is None or row["deleted"] is not None:
         return None
-    job_record, known = decode_record(row), list_amendments(connection, job)
+    job_record = decode_record(row)
+    known = list_amendments(connection, job)
     if key is not None and (earlier := [each for each in known if each.key == key]):
         return AskedAmendments(job_record, known, earlier)
     new_amendments = decide(job_record, known, Ledger(connection, author, now))

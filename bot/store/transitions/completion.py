@@ -61,7 +61,8 @@ def record_pictures(
     if old_record.find_lost_changes(stats.amendments):
         picture_writes.delete_results(connection, job)
         return True, None
-    job_record, present = _take_result(connection, old_record, stats), queries.list_pictures(connection, [job])
+    job_record = _take_result(connection, old_record, stats)
+    present = queries.list_pictures(connection, [job])
     if job_record.find_missing(present):
         return True, None
     values: dict[str, Any] = {"seconds": stats.seconds, "ms_per_step": stats.ms_per_step, "step": job_record.steps}

@@ -35,7 +35,8 @@ POISON_ATTEMPTS = 3  # attempts without progress
 MAX_ATTEMPTS = 20  # in total: a worker may report false progress
 TOO_MANY_ATTEMPTS = f"It was tried {MAX_ATTEMPTS} times and never finished."
 _INSERT_JOB = jobs.insert().returning(jobs)
-_INSERT_DESTINATION, _INSERT_INPUTS = destinations.insert(), pictures.insert()
+_INSERT_DESTINATION = destinations.insert()
+_INSERT_INPUTS = pictures.insert()
 MAX_OVERRUN = 10.0  # a worker may bill at most this many times the estimate in the fair order
 
 
@@ -149,7 +150,8 @@ def pick_job(
     if rows <= 0:
         return None
     rows_in_use = max(0, count_rows_in_use(connection, request.pool) - request.paused_rows)
-    capacity, bypass = _Capacity(rows, rows_in_use, overbook_share), request.bypass
+    capacity = _Capacity(rows, rows_in_use, overbook_share)
+    bypass = request.bypass
     if bypass.is_overdue_turn(request.pool):
         row = find_longest_waiting_job(connection, request, bypass.overdue_before(now))
         if row is not None:

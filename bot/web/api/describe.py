@@ -30,7 +30,8 @@ def routes() -> list[web.RouteDef]:
 async def describe_picture(request: web.Request) -> web.Response:
     """Return prompts for the picture, which takes seconds. The search ends when the client goes."""
     body, picture = await _read_picture(request)
-    member, image_to_prompt = member_of(request), request.app[IMAGE_TO_PROMPT]
+    member = member_of(request)
+    image_to_prompt = request.app[IMAGE_TO_PROMPT]
     result = await wait_while_connected(request, image_to_prompt.suggest_prompts(picture, member, body.model))
     prompts = [asdict(suggestion) for suggestion in result.prompts]
     return web.json_response(

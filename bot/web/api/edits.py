@@ -80,7 +80,8 @@ def routes() -> list[web.RouteDef]:
 
 async def edit(request: web.Request) -> web.Response:
     """Inpaint a picture where the mask is white."""
-    view, index = await require_permitted(request, "edit"), picture_index_of(request)
+    view = await require_permitted(request, "edit")
+    index = picture_index_of(request)
     async with read_form(request, EditBody) as (body, files):
         if files.mask is None or files != FormFiles(mask=files.mask):
             raise UserError("The form needs a part `mask`: white where the picture is redrawn.", 400)
@@ -99,8 +100,10 @@ async def edit(request: web.Request) -> web.Response:
 
 async def zoom(request: web.Request) -> web.Response:
     """Zoom out: outpaint around the picture."""
-    view, index = await require_permitted(request, "zoom"), picture_index_of(request)
-    body, context = await read_body(request, ZoomBody), (member_of(request), destination_of(request))
+    view = await require_permitted(request, "zoom")
+    index = picture_index_of(request)
+    body = await read_body(request, ZoomBody)
+    context = (member_of(request), destination_of(request))
     if body.square:
         return created_response(
             await request.app[SERVICES].edits.zoom_to_square(view.id, index, *context, key=idempotency_key_of(request))
@@ -112,8 +115,10 @@ async def zoom(request: web.Request) -> web.Response:
 
 async def pan(request: web.Request) -> web.Response:
     """Outpaint beyond one edge of the picture."""
-    view, index = await require_permitted(request, "pan"), picture_index_of(request)
-    body, context = await read_body(request, PanBody), (member_of(request), destination_of(request))
+    view = await require_permitted(request, "pan")
+    index = picture_index_of(request)
+    body = await read_body(request, PanBody)
+    context = (member_of(request), destination_of(request))
     return created_response(
         await request.app[SERVICES].edits.pan(view.id, index, body.direction, *context, key=idempotency_key_of(request))
     )
@@ -121,7 +126,8 @@ async def pan(request: web.Request) -> web.Response:
 
 async def list_steps(request: web.Request) -> web.Response:
     """Return the steps to branch from."""
-    view, index = await require_permitted(request, "branch"), picture_index_of(request)
+    view = await require_permitted(request, "branch")
+    index = picture_index_of(request)
     return web.json_response(
         {"steps": list(await request.app[SERVICES].edits.list_branch_steps(view.id, index, member_of(request)))}
     )
@@ -129,7 +135,8 @@ async def list_steps(request: web.Request) -> web.Response:
 
 async def branch(request: web.Request) -> web.Response:
     """Branch from one of these steps."""
-    view, index = await require_permitted(request, "branch"), picture_index_of(request)
+    view = await require_permitted(request, "branch")
+    index = picture_index_of(request)
     body = await read_body(request, BranchBody)
     accepted_job = await request.app[SERVICES].edits.branch(
         view.id,

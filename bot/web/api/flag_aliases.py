@@ -30,7 +30,9 @@ async def list_aliases(request: web.Request) -> web.Response:
 
 async def set_alias(request: web.Request) -> web.Response:
     """Set or delete one of the visitor's flag aliases; return them all."""
-    body, aliases, member_id = await read_body(request, FlagAliasBody), request.app[FLAG_ALIASES], member_of(request).id
+    body = await read_body(request, FlagAliasBody)
+    aliases = request.app[FLAG_ALIASES]
+    member_id = member_of(request).id
     await (
         aliases.set_alias(member_id, body.name, body.value)
         if body.value.strip()

@@ -158,8 +158,10 @@ async def void_invitations(request: web.Request) -> web.Response:
 
 async def list_jobs(request: web.Request) -> web.Response:
     """Return the running jobs, the waiting ones in their order, and the last finished ones."""
-    services, reader = request.app[SERVICES], member_of(request)
-    queue, recent = await services.job_views.load_queue(GUILD), await services.job_views.load_recent(GUILD)
+    services = request.app[SERVICES]
+    reader = member_of(request)
+    queue = await services.job_views.load_queue(GUILD)
+    recent = await services.job_views.load_recent(GUILD)
     queued_ids = {view.id for view in queue}
     ended_views = [view for view in recent if view.id not in queued_ids]
     views = [view for view in [*queue, *ended_views] if not view.is_hidden_from(reader.id)]
@@ -240,13 +242,15 @@ async def set_priority(request: web.Request) -> web.Response:
     """Set a running job's share of its author's rows; only for the operator."""
     if not request[VISITOR].is_operator:
         raise UserError("Only the operator may set priorities.", 403)
-    job, body = request.match_info["id"], await read_body(request, PriorityBody)
+    job = request.match_info["id"]
+    body = await read_body(request, PriorityBody)
     return web.json_response({"id": job, "sentence": await request.app[SERVICES].jobs.set_priority(job, body.weight)})
 
 
 async def vary(request: web.Request) -> web.Response:
     """V1 to V4: make variations of a picture."""
-    view, index = await require_permitted(request, "vary"), picture_index_of(request)
+    view = await require_permitted(request, "vary")
+    index = picture_index_of(request)
     accepted_job = await request.app[SERVICES].variations.vary(
         view.id, index, member_of(request), destination_of(request), key=idempotency_key_of(request)
     )
@@ -255,7 +259,8 @@ async def vary(request: web.Request) -> web.Response:
 
 async def upscale(request: web.Request) -> web.Response:
     """U1 to U4: upscale a picture."""
-    view, index = await require_permitted(request, "upscale"), picture_index_of(request)
+    view = await require_permitted(request, "upscale")
+    index = picture_index_of(request)
     accepted_job = await request.app[SERVICES].variations.upscale(
         view.id, index, member_of(request), destination_of(request), key=idempotency_key_of(request)
     )
@@ -282,7 +287,8 @@ async def finish(request: web.Request) -> web.Response:
 
 async def interpolate(request: web.Request) -> web.Response:
     """Interpolate from each picture to the next, as several jobs."""
-    view, services = await require_permitted(request, "walk"), request.app[SERVICES]
+    view = await require_permitted(request, "walk")
+    services = request.app[SERVICES]
     accepted_jobs = await services.variations.interpolate_pictures(
         view.id, member_of(request), destination_of(request), key=idempotency_key_of(request)
     )

@@ -117,7 +117,8 @@ def _is_own(route: web.AbstractRoute) -> bool:
 
 def _describe_operation(route: web.AbstractRoute, shape: Shape) -> dict[str, Any]:
     assert route.resource is not None
-    handler, path = route.handler, route.resource.canonical
+    handler = route.handler
+    path = route.resource.canonical
     operation: dict[str, Any] = {
         "operationId": f"{handler.__name__}{path if handler in _list_shared_handlers() else ''}",
         "tags": [_find_tag(handler)],
@@ -151,7 +152,8 @@ def _list_headers(method: str, shape: Shape) -> Iterator[dict[str, Any]]:
         schema = {"type": "string", "minLength": 1, "maxLength": 200, "pattern": "^[ -~]+$"}
         yield {"name": KEY_HEADER, "in": "header", "required": False, "schema": schema}
     if shape.files:
-        schema, needed = {"type": "string"}, "A form with a visitor's cookie needs it, with any value."
+        schema = {"type": "string"}
+        needed = "A form with a visitor's cookie needs it, with any value."
         yield {"name": FORM_HEADER, "in": "header", "required": False, "schema": schema, "description": needed}
 
 

@@ -28,7 +28,8 @@ def routes() -> list[web.RouteDef]:
 
 async def get_held_picture(request: web.Request) -> web.Response:
     """Return a held picture as it is."""
-    view, index = await require_visible(request), picture_index_of(request)
+    view = await require_visible(request)
+    index = picture_index_of(request)
     pictures = dict(await request.app[REVIEW].load_held_pictures(view.id, member_of(request)))
     if index not in pictures:
         raise UserError(f"Picture {index + 1} is not held.", 404)
@@ -46,6 +47,8 @@ async def hide_picture(request: web.Request) -> web.Response:
 
 
 async def _decide(request: web.Request, *, is_shown: bool) -> web.Response:
-    view, index, member = await require_visible(request), picture_index_of(request), member_of(request)
+    view = await require_visible(request)
+    index = picture_index_of(request)
+    member = member_of(request)
     decided_view = await request.app[REVIEW].decide(view.id, index, member, show=is_shown)
     return web.json_response(serializers.serialize_job(decided_view, member))

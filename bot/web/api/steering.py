@@ -75,7 +75,8 @@ def routes() -> list[web.RouteDef]:
 
 async def amend(request: web.Request) -> web.Response:
     """Change a job from its next step on: its words, guidance or images. The answer says what waits for its worker."""
-    view, body = await require_permitted(request, "steer"), await read_body(request, AmendBody)
+    view = await require_permitted(request, "steer")
+    body = await read_body(request, AmendBody)
     reader = member_of(request)
     answer = await request.app[SERVICES].steering.amend(view.id, body.to_request(), reader, idempotency_key_of(request))
     return web.json_response(_serialize(view.id, reader, answer.amendments, answer.outlook), status=202)
@@ -84,8 +85,10 @@ async def amend(request: web.Request) -> web.Response:
 async def list_amendments(request: web.Request) -> web.Response:
     """Return every change that was asked for of a job, in order, and what can be changed now."""
     view = await require_permitted(request, "details")
-    reader, steering = member_of(request), request.app[SERVICES].steering
-    views, outlook = await steering.list_amendments(view.id, reader), await steering.load_outlook(view.id, reader)
+    reader = member_of(request)
+    steering = request.app[SERVICES].steering
+    views = await steering.list_amendments(view.id, reader)
+    outlook = await steering.load_outlook(view.id, reader)
     return web.json_response(_serialize(view.id, reader, views, outlook))
 
 

@@ -55,7 +55,8 @@ class Broker:
         listen_address: ListenAddress | None = None,
         workers: Path | None = None,
     ) -> None:
-        self.folder, self.workers = folder, workers
+        self.folder = folder
+        self.workers = workers
         listen_address = listen_address or ListenAddress(port=port)
         self.listen_address = listen_address if listen_address.port else replace(listen_address, port=find_free_port())
         self.port = self.listen_address.port
@@ -175,7 +176,8 @@ class Broker:
 
     async def _keep_running(self) -> None:
         """Restart the server while the context lives; pauses grow from 0.1 s to 5 s."""
-        pause, loop = 0.1, asyncio.get_running_loop()
+        pause = 0.1
+        loop = asyncio.get_running_loop()
         while True:
             assert self._process is not None
             started_at = loop.time()

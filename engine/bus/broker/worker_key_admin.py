@@ -17,10 +17,9 @@ from engine.bus.worker_keys import BadKey, WorkerKey
 
 RELOAD_SECONDS = 10.0
 RELOADS_FOR_NEW = 2  # reloads: the first adds a new account, the second its imports (nats-server 2.15)
-RELOADED_TEXT, RELOAD_FAILED_TEXT = (
-    "Reloaded server configuration",
-    "Failed to reload server configuration",
-)  # in the server's log
+# in the server's log
+RELOADED_TEXT = "Reloaded server configuration"
+RELOAD_FAILED_TEXT = "Failed to reload server configuration"
 
 
 class WorkerKeyAdmin:
@@ -28,7 +27,8 @@ class WorkerKeyAdmin:
 
     def __init__(self, key_file: Path, broker_folder: Path) -> None:
         """`broker_folder`: the folder of the embedded broker, whether it runs or not."""
-        self._key_file, self._broker_folder = key_file, broker_folder
+        self._key_file = key_file
+        self._broker_folder = broker_folder
 
     def list_keys(self) -> list[WorkerKey]:
         return worker_keys.read_keys(self._key_file)
@@ -73,7 +73,8 @@ class WorkerKeyAdmin:
         pid = find_server_pid(folder)
         if pid is None:
             return False
-        config, log_path = folder / "nats.conf", folder / "nats.log"
+        config = folder / "nats.conf"
+        log_path = folder / "nats.log"
         try:
             worker_keys.replace_file(config, replace_workers(config.read_text(), known_keys).encode())
             for _ in range(RELOADS_FOR_NEW if is_new_key else 1):

@@ -31,7 +31,8 @@ def list_publish_subjects(name: str, pools: Sequence[str]) -> list[str]:
     workers = (subjects.kv_subject(subjects.WORKERS, subjects.presence_key(name, pool)) for pool in pools)
     progress = (subjects.make_progress_subject(name, pool) for pool in pools)
     snapshots = subjects.kv_subject(subjects.SNAPSHOTS, "*.*")
-    chunk_subjects, entry_subjects = subjects.blob_chunk("*", "*"), f"$O.{subjects.BLOBS}.M.*"
+    chunk_subjects = subjects.blob_chunk("*", "*")
+    entry_subjects = f"$O.{subjects.BLOBS}.M.*"
     return [
         f"{subjects.RESULTS}.{worker_token}.*",
         subjects.FRAMES_ALL,

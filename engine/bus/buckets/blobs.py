@@ -49,7 +49,8 @@ class BlobStore:
     """The blob bucket. `max_age`: time to live in seconds. `has_worker_key`: our key may not purge it."""
 
     def __init__(self, js: JetStreamContext, max_age: float, *, has_worker_key: bool = False) -> None:
-        self._js, self._has_worker_key = js, has_worker_key
+        self._js = js
+        self._has_worker_key = has_worker_key
         self._reuse_age = timedelta(seconds=max_age / 2)
         self._read_numbers: LRUCache[str, list[int]] = LRUCache(MAX_REMEMBERED)  # SHA-256 → its messages in the stream
 
@@ -60,7 +61,8 @@ class BlobStore:
         old_entry = await self._read_entry(sha)
         if old_entry is not None and self._is_fresh(old_entry):
             return sha
-        chunk_id, chunks = secrets.token_hex(16), range(0, len(content), CHUNK_BYTES)
+        chunk_id = secrets.token_hex(16)
+        chunks = range(0, len(content), CHUNK_BYTES)
         for number, start in enumerate(chunks):
             await self._js.publish(subjects.blob_chunk(chunk_id, number), content[start : start + CHUNK_BYTES])
         digest = f"SHA-256={base64.urlsafe_b64encode(sha_bytes).decode()}"
@@ -132,7 +134,8 @@ class BlobStore:
 
         Return the bytes, and the chunks' numbers in the stream.
         """
-        content, numbers = bytearray(), [0]
+        content = bytearray()
+        numbers = [0]
         while len(content) < size:
             position = numbers[-1] + 1
             msg = await self._js.get_msg(subjects.BLOBS_STREAM, seq=position, subject=subject, direct=True, next=True)

@@ -34,7 +34,8 @@ class LeaderLease:
     """The lease. Every method raises `BrokerUnreachable` while the broker is away."""
 
     def __init__(self, claims: Claims, seconds: float) -> None:
-        self._claims, self.seconds = claims, seconds
+        self._claims = claims
+        self.seconds = seconds
 
     async def acquire(self, name: str) -> Claim | None:
         """Acquire the lease; None while another bot holds it."""
@@ -68,9 +69,13 @@ class LeaderClaims(Claims):
     """
 
     def __init__(self, js: JetStreamContext, seconds: float) -> None:
-        stream, prefix = subjects.kv_stream(subjects.LEADERS), subjects.kv_subject(subjects.LEADERS, "")
+        stream = subjects.kv_stream(subjects.LEADERS)
+        prefix = subjects.kv_subject(subjects.LEADERS, "")
         super().__init__(KeyValue(subjects.LEADERS, stream, prefix, js, direct=False))
-        self._js, self._stream, self._prefix, self._seconds = js, stream, prefix, seconds
+        self._js = js
+        self._stream = stream
+        self._prefix = prefix
+        self._seconds = seconds
         self._wait_until = math.inf  # until then a forged entry may hide a leader; inf before the first look
 
     async def acquire(self, job: str, worker: str) -> Claim | None:

@@ -57,7 +57,10 @@ class SnapshotStore:
     def __init__(
         self, js: JetStreamContext, bucket: KeyValue, blobs: BlobStore, *, has_worker_key: bool = False
     ) -> None:
-        self._js, self._bucket, self._blobs, self._has_worker_key = js, bucket, blobs, has_worker_key
+        self._js = js
+        self._bucket = bucket
+        self._blobs = blobs
+        self._has_worker_key = has_worker_key
         self._own_writes: dict[str, tuple[int, int, str]] = {}  # key → (epoch, revision, blob) of our last write
 
     async def put(self, snapshot: Snapshot) -> None:

@@ -56,7 +56,8 @@ class AutoencoderCollection:
     def __init__(self, own: Any, model_name: str) -> None:
         self.folder: Path | None = None
         self._own_config: dict[str, Any] = dict(own.config)
-        self._own_class, self._own_parameters = type(own).__name__, sum(each.numel() for each in own.parameters())
+        self._own_class = type(own).__name__
+        self._own_parameters = sum(each.numel() for each in own.parameters())
         self._model_name = model_name
         self._loaded: OrderedDict[Key, Any] = OrderedDict()
         self._lock = threading.Lock()
@@ -76,7 +77,8 @@ class AutoencoderCollection:
         class_name = AUTOENCODER_CLASS if file.config is None else file.config.class_name
         if self._own_class != AUTOENCODER_CLASS or class_name != AUTOENCODER_CLASS:
             return f"{self._model_name} has {self._own_class}, and only {AUTOENCODER_CLASS} can be replaced, by another"
-        own_channels, own_levels = self._own_config["latent_channels"], len(self._own_config["block_out_channels"])
+        own_channels = self._own_config["latent_channels"]
+        own_levels = len(self._own_config["block_out_channels"])
         if file.layout.channels != own_channels:
             return f"its latents have {file.layout.channels} channels, and those of {self._model_name} {own_channels}"
         if file.layout.levels != own_levels:
@@ -86,7 +88,8 @@ class AutoencoderCollection:
             return "" if is_same else "it is built otherwise than the model's own: give it as a folder with config.json"
         fields = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
         if not all(_is_close(getattr(file.config, field), self._own_config.get(field)) for field in fields):
-            own, other = self._own_config.get("scaling_factor"), file.config.scaling_factor
+            own = self._own_config.get("scaling_factor")
+            other = file.config.scaling_factor
             return f"its latents are scaled or shifted otherwise (scaling_factor {other:g}, the model's {own:g})"
         return ""
 

@@ -22,7 +22,8 @@ from engine.models.files.fingerprint import combine_fingerprints, fingerprint_fi
 NOUN = "autoencoder"
 WEIGHTS_NAME = "diffusion_pytorch_model"  # and what follows: a variant, the number of a part
 MAX_CONFIG_BYTES = 64 * 2**10
-MAX_PARAMETERS, MAX_TENSORS = 1_000_000_000, 20_000
+MAX_PARAMETERS = 1_000_000_000
+MAX_TENSORS = 20_000
 AUTOENCODER_CLASS = "AutoencoderKL"
 _PREFIX = re.compile(r"^(?:first_stage_model|vae)\.")
 _OWN_KEY = re.compile(r"^(?:encoder|decoder|quant_conv|post_quant_conv)\.")

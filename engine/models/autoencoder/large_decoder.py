@@ -22,7 +22,8 @@ from engine.contract.rejection import JobRejected
 
 LARGE_DECODER_FOLDER = "decoder"
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
-MAX_CONFIG_BYTES, MAX_WEIGHTS_BYTES = 1 << 16, 100 << 20
+MAX_CONFIG_BYTES = 1 << 16
+MAX_WEIGHTS_BYTES = 100 << 20
 ADDED_LEVELS = 2  # beyond the autoencoder's; each doubles the sides
 LARGE_FACTOR = 2**ADDED_LEVELS  # the picture's sides in those of the autoencoder's
 

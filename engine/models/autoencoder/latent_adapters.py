@@ -66,8 +66,10 @@ class PatchedAutoencoder(LatentAdapter):
         return self.autoencoder.decode(pixel_shuffle(latents * deviation + mean, PATCH), return_dict=False)[0]
 
     def _get_statistics(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        norm, epsilon = self.autoencoder.bn, self.autoencoder.config.batch_norm_eps
-        mean, variance = norm.running_mean.view(1, -1, 1, 1), norm.running_var.view(1, -1, 1, 1)
+        norm = self.autoencoder.bn
+        epsilon = self.autoencoder.config.batch_norm_eps
+        mean = norm.running_mean.view(1, -1, 1, 1)
+        variance = norm.running_var.view(1, -1, 1, 1)
         return mean.to(latents), torch.sqrt(variance + epsilon).to(latents)
 
 

@@ -59,5 +59,6 @@ def _make_tiled_view(vae: Any) -> Any | None:
     except (AttributeError, RuntimeError):  # it says that it cannot
         return None
     if isinstance(getattr(tiled, "tile_sample_min_size", None), int) and tiled.tile_sample_min_size > TILE:
-        tiled.tile_sample_min_size, tiled.tile_latent_min_size = TILE, TILE // get_pixels_per_latent(vae)
+        tiled.tile_sample_min_size = TILE
+        tiled.tile_latent_min_size = TILE // get_pixels_per_latent(vae)
     return tiled

@@ -18,8 +18,12 @@ from engine.process.load_progress import format_size
 
 log = logging.getLogger(__name__)
 
-TILE, OVERLAP = 512, 128  # pixels along a side
-CHANNELS_LAST_LAYERS, CONTIGUOUS_LAYERS = 6, 8  # a decoder's peak memory in layers of its first block's size; measured
+# pixels along a side
+TILE = 512
+OVERLAP = 128
+# a decoder's peak memory in layers of its first block's size; measured
+CHANNELS_LAST_LAYERS = 6
+CONTIGUOUS_LAYERS = 8
 Run = Callable[[], Any]
 Decode = Callable[[torch.Tensor], torch.Tensor]
 Span = tuple[int, torch.Tensor]  # a tile's first latent along a side, and its weight at each of its pixels
@@ -52,7 +56,8 @@ def run_within_memory(run_whole: Run, run_tiles: Run, needed_bytes: int, device:
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-    needed, free = format_size(needed_bytes), format_size(free_bytes)
+    needed = format_size(needed_bytes)
+    free = format_size(free_bytes)
     log.warning("%s needs about %s and %s is free: it runs in tiles", work, needed, free)
     return run_tiles()
 
@@ -74,7 +79,8 @@ def get_pixels_per_latent(vae: Any) -> int:
 def decode_tiles(decode: Decode, latents: torch.Tensor, factor: int) -> torch.Tensor:
     """Return the pixels of latents, decoded in tiles; `factor`: pixels a latent."""
     height, width = latents.shape[-2:]
-    tile, overlap = max(2, TILE // factor), max(1, OVERLAP // factor)
+    tile = max(2, TILE // factor)
+    overlap = max(1, OVERLAP // factor)
     pixels = torch.zeros(1, 3, height * factor, width * factor, device=latents.device)
     for top, row_weights in split_into_spans(height, tile, overlap, factor):
         for left, column_weights in split_into_spans(width, tile, overlap, factor):

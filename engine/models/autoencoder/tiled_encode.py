@@ -53,7 +53,8 @@ def estimate_encode_bytes(vae: Any, pixels: torch.Tensor) -> int:
 def encode_tiles(encode: Encode, pixels: torch.Tensor, factor: int) -> torch.Tensor:
     """Return the latents of a picture whose sides are multiples of `factor` (pixels a latent), encoded in tiles."""
     height, width = (side // factor for side in pixels.shape[-2:])
-    tile, overlap = max(2, tiled_decode.TILE // factor), max(1, tiled_decode.OVERLAP // factor)
+    tile = max(2, tiled_decode.TILE // factor)
+    overlap = max(1, tiled_decode.OVERLAP // factor)
     latents: torch.Tensor | None = None
     for top, row_weights in split_into_spans(height, tile, overlap, 1):
         for left, column_weights in split_into_spans(width, tile, overlap, 1):

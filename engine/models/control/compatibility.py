@@ -151,7 +151,8 @@ def _find_adapter_mismatch(network: T2IAdapter, target: TargetNetwork) -> str:
 
 def _list_adapter_places(config: Mapping[str, Any]) -> list[tuple[int, int]]:
     """Return channels and reduction of each place where diffusers' U-Net adds features, in sequence."""
-    widths, places = config["block_out_channels"], list[tuple[int, int]]()
+    widths = config["block_out_channels"]
+    places = list[tuple[int, int]]()
     for number, (width, kind) in enumerate(zip(widths, config["down_block_types"], strict=True)):
         is_reduced_first = "CrossAttn" not in kind and number < len(widths) - 1
         places.append((width, 2 ** (number + is_reduced_first)))
@@ -162,7 +163,8 @@ def _guess_config(file: ControlFile, target: TargetNetwork) -> dict[str, Any]:
     """Return the configuration of a ControlNet that is a copy of the model's way down, as all single files are."""
     names = inspect.signature(ControlNetModel.__init__).parameters.keys() & target.config.keys()
     config = {name: target.config[name] for name in names} | {"in_channels": target.latent_channels}
-    headers, prefix = _read_headers(file), "controlnet_cond_embedding."
+    headers = _read_headers(file)
+    prefix = "controlnet_cond_embedding."
     if f"{prefix}conv_in.weight" in headers:
         widths = [headers[f"{prefix}conv_in.weight"].shape[0]]
         while f"{prefix}blocks.{2 * len(widths) - 1}.weight" in headers:

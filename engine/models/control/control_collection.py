@@ -26,7 +26,9 @@ class ControlCollection:
 
     def __init__(self, target: TargetNetwork, device: torch.device) -> None:
         self.folder: Path | None = None
-        self.target, self._device, self._lock = target, device, RLock()
+        self.target = target
+        self._device = device
+        self._lock = RLock()
         self._compatible_revisions: dict[str, bool] = {}
         self._kept: OrderedDict[tuple[str, Dtype], ControlNetwork] = OrderedDict()
 

@@ -41,10 +41,12 @@ class ControlConditioner(ABC):
     kinds: tuple[SlotKind, ...] = ("control", "adapter")
 
     def __init__(self, collection: ControlCollection, preprocessors: Preprocessors) -> None:
-        self.collection, self.preprocessors = collection, preprocessors
+        self.collection = collection
+        self.preprocessors = preprocessors
 
     def use_data_folder(self, data: Path) -> None:
-        self.collection.folder, self.preprocessors.folder = data / CONTROL_FOLDER, data / PREPROCESSOR_FOLDER
+        self.collection.folder = data / CONTROL_FOLDER
+        self.preprocessors.folder = data / PREPROCESSOR_FOLDER
 
     def list_networks(self) -> tuple[ControlModel, ...]:
         return self.collection.list_compatible()
@@ -73,7 +75,8 @@ class ControlConditioner(ABC):
             self.collection.load(self.collection.find(control), recipe.dtype)
 
     def prepare_pictures(self, recipe: Recipe, open_picture: OpenPicture) -> PictureConditions:
-        numbers, conditions = Counter[str](), list[PictureCondition]()
+        numbers = Counter[str]()
+        conditions = list[PictureCondition]()
         for control in recipe.controls:
             file = self.collection.find(control)
             network = self.collection.load(file, recipe.dtype)
@@ -137,7 +140,8 @@ def make_unet_conditioner(pipeline: Any, device: torch.device, name_texts: NameT
 
 def make_collection(pipeline: Any, network: Any, device: torch.device) -> ControlCollection:
     """Return the control networks for a pipeline's network."""
-    channels, factor = int(pipeline.vae.config.latent_channels), int(pipeline.vae_scale_factor)
+    channels = int(pipeline.vae.config.latent_channels)
+    factor = int(pipeline.vae_scale_factor)
     return ControlCollection(TargetNetwork(type(network).__name__, network.config, channels, factor), device)
 
 

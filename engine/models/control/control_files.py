@@ -69,7 +69,8 @@ def _read_config(entry: AddedEntry) -> str:
         config: object = json.loads(text)
         is_usable = isinstance(config, dict) and isinstance(cast(dict[str, object], config).get("_class_name"), str)
     except (ValueError, RecursionError):
-        is_usable, text = False, ""
+        is_usable = False
+        text = ""
     if not is_usable:
         raise entry.reject_config()
     return text

@@ -40,7 +40,9 @@ class ControlNet:
     kind: SlotKind = "control"
 
     def __init__(self, network: Any, device: torch.device, dtype: torch.dtype) -> None:
-        self._embedding, self._device, self._dtype = network.controlnet_cond_embedding, device, dtype
+        self._embedding = network.controlnet_cond_embedding
+        self._device = device
+        self._dtype = dtype
         self._is_bgr = network.config.controlnet_conditioning_channel_order == "bgr"
         self.nbytes = _count_bytes(network)
         network.controlnet_cond_embedding = torch.nn.Identity()
@@ -68,7 +70,9 @@ class TransformerControlNet:
     kind: SlotKind = "control"
 
     def __init__(self, network: Any, device: torch.device, dtype: torch.dtype) -> None:
-        self.network, self.dtype, self.nbytes = network, dtype, _count_bytes(network)
+        self.network = network
+        self.dtype = dtype
+        self.nbytes = _count_bytes(network)
 
     def encode_picture(self, control_image: Image.Image) -> tuple[torch.Tensor, ...]:
         raise TypeError("the model's autoencoder encodes its control images")
@@ -80,7 +84,10 @@ class Adapter:
     kind: SlotKind = "adapter"
 
     def __init__(self, network: Any, device: torch.device, dtype: torch.dtype) -> None:
-        self.network, self._device, self._dtype, self.nbytes = network, device, dtype, _count_bytes(network)
+        self.network = network
+        self._device = device
+        self._dtype = dtype
+        self.nbytes = _count_bytes(network)
 
     def encode_picture(self, control_image: Image.Image) -> tuple[torch.Tensor, ...]:
         is_grey = self.network.config.in_channels == 1

@@ -34,7 +34,8 @@ class TransformerControlConditioner(ControlConditioner):
         name_inputs: NameInputs,
     ) -> None:
         super().__init__(collection, preprocessors)
-        self._encode_image, self._name_inputs = encode_image, name_inputs
+        self._encode_image = encode_image
+        self._name_inputs = name_inputs
 
     def with_family(self, family: Any) -> Self:
         """Return the same for a copy of its family with another autoencoder."""
@@ -107,7 +108,8 @@ class FluxControlConditioner(TransformerControlConditioner):
         return self._pack(latents[None])[0]
 
     def _run(self, inputs: ForwardInputs, picture: PictureRows) -> Mapping[str, Samples]:
-        network, arguments = cast(TransformerControlNet, picture.network).network, self._select(inputs, picture)
+        network = cast(TransformerControlNet, picture.network).network
+        arguments = self._select(inputs, picture)
         if not network.config.guidance_embeds:
             arguments["guidance"] = None
         blocks, single_blocks = network(**arguments)
@@ -136,7 +138,8 @@ class SD3ControlConditioner(TransformerControlConditioner):
         return latents + self._shift if network.network.config.force_zeros_for_pooled_projection else latents
 
     def _run(self, inputs: ForwardInputs, picture: PictureRows) -> Mapping[str, Samples]:
-        network, arguments = cast(TransformerControlNet, picture.network).network, self._select(inputs, picture)
+        network = cast(TransformerControlNet, picture.network).network
+        arguments = self._select(inputs, picture)
         if network.config.force_zeros_for_pooled_projection:
             arguments["pooled_projections"] = torch.zeros_like(arguments["pooled_projections"])
         return {"block_controlnet_hidden_states": network(**arguments)[0]}
@@ -156,7 +159,8 @@ def make_flux_conditioner(
 def make_sd3_conditioner(
     pipeline: Any, device: torch.device, encode_image: EncodeImage, name_inputs: NameInputs
 ) -> SD3ControlConditioner:
-    collection, config = make_collection(pipeline, pipeline.transformer, device), pipeline.vae.config
+    collection = make_collection(pipeline, pipeline.transformer, device)
+    config = pipeline.vae.config
     shift = get_shift(config) * float(config.scaling_factor)
     return SD3ControlConditioner(collection, Preprocessors(device), encode_image, name_inputs, shift)
 

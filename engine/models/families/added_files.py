@@ -45,7 +45,8 @@ class AddedFiles:
     def use_data_folder(self, data: Path) -> None:
         """Find LoRAs, textual inversions and autoencoders in a worker's data folder."""
         self.lora_folder = data / LORA_FOLDER
-        self._embeddings.folder, self._autoencoders.folder = data / EMBEDDING_FOLDER, data / AUTOENCODER_FOLDER
+        self._embeddings.folder = data / EMBEDDING_FOLDER
+        self._autoencoders.folder = data / AUTOENCODER_FOLDER
 
     @property
     def lora_folder(self) -> Path | None:

@@ -74,14 +74,19 @@ class DiffusersFamily(AddedFiles, WholePipelineSupport, PictureSupport, ABC):
     def __init__(
         self, pipeline: Any, name: str, revision: str, device: torch.device | str = "cpu", guidance: float = 7.5
     ) -> None:
-        self.name, self.revision, self.device, self.guidance = name, revision, torch.device(device), guidance
-        self.pipeline, self.pipeline_lock = pipeline, RLock()
+        self.name = name
+        self.revision = revision
+        self.device = torch.device(device)
+        self.guidance = guidance
+        self.pipeline = pipeline
+        self.pipeline_lock = RLock()
         self.scheduler_config: Mapping[str, Any] = dict(pipeline.scheduler.config)
         self.samplers: tuple[Sampler, ...] = tuple(
             name for name in samplers_for(self.scheduler_config) if name not in self.unsupported_samplers
         )
         self.default_sampling = find_few_step_sampling(self.name, self.scheduler_config, self.samplers)
-        self.upscale_factor, self.upscaler = 1, ""
+        self.upscale_factor = 1
+        self.upscaler = ""
         self._move_to_device()
         self.latent_channels = int(self._vae.config.latent_channels)  # of the latents
         self.latent_space: LatentSpace = make_latent_space(self._vae.config, self.pixels_per_latent)
@@ -254,7 +259,9 @@ class DiffusersFamily(AddedFiles, WholePipelineSupport, PictureSupport, ABC):
     ) -> torch.Tensor:
         torch_dtype = TORCH_DTYPES[dtype]
         inputs = (x.to(torch_dtype), t, *self.forward_runner.cast_conditioning(conditioning, torch_dtype))
-        net, layout, predict = self.get_network(dtype, loras), (), self._run_network_on
+        net = self.get_network(dtype, loras)
+        layout = ()
+        predict = self._run_network_on
         if pictures:
             forward_inputs = ForwardInputs(inputs[0], t, inputs[2:], dtype)
             inputs, layout, predict = self._flatten(forward_inputs, self._make_additions(forward_inputs, pictures))

@@ -52,7 +52,8 @@ def load_embedded(
         resolver,
         LargeDecoder.load(weights, pipeline.vae),
     )
-    family.interval, family.model_folder = INTERVAL, weights
+    family.interval = INTERVAL
+    family.model_folder = weights
     family.default_sampling = STEPS, "ddpm"
     family.substitutes = read_substitutes(weights)
     if (weights / "judge").is_dir():

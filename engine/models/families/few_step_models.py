@@ -8,7 +8,8 @@ from typing import Any
 
 from engine.contract import Sampler
 
-LCM_STEPS, DISTILLED_STEPS = 8, 4
+LCM_STEPS = 8
+DISTILLED_STEPS = 4
 _DISTILLED_NAME = re.compile(r"(^|[^a-z])(turbo|lightning|hyper|lcm|schnell|dmd2?)([^a-z]|$)", re.IGNORECASE)
 
 

@@ -14,11 +14,10 @@ def compute_mu(scheduler_config: Mapping[str, Any], tokens: int) -> float:
 
     A straight line through two points of the configuration, with diffusers' defaults.
     """
-    min_tokens, max_tokens = (
-        scheduler_config.get("base_image_seq_len", 256),
-        scheduler_config.get("max_image_seq_len", 4096),
-    )
-    min_shift, max_shift = scheduler_config.get("base_shift", 0.5), scheduler_config.get("max_shift", 1.15)
+    min_tokens = scheduler_config.get("base_image_seq_len", 256)
+    max_tokens = scheduler_config.get("max_image_seq_len", 4096)
+    min_shift = scheduler_config.get("base_shift", 0.5)
+    max_shift = scheduler_config.get("max_shift", 1.15)
     return float(cast(Any, calculate_shift)(tokens, min_tokens, max_tokens, min_shift, max_shift))
 
 

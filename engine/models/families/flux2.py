@@ -88,7 +88,8 @@ class Flux2(PictureEditing, DiffusersFamily):
         height, width = picture.shape[-2:]
         key = height, width, number
         if key not in self._positions:
-            latents, pipeline = torch.empty(1, 1, height, width), self.pipeline
+            latents = torch.empty(1, 1, height, width)
+            pipeline = self.pipeline
             positions = (
                 pipeline._prepare_image_ids(number * [latents]) if number else pipeline._prepare_latent_ids(latents)
             )

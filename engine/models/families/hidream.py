@@ -31,7 +31,8 @@ class HiDream(DiffusersFamily):
     ) -> None:
         super().__init__(pipeline, name, revision, device, guidance or choose_guidance(name, GUIDANCE))
         network = pipeline.transformer
-        self.tokens, self._max_patches = TOKENS, int(network.max_seq)
+        self.tokens = TOKENS
+        self._max_patches = int(network.max_seq)
         self.size = int(network.config.max_resolution[0]) * self.pixels_per_latent
         self.multiple = self.pixels_per_latent * int(network.config.patch_size)
         # how many tokens an expert gets varies inside, and a packed copy or a graph would fix it

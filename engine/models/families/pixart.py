@@ -44,7 +44,8 @@ class PixArt(DiffusersFamily):
         """Return the size in pixels and the ratio of height to width, where the network takes them."""
         if not self._takes_size:
             return ()
-        size, ratio = (recipe.height, recipe.width), (recipe.height / recipe.width,)
+        size = (recipe.height, recipe.width)
+        ratio = (recipe.height / recipe.width,)
         return tuple(torch.tensor(each, dtype=torch.float32, device=self.device) for each in (size, ratio))
 
     def _run_network(self, net: Any, x: torch.Tensor, t: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:

@@ -30,7 +30,8 @@ GUIDANCE = 5.0  # the pipeline's own default
 class StableDiffusionXL(DiffusersFamily):
     """Conditions: token states of both CLIPs, the second's pooled text, sizes, and for an LCM the embedded guidance."""
 
-    network_name, channels_last = "unet", True
+    network_name = "unet"
+    channels_last = True
     supports_emphasis = True
     embedding_slots = (
         EmbeddingSlot("clip_l", "tokenizer", "text_encoder"),
@@ -97,7 +98,8 @@ class StableDiffusionXL(DiffusersFamily):
 
     def _make_extra_conditioning(self, recipe: Recipe) -> Conditioning:
         """Return original size, crop and target size of an uncropped picture, then guidance where it is an input."""
-        size, projection_dim = (recipe.height, recipe.width), self.pipeline.text_encoder_2.config.projection_dim
+        size = (recipe.height, recipe.width)
+        projection_dim = self.pipeline.text_encoder_2.config.projection_dim
         sizes = self.pipeline._get_add_time_ids(
             size, (0, 0), size, torch.float32, text_encoder_projection_dim=projection_dim
         )[0]

@@ -26,7 +26,9 @@ from engine.picture_files.lanczos import MAX_SIDE
 from engine.prompt.emphasis import strip_emphasis
 from engine.upscaling.super_resolver import SuperResolver
 
-OWN_MODEL_GUIDANCE, DEFAULT_GUIDANCE = 4.0, 7.5  # guidance: models trained here have seen fewer pictures
+# guidance: models trained here have seen fewer pictures
+OWN_MODEL_GUIDANCE = 4.0
+DEFAULT_GUIDANCE = 7.5
 
 
 class StableDiffusion(DiffusersFamily):
@@ -35,8 +37,10 @@ class StableDiffusion(DiffusersFamily):
     `revision` covers the large decoder; the resolver becomes part of it where it is used.
     """
 
-    network_name, channels_last = "unet", True
-    supports_emphasis, prompt_arguments = True, ("prompt_embeds",)
+    network_name = "unet"
+    channels_last = True
+    supports_emphasis = True
+    prompt_arguments = ("prompt_embeds",)
     embedding_slots = (EmbeddingSlot("", "tokenizer", "text_encoder"),)
     judge: PromptJudge | None = None
 
@@ -60,10 +64,8 @@ class StableDiffusion(DiffusersFamily):
         self.max_clip_skip = (
             0 if is_own_model else prompt_chunks.count_skippable_layers(pipeline.text_encoder.config, 1)
         )
-        max_length, chunk_capacity = (
-            int(pipeline.tokenizer.model_max_length),
-            prompt_chunks.get_chunk_capacity(pipeline.tokenizer),
-        )
+        max_length = int(pipeline.tokenizer.model_max_length)
+        chunk_capacity = prompt_chunks.get_chunk_capacity(pipeline.tokenizer)
         self.tokens = max_length if self._max_chunks == 1 else self._max_chunks * chunk_capacity
         self.size = int(pipeline.unet.config.sample_size) * self.pixels_per_latent
         # Each block but one halves the sides.
@@ -74,7 +76,8 @@ class StableDiffusion(DiffusersFamily):
         self._resolver = resolver if self.size <= SMALL_MODEL_SIZE and large_decoder is None else None
         if large_decoder is not None:
             cast(Any, large_decoder).to(self.device, memory_format=torch.channels_last)
-            self.upscale_factor, self.upscaler = LARGE_FACTOR, "large decoder"
+            self.upscale_factor = LARGE_FACTOR
+            self.upscaler = "large decoder"
         if self._resolver is not None:
             self.upscale_factor, self.upscaler = self._resolver.scale, self._resolver.name
             self.revision = combine_fingerprints(revision, self._resolver.fingerprint)
@@ -106,7 +109,8 @@ class StableDiffusion(DiffusersFamily):
             states, _ = pipeline.encode_prompt(text, self.device, 1, False)
             return (states[0].float(),)
         # The mean of BERT's states is near zero, so it cannot be restored.
-        is_clip, skip = not isinstance(pipeline.text_encoder, BertModel), prompt.clip_skip
+        is_clip = not isinstance(pipeline.text_encoder, BertModel)
+        skip = prompt.clip_skip
         encoded_text = prompt_chunks.encode_chunks(
             text_chunks,
             pipeline.text_encoder,
@@ -149,7 +153,9 @@ class StableDiffusion(DiffusersFamily):
 
     def _leave_large_decoder(self) -> None:
         if self._large_decoder is not None:
-            self._large_decoder, self.upscale_factor, self.upscaler = None, 1, ""
+            self._large_decoder = None
+            self.upscale_factor = 1
+            self.upscaler = ""
 
     @torch.inference_mode()
     def finish(self, latents: torch.Tensor) -> Image.Image:

@@ -14,7 +14,9 @@ from typing import Any
 from engine.contract.rejection import JobRejected
 from engine.models.quantization.stored_quantization import PackedWeights
 
-MAGIC, COUNTS_LENGTH = b"GGUF", 24  # magic, version, number of tensors, number of values
+# magic, version, number of tensors, number of values
+MAGIC = b"GGUF"
+COUNTS_LENGTH = 24
 MAX_ENTRIES = 100_000  # tensors or values of a header
 PLAIN_TYPES = ("F32", "F16")  # weights that the loader does not keep in their file's format
 

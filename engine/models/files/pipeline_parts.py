@@ -134,7 +134,8 @@ def refuse_pickles(folder: Path, part_classes: Mapping[str, Any]) -> None:
 
 def count_parameters(files: list[Path]) -> WeightCount:
     """Count the files' parameters. Raises `SafetensorError` or OSError."""
-    counts, matrices = Counter[str](), list[Matrix]()
+    counts = Counter[str]()
+    matrices = list[Matrix]()
     for path in files:
         with cast(Any, safe_open)(path, framework="pt") as file:
             for key in file.keys():  # noqa: SIM118 - not a mapping
@@ -179,14 +180,16 @@ def _inspect_part(folder: Path, part_class: Any) -> Part | None:
 
 def _count_packed_part(files: list[Path], stored: PackedWeights) -> tuple[WeightCount, PackedWeights]:
     """Count the files of a part that is quantised already. Raises `SafetensorError` or OSError."""
-    dtypes, sizes = dict[str, str](), list[TensorSize]()
+    dtypes = dict[str, str]()
+    sizes = list[TensorSize]()
     for path in files:
         with cast(Any, safe_open)(path, framework="pt") as file:
             for key in file.keys():  # noqa: SIM118 - not a mapping
                 tensor = file.get_slice(key)
                 dtypes[key] = tensor.get_dtype()
                 sizes.append(TensorSize(key, torch.Size(tensor.get_shape()).numel(), _ITEMSIZES.get(dtypes[key], 1)))
-    packed, counts = count_packed(sizes, stored), Counter[str]()
+    packed = count_packed(sizes, stored)
+    counts = Counter[str]()
     for size in sizes:
         if not is_packed_tensor(size.name, dtypes):
             counts[dtypes[size.name]] += size.numel

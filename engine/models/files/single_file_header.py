@@ -57,7 +57,8 @@ def read_groups(path: Path, name: str) -> dict[PartGroup, WeightGroup]:
         with cast(Any, safe_open)(path, framework="pt") as file:
             for key in file.keys():  # noqa: SIM118 - not a mapping
                 _refuse_scale(key, name)
-                tensor, group = file.get_slice(key), groups.setdefault(find_group(key), WeightGroup())
+                tensor = file.get_slice(key)
+                group = groups.setdefault(find_group(key), WeightGroup())
                 shape = torch.Size(tensor.get_shape())
                 group.counts[tensor.get_dtype()] += shape.numel()
                 if (matrix := find_matrix(key, shape)) is not None:

@@ -36,7 +36,8 @@ def read_tensors(
 
 def _split_keys(path: Path, is_selected: Callable[[str], bool]) -> Iterator[list[str]]:
     """Yield names of a file's tensors, about `SLICE_BYTES` at a time."""
-    keys, size = list[str](), 0
+    keys = list[str]()
+    size = 0
     with cast(Any, safe_open)(path, framework="pt") as file:
         lengths: dict[str, int] = {
             key: 4 * torch.Size(file.get_slice(key).get_shape()).numel()
@@ -46,7 +47,8 @@ def _split_keys(path: Path, is_selected: Callable[[str], bool]) -> Iterator[list
     for key, length in lengths.items():
         if keys and size + length > SLICE_BYTES:
             yield keys
-            keys, size = [], 0
+            keys = []
+            size = 0
         keys.append(key)
         size += length
     if keys:

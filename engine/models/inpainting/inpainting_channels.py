@@ -17,7 +17,8 @@ ADDITION = "inpainting_channels"  # the additional input of a forward, `[rows, c
 
 def needs_mask(pipeline: Any) -> bool:
     """Whether the pipeline's U-Net is an inpainting one."""
-    net, vae = getattr(pipeline, "unet", None), getattr(pipeline, "vae", None)
+    net = getattr(pipeline, "unet", None)
+    vae = getattr(pipeline, "vae", None)
     if net is None or vae is None:
         return False
     channels = int(vae.config.latent_channels)

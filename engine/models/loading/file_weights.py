@@ -31,7 +31,8 @@ def load_file_part(
 
     `is_selected`: which of the file's weights belong to it.
     """
-    dtype, quantization = TORCH_DTYPES[formats.by_part[part.name]], formats.find_quantization(part)
+    dtype = TORCH_DTYPES[formats.by_part[part.name]]
+    quantization = formats.find_quantization(part)
     options: dict[str, Any] = {"config": str(configs), "subfolder": part.name, "local_files_only": True}
     is_stored_in_float8 = quantization == "float8" and part.packed is not None
     if quantization != "none" and not is_stored_in_float8:
@@ -52,7 +53,8 @@ def _read_weights(path: Path, part: Part, dtype: torch.dtype, is_selected: Calla
 
 
 def _make_quantization_options(path: Path, part: Part, formats: PartFormats, configs: Path) -> dict[str, Any]:
-    dtype, quantization = TORCH_DTYPES[formats.by_part[part.name]], formats.find_quantization(part)
+    dtype = TORCH_DTYPES[formats.by_part[part.name]]
+    quantization = formats.find_quantization(part)
     refuse_unavailable(quantization, formats.device)
     if path.suffix.lower() == GGUF_SUFFIX:
         return {"quantization_config": GGUFQuantizationConfig(compute_dtype=dtype)}

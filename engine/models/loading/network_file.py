@@ -58,7 +58,8 @@ def load_network_file_pipeline(
     path: Path, name: str, format_chooser: FormatChooser, on_progress: OnProgress | None = None
 ) -> LoadedPipeline:
     """Load file and folder as a pipeline. Raises `JobRejected` where they are none that can be opened."""
-    folder, parts = _find_folder(path, name), inspect_network_file(path, name)
+    folder = _find_folder(path, name)
+    parts = inspect_network_file(path, name)
     class_name = read_index(folder, name)["_class_name"]
     formats = format_chooser.choose_formats(class_name, parts)
 

@@ -54,7 +54,8 @@ class PartFormats:
 
     def count_part_bytes(self, part: Part) -> int:
         """Return the bytes of one part, without a copy."""
-        itemsize, quantization = TORCH_DTYPES[self.by_part[part.name]].itemsize, self.find_quantization(part)
+        itemsize = TORCH_DTYPES[self.by_part[part.name]].itemsize
+        quantization = self.find_quantization(part)
         if quantization == "none":
             return itemsize * part.parameters
         if part.packed is not None and part.packed.quantization == quantization:

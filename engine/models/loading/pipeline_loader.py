@@ -83,7 +83,8 @@ def load_folder_pipeline(
     folder: Path, name: str, format_chooser: FormatChooser, on_progress: OnProgress | None = None
 ) -> LoadedPipeline:
     """Load a folder's pipeline for generation. Raises `JobRejected` where it is no such model in safetensors."""
-    parts, class_name = inspect_folder(folder, name), read_index(folder, name)["_class_name"]
+    parts = inspect_folder(folder, name)
+    class_name = read_index(folder, name)["_class_name"]
     formats = format_chooser.choose_formats(class_name, parts)
 
     def reload(dtype: Dtype) -> Any:
@@ -103,7 +104,8 @@ def load_pipeline(
 ) -> Any:
     """Load a folder's pipeline; `load_one` loads each part with weights. Raises `JobRejected`."""
     index = read_index(folder, name)
-    pipeline_type, loaded_parts = find_pipeline_class(index, name), load_parts(parts, load_one, on_progress)
+    pipeline_type = find_pipeline_class(index, name)
+    loaded_parts = load_parts(parts, load_one, on_progress)
     try:
         with silence_libraries():
             pipeline = pipeline_type.from_pretrained(
@@ -130,7 +132,8 @@ def load_parts(
     the weights take.
     """
     loaded_parts: dict[str, Any] = {}
-    total_parameters, loaded_parameters = max(1, sum(part.parameters for part in parts)), 0
+    total_parameters = max(1, sum(part.parameters for part in parts))
+    loaded_parameters = 0
     for part in parts:
         if on_progress is not None:
             on_progress(loaded_parameters / total_parameters)
@@ -150,7 +153,8 @@ def make_unused_arguments(index: Mapping[str, Any]) -> dict[str, Any]:
 
 def load_part(folder: Path, part: Part, formats: PartFormats, name: str) -> Any:
     """Load one part of a folder. Raises `JobRejected` where it is damaged, or cannot be quantised here."""
-    dtype, options = TORCH_DTYPES[formats.by_part[part.name]], dict[str, Any]()
+    dtype = TORCH_DTYPES[formats.by_part[part.name]]
+    options = dict[str, Any]()
     if part.packed is not None and part.fixed_quantization:
         refuse_unopenable(part.packed, part.name, formats.device)
     elif (quantization := formats.find_quantization(part)) != "none":

@@ -46,7 +46,8 @@ def load_file_pipeline(
     read_groups(path, name)  # refuse a bad file before anything is fetched
     configs = find_configs(path, name)
     index = read_index(configs, name)
-    parts, class_name = inspect_file(path, name, index), index["_class_name"]
+    parts = inspect_file(path, name, index)
+    class_name = index["_class_name"]
     formats = format_chooser.choose_formats(class_name, parts)
 
     def reload(dtype: Dtype) -> Any:
@@ -58,7 +59,8 @@ def load_file_pipeline(
 
 def _load(path: Path, name: str, configs: Path, formats: PartFormats, on_progress: OnProgress | None) -> Any:
     index = read_index(configs, name)
-    pipeline_type, part_classes = find_pipeline_class(index, name), find_part_classes(index, name)
+    pipeline_type = find_pipeline_class(index, name)
+    part_classes = find_part_classes(index, name)
     refuse_pickles(configs, part_classes)
     parts = [replace(part, part_class=part_classes.get(part.name)) for part in inspect_file(path, name, index)]
 

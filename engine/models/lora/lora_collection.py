@@ -28,7 +28,8 @@ class LoraCollection:
     def __init__(self, pipeline: Any, network_name: str) -> None:
         self.folder: Path | None = None
         self.model_folder: Path | None = None
-        self._pipeline, self._network_name = pipeline, network_name
+        self._pipeline = pipeline
+        self._network_name = network_name
         self._copies: OrderedDict[Hashable, LoraPipeline] = OrderedDict()
         self._compatible_revisions: dict[str, bool] = {}  # by revision
         self._resolved_weights: dict[tuple[Lora, ...], LoraWeights] = {}

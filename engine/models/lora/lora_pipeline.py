@@ -40,7 +40,9 @@ class LoraPipeline:
             raise JobRejected("LoRAs need the package peft, which this worker lacks.", "worker")
         if not hasattr(pipeline, "load_lora_weights"):
             raise JobRejected(f"LoRAs cannot be added to a {type(pipeline).__name__}.", "model")
-        self.net, self._original, self._network_name = net, pipeline, network_name
+        self.net = net
+        self._original = pipeline
+        self._network_name = network_name
         self._reset()
 
     def set_loras(self, weights: Mapping[LoraFile, float]) -> Any:
@@ -92,7 +94,8 @@ class LoraPipeline:
                 self._copied_modules.append((part_copy, part))
 
     def _load_lora(self, lora: LoraFile) -> None:
-        adapter, layer_count = _make_adapter_name(lora), count_layers(lora)
+        adapter = _make_adapter_name(lora)
+        layer_count = count_layers(lora)
         try:
             self.pipeline.load_lora_weights(
                 str(lora.path.parent),
@@ -123,7 +126,8 @@ def is_peft_available() -> bool:
 
 def _place_lora_weights(module: Any, original: Any) -> None:
     """Move the LoRAs' weights to the original's device and number format; the shared ones, quantised or not, stay."""
-    device, dtype = next(original.parameters()).device, find_compute_dtype(original)
+    device = next(original.parameters()).device
+    dtype = find_compute_dtype(original)
     for name, parameter in module.named_parameters():
         if "lora_" in name:
             parameter.data = parameter.data.to(device, dtype)

@@ -39,7 +39,8 @@ class ForwardRunner:
 
     def release(self) -> None:
         """Release everything that refers to the network."""
-        self._packed_copies, self._last_conditioning = None, ((), ())
+        self._packed_copies = None
+        self._last_conditioning = ((), ())
         if self._graphs is not None:
             self._graphs = GraphCache()
 

@@ -31,7 +31,9 @@ from engine.process.load_progress import format_size
 HOOKS = ("group_offloading", "layer_execution_tracker", "lazy_prefetch_group_offloading")  # as diffusers calls them
 FOLDER_NAME = "offloaded"  # of weights on disk; a process locks each folder in it that it uses
 _LOCK_FILE = "lock"  # in each of them
-_REGISTRY, _SETTINGS = "_diffusers_hook", "_layer_offload"  # attributes of a module: diffusers' hooks, and ours
+# attributes of a module: diffusers' hooks, and ours
+_REGISTRY = "_diffusers_hook"
+_SETTINGS = "_layer_offload"
 
 
 @dataclass(frozen=True)
@@ -180,7 +182,8 @@ def _join_tied_layers(module: torch.nn.Module) -> None:
 def _make_folder(module: torch.nn.Module, data: Path) -> Path:
     """Make the folder, and room in it: weights in one piece of memory each, as the files want them."""
     folder, lock = _make_locked_folder(data / FOLDER_NAME)
-    needed, free = sum(each.nbytes for each in module.parameters()), shutil.disk_usage(folder).free
+    needed = sum(each.nbytes for each in module.parameters())
+    free = shutil.disk_usage(folder).free
     if needed > free:
         _remove_folder(folder, lock)
         raise JobRejected(

@@ -41,7 +41,9 @@ class LayerSizes:
 
 def measure_layers(parameters: Iterable[tuple[str, int]]) -> LayerSizes:
     """Return the sizes from weights' names and parameter counts."""
-    blocks, layers, outside_blocks = Counter[str](), Counter[str](), 0
+    blocks = Counter[str]()
+    layers = Counter[str]()
+    outside_blocks = 0
     for name, count in parameters:
         own_name = next((name.removeprefix(each) for each in FILE_PREFIXES if name.startswith(each)), name)
         layers[own_name.rpartition(".")[0]] += count

@@ -36,7 +36,8 @@ class NetworkCopies:
     """Copies of a float32 network, which stays. On a processor it is the float32 copy; bfloat16 gets substitutes."""
 
     def __init__(self, master: Any, device: torch.device) -> None:
-        self._master, self._device = master, device
+        self._master = master
+        self._device = device
         self.dtypes: tuple[Dtype, ...] = ("float32", _choose_half_format(device))
         self._networks: dict[Dtype, Any] = {}
 
@@ -72,8 +73,11 @@ class SingleNetwork:
     def __init__(
         self, net: Any, dtype: Dtype, device: torch.device, reload: Reload, release: Callable[[], None]
     ) -> None:
-        self._device, self._reload, self._release = device, reload, release
-        self._network, self._dtype = _move_network(net, device), dtype
+        self._device = device
+        self._reload = reload
+        self._release = release
+        self._network = _move_network(net, device)
+        self._dtype = dtype
         self.dtypes: tuple[Dtype, ...] = (dtype,)
 
     def has_format(self, dtype: Dtype) -> bool:
@@ -87,7 +91,8 @@ class SingleNetwork:
                 torch.cuda.empty_cache()
             with torch.inference_mode(False):
                 net = self._reload(dtype)
-            self._network, self._dtype = _move_network(net, self._device), dtype
+            self._network = _move_network(net, self._device)
+            self._dtype = dtype
         return self._network
 
 

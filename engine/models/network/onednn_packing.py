@@ -154,7 +154,8 @@ class _CachedModule(nn.Module):
 
     def __init__(self, module: nn.Module, changes: _TextChanges) -> None:
         super().__init__()
-        self._module, self._changes = module, changes
+        self._module = module
+        self._changes = changes
         self._cached: tuple[torch.Tensor, Any] | None = None
         self._has_independent_rows: bool | None = None  # None: not known yet
 
@@ -199,7 +200,9 @@ class _PackedLinear(nn.Module):
 
     def __init__(self, module: Any, shape: torch.Size) -> None:
         super().__init__()
-        self.weight, self.bias = module.weight, module.bias  # callers ask a layer's weight for its dtype
+        # callers ask a layer's weight for its dtype
+        self.weight = module.weight
+        self.bias = module.bias
         self._blocks = torch.ops.mkldnn._reorder_linear_weight(module.weight.detach(), math.prod(shape[:-1]))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -211,7 +214,8 @@ class _PackedConvolution(nn.Module):
 
     def __init__(self, module: Any, shape: torch.Size) -> None:
         super().__init__()
-        self.weight, self.bias = module.weight, module.bias
+        self.weight = module.weight
+        self.bias = module.bias
         self._options = (module.padding, module.stride, module.dilation, module.groups)
         self._blocks = torch.ops.mkldnn._reorder_convolution_weight(module.weight.detach(), *self._options, list(shape))
 
@@ -224,7 +228,8 @@ class _PackedTransposedConvolution(nn.Module):
 
     def __init__(self, module: Any, shape: torch.Size) -> None:
         super().__init__()
-        self.weight, self.bias = module.weight, module.bias
+        self.weight = module.weight
+        self.bias = module.bias
         self._options = (module.padding, module.output_padding, module.stride, module.dilation, module.groups)
         self._blocks = torch.ops.mkldnn._reorder_convolution_transpose_weight(
             module.weight.detach(), *self._options, list(shape)

@@ -48,7 +48,8 @@ def find_references(additions: Additions) -> list[ReferenceRows]:
 def attend_to_references(net: Any, references: Sequence[ReferenceRows]) -> Generator[None]:
     """Let the network attend to the references. Only one thread may run it meanwhile."""
     layers = [layer for _, layer in list_attention_layers(net)] if references else []
-    processors, start = [layer.processor for layer in layers], 0
+    processors = [layer.processor for layer in layers]
+    start = 0
     try:
         for layer, processor in zip(layers, processors, strict=True):
             layer.set_processor(_ReferenceAttention(processor, references, start, layer.inner_dim))
@@ -64,7 +65,9 @@ class _ReferenceAttention:
 
     def __init__(self, processor: Any, references: Sequence[ReferenceRows], start: int, width: int) -> None:
         self._is_substitute = type(processor) is not AttnProcessor2_0
-        self._references, self._start, self._width = references, start, width
+        self._references = references
+        self._start = start
+        self._width = width
 
     def __call__(
         self,
@@ -75,7 +78,8 @@ class _ReferenceAttention:
     ) -> torch.Tensor:
         assert attention_mask is None, "the prompts of these networks have no mask"
         query = attn.to_q(hidden_states)
-        key, value = attn.to_k(encoder_hidden_states), attn.to_v(encoder_hidden_states)
+        key = attn.to_k(encoder_hidden_states)
+        value = attn.to_v(encoder_hidden_states)
         attended = _attend(attn.heads, query, key, value, in_float32=self._is_substitute)
         for keys_values, scales, rows in self._references:
             key, value = keys_values[..., self._start : self._start + 2 * self._width].chunk(2, dim=-1)

@@ -95,7 +95,8 @@ class PictureSupport:
         self, inputs: ForwardInputs, additions: Additions
     ) -> tuple[tuple[torch.Tensor, ...], tuple[tuple[str, int], ...], Predict]:
         """Return all inputs as one sequence, the layout of its additions, and the forward that takes it."""
-        count, layout = len(inputs.conditioning), tuple((name, len(each)) for name, each in additions.items())
+        count = len(inputs.conditioning)
+        layout = tuple((name, len(each)) for name, each in additions.items())
 
         def predict(net: Any, tensors: tuple[torch.Tensor, ...]) -> torch.Tensor:
             x, t, *rest = tensors

@@ -10,7 +10,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-LOW_THRESHOLD, HIGH_THRESHOLD = 100, 200  # as in ControlNet's own examples, of gradients up to 2040
+# as in ControlNet's own examples, of gradients up to 2040
+LOW_THRESHOLD = 100
+HIGH_THRESHOLD = 200
 _TANGENT = int(0.4142135623730950488016887242097 * (1 << 15) + 0.5)  # of 22.5°, in 1/32768
 Integers = npt.NDArray[np.int32]
 Mask = npt.NDArray[np.bool_]
@@ -30,7 +32,8 @@ def _compute_gradients(pixels: Integers) -> tuple[Integers, Integers]:
     padded = np.pad(pixels, ((1, 1), (1, 1), (0, 0)), mode="edge")
     rows = padded[:-2] + 2 * padded[1:-1] + padded[2:]
     columns = padded[:, :-2] + 2 * padded[:, 1:-1] + padded[:, 2:]
-    dx, dy = rows[:, 2:] - rows[:, :-2], columns[2:] - columns[:-2]
+    dx = rows[:, 2:] - rows[:, :-2]
+    dy = columns[2:] - columns[:-2]
     strongest = (np.abs(dx) + np.abs(dy)).argmax(axis=2)[..., None]
     return np.take_along_axis(dx, strongest, 2)[..., 0], np.take_along_axis(dy, strongest, 2)[..., 0]
 
@@ -43,7 +46,8 @@ def _find_ridges(dx: Integers, dy: Integers, size: Integers) -> Mask:
     def shifted(down: int, right: int) -> Integers:
         return padded[1 + down : 1 + down + height, 1 + right : 1 + right + width]
 
-    across, along = np.abs(dx).astype(np.int64), np.abs(dy).astype(np.int64) << 15
+    across = np.abs(dx).astype(np.int64)
+    along = np.abs(dy).astype(np.int64) << 15
     is_horizontal = along < across * _TANGENT
     is_vertical = along > across * _TANGENT + (across << 16)
     is_falling = (dx ^ dy) >= 0  # the gradient points down right, or up left
@@ -59,7 +63,8 @@ def _keep_connected(thin: Mask, strong: Mask) -> Mask:
     width = thin.shape[1] + 2
     waiting = bytearray(np.pad(thin & ~strong, 1).tobytes())
     kept = np.pad(strong, 1)
-    flat, stack = kept.reshape(-1), [int(each) for each in np.flatnonzero(kept)]
+    flat = kept.reshape(-1)
+    stack = [int(each) for each in np.flatnonzero(kept)]
     neighbours = (-width - 1, -width, -width + 1, -1, 1, width - 1, width, width + 1)
     while stack:
         pixel = stack.pop()

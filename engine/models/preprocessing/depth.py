@@ -16,7 +16,8 @@ class DepthEstimator:
     """A depth estimator, float32."""
 
     def __init__(self, network: VisionNetwork, device: torch.device) -> None:
-        self._network, self._device = network, device
+        self._network = network
+        self._device = device
 
     @classmethod
     def load(cls, folder: Path, device: torch.device) -> DepthEstimator:
@@ -34,7 +35,8 @@ class DepthEstimator:
         depth: torch.Tensor = self._network.model(inputs["pixel_values"].to(self._device)).predicted_depth
         size = picture.height, picture.width
         depth = torch.nn.functional.interpolate(depth[:, None].float(), size, mode="bicubic", align_corners=False)
-        low, high = depth.min(), depth.max()
+        low = depth.min()
+        high = depth.max()
         if not bool(torch.isfinite(depth).all()):
             raise JobRejected("The depth of the picture came out as numbers that are not finite.", "model")
         grey = ((depth - low) / (high - low).clamp_min(1e-12) * 255)[0, 0].round()

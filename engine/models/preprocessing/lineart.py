@@ -73,7 +73,8 @@ class LineDrawer(nn.Module):
         """Return the lines of a picture (RGB), white on black, as RGB of the same size."""
         device = next(self.parameters()).device
         pixels = torch.from_numpy(np.asarray(picture, dtype=np.float32) / 255).permute(2, 0, 1)[None].to(device)
-        height, width = picture.height, picture.width
+        height = picture.height
+        width = picture.width
         padding = (0, -width % FACTOR, 0, -height % FACTOR)
         lines = self(nn.functional.pad(pixels, padding, mode="replicate"))[0, 0, :height, :width]
         grey = ((1 - lines) * 255).clamp(0, 255).round().cpu().numpy().astype(np.uint8)

@@ -20,7 +20,8 @@ MIN_JOINT_SCORE = 0.3  # the peak of a joint's heat map, from 0 to 1
 MIN_PERSON_SCORE = 0.3
 # Detectors that bring their whole network: others name a backbone on a hub.
 _DETECTOR_TYPES = ("rt_detr", "rt_detr_v2", "d_fine")
-_NOUN, _DETECTOR_NOUN = "pose estimator", "person detector"
+_NOUN = "pose estimator"
+_DETECTOR_NOUN = "person detector"
 Box = list[float]  # left, top, width, height in pixels
 
 
@@ -28,7 +29,9 @@ class PoseEstimator:
     """ViTPose of COCO's 17 joints, and where it is there a detector, float32."""
 
     def __init__(self, network: VisionNetwork, detector: PersonDetector | None, device: torch.device) -> None:
-        self._network, self._detector, self._device = network, detector, device
+        self._network = network
+        self._detector = detector
+        self._device = device
 
     @classmethod
     def load(cls, folder: Path, device: torch.device) -> PoseEstimator:
@@ -73,7 +76,9 @@ class PersonDetector:
     """An object detector that knows people, float32."""
 
     def __init__(self, network: VisionNetwork, person: int, device: torch.device) -> None:
-        self._network, self._person, self._device = network, person, device
+        self._network = network
+        self._person = person
+        self._device = device
 
     @classmethod
     def load(cls, folder: Path, device: torch.device) -> PersonDetector:

@@ -73,7 +73,8 @@ class Preprocessors:
 
     def __init__(self, device: torch.device, folder: Path | None = None) -> None:
         self.folder = folder
-        self._device, self._lock = device, RLock()
+        self._device = device
+        self._lock = RLock()
         self._drawers: dict[Preprocessor, Drawer] = {}
 
     def list_available(self) -> tuple[Preprocessor, ...]:

@@ -30,7 +30,8 @@ COLOURS = (
     (255, 0, 170), (255, 0, 85),
 )  # fmt: skip
 LIMB_BRIGHTNESS = 0.6
-_RADIUS, _RADIUS_SIDE = 4, 512
+_RADIUS = 4
+_RADIUS_SIDE = 512
 _CORNERS = 36  # of the polygon that stands for an ellipse
 
 
@@ -44,7 +45,8 @@ def order_joints(points: Sequence[Point | None]) -> Joints:
 def draw_skeletons(people: Iterable[Joints], size: tuple[int, int]) -> Image.Image:
     """Return the skeletons on black, as RGB of this size (width, height)."""
     image = Image.new("RGB", size)
-    draw, radius = ImageDraw.Draw(image), max(1, round(_RADIUS * min(size) / _RADIUS_SIDE))
+    draw = ImageDraw.Draw(image)
+    radius = max(1, round(_RADIUS * min(size) / _RADIUS_SIDE))
     for joints in people:
         for (start, end), colour in zip(LIMBS, COLOURS, strict=False):
             _draw_limb(draw, joints[start], joints[end], colour, radius)
@@ -63,7 +65,8 @@ def _draw_limb(
     middle = (start[0] + end[0]) / 2, (start[1] + end[1]) / 2
     half = math.dist(start, end) / 2
     angle = math.atan2(end[1] - start[1], end[0] - start[0])
-    cosine, sine = math.cos(angle), math.sin(angle)
+    cosine = math.cos(angle)
+    sine = math.sin(angle)
     turns = (2 * math.pi * corner / _CORNERS for corner in range(_CORNERS))
     along_and_across = ((half * math.cos(turn), radius * math.sin(turn)) for turn in turns)
     draw.polygon(

@@ -17,8 +17,12 @@ from engine.contract import Quantization
 
 GROUP_SIZE = 64  # weights of a row that share one scale and zero point in int4
 INT4_ROWS = 16  # the kernels of int4 take matrices whose rows are a multiple of this
-NF4_BLOCK, NF4_OUTER_BLOCK = 64, 256  # weights that share a scale, and scales that share theirs (Dettmers et al. 2023)
-TILE_COLUMNS, TILE_ROWS = 1024, 8  # to which a GPU's layout of int4 pads a matrix
+# weights that share a scale, and scales that share theirs (Dettmers et al. 2023)
+NF4_BLOCK = 64
+NF4_OUTER_BLOCK = 256
+# to which a GPU's layout of int4 pads a matrix
+TILE_COLUMNS = 1024
+TILE_ROWS = 8
 _EMBEDDING = re.compile(
     r"(?:token_embedding|position_embedding|embed_tokens|shared|relative_attention_bias|wte|wpe|embeddings\.\w+"
     r"|class_embedding|patch_embedding|context_embedder_embedding|pos_embed)\.weight$"
@@ -67,9 +71,11 @@ def count_matrix_bytes(matrix: Matrix, quantization: Quantization, device: torch
 
 
 def _count_int4_bytes(matrix: Matrix, device: torch.device, itemsize: int) -> int:
-    rows, columns = matrix.rows, matrix.columns
+    rows = matrix.rows
+    columns = matrix.columns
     if device.type == "cuda":
-        rows, columns = _pad(rows, TILE_ROWS), _pad(columns, TILE_COLUMNS)
+        rows = _pad(rows, TILE_ROWS)
+        columns = _pad(columns, TILE_COLUMNS)
     return rows * columns // 2 + 2 * itemsize * rows * columns // GROUP_SIZE
 
 

@@ -17,7 +17,8 @@ from engine.contract import Quantization
 from engine.contract.rejection import JobRejected
 from engine.models.quantization.library_configs import PACKAGES, find_obstacle
 
-TORCHAO, BITSANDBYTES = "torchao", "bitsandbytes"
+TORCHAO = "torchao"
+BITSANDBYTES = "bitsandbytes"
 _TORCHAO_TYPES: dict[str, Quantization] = {"Int8WeightOnlyConfig": "int8", "Float8WeightOnlyConfig": "float8"}
 _INNER_TYPES = ("PerRow", "PerTensor", "torch.dtype")  # of what torchao's configurations hold: it makes objects of them
 _MAX_DEPTH = 8
@@ -26,7 +27,10 @@ _SIDE_TENSOR = re.compile(
     r"\._weight_(scale|zero_point)|\.weight\.(absmax|quant_map|nested_absmax|nested_quant_map|quant_state\..{1,40})"
     r"|\.(SCB|weight_format)\Z"
 )
-_TORCHAO_WEIGHT, _NF4_SCALE, _WEIGHT, _LLM_INT8_SCALE = "._weight_qdata", ".absmax", ".weight", ".SCB"
+_TORCHAO_WEIGHT = "._weight_qdata"
+_NF4_SCALE = ".absmax"
+_WEIGHT = ".weight"
+_LLM_INT8_SCALE = ".SCB"
 
 
 class PackedWeights(NamedTuple):

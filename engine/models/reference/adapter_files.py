@@ -68,7 +68,8 @@ def count_values(adapter: AdapterFile) -> int:
 
 
 def _read_adapter(entry: AddedEntry) -> AdapterFile:
-    path, encoder_folder = _find_weights(entry), entry.path / ENCODER_FOLDER
+    path = _find_weights(entry)
+    encoder_folder = entry.path / ENCODER_FOLDER
     encoder_files = sorted([*encoder_folder.glob(CONFIG_FILE), *encoder_folder.glob(f"*{SAFETENSORS_SUFFIX}")])
     if not any(each.suffix == SAFETENSORS_SUFFIX for each in encoder_files):
         raise entry.reject(

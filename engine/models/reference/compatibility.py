@@ -15,8 +15,11 @@ from engine.models.reference.adapter_files import AdapterFile, EncoderConfig, re
 Shapes = Mapping[str, tuple[int, ...]]
 # The matrix that reads the image encoder's output, by the kind of adapter: pooled output, or states. In the sequence in
 # which diffusers' loader tells them apart, with what only that kind has.
-PLAIN_KEY, FULL_KEY, PLUS_KEY = "image_proj.proj.weight", "image_proj.proj.0.weight", "image_proj.proj_in.weight"
-FULL_MARK, FACE_MARKS = "image_proj.proj.3.weight", ("image_proj.perceiver_resampler", "image_proj.norm.")
+PLAIN_KEY = "image_proj.proj.weight"
+FULL_KEY = "image_proj.proj.0.weight"
+PLUS_KEY = "image_proj.proj_in.weight"
+FULL_MARK = "image_proj.proj.3.weight"
+FACE_MARKS = ("image_proj.perceiver_resampler", "image_proj.norm.")
 MATRICES = ("to_k_ip", "to_v_ip")  # of each layer: to keys, to values
 
 
@@ -40,7 +43,8 @@ def is_plain(layer: Any) -> bool:
 
 def _find_layer_mismatch(net: Any, shapes: Shapes) -> str:
     """Compare each matrix `[width, features of a token]` with its layer."""
-    layers, keys = list(list_attention_layers(net)), list_layer_keys(net)
+    layers = list(list_attention_layers(net))
+    keys = list_layer_keys(net)
     adapter_layers = {key.split(".")[1] for key in shapes if key.startswith("ip_adapter.")}
     if len(adapter_layers) != len(layers):
         return f"it has {len(adapter_layers)} layers, and the model {len(layers)}"
@@ -53,11 +57,13 @@ def _find_layer_mismatch(net: Any, shapes: Shapes) -> str:
 
 def _find_encoder_mismatch(config: EncoderConfig, shapes: Shapes) -> str:
     if PLAIN_KEY in shapes:
-        key, width = PLAIN_KEY, config.projection_dim
+        key = PLAIN_KEY
+        width = config.projection_dim
     elif FULL_MARK not in shapes and any(key.startswith(FACE_MARKS) for key in shapes):
         return "it is for faces, and reads the output of a network that recognises them"
     else:
-        key, width = FULL_KEY if FULL_MARK in shapes else PLUS_KEY, config.hidden_size
+        key = FULL_KEY if FULL_MARK in shapes else PLUS_KEY
+        width = config.hidden_size
     if config.model_type != "clip_vision_model":
         return "its image encoder is no CLIP"
     if key not in shapes:

@@ -23,7 +23,8 @@ class ImageEncoder:
 
     def __init__(self, file: AdapterFile, device: torch.device, dtype: Dtype) -> None:
         """Load it. Raises `JobRejected` where it cannot be loaded from safetensors."""
-        self.revision, self._device = file.encoder_revision, device
+        self.revision = file.encoder_revision
+        self._device = device
         self.dtype: Dtype = dtype
         self._encoder: Any = _load(file, TORCH_DTYPES[dtype]).eval().requires_grad_(False)
         if device.type != "cpu":

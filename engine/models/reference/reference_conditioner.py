@@ -45,7 +45,8 @@ class ReferenceConditioner:
 
     def __init__(self, family: Any) -> None:
         self.folder: Path | None = None
-        self._family, self._lock = family, RLock()
+        self._family = family
+        self._lock = RLock()
         self._mismatches: dict[str, str] = {}  # by revision
         self._adapter: tuple[str, Dtype, ReferenceAdapter] | None = None  # the last one, by revision
         self._encoder: ImageEncoder | None = None  # the last one: adapters often share it
@@ -90,7 +91,8 @@ class ReferenceConditioner:
 
     def prepare_pictures(self, recipe: Recipe, open_picture: OpenPicture) -> PictureConditions:
         """Return the pictures as keys and values `[tokens, width]`. Raises `JobRejected`."""
-        dtype, conditions = self._choose_dtype(recipe), list[PictureCondition]()
+        dtype = self._choose_dtype(recipe)
+        conditions = list[PictureCondition]()
         for number, reference in enumerate(recipe.references):
             adapter, encoder = self._load(REFERENCE_KIND.find(self.folder, reference.name), dtype)
             picture, no_picture = adapter.encode(encoder, open_picture(reference.picture))
@@ -115,7 +117,9 @@ class ReferenceConditioner:
     def release(self) -> None:
         """Drop all weights."""
         with self._lock:
-            self._adapter, self._encoder, self._kept_bytes = None, None, 0
+            self._adapter = None
+            self._encoder = None
+            self._kept_bytes = 0
         self._cast_rows.clear()
 
     def _cast(self, rows: PictureRows, dtype: Dtype) -> tuple[torch.Tensor, ...]:
@@ -130,7 +134,8 @@ class ReferenceConditioner:
 
     def _load(self, file: AdapterFile, dtype: Dtype) -> tuple[ReferenceAdapter, ImageEncoder]:
         """Return adapter and encoder; those of another adapter go first, since there may be no room for two."""
-        net, device = self._get_net(), self._family.device
+        net = self._get_net()
+        device = self._family.device
         with self._lock:
             if self._adapter is None or self._adapter[:2] != (file.revision, dtype):
                 self._adapter = None

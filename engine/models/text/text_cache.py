@@ -8,7 +8,8 @@ from threading import Lock
 from engine.models.family import Conditioning
 from engine.models.text.prompt_key import PromptKey, count_bytes
 
-MAX_TEXTS, MAX_BYTES = 256, 256 * 2**20
+MAX_TEXTS = 256
+MAX_BYTES = 256 * 2**20
 
 
 class TextCache:

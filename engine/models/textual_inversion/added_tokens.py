@@ -18,7 +18,8 @@ class ExtendedEmbedding(torch.nn.Module):
 
     def __init__(self, original: Any, first_id: int, vectors: torch.Tensor) -> None:
         super().__init__()
-        self.original, self._first_id = original, first_id
+        self.original = original
+        self._first_id = first_id
         self.register_buffer("vectors", vectors.to(original.weight.device, original.weight.dtype))
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:

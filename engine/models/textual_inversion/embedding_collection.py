@@ -49,7 +49,9 @@ class EmbeddingCollection:
 
     def __init__(self, pipeline: Any, slots: Sequence[EmbeddingSlot], model_name: str) -> None:
         self.folder: Path | None = None
-        self._pipeline, self._slots, self._model_name = pipeline, slots, model_name
+        self._pipeline = pipeline
+        self._slots = slots
+        self._model_name = model_name
         self._widths = [int(getattr(pipeline, slot.encoder).config.hidden_size) for slot in slots]
         self._vocabularies: OrderedDict[tuple[ModelPart, ...], list[_Vocabulary]] = OrderedDict()
 
@@ -121,7 +123,8 @@ class EmbeddingCollection:
 
     def _make_vocabulary(self, slot: EmbeddingSlot, vectors: dict[str, dict[str, torch.Tensor]]) -> _Vocabulary:
         tokenizer = copy.deepcopy(getattr(self._pipeline, slot.tokenizer))
-        first_id, rows = len(tokenizer), list[torch.Tensor]()
+        first_id = len(tokenizer)
+        rows = list[torch.Tensor]()
         for name, tensors in vectors.items():
             rows.append(tensors[slot.tensor or next(iter(tensors))])
             tokenizer.add_tokens([make_token(name), *(f"{make_token(name)}_{i}" for i in range(1, len(rows[-1])))])

@@ -53,13 +53,20 @@ class GenericFamily:
     quantization: Quantization = "none"
 
     def __init__(self, pipeline: Any, name: str, revision: str, device: torch.device | str = "cpu") -> None:
-        self.name, self.revision, self.device, self.pipeline = name, revision, torch.device(device), pipeline
+        self.name = name
+        self.revision = revision
+        self.device = torch.device(device)
+        self.pipeline = pipeline
         self.pipeline_lock = RLock()
-        self.upscale_factor, self.upscaler = 1, ""
+        self.upscale_factor = 1
+        self.upscaler = ""
         traits = PipelineTraits.from_pipeline(pipeline, name)
-        self.size, self.multiple, self.tokens = traits.size, traits.multiple, traits.tokens
+        self.size = traits.size
+        self.multiple = traits.multiple
+        self.tokens = traits.tokens
         self.guides: GuidanceKind = traits.guides
-        self.guidance, self.samplers = traits.guidance, traits.samplers
+        self.guidance = traits.guidance
+        self.samplers = traits.samplers
         self.default_sampling: tuple[int, Sampler] = traits.steps, self.samplers[0]
         self.max_pixels = (2 * self.size) ** 2
         self._vae = _find_previewable_vae(pipeline)
@@ -139,7 +146,8 @@ class GenericFamily:
     def _place_network(self, net: Any, dtype: Dtype) -> Any:
         """Return the network on the device, or offloaded. A large one exists once, in its files' format."""
         if next(net.parameters()).dtype != TORCH_DTYPES[dtype]:
-            original, net = net, copy.deepcopy(copy_without_offload(net))
+            original = net
+            net = copy.deepcopy(copy_without_offload(net))
             torch.nn.Module.to(net, dtype=TORCH_DTYPES[dtype])
             offload_like(net, original)
         if not is_offloaded(net):

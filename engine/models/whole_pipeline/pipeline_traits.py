@@ -13,7 +13,8 @@ from engine.contract.rejection import JobRejected
 from engine.pipelines.pipeline_clone import NETWORK_NAMES
 from engine.plan import is_flow, samplers_for
 
-DEFAULT_GUIDANCE, MAX_GUIDANCE = 5.0, 30.0
+DEFAULT_GUIDANCE = 5.0
+MAX_GUIDANCE = 30.0
 DEFAULT_SIDE = 512  # pixels, where the pipeline does not say
 DEFAULT_TOKENS = 77
 DEFAULT_STEPS = 25
@@ -41,7 +42,8 @@ class PipelineTraits:
             raise JobRejected(
                 f"The model {name} is a {type(pipeline).__name__}, which cannot draw from a prompt.", "model"
             )
-        config, factor = network.config, int(getattr(pipeline, "vae_scale_factor", 8))
+        config = network.config
+        factor = int(getattr(pipeline, "vae_scale_factor", 8))
         multiple = math.lcm(MIN_MULTIPLE, factor * (_read_side(config, "patch_size") or 1))
         native_latents = _read_side(cast(dict[str, Any], vars(pipeline)), "default_sample_size") or _read_side(
             config, "sample_size"

@@ -47,7 +47,8 @@ def test_the_check_of_leadership_runs_before_other_callbacks():
 @pytest.mark.asyncio
 async def test_an_older_leader_term_writes_nothing_any_more(tmp_path):
     url = f"sqlite:///{tmp_path / 'one.sqlite'}"
-    first, second = await Store.open(url), await Store.open(url)
+    first = await Store.open(url)
+    second = await Store.open(url)
     await first.write(lambda _: None)  # nobody leads, so no term is needed
     await first.begin_term()
     await second.begin_term()
@@ -74,7 +75,8 @@ async def test_a_standby_says_so_and_takes_over_when_the_leader_resigns(harness,
     monkeypatch.setattr(leading_module, "RENEW_SECONDS", 0.2)
     notices: list[str] = []
     loss_reasons: list[str] = []
-    first, second = await _bus(harness), await _bus(harness)
+    first = await _bus(harness)
+    second = await _bus(harness)
 
     async def follow() -> Store:
         async with keep_lead(second, notices.append, on_lost=loss_reasons.append) as leader:
@@ -193,7 +195,8 @@ async def test_of_two_bots_that_start_at_once_one_is_refused(database: str, shor
 async def test_a_new_leader_gives_one_that_ended_uncleanly_the_time_to_notice(
     harness, database: str, short_intervals, is_leader
 ):
-    before, loss_reasons = await Store.open(database), list[str]()
+    before = await Store.open(database)
+    loss_reasons = list[str]()
     await before.begin_term("bot-that-was-cut-off")  # and sends no heartbeat
     started_at = boot_seconds()
     async with lead_with_store(database, loss_reasons, await _bus(harness) if is_leader else None) as (after, _):
@@ -243,7 +246,8 @@ async def test_without_a_lease_the_check_blocks_only_after_a_suspension(database
     async with lead_with_store(database, loss_reasons) as (_, leader):
         other = await Store.open(database)
         await other.begin_term()
-        leader._proven_until, leader._checked_at = 0.0, boot_seconds()
+        leader._proven_until = 0.0
+        leader._checked_at = boot_seconds()
         await asyncio.to_thread(leader.check_lead)
         assert loss_reasons == [], "awake: the term is read beside the work"
         leader._checked_at = 0.0
@@ -321,7 +325,9 @@ class Bot:
     """A `darkroom bot` with its own process and data folder."""
 
     def __init__(self, process: asyncio.subprocess.Process, folder: Path) -> None:
-        self.process, self.folder, self.lines = process, folder, list[str]()
+        self.process = process
+        self.folder = folder
+        self.lines = list[str]()
         self.read_task = asyncio.create_task(self._read())
 
     @classmethod
@@ -338,7 +344,8 @@ class Bot:
             | variables
         )
         command = [sys.executable, "-m", "bot", "bot", "--port", "0", "--data", str(folder)]
-        stdin, output_options = asyncio.subprocess.PIPE, asyncio.subprocess.STDOUT
+        stdin = asyncio.subprocess.PIPE
+        output_options = asyncio.subprocess.STDOUT
         process = await asyncio.create_subprocess_exec(*command, env=env, stdout=stdin, stderr=output_options)
         bot = cls(process, folder)
         harness.stack.push_async_callback(bot.stop)

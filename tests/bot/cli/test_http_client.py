@@ -71,7 +71,9 @@ class FakeServer:
     """Accepts one job. Its stream breaks `break_count` times, after one event each, or after none if `is_silent`."""
 
     def __init__(self, break_count: int, *, is_silent: bool) -> None:
-        self.break_count, self.is_silent, self.open_count = break_count, is_silent, 0
+        self.break_count = break_count
+        self.is_silent = is_silent
+        self.open_count = 0
 
     async def imagine(self, _: web.Request) -> web.Response:
         return web.json_response({"id": "J", "ids": ["J"], "notes": [], "has_worker": True}, status=201)

@@ -36,7 +36,8 @@ def draw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr("engine.calibration.calibration.calibrate", lambda family, path: CALIBRATION)
 
     def run(text: str, controls: Sequence[str] = (), references: Sequence[str] = ()) -> ImagineResult:
-        settings, prompt = load_settings(data=tmp_path), f"{text} {OPTIONS}"
+        settings = load_settings(data=tmp_path)
+        prompt = f"{text} {OPTIONS}"
         (controls, sketches), (references, faces) = split_controls(controls), split_references(references)
         options = {"model": str(model), "control": controls, "reference": references}
         job_inputs = JobInputs(controls=tuple(sketches), references=tuple(faces))
@@ -64,7 +65,8 @@ def test_a_small_model_draws_with_a_textual_inversion_another_autoencoder_and_cl
         draw("a cat --vae mse")
     write_embedding(tmp_path, "sd", "Toy", 2)
     shutil.copytree(tmp_path / "small" / "vae", tmp_path / "vaes" / "mse")
-    plain, changed = draw("a cat"), draw("a cat by <toy> --vae mse --clip-skip 2")
+    plain = draw("a cat")
+    changed = draw("a cat by <toy> --vae mse --clip-skip 2")
     assert "Clip skip" not in read_parameters(plain)
     parameters = read_parameters(changed)
     assert all(part in parameters for part in ("VAE: mse, VAE hash: ", "Clip skip: 2", 'TI hashes: "Toy: ')), parameters
@@ -79,7 +81,8 @@ def test_a_small_model_follows_the_edges_of_a_sketch(draw: Any, tmp_path: Path) 
     with Image.new("RGB", (32, 32)) as picture:
         picture.paste("white", (8, 8, 24, 24))
         picture.save(sketch)
-    plain, followed = draw("a castle"), draw("a castle", [f"canny:{sketch}:0.8"])
+    plain = draw("a castle")
+    followed = draw("a castle", [f"canny:{sketch}:0.8"])
     parameters = read_parameters(followed)
     assert '"Module: canny, Model: canny [' in parameters, parameters
     assert "], Weight: 0.8, Guidance Start: 0, Guidance End: 1, Picture: " in parameters

@@ -42,7 +42,8 @@ def _run_at_terminal(code: str, *, answers: bool) -> bytes:
         command, stdin=program_end, stdout=program_end, stderr=program_end, env=env, start_new_session=True
     )
     os.close(program_end)
-    output, deadline = b"", time.monotonic() + 60
+    output = b""
+    deadline = time.monotonic() + 60
     try:
         while time.monotonic() < deadline:
             if not select.select([terminal], [], [], 0.2)[0]:

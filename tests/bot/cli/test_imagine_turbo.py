@@ -32,7 +32,8 @@ def test_the_embedded_model_draws_with_its_turbo_lora(tmp_path: Path, monkeypatc
     monkeypatch.setattr("engine.models.families.embedded.load_embedded", partial(load_embedded, weights=weights))
     monkeypatch.setattr("engine.calibration.calibration.calibrate", lambda family, path: CALIBRATION)
     output = io.StringIO()
-    prompt, settings = "a red fox --count 2 --seed 7 --turbo", load_settings(data=tmp_path / "data")
+    prompt = "a red fox --count 2 --seed 7 --turbo"
+    settings = load_settings(data=tmp_path / "data")
     with ProgressDisplay(Console(file=output), 2) as screen:
         result = generate(prompt, {}, settings, inputs=JobInputs(), film=True, display=screen)
     assert (result.steps, result.sampler, len(result.pictures)) == (4, "lcm", 2)

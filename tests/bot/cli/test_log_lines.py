@@ -21,7 +21,8 @@ from bot.cli.up.log_file import log_to_file
 from bot.domain.errors import UserError
 from engine.process.log_format import JsonFormatter, TextFormatter, job_of, log_context
 
-JOB, OTHER = "01JZ0000000000000000000001", "01JZ0000000000000000000002"
+JOB = "01JZ0000000000000000000001"
+OTHER = "01JZ0000000000000000000002"
 LINE = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
 FORGED = "x\n2026-01-01 00:00:00,000 ERROR   bot: all is lost\r\x1b[2K\u2028y"
 BEGINS = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} ")
@@ -40,7 +41,8 @@ def test_any_message_is_one_line_and_a_traceback_is_indented(message, error_text
     try:
         raise ValueError(error_text)
     except ValueError as error:
-        plain_record, error_record = record("job %s: %s", JOB, message), record("%s", message, error=error)
+        plain_record = record("job %s: %s", JOB, message)
+        error_record = record("%s", message, error=error)
     assert len(TextFormatter(LINE).format(plain_record).splitlines()) == 1
     first, *other_lines = TextFormatter(LINE).format(error_record).splitlines()
     assert BEGINS.match(first)

@@ -30,7 +30,8 @@ class ListHandler(logging.Handler):
 @pytest.fixture
 def flood() -> tuple[LogSummary, ListHandler, list[float]]:
     """A summary, what it writes, and its clock."""
-    output, clock = ListHandler(), [0.0]
+    output = ListHandler()
+    clock = [0.0]
     return LogSummary(output, clock=lambda: clock[0]), output, clock
 
 
@@ -112,7 +113,8 @@ def test_a_summary_is_written_though_no_other_record_comes(tmp_path: Path, monke
 
 @pytest.mark.parametrize("log_format", ["text", "json"])
 def test_tokens_of_interactions_are_in_no_log_line(tmp_path: Path, log_format):
-    file, url = tmp_path / "darkroom.log", f"https://discord.com/api/v10/webhooks/1264567890/{TOKEN}/messages/@original"
+    file = tmp_path / "darkroom.log"
+    url = f"https://discord.com/api/v10/webhooks/1264567890/{TOKEN}/messages/@original"
     with log_to_file(file, log_format):
         logging.getLogger("discord.http").warning(
             "We are being rate limited. %s %s responded with 429. Retrying in %.2f seconds.", "PATCH", url, 1.5

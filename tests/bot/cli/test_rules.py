@@ -114,7 +114,8 @@ async def test_a_running_bot_applies_rules_from_the_terminal(harness, monkeypatc
 @pytest.mark.asyncio
 async def test_the_operator_closes_one_server_or_all_from_the_terminal(harness, monkeypatch, capsys, wait_until):
     app = await harness.open_app()
-    bob, eve = Member("discord:5", "Bob", "discord:7", is_owner=True), Member("discord:6", "Eve", "discord:8")
+    bob = Member("discord:5", "Bob", "discord:7", is_owner=True)
+    eve = Member("discord:6", "Eve", "discord:8")
     destination = Destination("web", {})
 
     async def run_command(*words: str, code: int = 0) -> str:

@@ -50,7 +50,8 @@ WARM = ModelProfile(
     encode_ms=1.0,
     decode_ms=1.0,
 )
-LIVES, FAILS = "import time; time.sleep(60)", "raise SystemExit('no weights')"
+LIVES = "import time; time.sleep(60)"
+FAILS = "raise SystemExit('no weights')"
 
 
 async def _read_output_while_warming(
@@ -105,7 +106,8 @@ async def test_the_engine_warms_up_until_it_announces_itself(
 async def test_each_model_that_the_engine_loads_is_reported_line_by_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bot.cli.up.startup.POLL_SECONDS", 0.0)
     load = ModelProgress(model="sd15", phase="load", size=2 * 10**9)
-    sentences, stages = list[str](), iter([None, load, replace(load, phase="measure"), replace(load, phase="ready")])
+    sentences = list[str]()
+    stages = iter([None, load, replace(load, phase="measure"), replace(load, phase="ready")])
     end_event = asyncio.Event()
 
     def progress(name: str) -> ModelProgress | None:

@@ -24,7 +24,9 @@ from shared.model_parts import MODEL_PARTS
 from shared.png_upload import make_png
 
 pytestmark = pytest.mark.asyncio
-PICTURE, OTHER, MASK = (("a.png", make_png(64, 32)), ("b.png", make_png(32, 32, 20)), ("m.png", make_png(64, 32, 255)))
+PICTURE = ("a.png", make_png(64, 32))
+OTHER = ("b.png", make_png(32, 32, 20))
+MASK = ("m.png", make_png(64, 32, 255))
 SQUARE = ("m.png", make_png(64, 64, 255))
 
 
@@ -36,7 +38,8 @@ async def test_imagine_takes_an_init_image_and_a_mask(open_world: Any) -> None:
     async with open_world() as world:
         result = await world.alice.slash(world.channel, "imagine", prompt="a lamp", image=PICTURE, strength=0.4)
         final_message = await world.wait_for_end(result)
-        start, recipe = (await newest_view(world)).task.start, (await newest_view(world)).task
+        start = (await newest_view(world)).task.start
+        recipe = (await newest_view(world)).task
         assert isinstance(start, ImageToImage)
         assert (start.strength, len(start.pictures), start.mask) == (0.4, 1, None)
         assert recipe.width == 2 * recipe.height, "the init image gives the shape"

@@ -265,7 +265,8 @@ def make_member(handle: Any, name: str, guild: str, flags: Sequence[str]) -> Mem
 
 async def set_up(world: Any, *, count: int = 3) -> Scene:
     """Finish public jobs of the author, a private one, and one in a private thread; then close the whole bot."""
-    outside_guild, outside_channel = world.guild, world.channel
+    outside_guild = world.guild
+    outside_channel = world.channel
     staff = await create_staff(world)
     world.painter.speed = 0.0
     bob, tenant = (
@@ -275,7 +276,8 @@ async def set_up(world: Any, *, count: int = 3) -> Scene:
     room = staff.guild.create_text_channel("tess's room", overwrites={tenant: full_permissions})
     hidden_permissions = {tenant: discord.PermissionOverwrite(view_channel=False)}
     staff.channel = world.channel = staff.guild.create_text_channel("not for tess", overwrites=hidden_permissions)
-    guild_id, author = f"discord:{staff.guild.id}", staff.member
+    guild_id = f"discord:{staff.guild.id}"
+    author = staff.member
     prompt = "{" + ",".join(f"apple {number}" for number in range(count - 2)) + "} --count 1 --steps 2"
     await staff.slash(author, "imagine", prompt=prompt)
     await world.client.services.preferences.set_preference(f"discord:{author.id}", "results", "private")

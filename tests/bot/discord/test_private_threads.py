@@ -31,7 +31,8 @@ async def offers(actor: Any, channel: Any, command: str) -> list[str]:
 
 async def test_outside_a_private_thread_nobody_but_the_author_sees_its_job(open_world: Any) -> None:
     async with open_world() as world:
-        thread, moderator = open_private_thread(world), create_moderator(world)
+        thread = open_private_thread(world)
+        moderator = create_moderator(world)
         outsider = world.guild.add_member(world.env.create_user("carol"))
         message = await imagine(world, thread)
         (view,) = await world.services.job_views.load_recent()
@@ -71,7 +72,8 @@ async def test_inside_a_private_thread_its_members_use_its_jobs(open_world: Any)
 
 async def test_the_queue_and_the_list_of_a_moderator_hide_the_jobs_of_a_private_thread(open_world: Any) -> None:
     async with open_world(worker=False) as world:
-        thread, moderator = open_private_thread(world), create_moderator(world)
+        thread = open_private_thread(world)
+        moderator = create_moderator(world)
         await world.alice.slash(thread, "imagine", prompt="red apple")
         for actor in (moderator, world.bob):
             content = text(await actor.slash(world.channel, "queue"))

@@ -16,7 +16,9 @@ pytestmark = pytest.mark.asyncio
 
 
 async def test_a_member_waits_only_for_their_own_tasks() -> None:
-    request_limit, order, release = PerMemberLimit(max_requests=3), list[str](), asyncio.Event()
+    request_limit = PerMemberLimit(max_requests=3)
+    order = list[str]()
+    release = asyncio.Event()
 
     async def one(member: str, name: str) -> None:
         async with request_limit.reserve(member):
@@ -39,14 +41,16 @@ async def test_a_member_waits_only_for_their_own_tasks() -> None:
 
 
 async def test_memory_is_granted_in_order_and_freed_however_a_task_ends() -> None:
-    memory_limiter, order = MemoryLimiter(max_bytes=10, max_waiting=3), list[str]()
+    memory_limiter = MemoryLimiter(max_bytes=10, max_waiting=3)
+    order = list[str]()
 
     async def one(name: str, size: int, wait_until: asyncio.Event) -> None:
         async with memory_limiter.reserve(size):
             order.append(name)
             await wait_until.wait()
 
-    first, second = asyncio.Event(), asyncio.Event()
+    first = asyncio.Event()
+    second = asyncio.Event()
     tasks = [
         asyncio.create_task(one("a", 6, first)),
         asyncio.create_task(one("b", 6, second)),
@@ -71,7 +75,8 @@ async def test_memory_is_granted_in_order_and_freed_however_a_task_ends() -> Non
 
 
 async def test_all_who_ask_before_a_call_begins_share_it() -> None:
-    gate, calls = asyncio.Event(), 0
+    gate = asyncio.Event()
+    calls = 0
 
     async def call() -> int:
         nonlocal calls

@@ -62,7 +62,8 @@ async def test_a_slow_reader_gets_ends_first_and_then_the_newest_events():
 
 @pytest.mark.asyncio
 async def test_the_first_frame_that_shows_a_change_goes_before_those_of_other_jobs():
-    feed, change = Feed(), made_change("c", 7)
+    feed = Feed()
+    change = made_change("c", 7)
     async with feed.subscribe() as stream:
         publish_frames(feed, 7, "a", "b", "c")
         feed.publish(change)
@@ -75,7 +76,8 @@ async def test_the_first_frame_that_shows_a_change_goes_before_those_of_other_jo
 
 @pytest.mark.asyncio
 async def test_a_frame_that_came_before_its_changes_answer_goes_first_too():
-    feed, change = Feed(), made_change("c", 7)
+    feed = Feed()
+    change = made_change("c", 7)
     async with feed.subscribe() as stream:
         publish_frames(feed, 8, "a", "b", "c")
         feed.publish(change)
@@ -157,7 +159,8 @@ async def test_model_loading_ranks_between_queue_places_and_frames():
 
 @pytest.mark.asyncio
 async def test_an_event_reaches_only_subscribers_of_its_job(monkeypatch):
-    feed, offers = Feed(), []
+    feed = Feed()
+    offers = []
     monkeypatch.setattr(Subscription, "put_event", lambda one, event: offers.append((one.job, event.job)))
     for job in [*(f"other {number}" for number in range(100)), "a", None]:
         feed.subscribe(job)

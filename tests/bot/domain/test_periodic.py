@@ -18,7 +18,8 @@ class Rounds:
     """Work that fails as told; the log of rounds and pauses replaces the clock. The fourth pause is cancelled."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *errors: Exception | None) -> None:
-        self._errors, self.entries = list(errors), list[str | float]()
+        self._errors = list(errors)
+        self.entries = list[str | float]()
         monkeypatch.setattr(periodic.asyncio, "sleep", self._sleep)
 
     async def _sleep(self, seconds: float) -> None:

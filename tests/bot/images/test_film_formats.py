@@ -45,7 +45,8 @@ def read_film(payload: bytes, kind: FilmFormat) -> tuple[list[Image.Image], list
     """Frames and their milliseconds, by Pillow; for an MP4 by FFmpeg, which counts equal frames as one."""
     if kind == "mp4":
         return _video(payload)
-    frames, times = [], []
+    frames = []
+    times = []
     with Image.open(io.BytesIO(payload)) as film:
         assert film.format == kind.upper()
         for index in range(getattr(film, "n_frames", 1)):

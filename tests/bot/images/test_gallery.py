@@ -46,7 +46,9 @@ class GalleryRig:
     """A gallery over a real store, and jobs that ended in it."""
 
     def __init__(self, store: Store, pictures: PictureStore) -> None:
-        self.store, self.pictures, self.gallery = store, pictures, Gallery(store, pictures)
+        self.store = store
+        self.pictures = pictures
+        self.gallery = Gallery(store, pictures)
 
     async def job(
         self,
@@ -146,7 +148,8 @@ async def test_the_gallery_lists_and_shows_the_steps_to_branch_from(gallery_rig:
 
 
 async def test_parent_and_branch_are_compared_side_by_side(gallery_rig: GalleryRig) -> None:
-    parent, branch = await gallery_rig.job(1), await gallery_rig.job(2)
+    parent = await gallery_rig.job(1)
+    branch = await gallery_rig.job(2)
     sheet = await gallery_rig.gallery.render_comparison([(parent, 0), (branch, 1)], ["parent", "branch at step 4"])
     pixels = np.asarray(decode_image(sheet), int)
     assert sheet.startswith(b"\x89PNG")
@@ -176,7 +179,8 @@ async def test_a_comparison_with_a_held_picture_is_refused(gallery_rig: GalleryR
 
 
 async def test_a_film_of_any_format_leaves_out_held_pictures(gallery_rig: GalleryRig) -> None:
-    job, all_held = await gallery_rig.job(verdicts={0: "flagged"}), await gallery_rig.job(1, verdicts={0: "flagged"})
+    job = await gallery_rig.job(verdicts={0: "flagged"})
+    all_held = await gallery_rig.job(1, verdicts={0: "flagged"})
     for kind in FILM_FORMATS[:3]:
         with Image.open(io.BytesIO(await gallery_rig.gallery.render_film(job, film_format=kind))) as film:
             assert film.size == (256, 256)
@@ -196,10 +200,8 @@ async def test_a_missing_picture_is_refused_with_404(gallery_rig: GalleryRig, re
 
 @pytest.mark.parametrize("name", ["there_and_back", "sheet"])
 async def test_a_missing_or_damaged_ladder_is_refused_with_404(gallery_rig: GalleryRig, name: str) -> None:
-    job_without_ladders, job_with_damaged_ladders = (
-        await gallery_rig.job(ladders=False),
-        await gallery_rig.job(damaged_ladders=True),
-    )
+    job_without_ladders = await gallery_rig.job(ladders=False)
+    job_with_damaged_ladders = await gallery_rig.job(damaged_ladders=True)
     with pytest.raises(UserError) as error:
         await OF_ONE[name](gallery_rig.gallery, job_without_ladders, 0)
     assert (error.value.sentence, error.value.status) == (NO_LADDER, 404)
@@ -249,7 +251,9 @@ async def test_a_ladder_is_read_once_for_all_its_keyframes(gallery_rig: GalleryR
 
 
 async def test_the_cache_computes_each_result_once_and_one_at_a_time() -> None:
-    cache, now, max_running = AsyncCache[str](2), 0, 0
+    cache = AsyncCache[str](2)
+    now = 0
+    max_running = 0
 
     async def make(key: str) -> str:
         nonlocal now, max_running
@@ -272,7 +276,8 @@ async def test_a_film_request_decodes_each_keyframe_once_and_leaves_the_ladder_u
 ) -> None:
     job = await gallery_rig.job()
     first_film = await Gallery(gallery_rig.store, gallery_rig.pictures).render_film(job)
-    decoded_ladders, has_decoder = list[bytes](), [False]
+    decoded_ladders = list[bytes]()
+    has_decoder = [False]
     exact_frames = tuple(encode_image(Image.new("RGB", (64, 64), (0, 250, 10 * step)), "JPEG") for step in range(12))
 
     async def decode(record: JobRecord, content: bytes) -> tuple[bytes, ...]:

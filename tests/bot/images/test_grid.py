@@ -15,7 +15,10 @@ from PIL import Image
 from bot.images.grid import GAP, compose, shrink_to_fit
 from bot.images.image_codec import BACKGROUND, ImageFormat, UnreadableImage, decode_image, encode_image
 
-RED, GREEN, BLUE, WHITE = (220, 20, 20), (20, 200, 20), (20, 20, 220), (240, 240, 240)
+RED = (220, 20, 20)
+GREEN = (20, 200, 20)
+BLUE = (20, 20, 220)
+WHITE = (240, 240, 240)
 
 
 def picture(colour: tuple[int, ...] = RED, size: tuple[int, int] = (64, 64), form: str = "PNG") -> bytes:

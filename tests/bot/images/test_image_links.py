@@ -160,7 +160,8 @@ class LocalResolver(AbstractResolver):
     """Resolves every name to this machine and the server's port; the URL stays unchanged, TLS included."""
 
     def __init__(self, port: int) -> None:
-        self.port, self.asked_hosts = port, list[str]()
+        self.port = port
+        self.asked_hosts = list[str]()
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
@@ -207,7 +208,8 @@ async def serve_as_discord(
     app.router.add_get("/{path:.*}", answer_and_count)
     runner = web.AppRunner(app, shutdown_timeout=0.1)
     await runner.setup()
-    server_tls, client_tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH), ssl.create_default_context()
+    server_tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    client_tls = ssl.create_default_context()
     await asyncio.to_thread(server_tls.load_cert_chain, str(certificate) + ".crt", str(certificate))
     await asyncio.to_thread(client_tls.load_verify_locations, str(certificate) + ".crt")
     await web.TCPSite(runner, "127.0.0.1", free_port, ssl_context=server_tls).start()

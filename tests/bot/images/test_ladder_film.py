@@ -31,7 +31,8 @@ def thumbnail(grey: int, size: tuple[int, int] = (64, 64)) -> bytes:
 def noisy_thumbnail(seed: int) -> bytes:
     """A thumbnail that does not compress."""
     buffer = io.BytesIO()
-    state, values = seed + 1, bytearray()
+    state = seed + 1
+    values = bytearray()
     for _ in range(64 * 64 * 3):
         state = state * 1103515245 + 12345 & 0x7FFFFFFF
         values.append(state >> 16 & 255)
@@ -69,7 +70,8 @@ def test_captions_stand_below_the_frames_from_their_step_on() -> None:
         *["Ann: fox 0.4, terrier 0.6 | keeps image 2"] * 2,
         *["Bö: blue"] * 2,
     ]
-    plain, captioned = frames(render_film([ladder()])), frames(render_film([ladder()], captions=captions))
+    plain = frames(render_film([ladder()]))
+    captioned = frames(render_film([ladder()], captions=captions))
     (width, height), (wide, high) = plain[0][0].size, captioned[0][0].size
     assert (wide, high > height + 20) == (width, True)
     durations = [duration for _, duration in captioned]

@@ -49,7 +49,8 @@ def ladder(count: int = 5) -> bytes:
 
 
 def frames(payload: bytes) -> tuple[list[Image.Image], list[int]]:
-    shades, durations = [], []
+    shades = []
+    durations = []
     with Image.open(io.BytesIO(payload)) as film:
         for index in range(getattr(film, "n_frames", 1)):
             film.seek(index)
@@ -89,14 +90,16 @@ def test_every_frame_has_the_mean_and_the_variance_of_equation_4(level: float, s
     pixels = np.asarray(decode_image(picture((128, 96))))
     scaled_pixels = pixels / 127.5 - 1.0
     noise = add_noise(pixels, seed, level) - math.sqrt(level) * scaled_pixels
-    n, variance = noise.size, 1.0 - level
+    n = noise.size
+    variance = 1.0 - level
     assert abs(noise.mean()) < 6 * math.sqrt(variance / n) + 1e-6
     assert noise.var() == pytest.approx(variance, abs=6 * variance * math.sqrt(2 / n) + 1e-6)
 
 
 def test_the_seed_decides_the_noise_of_all_frames() -> None:
     pixels = np.asarray(decode_image(picture((64, 64))))
-    half, without_noise = add_noise(pixels, 5, 0.5), add_noise(pixels, 5, 0.0)
+    half = add_noise(pixels, 5, 0.5)
+    without_noise = add_noise(pixels, 5, 0.0)
     scaled_pixels = pixels / 127.5 - 1.0
     assert np.allclose((half - math.sqrt(0.5) * scaled_pixels) / math.sqrt(0.5), without_noise, atol=1e-5)
     assert not np.allclose(add_noise(pixels, 6, 0.0), without_noise)

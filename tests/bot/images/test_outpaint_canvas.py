@@ -39,10 +39,13 @@ def is_white(mask: bytes) -> Pixels:
 @pytest.mark.parametrize("factor", [1.5, 2.0])
 def test_zoom_out_centres_the_picture_and_masks_the_rest(factor: float) -> None:
     result, mask = outpaint_canvas.zoom_out(picture(), factor)
-    pixels, new = pixels_of(result), is_white(mask)
+    pixels = pixels_of(result)
+    new = is_white(mask)
     assert pixels.shape == (48, 64, 3)
-    width, height = round(64 / factor), round(48 / factor)
-    left, top = (64 - width) // 2, (48 - height) // 2
+    width = round(64 / factor)
+    height = round(48 / factor)
+    left = (64 - width) // 2
+    top = (48 - height) // 2
     smaller_picture = np.asarray(decode_image(picture()).resize((width, height), Image.Resampling.LANCZOS), int)
     assert (pixels[top : top + height, left : left + width] == smaller_picture).all()
     inner = np.zeros_like(new)

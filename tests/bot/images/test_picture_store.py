@@ -99,8 +99,10 @@ def test_any_bytes_come_back_from_a_store_given_by_url(payload: bytes) -> None:
 
 @pytest.mark.asyncio
 async def test_put_all_writes_every_file_before_the_first_sync(tmp_path: Path, monkeypatch) -> None:
-    pictures, calls = PictureStore(tmp_path), []
-    put, sync = obstore.put, os.fsync
+    pictures = PictureStore(tmp_path)
+    calls = []
+    put = obstore.put
+    sync = os.fsync
     monkeypatch.setattr(obstore, "put", lambda *args: (calls.append("put"), put(*args)))
     monkeypatch.setattr(
         os, "fsync", lambda descriptor: (calls.append(os.readlink(f"/proc/self/fd/{descriptor}")), sync(descriptor))
@@ -116,7 +118,8 @@ async def test_put_all_writes_every_file_before_the_first_sync(tmp_path: Path, m
 @pytest.mark.asyncio
 async def test_put_all_by_url_finishes_every_put_before_it_raises(monkeypatch) -> None:
     pictures = PictureStore("memory:///")
-    put, payloads = obstore.put_async, {hashlib.sha256(payload).hexdigest(): payload for payload in (b"abc", b"abd")}
+    put = obstore.put_async
+    payloads = {hashlib.sha256(payload).hexdigest(): payload for payload in (b"abc", b"abd")}
 
     async def put_or_fail(store, path, payload):
         await asyncio.sleep(0.02 if payload == b"abd" else 0)

@@ -25,7 +25,10 @@ class Rendering:
     """A rendering that takes a moment, and counts how many run at once."""
 
     def __init__(self, seconds: float = 0.05) -> None:
-        self.seconds, self.now, self.max_running, self.count = seconds, 0, 0, 0
+        self.seconds = seconds
+        self.now = 0
+        self.max_running = 0
+        self.count = 0
         self._lock = threading.Lock()
 
     def __call__(self) -> None:
@@ -43,7 +46,9 @@ async def render(line: RenderLine, member: str, rendering: Rendering) -> None:
 
 
 async def test_a_member_renders_one_at_a_time_and_all_together_a_few() -> None:
-    line, anns, everybodys = RenderLine(), Rendering(), Rendering()
+    line = RenderLine()
+    anns = Rendering()
+    everybodys = Rendering()
     await asyncio.gather(*(render(line, "ann", anns) for _ in range(5)))
     assert (anns.count, anns.max_running) == (5, 1)
     await asyncio.gather(*(render(line, f"member {n}", everybodys) for n in range(6)))
@@ -51,7 +56,8 @@ async def test_a_member_renders_one_at_a_time_and_all_together_a_few() -> None:
 
 
 async def test_a_members_many_films_delay_another_member_by_one_at_most() -> None:
-    line, rendering = RenderLine(), Rendering(0.2)
+    line = RenderLine()
+    rendering = Rendering(0.2)
     anns = [asyncio.create_task(render(line, "ann", rendering)) for _ in range(MAX_OF_MEMBER)]
     await asyncio.sleep(0.05)
     start = time.perf_counter()
@@ -80,7 +86,8 @@ async def test_the_line_is_bounded_and_says_when_to_come_again() -> None:
 
 
 async def test_a_rendering_that_nobody_waits_for_ends_at_its_next_frame() -> None:
-    line, drawn = RenderLine(), list[int]()
+    line = RenderLine()
+    drawn = list[int]()
 
     def draw(index: int, size: tuple[int, int]) -> Image.Image:
         drawn.append(index)

@@ -31,7 +31,8 @@ from bot.images.uploads.upload_decoder import MAX_UPLOAD_BYTES, MAX_WAITING, Dec
 
 pytestmark = pytest.mark.asyncio
 HALVES = np.zeros((24, 48, 3), np.uint8)
-HALVES[:, :24], HALVES[:, 24:] = (200, 30, 40), (20, 60, 190)
+HALVES[:, :24] = (200, 30, 40)
+HALVES[:, 24:] = (20, 60, 190)
 Until = Callable[..., Any]
 
 
@@ -55,7 +56,8 @@ def raw_png(width: int, height: int, bits: int, colour: int, data: bytes, *chunk
 @cache
 def deflated_zeros(length: int) -> bytes:
     """Deflates `length` zeros without holding them all in memory."""
-    compressor, block = zlib.compressobj(9), bytes(1 << 20)
+    compressor = zlib.compressobj(9)
+    block = bytes(1 << 20)
     parts = [compressor.compress(block[: min(len(block), length - offset)]) for offset in range(0, length, len(block))]
     return b"".join(parts) + compressor.flush()
 
@@ -172,7 +174,8 @@ async def test_colour_profiles_are_applied(upload_decoder: UploadDecoder) -> Non
     profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
     offset = {bytes(profile[132 + 12 * n : 136 + 12 * n]): 132 + 12 * n for n in range(profile[131])}
     red, blue = (profile[offset[tag] + 4 : offset[tag] + 12] for tag in (b"rXYZ", b"bXYZ"))
-    profile[offset[b"rXYZ"] + 4 : offset[b"rXYZ"] + 12], profile[offset[b"bXYZ"] + 4 : offset[b"bXYZ"] + 12] = blue, red
+    profile[offset[b"rXYZ"] + 4 : offset[b"rXYZ"] + 12] = blue
+    profile[offset[b"bXYZ"] + 4 : offset[b"bXYZ"] + 12] = red
     with_swapped_channels = await upload_decoder.decode_picture(
         encode_picture(Image.fromarray(HALVES), icc_profile=bytes(profile))
     )
@@ -278,7 +281,8 @@ async def test_files_that_are_no_picture_are_refused(upload_decoder: UploadDecod
 
 async def test_decompression_bombs_do_not_inflate_without_limit(upload_decoder: UploadDecoder) -> None:
     """A bomb in a text, in a profile or after the last row is not inflated, or only up to a limit."""
-    rows, bomb_data = zlib.compress((b"\0" + bytes(30)) * 10), deflated_zeros(2**28)
+    rows = zlib.compress((b"\0" + bytes(30)) * 10)
+    bomb_data = deflated_zeros(2**28)
     for chunks in (chunk(b"zTXt", b"a\0\0" + bomb_data), chunk(b"iCCP", b"a\0\0" + bomb_data)):
         started_at = time.monotonic()
         await assert_refused(upload_decoder, raw_png(10, 10, 8, 2, rows, chunks), "is damaged")
@@ -297,7 +301,8 @@ def slow_jpeg() -> bytes:
 
 
 async def test_a_picture_that_takes_too_long_is_refused() -> None:
-    content, upload_decoder = await asyncio.to_thread(slow_jpeg), UploadDecoder(timeout=1.0)
+    content = await asyncio.to_thread(slow_jpeg)
+    upload_decoder = UploadDecoder(timeout=1.0)
     assert len(content) < MAX_UPLOAD_BYTES
     try:
         started_at = time.monotonic()
@@ -413,11 +418,9 @@ async def test_masks_become_grey_and_bad_masks_are_refused(upload_decoder: Uploa
 
 async def test_a_killed_decoder_process_ends_one_picture_only(wait_until: Until) -> None:
     """The test kills the child, then its parent: each ends one picture and nothing else."""
-    content, upload_decoder, small = (
-        await asyncio.to_thread(slow_jpeg),
-        UploadDecoder(),
-        encode_picture(Image.fromarray(HALVES)),
-    )
+    content = await asyncio.to_thread(slow_jpeg)
+    upload_decoder = UploadDecoder()
+    small = encode_picture(Image.fromarray(HALVES))
     try:
         for process_index in (1, 0):
             decode_task = asyncio.create_task(upload_decoder.decode_picture(content))
@@ -436,7 +439,8 @@ async def test_a_killed_decoder_process_ends_one_picture_only(wait_until: Until)
 
 
 async def test_decoder_processes_end_when_the_request_is_cancelled_or_the_bot_closes(wait_until: Until) -> None:
-    content, upload_decoder = await asyncio.to_thread(slow_jpeg), UploadDecoder()
+    content = await asyncio.to_thread(slow_jpeg)
+    upload_decoder = UploadDecoder()
     task = asyncio.create_task(upload_decoder.decode_picture(content))
     await wait_until(lambda: len(decoder_processes(upload_decoder)) == 2)
     processes = decoder_processes(upload_decoder)
@@ -456,7 +460,9 @@ async def test_decoder_processes_end_when_the_request_is_cancelled_or_the_bot_cl
 
 
 async def test_two_pictures_decode_at_once_and_the_queue_is_bounded(wait_until: Until) -> None:
-    small, upload_decoder, max_running = encode_picture(Image.fromarray(HALVES)), UploadDecoder(), 0
+    small = encode_picture(Image.fromarray(HALVES))
+    upload_decoder = UploadDecoder()
+    max_running = 0
     try:
         tasks = [asyncio.create_task(upload_decoder.decode_picture(small)) for _ in range(MAX_WAITING)]
         await asyncio.sleep(0)
@@ -477,7 +483,8 @@ async def test_the_decoder_process_has_no_secrets_files_or_rights(
     wait_until: Until, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DISCORD_TOKEN", "a secret")
-    content, upload_decoder = await asyncio.to_thread(slow_jpeg), UploadDecoder()
+    content = await asyncio.to_thread(slow_jpeg)
+    upload_decoder = UploadDecoder()
     task = asyncio.create_task(upload_decoder.decode_picture(content))
     try:
         await wait_until(

@@ -100,19 +100,28 @@ def test_votes_change_the_weights_and_what_most_are_against_is_left_out() -> Non
 @pytest.mark.parametrize("eager_share", [1.0, 10.0])
 def test_fifty_members_who_ask_ten_times_a_second_are_served_alike(seed: int, eager_share: float) -> None:
     """For five minutes; ten of them ask `eager_share` times as often as the others, and vote for themselves."""
-    rng, people = random.Random(seed), [f"member {number}" for number in range(50)]
+    rng = random.Random(seed)
+    people = [f"member {number}" for number in range(50)]
     eagerness = [eager_share if number < 10 else 1.0 for number in range(50)]
-    phrases, votes, served = list[Phrase](), dict[tuple[int, str], int](), Counter[str]()
-    seconds, changed_at, changes, words = 300.0, 0.0, 0, PROMPT
+    phrases = list[Phrase]()
+    votes = dict[tuple[int, str], int]()
+    served = Counter[str]()
+    seconds = 300.0
+    changed_at = 0.0
+    changes = 0
+    words = PROMPT
     for tick in range(int(seconds * 10)):
-        now, member = tick / 10, rng.choices(people, eagerness)[0]
+        now = tick / 10
+        member = rng.choices(people, eagerness)[0]
         phrases.append(Phrase(len(phrases) + 1, member, member, f"word {rng.randrange(1000)}"))
         if rng.random() < 0.3:
             votes[rng.randrange(max(1, len(phrases) - 50), len(phrases) + 1), member] = rng.choice([1, 1, -1])
         if now - changed_at >= find_change_interval(seconds - now, changes):
             change = choose_words(PROMPT, PartyTalk(tuple(phrases), votes, served))
             if is_worth_a_change(words, change.concepts):
-                words, changed_at, changes = change.concepts, now, changes + 1
+                words = change.concepts
+                changed_at = now
+                changes = changes + 1
                 served.update(phrase.member for phrase in change.phrases)
     assert find_jain_index([served[member] for member in people]) >= 0.95
     assert 50 <= changes <= MAX_AMENDMENTS - SPARE_AMENDMENTS, "enough for the whole party, and not all used up early"
@@ -121,7 +130,8 @@ def test_fifty_members_who_ask_ten_times_a_second_are_served_alike(seed: int, ea
 
 @given(st.floats(0, 3600), st.integers(0, MAX_AMENDMENTS), st.integers(0, 1000))
 def test_changes_and_steps_last_the_whole_party(seconds_left: float, changes: int, steps_left: int) -> None:
-    interval, pace = find_change_interval(seconds_left, changes), find_pace(seconds_left, steps_left)
+    interval = find_change_interval(seconds_left, changes)
+    pace = find_pace(seconds_left, steps_left)
     assert interval >= MIN_CHANGE_SECONDS
     assert seconds_left / interval <= max(0, MAX_AMENDMENTS - SPARE_AMENDMENTS - changes) + 1e-6
     assert steps_left == 0 or pace * steps_left == pytest.approx(seconds_left)

@@ -32,7 +32,8 @@ from shared.feature_rows import read_feature_rows
 from shared.sample_views import make_view
 
 ROOT = Path(__file__).parents[3]
-HERE, ELSEWHERE = "discord:1", "discord:2"
+HERE = "discord:1"
+ELSEWHERE = "discord:2"
 AUTHOR = "discord:author"
 DIRECT = f"discord:dm:{AUTHOR.removeprefix('discord:')}"
 
@@ -263,7 +264,8 @@ def test_the_subject_is_taken_from_the_view() -> None:
 def test_a_key_needs_the_scope_of_the_action_besides_the_role() -> None:
     for action, relation, role, direct in every_case():
         member, subject = make_case(relation, role, direct=direct)
-        scope, refusal = PERMISSIONS[action].scope, forbidden_reason(action, member, subject, in_direct_message=direct)
+        scope = PERMISSIONS[action].scope
+        refusal = forbidden_reason(action, member, subject, in_direct_message=direct)
         for scopes in (frozenset[KeyScope](), frozenset[KeyScope](KEY_SCOPES)):
             program = replace(member, scopes=scopes)
             reason = forbidden_reason(action, program, subject, in_direct_message=direct)

@@ -88,7 +88,10 @@ def test_every_wait_is_bounded_whatever_the_weight_and_the_newcomers(waiting_mem
         changes = [
             add_job(connection, f"poor{n}", 0.0, "meagre") for n in range(waiting_members)
         ]  # a second job each, for later
-        now, arrivals, running_jobs, late_dispatches = 0.0, itertools.cycle(stream), list[tuple[float, str]](), 0
+        now = 0.0
+        arrivals = itertools.cycle(stream)
+        running_jobs = list[tuple[float, str]]()
+        late_dispatches = 0
         dispatched_at: dict[str, int] = {}
         for number in itertools.count():
             for one in range(next(arrivals)):
@@ -142,11 +145,17 @@ def count_loads(prefers_loaded: bool, jobs: list[str]) -> tuple[int, float]:
     """Simulates a device that holds one model, and jobs of two members. Returns the number of loads, and the longest
     time for which a job that was next was bypassed.
     """
-    queue_bypass, load_seconds = QueueBypass(patience=10.0**6), 3.0  # of a load
+    # of a load
+    queue_bypass = QueueBypass(patience=10.0**6)
+    load_seconds = 3.0
     with database() as connection:
         for number, model in enumerate(jobs):
             add_job(connection, f"of {model}", 0.0, model=model, id=f"{number:026}")
-        now, memory, count, first, longest_wait = 0.0, "", 0, dict[str, float](), 0.0
+        now = 0.0
+        memory = ""
+        count = 0
+        first = dict[str, float]()
+        longest_wait = 0.0
         for _ in jobs:
             loaded_models = (
                 queue_bypass.bypass_models("default", {memory} if memory else set(), now) if prefers_loaded else None
@@ -200,7 +209,8 @@ def test_a_model_that_is_loading_goes_first_until_it_is_loaded():
 
 @given(st.lists(st.tuples(st.floats(0, 100), st.integers(0, 3)), max_size=60))
 def test_a_job_may_be_bypassed_for_a_limited_time(look_times):
-    queue_bypass, first = QueueBypass(), dict[str, float]()
+    queue_bypass = QueueBypass()
+    first = dict[str, float]()
     for now, job in sorted(look_times):
         first_look = first.setdefault(str(job), now)
         assert queue_bypass.can_bypass(str(job), now) == (now - first_look < MAX_BYPASS_SECONDS)

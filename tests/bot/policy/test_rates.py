@@ -56,7 +56,8 @@ def test_a_flood_is_refused_and_says_when_it_may_go_on() -> None:
 @given(st.lists(st.floats(0.0, FILL_SECONDS * 1.5), min_size=1, max_size=60))
 def test_nobody_ever_gets_more_than_the_burst_and_the_rate(pauses: list[float]) -> None:
     clock = Clock()
-    buckets, taken = TokenBuckets(clock), 0.0
+    buckets = TokenBuckets(clock)
+    taken = 0.0
     for pause in pauses:
         clock.now += pause
         for _ in range(3):

@@ -140,9 +140,11 @@ def test_the_order_and_rules_for_others_do_not_matter(ruleset: list[Rule], rng) 
 def test_an_operators_ceiling_can_only_restrict(ruleset: list[Rule], more: list[Rule]) -> None:
     free = [rule for rule in ruleset if rule.scope != "operator" and rule.guild != EVERYWHERE]
     ceilings = [rule for rule in more if rule.scope == "operator" or rule.guild == EVERYWHERE]
-    before, after = resolve(free, ANN, DEFAULTS), resolve(free + ceilings, ANN, DEFAULTS)
+    before = resolve(free, ANN, DEFAULTS)
+    after = resolve(free + ceilings, ANN, DEFAULTS)
     for one in SETTINGS.values():
-        old, new = getattr(before, one.name), getattr(after, one.name)
+        old = getattr(before, one.name)
+        new = getattr(after, one.name)
         if one.is_numeric:
             assert new is not None or old is None
             assert old is None or new <= old

@@ -83,7 +83,8 @@ def test_shared_losses_count_half_and_end_a_real_poison_job_all_the_same(neighbo
 @given(st.data())
 def test_a_job_alone_in_a_quiet_house_is_poison_after_exactly_three(data: st.DataObject) -> None:
     gaps = data.draw(st.lists(st.floats(10.0, 4000.0), min_size=3, max_size=3))
-    log, now = LossLog(), START
+    log = LossLog()
+    now = START
     for number, gap in enumerate(gaps, start=1):
         now += gap
         log.record_loss(WorkerLoss("bad", f"w{number % 2}", now - 10.0, now))

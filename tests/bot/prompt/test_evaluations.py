@@ -102,7 +102,8 @@ def test_a_remix_keeps_its_evaluations_unless_its_chain_changes() -> None:
     def remix(recipe: Recipe, text: str) -> int:
         return remix_recipe(recipe, parse(text, None).prompts[0], ALL_SAMPLERS).evaluations
 
-    draft, full = build("a fox --draft"), build("a fox --evaluations all")
+    draft = build("a fox --draft")
+    full = build("a fox --evaluations all")
     assert [remix(draft, text) for text in ("an owl", "an owl --evaluations auto", "an owl --steps 500")] == [
         25,
         100,
@@ -130,7 +131,8 @@ def test_a_branch_of_a_stopped_picture_leaves_the_history_of_its_last_evaluation
 def test_finishing_a_draft_leaves_splits_and_branches_where_they_were() -> None:
     draft = build("a fox --count 2 --draft")
     step = list_evaluated_steps(draft)[8]
-    split, words = Amendment(1, step, SplitImage(0, (2,), 9)), Amendment(2, step, SetNegative("fog"))
+    split = Amendment(1, step, SplitImage(0, (2,), 9))
+    words = Amendment(2, step, SetNegative("fog"))
     steered = replace(draft, amendments=(split, words), start=Branch("a" * 64, list_evaluated_steps(draft)[2]))
     finished = finish_recipe(steered)
     lives = [life for recipe in (steered, finished) for life in list_lives(recipe) if life.parent is not None]

@@ -75,7 +75,8 @@ CHANGES: dict[Feature, dict[str, Any]] = {
 
 @pytest.mark.parametrize("feature", get_args(Feature))
 def test_a_recipe_with_a_lacking_feature_is_refused_with_a_sentence(feature: Feature) -> None:
-    profile, recipe = replace(PROFILE, lacks=(feature,)), replace(RECIPE, **CHANGES[feature])
+    profile = replace(PROFILE, lacks=(feature,))
+    recipe = replace(RECIPE, **CHANGES[feature])
     assert find_lacking_feature(recipe, profile) == feature
     assert find_lacking_feature(recipe, PROFILE) is None
     assert find_lacking_feature(RECIPE, replace(PROFILE, lacks=get_args(Feature))) is None

@@ -398,7 +398,8 @@ def test_a_picture_drawn_with_another_in_sight_has_no_branch(text: str, model: M
 def test_the_parts_are_written_as_other_programs_write_them() -> None:
     loaded = load_pictures(controls=1, references=1)
     recipe = make_recipe("a cat by moebius --control canny:0.8:0-0.5 --vae mse-840000 --clip-skip 2", loaded)
-    control, reference = recipe.controls[0].picture[:10], recipe.references[0].picture[:10]
+    control = recipe.controls[0].picture[:10]
+    reference = recipe.references[0].picture[:10]
     assert make_part_fields(recipe) == {
         "ControlNet 0": (
             f'"Module: canny, Model: sd15_canny [c1], Weight: 0.8, Guidance Start: 0, Guidance End: 0.5, '

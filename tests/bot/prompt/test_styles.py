@@ -128,7 +128,8 @@ def test_what_comes_of_one_picture_keeps_its_style() -> None:
 
 def test_a_split_and_words_that_were_said_keep_the_style_in_what_comes_of_them() -> None:
     said = Amendment(1, 10, SetConcepts((Concept("fox"), Concept("blue"))))
-    drop, split = Amendment(2, 15, DropImages((0,))), Amendment(3, 20, SplitImage(1, (0,), 98))
+    drop = Amendment(2, 15, DropImages((0,)))
+    split = Amendment(3, 20, SplitImage(1, (0,), 98))
     steered = msgspec.structs.replace(build("fox"), amendments=(said, drop, split))
     expected = [f"fox, {SECOND_STYLE}", f"blue, {SECOND_STYLE}"]
     assert texts_of(remix_base(steered, 0)) == expected

@@ -73,9 +73,11 @@ def a_frame(job: str, step: int) -> Frame:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_the_remaining_cost_equals_a_fresh_count(seed: int) -> None:
-    rng, active_jobs = random.Random(seed), ActiveJobs()
+    rng = random.Random(seed)
+    active_jobs = ActiveJobs()
     for _ in range(300):
-        job, step = rng.choice(JOBS), rng.randrange(21)
+        job = rng.choice(JOBS)
+        step = rng.randrange(21)
         match rng.choice(["put", "frame", "frame", "drop"]):
             case "put":
                 active_jobs.put(a_record(job, rng.choice(["default", "large"]), rng.random(), step), 1.0)
@@ -169,7 +171,8 @@ def test_rows_of_a_held_job_are_free_for_others() -> None:
 
 
 def test_a_changed_row_of_an_earlier_claim_comes_too_late() -> None:
-    active_jobs, record = ActiveJobs(), a_record(JOBS[0], "p", 1.0)
+    active_jobs = ActiveJobs()
+    record = a_record(JOBS[0], "p", 1.0)
     active_jobs.put(replace(record, epoch=2), 0.0)
     active_jobs.follow_record(replace(record, cost=3.0))
     assert active_jobs.by_id[JOBS[0]].record.epoch == 2

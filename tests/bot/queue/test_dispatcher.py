@@ -289,7 +289,8 @@ async def test_a_waiting_job_is_sent_with_the_current_weights_of_its_model(harne
     await wait_for_worker(app, wait_until)
     (job,) = await submit_jobs(app, ann, destination)
     assert (await app.services.job_views.load_view(job)).task.revision == "1"
-    worker.revision, worker.rows = "2", 32
+    worker.revision = "2"
+    worker.rows = 32
     second_pull = await worker.take_job()
     assert (second_pull.id, second_pull.task.revision) == (job, "2")
 
@@ -326,7 +327,8 @@ async def test_a_job_without_a_worker_is_cancelled_at_once(harness, wait_until, 
 @pytest.mark.asyncio
 async def test_no_worker_counts_as_lost_while_its_reports_wait(harness, wait_until, ann, destination):
     app, worker, job = await _start_running_job(harness, wait_until, ann, destination)
-    run, now = app.queue.active_jobs.by_id[job], time.time()
+    run = app.queue.active_jobs.by_id[job]
+    now = time.time()
     assert await app.bus.revoke_claim(job, run.record.epoch)
     app.queue.patrol._orphaned_since[job] = now - 60.0
     app.queue.active_jobs.results_behind_until = now + 60.0

@@ -66,7 +66,8 @@ def test_another_revision_is_another_model():
 
 
 def test_loaded_models_count_where_rows_are_free():
-    idle_worker, full_worker = presence("a", "p", 4.0), presence("b", "p", 4.0, free_rows=0, model="other")
+    idle_worker = presence("a", "p", 4.0)
+    full_worker = presence("b", "p", 4.0, free_rows=0, model="other")
     assert group_by_pool({"a": idle_worker, "b": full_worker})["p"].loaded_models == {"embedded"}
     assert group_by_pool({"b": full_worker})["p"].loaded_models == {"other"}
 
@@ -118,10 +119,8 @@ async def _keep_announcing(worker: Any) -> None:
 def make_rerouter(store: Store, *workers: Presence) -> tuple[JobRerouter, dict[str, Presence]]:
     """Makes a rerouter over the store alone; returns it and its workers, to which a test may add."""
     workers_by_name = {one.worker: one for one in workers}
-    models, dispatcher_stub = (
-        ModelCatalog(store, lambda: workers_by_name, lambda: 0.0),
-        SimpleNamespace(on_rows_freed=lambda: None),
-    )
+    models = ModelCatalog(store, lambda: workers_by_name, lambda: 0.0)
+    dispatcher_stub = SimpleNamespace(on_rows_freed=lambda: None)
     return JobRerouter(store, None, ActiveJobs(), dispatcher_stub, models, lambda: workers_by_name), workers_by_name  # pyright: ignore[reportArgumentType]
 
 

@@ -16,7 +16,8 @@ class HandWorkers:
     """Reports by hand, under any worker's name. An epoch before `first` would belong to a lost broker store."""
 
     def __init__(self, bus, first: int) -> None:
-        self.bus, self.first = bus, first
+        self.bus = bus
+        self.first = first
 
     async def report_start(self, job: str, number: int, worker: str = "hand", step: int = 0) -> None:
         await self.bus.publish_result(worker, JobStarted(job=job, epoch=self.first + number, worker=worker, step=step))

@@ -24,7 +24,8 @@ def test_the_slowest_super_resolver_of_a_pool_counts() -> None:
     workers: dict[str, Presence] = {}
     models = ModelCatalog(cast("Store", None), lambda: workers, lambda: 0.0)
     assert models.upscale_ms("default") is None
-    workers["a"], workers["b"] = presence("a", 100.0), presence("b", 300.0)
+    workers["a"] = presence("a", 100.0)
+    workers["b"] = presence("b", 300.0)
     assert models.upscale_ms("default") == 300.0
     workers["c"] = presence("c", 500.0, pool="elsewhere")
     assert models.upscale_ms("default") == 300.0
@@ -70,10 +71,8 @@ def test_the_operators_default_model_is_taken_for_those_who_name_none() -> None:
 
 def test_a_pool_is_full_for_a_model_when_every_worker_that_has_it_is_full() -> None:
     large = msgspec.structs.replace(SHIPPED_MODEL, name="large")
-    busy_worker, idle_worker = (
-        msgspec.structs.replace(presence_with("a", SHIPPED_MODEL), free=0),
-        presence_with("b", large),
-    )
+    busy_worker = msgspec.structs.replace(presence_with("a", SHIPPED_MODEL), free=0)
+    idle_worker = presence_with("b", large)
     pool_workers = group_by_pool({"a": busy_worker, "b": idle_worker})["default"]
     assert pool_workers.free_rows == 8
     assert [pool_workers.is_full(model) for model in ("embedded", "large", "", "unknown")] == [
@@ -95,7 +94,8 @@ def test_a_job_with_candidates_goes_to_a_pool_with_a_judge_though_another_is_che
     old = msgspec.structs.replace(presence_with("a", old_model), pools=("cheap",))
     new = msgspec.structs.replace(presence_with("b", SHIPPED_MODEL), pools=("judged",))
     models = ModelCatalog(cast("Store", None), lambda: {"a": old, "b": new}, lambda: 0.0)
-    entry, best = models.find_entry(None), msgspec.structs.replace(RECIPE, candidate_count=8)
+    entry = models.find_entry(None)
+    best = msgspec.structs.replace(RECIPE, candidate_count=8)
     assert entry.profile.has_judge, "the first worker by name is an old one"
     assert (entry.pool_for(RECIPE), entry.pool_for(best)) == ("cheap", "judged")
     only_old = ModelCatalog(cast("Store", None), lambda: {"a": old}, lambda: 0.0)
@@ -162,7 +162,8 @@ def test_an_allowed_editor_goes_before_one_that_does_nothing_else() -> None:
 
 
 def test_a_call_reads_the_workers_equally_often_for_many_models() -> None:
-    workers, reads = dict[str, Presence](), list[int]()
+    workers = dict[str, Presence]()
+    reads = list[int]()
 
     def read_workers() -> dict[str, Presence]:
         reads[-1] += 1

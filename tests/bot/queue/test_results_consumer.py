@@ -339,7 +339,8 @@ async def hold_reports(app, job, length):
 @pytest.mark.asyncio
 async def test_waiting_reports_of_one_job_are_stored_with_its_end_in_one_transaction(open_job, wait_until, monkeypatch):
     app, worker, job = await open_job("a lamp --count 4")
-    calls, take_in = [], app.store.record_pictures
+    calls = []
+    take_in = app.store.record_pictures
     monkeypatch.setattr(app.store, "record_pictures", lambda *args: (calls.append(args), take_in(*args))[1])
     end_events = []
     monkeypatch.setattr(app.queue.result_consumer._completion, "_on_end", end_events.append)

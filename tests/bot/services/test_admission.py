@@ -190,7 +190,8 @@ async def refusal(awaitable) -> UserError:
 @pytest.mark.asyncio
 async def test_every_refusal_names_the_limit_its_use_when_it_frees_and_who_set_it(harness):
     app = await harness.open_app()
-    rule_admin, services = app.services.rule_admin, app.services
+    rule_admin = app.services.rule_admin
+    services = app.services
     for name, case in CASES.items():
         for scope, subject, setting, text in case.rules:
             await rule_admin.set_rule(replace(OLGA, guild=name), scope, subject, setting, text)
@@ -210,7 +211,8 @@ async def test_every_refusal_names_the_limit_its_use_when_it_frees_and_who_set_i
 async def test_a_refused_job_is_admitted_at_the_time_that_the_refusal_names(harness):
     moment = 1_800_000_000.0
     app = await harness.open_app(clock=lambda: moment)
-    rule_admin, services = app.services.rule_admin, app.services
+    rule_admin = app.services.rule_admin
+    services = app.services
     await rule_admin.set_rule(OLGA, "guild", "", "together_cost_day", "80")
     for n in range(2):
         (accepted,) = await services.jobs.imagine(LAMP, replace(BOB, id=f"discord:{n}"), HERE)
@@ -227,7 +229,8 @@ async def test_a_refused_job_is_admitted_at_the_time_that_the_refusal_names(harn
 @pytest.mark.asyncio
 async def test_a_refusal_says_that_the_operator_closed_or_blocked(harness):
     app = await harness.open_app()
-    rule_admin, hera_everywhere = app.services.rule_admin, replace(HERA, guild=EVERYWHERE)
+    rule_admin = app.services.rule_admin
+    hera_everywhere = replace(HERA, guild=EVERYWHERE)
 
     async def sentence() -> str:
         return (await refusal(app.services.jobs.imagine(LAMP, BOB, HERE))).sentence
@@ -260,7 +263,8 @@ async def test_of_several_limits_the_refusal_names_the_one_that_holds_longest(ha
 @pytest.mark.asyncio
 async def test_defaults_and_global_ceilings_count_over_all_servers(harness):
     app = await harness.open_app()
-    rule_admin, services = app.services.rule_admin, app.services
+    rule_admin = app.services.rule_admin
+    services = app.services
     await rule_admin.set_ceilings(replace(HERA, guild=EVERYWHERE), EVERYWHERE, cost_day="80")
     await rule_admin.set_rule(replace(OLGA, guild="mine"), "guild", "", "cost_day", "unlimited")
     for guild in ("mine", "other"):
@@ -291,7 +295,8 @@ async def test_relaxed_jobs_have_a_default_ceiling(harness):
 @pytest.mark.asyncio
 async def test_relaxed_jobs_use_no_quota_and_weigh_a_quarter(harness):
     app = await harness.open_app()
-    rule_admin, services = app.services.rule_admin, app.services
+    rule_admin = app.services.rule_admin
+    services = app.services
     await rule_admin.set_rule(OLGA, "guild", "", "cost_day", "40")
     await services.jobs.imagine(LAMP, BOB, HERE)
     await refusal(services.jobs.imagine(LAMP, BOB, HERE))
@@ -325,7 +330,8 @@ async def test_relaxed_jobs_use_no_quota_and_weigh_a_quarter(harness):
 @pytest.mark.asyncio
 async def test_rules_and_preferences_decide_who_sees_results(harness):
     app = await harness.open_app()
-    rule_admin, services = app.services.rule_admin, app.services
+    rule_admin = app.services.rule_admin
+    services = app.services
 
     async def is_private(text: str = LAMP) -> bool:
         (accepted,) = await services.jobs.imagine(text, BOB, HERE)
@@ -352,7 +358,8 @@ async def test_rules_and_preferences_decide_who_sees_results(harness):
 async def test_rules_also_hold_for_buttons(harness, wait_until):
     app = await harness.open_app()
     await harness.start_worker()
-    rule_admin, services = app.services.rule_admin, app.services
+    rule_admin = app.services.rule_admin
+    services = app.services
     (accepted,) = await services.jobs.imagine(LAMP, BOB, HERE)
 
     async def all_finished() -> bool:
@@ -483,7 +490,8 @@ async def test_waiting_jobs_of_a_closed_server_do_not_start(harness, wait_until)
 @pytest.mark.asyncio
 async def test_running_jobs_in_one_server_use_no_queue_places_in_another(harness):
     app = await harness.open_app()
-    rule_admin, bob_elsewhere = app.services.rule_admin, replace(BOB, guild="h")
+    rule_admin = app.services.rule_admin
+    bob_elsewhere = replace(BOB, guild="h")
     await rule_admin.set_rule(OLGA, "guild", "", "running", "3")
     await rule_admin.set_rule(replace(OLGA, guild="h"), "guild", "", "running", "1")
     for _ in range(3):

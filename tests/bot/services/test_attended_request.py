@@ -29,7 +29,8 @@ async def services(harness, worker, wait_until):
 
 
 async def test_previews_come_first_and_then_the_pictures_of_all_jobs(services, worker, ann, destination):
-    request, previews = PictureRequest("a lamp", {"count": 2, "repeat": 2, "steps": 40}), list[Preview]()
+    request = PictureRequest("a lamp", {"count": 2, "repeat": 2, "steps": 40})
+    previews = list[Preview]()
     async with services.attended_requests.admit(request, ann, destination) as attended_request:
         async for preview in attended_request.follow_previews():
             previews.append(preview)

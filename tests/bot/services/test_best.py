@@ -37,7 +37,8 @@ CHOSEN = build_best("a lamp --best --count 2", chosen_candidates=(3, 0))
 
 
 def test_it_draws_twice_as_many_and_costs_twice_as_much() -> None:
-    recipe, plain = build_best(), build_best("a lamp")
+    recipe = build_best()
+    plain = build_best("a lamp")
     assert (recipe.count, recipe.candidate_count, plain.candidate_count) == (4, 8, 0)
     assert estimate_cost(recipe, SHIPPED_MODEL) == pytest.approx(2 * estimate_cost(plain, SHIPPED_MODEL), rel=0.01)
     assert "best 4 of 8" in format_footer(recipe)

@@ -48,7 +48,8 @@ def outside() -> DiscordFiles:
 
 async def test_a_request_that_the_rules_refuse_fetches_nothing(harness, wait_until, ann, destination, outside):
     app = await harness.open_app(fetch_upload=outside)
-    rules, init_images = app.services.rule_admin, InitImages((RemoteFile(AT),), RemoteFile(AT + "?mask"))
+    rules = app.services.rule_admin
+    init_images = InitImages((RemoteFile(AT),), RemoteFile(AT + "?mask"))
 
     async def assert_refused(sentence: str, text: str = "a lamp") -> None:
         with pytest.raises(UserError, match=sentence):

@@ -41,7 +41,8 @@ from shared.stored_jobs import PICTURE_BYTES, admit_job, finish_job, list_conten
 
 pytestmark = pytest.mark.asyncio
 # As long as Discord's ids, so that no random job id contains them.
-ANN, BOB = "discord:70010000000000001", "discord:70020000000000002"
+ANN = "discord:70010000000000001"
+BOB = "discord:70020000000000002"
 NOW = 1000.0
 SHOWN = Destination("discord", {"channel": "5", "message": "60"})
 
@@ -153,11 +154,9 @@ async def test_messages_are_deleted_if_discord_permits_and_wait_while_it_is_unre
     await store.write(destinations.update_destination, job, SHOWN.address)
     await store.write(destinations.mark_delivered, job, 11.0)
     await store.write(destinations.add_film, job, Destination("discord", {"channel": "5", "message": "61"}), 11.0)
-    deletion, deleted_messages, answers = (
-        make_deletion(store, pictures, waits_for_commit=True),
-        [],
-        [True, ConnectionError("away"), False],
-    )
+    deletion = make_deletion(store, pictures, waits_for_commit=True)
+    deleted_messages = []
+    answers = [True, ConnectionError("away"), False]
 
     async def take_away(_job: str, one: Delivery) -> bool:
         deleted_messages.append(one.message)
@@ -189,7 +188,8 @@ async def test_a_deletion_that_is_killed_at_any_write_continues(sqlite_store, pi
     for steps in range(0, 100, 3):
         await store.write(lambda c: [c.execute(table.delete()) for table in reversed(metadata.sorted_tables)])
         jobs = await create_jobs(store, pictures)
-        deletion, writes_left = make_deletion(store, pictures), [steps]
+        deletion = make_deletion(store, pictures)
+        writes_left = [steps]
         await deletion.request_deletion(ANN)
         real = store.write
 
@@ -294,7 +294,8 @@ async def test_the_command_leaves_it_to_a_bot_on_another_machine(tmp_path, datab
     monkeypatch.setattr(members_cli, "FORGET_TIMEOUT", 0.1)
     monkeypatch.setattr(leader_module, "HEARTBEAT_SECONDS", 0.2)
     monkeypatch.setenv("DATABASE_URL", database)
-    store, pictures = await Store.open(database), PictureStore(load_settings(data=tmp_path).pictures)
+    store = await Store.open(database)
+    pictures = PictureStore(load_settings(data=tmp_path).pictures)
     job = await finish_job(store, pictures, make_new_job(ANN, created_at=10), "ann's")
     async with leader_module.keep_lead(None, print, on_lost=print) as leader:
         await leader.begin_term(store)
@@ -315,7 +316,8 @@ async def test_the_command_leaves_it_to_a_bot_on_another_machine(tmp_path, datab
 
 @pytest.mark.may_block("the command line is on its own")
 async def test_a_bot_that_starts_meanwhile_takes_over_the_deletion(tmp_path, database: str, capsys, monkeypatch):
-    real, bot = DataDeletion.run_round, await Store.open(database)
+    real = DataDeletion.run_round
+    bot = await Store.open(database)
 
     async def delete_slowly(one: DataDeletion) -> bool:
         await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(bot.begin_term(), loop))
@@ -439,7 +441,8 @@ async def test_a_failing_export_leaves_no_file_and_names_the_part_that_failed(
 
 @pytest.mark.may_block("the command line is on its own")
 async def test_export_and_forget_create_no_store_and_fail_with_a_sentence(tmp_path, monkeypatch):
-    output_file, data = tmp_path / "ann.zip", _make_folder(tmp_path / "data")
+    output_file = tmp_path / "ann.zip"
+    data = _make_folder(tmp_path / "data")
     for command in (lambda: members_cli.export(ANN, output_file, data), lambda: members_cli.forget(ANN, "", data)):
         with pytest.raises(UserError, match="There is no store in"):
             await asyncio.to_thread(command)
@@ -457,7 +460,8 @@ async def test_export_and_forget_create_no_store_and_fail_with_a_sentence(tmp_pa
 @pytest.mark.may_block("the command line is on its own")
 async def test_an_export_overwrites_no_file_that_appeared_meanwhile(tmp_path, monkeypatch):
     await (await Store.open(f"sqlite:///{_make_folder(tmp_path / 'data') / 'darkroom.sqlite'}")).close()
-    output_file, real = tmp_path / "ann.zip", DataExport.write_zip
+    output_file = tmp_path / "ann.zip"
+    real = DataExport.write_zip
 
     async def write_slowly(*args: Any, **options: Any) -> int:
         output_file.write_text("another's")

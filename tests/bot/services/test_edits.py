@@ -123,7 +123,8 @@ async def test_several_init_images_are_blended_with_their_weights(harness, wait_
 @pytest.mark.slow
 async def test_a_finished_picture_can_be_edited_zoomed_out_and_panned(harness, wait_until, ann, destination):
     app, _, first = await finish_job(harness, wait_until, ann, destination)
-    services, second_picture = app.services, first.pictures[1]
+    services = app.services
+    second_picture = first.pictures[1]
     white = make_png(second_picture.width, second_picture.height, 255)
     accepted = await services.edits.edit(first.id, 1, white, BOB, destination, text="a red lamp --no fog")
     view = await wait_for_end(app, accepted.job, wait_until)
@@ -181,7 +182,8 @@ async def test_a_branch_keeps_the_recipe_except_for_what_is_changed(harness, wai
 @pytest.mark.slow
 async def test_the_rest_of_a_branch_may_take_more_steps_or_fewer(harness, wait_until, ann, destination):
     app, _, first = await finish_job(harness, wait_until, ann, destination)
-    services, profile = app.services, app.services.catalog.find_profile(None)
+    services = app.services
+    profile = app.services.catalog.find_profile(None)
     recipes = {}
     for steps, text in ((100, "a lamp --steps 100"), (31, "a lamp --steps 31"), (80, "a lamp --quality 2")):
         branch = await services.edits.branch(first.id, 1, 20, BOB, destination, text=text)

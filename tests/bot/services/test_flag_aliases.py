@@ -169,7 +169,8 @@ def test_the_terminal_has_its_own_aliases(tmp_path, capsys):
     flag_aliases.flag_alias("warm", "warm", data=tmp_path)
     flag_aliases.flag_alias(data=tmp_path)
     flag_aliases.flag_alias("warm", delete=True, data=tmp_path)
-    first_alias, second_alias = "--mine  --ar 3:2 --count 2", "--warm  warm"
+    first_alias = "--mine  --ar 3:2 --count 2"
+    second_alias = "--warm  warm"
     assert capsys.readouterr().out.splitlines() == [
         first_alias,
         second_alias,

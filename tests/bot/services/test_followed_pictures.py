@@ -19,7 +19,9 @@ __all__ = ["stored_names"]
 pytestmark = pytest.mark.asyncio
 BOB = Member("local:bob", "Bob", "local")
 OWNER = Member("local:o", "O", "local", is_owner=True, is_admin=True)
-SKETCH, FACE, BEGINNING = make_png(32, 64, 10), make_png(32, 32, 20), make_png(64, 64, 30)
+SKETCH = make_png(32, 64, 10)
+FACE = make_png(32, 32, 20)
+BEGINNING = make_png(64, 64, 30)
 BOTH = InitImages(controls=(SKETCH,), references=(FACE,))
 
 
@@ -45,7 +47,8 @@ async def test_pictures_reach_the_worker_and_the_jobs_made_from_it_and_go_with_i
     text = "a lamp by moebius --count 2 --control canny:0.8:0-0.5 --vae mse --clip-skip 2 --steps 40 --ar 1:1"
     (accepted,) = await services.jobs.imagine(text, ann, destination, init_images=BOTH)
     view = await wait_for_end(app, accepted.job, wait_until)
-    task, inputs = view.task, await list_inputs(app, view.id)
+    task = view.task
+    inputs = await list_inputs(app, view.id)
     assert (view.state, view.notes) == ("finished", ())
     assert (task.controls[0].picture, task.references[0].picture) == (inputs["control"], inputs["reference"])
     assert set(worker.fetched_blobs) == set(inputs.values()) <= stored_names()
@@ -118,7 +121,8 @@ async def test_rules_allow_some_controls_and_no_reference_pictures(harness, wait
     imagine = app.services.jobs.imagine
     for setting, value in (("controls", "tile"), ("references", "none")):
         await app.services.rule_admin.set_rule(OWNER, "guild", "", setting, value)
-    sketch, face = InitImages(controls=(SKETCH,)), InitImages(references=(FACE,))
+    sketch = InitImages(controls=(SKETCH,))
+    face = InitImages(references=(FACE,))
     with pytest.raises(UserError, match="The control canny is not allowed here; allowed: tile") as refused:
         await imagine("a lamp --control canny", ann, destination, init_images=sketch)
     assert refused.value.status == 403

@@ -84,7 +84,8 @@ async def test_a_blob_is_gone_from_the_broker_once_the_bot_has_it(harness: AppHa
 async def test_no_file_of_the_data_folder_has_anything_of_a_forgotten_member(
     harness: AppHarness, wait_until: Any
 ) -> None:
-    app, data = await harness.open_app(), harness.settings.data
+    app = await harness.open_app()
+    data = harness.settings.data
     worker, _ = await harness.start_worker()
     bobs_job = await finish_job(app, BOB, "a tree of other words")
     worker.scale = 2  # her picture is another one

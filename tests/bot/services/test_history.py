@@ -24,11 +24,14 @@ def job_ids(page) -> list[str]:
 
 
 async def test_pages_list_a_members_own_jobs_from_every_server_newest_first(harness, ann):
-    app, ann_elsewhere = await harness.open_app(), replace(ann, guild="another")
-    history, bob = app.services.history, replace(ann, id="local:bob", name="Bob")
+    app = await harness.open_app()
+    ann_elsewhere = replace(ann, guild="another")
+    history = app.services.history
+    bob = replace(ann, id="local:bob", name="Bob")
     jobs = [await imagine(app, one) for one in [ann, ann_elsewhere] * 3]
     await imagine(app, bob)
-    first, second = await history.load_page(ann.id, "all", 1), await history.load_page(ann.id, "all", 2)
+    first = await history.load_page(ann.id, "all", 1)
+    second = await history.load_page(ann.id, "all", 2)
     assert [*job_ids(first), *job_ids(second)] == jobs[::-1]
     assert (len(first.entries), first.number, first.page_count, first.job_count) == (PAGE_SIZE, 1, 2, 6)
     assert (await history.load_page(ann.id, "all", 99)).number == 2
@@ -38,11 +41,13 @@ async def test_pages_list_a_members_own_jobs_from_every_server_newest_first(harn
 
 
 async def test_favourites_may_be_public_jobs_of_others_but_never_private_ones(harness, ann):
-    app, bob = await harness.open_app(), replace(ann, id="local:bob", name="Bob")
+    app = await harness.open_app()
+    bob = replace(ann, id="local:bob", name="Bob")
     await app.services.preferences.set_preference(bob.id, "results", "private")
     private_job = await imagine(app, bob)
     await app.services.preferences.set_preference(bob.id, "results", "public")
-    public_job, ann_job = await imagine(app, bob), await imagine(app, ann)
+    public_job = await imagine(app, bob)
+    ann_job = await imagine(app, ann)
     for time, (job, image) in enumerate(((private_job, 0), (public_job, 1), (ann_job, 0), (public_job, 3))):
         await app.store.write(preferences.toggle_favourite, ann.id, job, image, float(time))
     page = await app.services.history.load_page(ann.id, "favourites", 1)
@@ -51,7 +56,8 @@ async def test_favourites_may_be_public_jobs_of_others_but_never_private_ones(ha
 
 async def test_jobs_that_were_shown_nowhere_are_listed_with_their_reasons(harness, ann):
     app = await harness.open_app()
-    history, deliveries = app.services.history, app.services.deliveries
+    history = app.services.history
+    deliveries = app.services.deliveries
     job, other = [await imagine(app, ann, destination=Destination("discord", {"channel": "1"})) for _ in range(2)]
     await deliveries.mark_lost(job, "Its channel was deleted.")
     assert (await history.load_page(ann.id, "unshown", 1)).job_count == 0, "the job has not ended yet"
@@ -73,7 +79,8 @@ async def test_a_job_is_found_by_id_link_or_seed(harness, ann):
     app = await harness.open_app()
     job = await imagine(app, ann, "a lamp --seed 40 --steps 20", Destination("discord", {"guild": "1", "channel": "2"}))
     await app.services.deliveries.update_address(job, message="33")
-    history, bob = app.services.history, replace(ann, id="local:bob", name="Bob")
+    history = app.services.history
+    bob = replace(ann, id="local:bob", name="Bob")
     for text in (
         job,
         f"the job {job.lower()}, please",
@@ -103,16 +110,19 @@ async def test_typed_prompts_are_suggested_once_each(harness, ann):
 
 async def test_open_jobs_are_those_that_have_not_ended(harness, ann):
     app = await harness.open_app()
-    first, second = await imagine(app, ann), await imagine(app, ann)
+    first = await imagine(app, ann)
+    second = await imagine(app, ann)
     await app.services.jobs.cancel(first, ann)
     assert [view.id for view in await app.services.history.list_open(ann.id)] == [second]
 
 
 async def test_nearby_jobs_are_ones_own_and_the_public_ones_of_the_channel(harness, ann):
     app = await harness.open_app()
-    room, other = replace(ann, channel="1"), replace(ann, channel="2")
+    room = replace(ann, channel="1")
+    other = replace(ann, channel="2")
     bob = replace(room, id="local:bob", name="Bob")
-    room_job, other_channel_job = await imagine(app, room), await imagine(app, other)
+    room_job = await imagine(app, room)
+    other_channel_job = await imagine(app, other)
     bob_job = await imagine(app, bob)
     await imagine(app, replace(bob, channel="2"))
     await app.services.preferences.set_preference(bob.id, "results", "private")

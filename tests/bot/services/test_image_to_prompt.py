@@ -42,7 +42,8 @@ from engine.bus import NoWorkerAnswers
 from engine.contract import MAX_CANDIDATES, MAX_FRAME_BYTES, MAX_NOISINGS, DescribeRequest, ModelProfile
 from shared.fake_describer import FakeDescriber
 
-ANN, BOB = Member("discord:1", "Ann", "discord:9"), Member("discord:2", "Bob", "discord:9")
+ANN = Member("discord:1", "Ann", "discord:9")
+BOB = Member("discord:2", "Bob", "discord:9")
 
 CHARGED: list[tuple[str, float, float]] = []  # by each search: member, estimate, what it took
 
@@ -175,7 +176,8 @@ async def test_the_image_is_sent_small_and_square_and_the_answer_names_the_model
 
 @pytest.mark.asyncio
 async def test_each_member_has_one_request_at_a_time_and_the_queue_is_short(upload_decoder: UploadDecoder) -> None:
-    answer_gate, describer = asyncio.Event(), FakeDescriber("fox")
+    answer_gate = asyncio.Event()
+    describer = FakeDescriber("fox")
 
     async def answer_when_open(request: DescribeRequest) -> Any:
         await answer_gate.wait()
@@ -254,7 +256,9 @@ async def test_a_search_is_charged_what_it_ran(upload_decoder: UploadDecoder) ->
 @pytest.mark.asyncio
 async def test_a_search_can_be_cancelled_and_frees_its_place(upload_decoder: UploadDecoder) -> None:
     CHARGED.clear()
-    describer, started, answer_gate = FakeDescriber("fox"), asyncio.Event(), asyncio.Event()
+    describer = FakeDescriber("fox")
+    started = asyncio.Event()
+    answer_gate = asyncio.Event()
 
     async def answer_when_open(request: DescribeRequest) -> Any:
         started.set()

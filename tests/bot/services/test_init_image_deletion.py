@@ -22,7 +22,8 @@ from tests.bot.services.test_edits import open_app_and_worker, stored_names, wai
 
 __all__ = ["stored_names"]
 pytestmark = pytest.mark.asyncio
-BOB, EVE = Member("local:bob", "Bob", "local"), Member("local:eve", "Eve", "local")
+BOB = Member("local:bob", "Bob", "local")
+EVE = Member("local:eve", "Eve", "local")
 MOD = Member("local:mo", "Mo", "local", is_moderator=True)
 INPUT_KINDS = ("input", "mask", "branch")
 
@@ -32,7 +33,8 @@ async def start_finished_job(harness, wait_until, ann, destination):
     app, worker = await open_app_and_worker(harness, wait_until)
 
     async def picture(job, epoch, image):
-        buffer, noise = io.BytesIO(), random.Random(f"{job.id} {image}").randbytes(64 * 64 * 3)
+        buffer = io.BytesIO()
+        noise = random.Random(f"{job.id} {image}").randbytes(64 * 64 * 3)
         Image.frombytes("RGB", (64, 64), noise).save(buffer, "PNG")
         await worker.publish_blob(job, epoch, image, "image", buffer.getvalue(), 64)
 
@@ -43,7 +45,8 @@ async def start_finished_job(harness, wait_until, ann, destination):
 
 async def derive_jobs(app, first, wait_until, destination):
     """A job of each kind from Ann's second picture, and a reroll of the zoom."""
-    services, white = app.services, make_png(64, 64, 255)
+    services = app.services
+    white = make_png(64, 64, 255)
     accepted_jobs = {
         "edit": await services.edits.edit(first.id, 1, white, BOB, destination),
         "zoom": await services.edits.zoom(first.id, 1, 2.0, BOB, destination),
@@ -136,7 +139,8 @@ async def test_deletion_by_age_leaves_derived_jobs_whole(harness, wait_until, an
 @pytest.mark.slow
 async def test_an_uploaded_init_image_belongs_to_its_uploader(harness, wait_until, ann, destination, stored_names):
     app, _, _ = await start_finished_job(harness, wait_until, ann, destination)
-    services, init_images = app.services, InitImages((make_png(32, 32),))
+    services = app.services
+    init_images = InitImages((make_png(32, 32),))
     (ann_job,) = await services.jobs.imagine("", ann, destination, init_images=init_images)
     (eve_job,) = await services.jobs.imagine("", EVE, destination, init_images=init_images)
     views = [await wait_for_end(app, accepted.job, wait_until) for accepted in (ann_job, eve_job)]

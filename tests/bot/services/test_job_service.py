@@ -370,7 +370,8 @@ def test_exact_mode_takes_the_next_power_of_two():
 
 
 def test_the_cost_of_an_upscale_depends_on_the_size_of_its_source():
-    by_gan, by_lanczos = largest_upscale("0" * 64, 256, 256), largest_upscale("0" * 64, 256, 256, "lanczos")
+    by_gan = largest_upscale("0" * 64, 256, 256)
+    by_lanczos = largest_upscale("0" * 64, 256, 256, "lanczos")
     assert upscale_cost(by_lanczos, 256, 256) == pytest.approx(0.05 * (1 + 1024**2 / 1e6))
     extra_cost = upscale_cost(by_gan, 256, 256, 10_000) - upscale_cost(by_lanczos, 256, 256)
     assert extra_cost == pytest.approx(10 * 256**2 / 1e6)

@@ -197,7 +197,8 @@ async def test_deleted_pictures_are_gone_everywhere(harness, wait_until, ann, de
     await wait_for_end(app, wait_until, upscale)
     await wait_for_end(app, wait_until, variation)
     await app.store.write(preferences.toggle_favourite, BOB.id, job, 0, 1.0)
-    reported_hashes, variation_hashes = await picture_hashes(app, job, upscale), await picture_hashes(app, variation)
+    reported_hashes = await picture_hashes(app, job, upscale)
+    variation_hashes = await picture_hashes(app, variation)
     await app.services.moderation.report_picture(job, BOB, "no lamp")
 
     deletion = await app.services.moderation.delete_pictures(job, ann)

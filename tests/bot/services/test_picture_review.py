@@ -137,7 +137,8 @@ class CheckedApp:
 
 @pytest_asyncio.fixture
 async def checked_app(harness: Any, wait_until: Any) -> AsyncIterator[CheckedApp]:
-    app, painter = await harness.open_app(), PaintingWorker(await harness.connect())
+    app = await harness.open_app()
+    painter = PaintingWorker(await harness.connect())
     painter.has_picture_check = True
     await check_all(app)
     task = asyncio.create_task(painter.run())
@@ -184,7 +185,8 @@ async def test_a_held_picture_cannot_be_used_until_it_is_shown(checked_app: Chec
     checked_app.painter.verdicts = {1: "flagged"}
     job = await checked_app.imagine("a lamp --seed 3")
     await checked_app.wait_for_end(job)
-    services, destination = checked_app.app.services, Destination("web", {})
+    services = checked_app.app.services
+    destination = Destination("web", {})
     for request in (services.variations.vary, services.variations.upscale):
         with pytest.raises(UserError, match="Picture 2 is held by the picture check"):
             await request(job, 1, BOB, destination)
@@ -202,7 +204,8 @@ async def test_a_held_picture_cannot_be_used_until_it_is_shown(checked_app: Chec
 @pytest.mark.asyncio
 async def test_the_film_leaves_out_held_pictures(checked_app: CheckedApp) -> None:
     checked_app.painter.verdicts = {0: "flagged"}
-    job, services = await checked_app.imagine("a lamp --count 2"), checked_app.app.services
+    job = await checked_app.imagine("a lamp --count 2")
+    services = checked_app.app.services
     await checked_app.wait_for_end(job)
     without_it = decode_image(await services.gallery.render_keyframe_grid(job, 0))
     await checked_app.app.services.picture_review.decide(job, 0, MODERATOR, show=True)
@@ -222,7 +225,8 @@ async def test_the_film_leaves_out_held_pictures(checked_app: CheckedApp) -> Non
 @pytest.mark.asyncio
 async def test_moderators_decide_and_every_decision_is_recorded(checked_app: CheckedApp) -> None:
     checked_app.painter.verdicts = {0: "flagged", 1: "unchecked"}
-    job, review = await checked_app.imagine("a lamp --count 3"), checked_app.app.services.picture_review
+    job = await checked_app.imagine("a lamp --count 3")
+    review = checked_app.app.services.picture_review
     await checked_app.wait_for_end(job)
     entries = [
         ("held", BOB.id, "Picture 1 was flagged by the picture check."),
@@ -285,7 +289,8 @@ async def test_invalid_decisions_are_refused(checked_app: CheckedApp) -> None:
 @pytest.mark.asyncio
 async def test_previews_are_blurred_until_the_check_has_passed_their_image(checked_app: CheckedApp) -> None:
     checked_app.painter.preview_verdicts = {1: "flagged"}
-    checked_app.painter.paint, checked_app.painter.speed = draw_chequered, 0.05
+    checked_app.painter.paint = draw_chequered
+    checked_app.painter.speed = 0.05
     frames: dict[int, list[tuple[int, bytes]]] = {0: [], 1: []}
     async with checked_app.app.feed.subscribe() as events:
         await checked_app.imagine("a lamp --count 2")

@@ -141,7 +141,8 @@ REQUESTS = st.builds(
 @settings(max_examples=25)
 @given(requests=st.lists(st.tuples(REQUESTS, st.integers(0, 3)), max_size=6))
 def test_any_requests_leave_a_recipe_that_workers_take(requests: list[tuple[SteeringRequest, int]]) -> None:
-    recipe, step = RECIPE, 0
+    recipe = RECIPE
+    step = 0
     for request, steps in requests:
         step += steps
         with suppress(UserError):

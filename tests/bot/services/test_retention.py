@@ -30,7 +30,8 @@ from shared.stored_jobs import PICTURE_BYTES, admit_job, finish_job, list_conten
 
 pytestmark = pytest.mark.asyncio
 NOW = 100 * DAY_SECONDS
-OLD, NEW = NOW - 31 * DAY_SECONDS, NOW - 5 * DAY_SECONDS
+OLD = NOW - 31 * DAY_SECONDS
+NEW = NOW - 5 * DAY_SECONDS
 
 
 @pytest_asyncio.fixture
@@ -161,7 +162,8 @@ class PowerCut(BaseException):
 
 def cut_after(steps: int, store: Store, pictures: PictureStore, patches: pytest.MonkeyPatch) -> Callable[[], bool]:
     """Lets `steps` changes succeed and then fails every one. The result tells whether any failed."""
-    left, real = [steps], {"write": store.write, "drop": pictures.delete}
+    left = [steps]
+    real = {"write": store.write, "drop": pictures.delete}
 
     def make_failing(name: str) -> Callable[..., Any]:
         async def run_or_fail(*args: Any, **options: Any) -> Any:

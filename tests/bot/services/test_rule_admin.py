@@ -127,7 +127,8 @@ async def test_of_several_limits_in_force_the_one_with_the_least_left_is_explain
 
 @pytest.mark.asyncio
 async def test_the_explanation_names_a_members_own_ceiling_instead_of_the_general_one(store):
-    rule_admin, operator_everywhere = make_rule_admin(store), replace(OPERATOR, guild=EVERYWHERE)
+    rule_admin = make_rule_admin(store)
+    operator_everywhere = replace(OPERATOR, guild=EVERYWHERE)
     await rule_admin.set_rule(operator_everywhere, "operator", "", "cost_day", "30 s")
     await rule_admin.set_rule(operator_everywhere, "user", "discord:5", "cost_day", "2 min")
     await rule_admin.set_rule(ANN, "guild", "", "cost_day", "1 min")
@@ -139,7 +140,8 @@ async def test_the_explanation_names_a_members_own_ceiling_instead_of_the_genera
 
 @pytest.mark.asyncio
 async def test_lists_that_add_up_are_explained_as_a_sum(store):
-    rule_admin, bob = make_rule_admin(store), replace(BOB, roles=("1", "2"))
+    rule_admin = make_rule_admin(store)
+    bob = replace(BOB, roles=("1", "2"))
     await rule_admin.set_rule(ANN, "role", "1", "samplers", "ddpm")
     await rule_admin.set_rule(ANN, "role", "2", "samplers", "euler")
     await rule_admin.set_rule(ANN, "guild", "", "samplers", "ddim")
@@ -267,7 +269,8 @@ async def test_an_import_is_one_change_and_all_or_nothing(store):
 
 @pytest.mark.asyncio
 async def test_the_operator_sets_ceilings_and_rules_for_all_servers(store):
-    rule_admin, operator_everywhere = make_rule_admin(store), replace(OPERATOR, guild=EVERYWHERE)
+    rule_admin = make_rule_admin(store)
+    operator_everywhere = replace(OPERATOR, guild=EVERYWHERE)
     await rule_admin.set_rule(operator_everywhere, "operator", "", "cost_day", "10 min")
     await rule_admin.set_rule(operator_everywhere, "user", "discord:5", "blocked", "on")
     await rule_admin.set_rule(ANN, "guild", "", "cost_day", "5 h")
@@ -284,7 +287,8 @@ async def test_the_operator_sets_ceilings_and_rules_for_all_servers(store):
 
 @pytest.mark.asyncio
 async def test_ids_are_accepted_as_members_write_them(store):
-    rule_admin, ann = make_rule_admin(store), replace(ANN, guild="discord:1")
+    rule_admin = make_rule_admin(store)
+    ann = replace(ANN, guild="discord:1")
     subjects: list[tuple[Scope, str, str]] = [
         ("user", "789", "running"),
         ("user", "<@!789>", "queued"),
@@ -379,7 +383,8 @@ async def test_the_kill_switch_cancels_open_jobs_refunds_them_and_admits_no_more
     app = await harness.open_app()
     worker, _ = await harness.start_worker()
     worker.run_gate.clear()
-    rule_admin, services = app.services.rule_admin, app.services
+    rule_admin = app.services.rule_admin
+    services = app.services
     await rule_admin.set_rule(OWNER, "user", "discord:3", "running", "1")
     jobs: list[str] = []
     for n in (0, 1, 2, 3, 3):  # the second of user 3 waits for the first

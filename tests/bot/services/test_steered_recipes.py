@@ -56,7 +56,8 @@ STEERED = amend(
 
 def test_a_remix_goes_on_with_the_words_and_the_noise_that_are_shown() -> None:
     assert remix_base(make_recipe(2), None) == make_recipe(2), "nobody steered it"
-    whole, split = remix_base(STEERED, None), remix_base(STEERED, 3)
+    whole = remix_base(STEERED, None)
+    split = remix_base(STEERED, 3)
     assert (whole.concepts, whole.negative, whole.guidance) == (MIX.concepts, "fog", 6.0)
     assert not whole.amendments
     assert (split.count, noise_seed(split, 0)) == (1, 50 + 3)

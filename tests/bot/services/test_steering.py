@@ -49,7 +49,9 @@ class SteeredJob:
     """A running job that a test's worker holds, and the changes that the worker has received."""
 
     def __init__(self, app: Any, worker: Any, job: Any) -> None:
-        self.app, self.worker, self.job = app, worker, job
+        self.app = app
+        self.worker = worker
+        self.job = job
         self.received: list[AmendJob] = []
 
     async def amend(self, member: Member, key: str | None = None, **request: Any) -> list[Any]:
@@ -90,7 +92,8 @@ async def open_steered(harness: Any, wait_until: Any, ann: Member, destination: 
     listeners: list[asyncio.Task[None]] = []
 
     async def make(text: str = "fox --count 2") -> SteeredJob:
-        app, worker = await harness.open_app(), await harness.make_worker("hand")
+        app = await harness.open_app()
+        worker = await harness.make_worker("hand")
         await worker.announce()
         await wait_until(lambda: app.services.live_workers())
         (accepted,) = await app.services.jobs.imagine(text, ann, destination)
@@ -394,7 +397,8 @@ async def test_a_cancelled_job_without_a_worker_pays_for_its_steps_and_not_for_a
 async def test_a_waiting_change_is_no_part_of_the_cost_that_a_worker_scales(
     harness: Any, wait_until: Any, ann: Member, destination: Any
 ) -> None:
-    app, worker = await harness.open_app(), await harness.make_worker("hand")
+    app = await harness.open_app()
+    worker = await harness.make_worker("hand")
     await worker.announce()
     await wait_until(lambda: app.services.live_workers())
     (accepted,) = await app.services.jobs.imagine("fox --count 1", ann, destination)

@@ -30,7 +30,8 @@ def _turbo_model(monkeypatch):
 
 async def test_a_turbo_job_and_the_jobs_made_from_it_run_four_steps(harness, wait_until, ann, destination):
     app, _, view = await finish_job(harness, wait_until, ann, destination, "a lamp --seed 7 --count 2 --turbo")
-    services, jobs = app.services, {}
+    services = app.services
+    jobs = {}
     assert (view.state, view.notes) == ("finished", ())
     jobs["vary"] = await services.variations.vary(view.id, 0, BOB, destination)
     jobs["reroll"] = await services.variations.reroll(view.id, BOB, destination)

@@ -59,7 +59,8 @@ async def test_the_filters_thread_matches_and_takes_only_a_few_requests_of_a_mem
 
     thread = StuckThread()
     word_filter = make_filter(thread)
-    rules, view = EffectiveRules(words=("pear",)), make_view()
+    rules = EffectiveRules(words=("pear",))
+    view = make_view()
     tasks = [asyncio.ensure_future(can_publish(view, ALICE, rules, word_filter)) for _ in range(MAX_REQUESTS + 1)]
     done, pending = await asyncio.wait(tasks, timeout=0.1)
     assert (thread.submitted, len(pending)) == (MAX_REQUESTS, MAX_REQUESTS)

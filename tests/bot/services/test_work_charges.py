@@ -15,7 +15,8 @@ from bot.store.fairness.ledger import run_with_ledger
 
 pytestmark = pytest.mark.asyncio
 
-ANN, OTHER_GUILD = Member("discord:1", "Ann", "g", channel="c"), Member("discord:1", "Ann", "h", channel="d")
+ANN = Member("discord:1", "Ann", "g", channel="c")
+OTHER_GUILD = Member("discord:1", "Ann", "h", channel="d")
 NOW = 1_800_000_000.0
 
 
@@ -56,7 +57,8 @@ async def test_work_counts_in_the_ledger_and_is_settled_to_what_it_took(harness:
 
 async def test_cancelled_work_is_charged_what_it_ran(harness: Any) -> None:
     app = await harness.open_app(clock=lambda: NOW)
-    charges, started = WorkCharges(app.store, limits=Limits(), clock=lambda: NOW), asyncio.Event()
+    charges = WorkCharges(app.store, limits=Limits(), clock=lambda: NOW)
+    started = asyncio.Event()
 
     async def work() -> None:
         async with charges.charge(ANN, 60.0) as meter:

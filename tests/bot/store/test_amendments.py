@@ -17,7 +17,9 @@ from engine.contract import Change, Concept, DropImages, JobAmended, ModelProfil
 from shared.stored_jobs import admit_job, make_new_job
 
 ANN = Member("local:ann", "Ann", "local")
-DROP, SPLIT, WORDS = DropImages((1,)), SplitImage(0, (1,), 9), SetConcepts((Concept("a lamp, blue"),))
+DROP = DropImages((1,))
+SPLIT = SplitImage(0, (1,), 9)
+WORDS = SetConcepts((Concept("a lamp, blue"),))
 MODEL = ModelProfile(
     name="embedded",
     revision="1",
@@ -49,7 +51,8 @@ async def answer(store: Store, job: str, number: int, step: int | None, epoch: i
 
 
 async def load(store: Store, job: str) -> tuple[Any, list[tuple[int, str, int | None]]]:
-    record, known = await store.get_job(job), await store.query(list_amendments, job)
+    record = await store.get_job(job)
+    known = await store.query(list_amendments, job)
     return record, [(each.number, each.state, each.step) for each in known]
 
 
@@ -111,7 +114,8 @@ async def test_a_share_of_the_cost_is_one_of_what_held_and_not_of_what_waits(sto
 
 @pytest.mark.asyncio
 async def test_a_job_with_a_change_of_a_newer_version_fails_without_a_charge(store: Store) -> None:
-    job, other = await start_running(store), await start_running(store)
+    job = await start_running(store)
+    other = await start_running(store)
     await ask(store, job, WORDS)
     await ask(store, other, WORDS)
     unknown = update(amendments).where(amendments.c.job == job).values(change={"kind": "unheard-of"})

@@ -21,7 +21,8 @@ async def make_key(keys: ApiKeys, name: str, seconds: float | None = None) -> st
 async def test_a_secret_finds_its_key_until_it_ends(store: Store) -> None:
     clock = Clock()
     keys = ApiKeys(store, clock=clock)
-    lasting, short = await make_key(keys, "lasting"), await make_key(keys, "short", 60)
+    lasting = await make_key(keys, "lasting")
+    short = await make_key(keys, "short", 60)
     found = await ApiKeys(store, clock=clock).find(short)  # after a restart, too
     assert found is not None
     assert (found.name, found.scopes, found.expires) == ("short", {"imagine", "read"}, clock.now + 60)
@@ -90,7 +91,8 @@ async def test_a_bad_name_or_scope_is_refused(sqlite_store: Store) -> None:
 async def test_forgetting_a_program_deletes_its_key(store: Store) -> None:
     clock = Clock()
     keys = ApiKeys(store, clock=clock)
-    secret, other = await make_key(keys, "webui"), await make_key(keys, "other")
+    secret = await make_key(keys, "webui")
+    other = await make_key(keys, "other")
     await store.write(erasure.erase_member_data, erasure.ErasureRequest("local:key:webui", "", clock.now))
     assert await keys.find(secret) is None
     assert await keys.find(other) is not None

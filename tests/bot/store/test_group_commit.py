@@ -58,7 +58,8 @@ async def numbers(writer: Database) -> list[int]:
 
 async def block_writer(writer: Database) -> tuple[asyncio.Task[object], threading.Event]:
     """Starts a write that blocks, so that others wait behind it."""
-    release, has_started = threading.Event(), threading.Event()
+    release = threading.Event()
+    has_started = threading.Event()
 
     def block_thread(_: Connection) -> None:
         has_started.set()

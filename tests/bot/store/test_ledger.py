@@ -138,7 +138,8 @@ async def apply_action(
 @given(actions)
 def test_usage_is_the_cost_spent_and_is_refunded_once(sequence) -> None:
     async def scenario(folder: str) -> None:
-        file, bookkeeper = Path(folder) / "d.sqlite", Bookkeeper()
+        file = Path(folder) / "d.sqlite"
+        bookkeeper = Bookkeeper()
         file.write_bytes(make_migrated_database())
         store = await Store.open(f"sqlite:///{file}")
         for step in sequence:
@@ -177,10 +178,8 @@ async def test_quota_frees_at_the_same_time_for_one_member_and_for_all(store):
     )
 
     def read(ledger: Ledger) -> list[tuple[float, float]]:
-        member_spending, guild_spending = (
-            ledger.get_spending("member here", DAY_SECONDS),
-            ledger.get_spending("guild", DAY_SECONDS),
-        )
+        member_spending = ledger.get_spending("member here", DAY_SECONDS)
+        guild_spending = ledger.get_spending("guild", DAY_SECONDS)
         return [
             (member_spending.frees_at(excess), guild_spending.frees_at(excess))
             for excess in (0.5, 5.0, 5.5, 9.0, 14.9, 15.0)

@@ -171,7 +171,8 @@ async def test_limits_hold_across_processes(server_and_store: tuple[Server, Stor
 
 async def test_a_writer_that_holds_the_lock_is_waited_for_and_then_given_up(postgres: Server) -> None:
     url = postgres.url(await asyncio.to_thread(postgres.database))
-    slow, quick = PostgresDatabase(url), PostgresDatabase(url, SHORT)
+    slow = PostgresDatabase(url)
+    quick = PostgresDatabase(url, SHORT)
     has_started = asyncio.Event()
     loop = asyncio.get_running_loop()
 
@@ -245,7 +246,8 @@ async def test_no_message_contains_the_password(postgres: Server, caplog: Any, w
     caplog.set_level(0)
     with pytest.raises((DatabaseUnavailable, UserError)) as caught:
         await Store.open(wrong.format(p=PASSWORD, port=postgres.port))
-    messages, cause = [str(caught.value)], caught.value.__cause__
+    messages = [str(caught.value)]
+    cause = caught.value.__cause__
     while cause is not None:
         messages.append(str(cause))
         cause = cause.__cause__
@@ -304,7 +306,8 @@ class CommitProxy:
         async def forward() -> None:
             while data := await client.read(65536):
                 if self.armed and b"COMMIT" in data:
-                    passes, self.armed = self.armed == "answer", ""
+                    passes = self.armed == "answer"
+                    self.armed = ""
                     cut.set()
                     if not passes:
                         break

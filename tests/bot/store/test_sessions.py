@@ -38,7 +38,8 @@ async def test_a_cookie_finds_its_session_until_it_expires(store: Store) -> None
             "ab12", kind, clock.now, clock.now + SESSION_DAYS[kind] * DAY_SECONDS, clock.now
         )
         assert await Sessions(store, clock=clock).find(cookie) == session  # after a restart, too
-        begin, clock.now = clock.now, session.expires - 1
+        begin = clock.now
+        clock.now = session.expires - 1
         assert await sessions.find(cookie) is not None
         clock.now = session.expires
         assert await sessions.find(cookie) is None

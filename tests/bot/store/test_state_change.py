@@ -62,7 +62,8 @@ class Jobs(RuleBasedStateMachine):
     def open_database(self) -> None:
         self.connection: Connection = create_engine("sqlite://").connect()
         metadata.create_all(self.connection)
-        self.now, self.end_states = 0.0, dict[str, tuple[str, float]]()
+        self.now = 0.0
+        self.end_states = dict[str, tuple[str, float]]()
         self.reports: list[tuple[Any, ...]] = []  # of workers, to be repeated
         self.admit("ann", "standard", 8.0)
 

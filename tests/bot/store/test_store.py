@@ -156,7 +156,8 @@ async def test_usage_counts_running_and_waiting_jobs_and_a_days_charges(store):
     ann = Member("ann", "ann", "g")
 
     def count_usage(ledger: Ledger) -> tuple[int, int, int, float, float]:
-        member_usage, guild_usage = ledger.get_usage("member here"), ledger.get_usage("guild")
+        member_usage = ledger.get_usage("member here")
+        guild_usage = ledger.get_usage("guild")
         actual_cost = (
             ledger.get_spending("member here", DAY_SECONDS).total_cost,
             ledger.get_spending("guild", DAY_SECONDS).total_cost,

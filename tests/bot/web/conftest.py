@@ -222,7 +222,8 @@ async def launch_browser(
     find_program: Callable[..., str], tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Browser]:
     program = find_program("chromium", "chromium-browser", "google-chrome")
-    folder, path = str(tmp_path_factory.mktemp("chromium")), os.environ.get("PATH", "")
+    folder = str(tmp_path_factory.mktemp("chromium"))
+    path = os.environ.get("PATH", "")
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(
             executable_path=program, args=FLAGS, env={"HOME": folder, "PATH": path}

@@ -69,7 +69,8 @@ async def test_a_program_with_a_key_is_a_member_with_its_own_jobs(public_server:
 
 @on_shared_server
 async def test_a_key_that_is_forged_revoked_or_expired_is_a_401_of_one_sentence(public_server: WebServer) -> None:
-    revoked, expired = await make_key(public_server, "one"), await make_key(public_server, "two", seconds=-1)
+    revoked = await make_key(public_server, "one")
+    expired = await make_key(public_server, "two", seconds=-1)
     assert (await ask(public_server, "GET", "/api/jobs", f"Bearer {revoked}"))[0] == 200
     await public_server.services.api_keys.revoke("one")
     for authorization in (
@@ -89,7 +90,8 @@ async def test_a_key_that_is_forged_revoked_or_expired_is_a_401_of_one_sentence(
 
 @on_shared_server
 async def test_scopes_hold_and_no_key_is_the_operator(public_server: WebServer) -> None:
-    imagine, read = await make_key(public_server, "maker", "imagine"), await make_key(public_server, "reader", "read")
+    imagine = await make_key(public_server, "maker", "imagine")
+    read = await make_key(public_server, "reader", "read")
     assert (await ask(public_server, "GET", "/api/jobs", f"Bearer {imagine}")) == (
         403,
         '{"error": "This key may not look at this: that needs the scope read."}',

@@ -32,7 +32,8 @@ def test_the_page_is_up_to_date() -> None:
 
 
 def test_the_page_has_every_operation_and_schema() -> None:
-    description, page = load_description(), PAGE.read_text()
+    description = load_description()
+    page = PAGE.read_text()
     for path, item in description["paths"].items():
         for method in item:
             assert f"### {method.upper()} `{path}`" in page
@@ -115,7 +116,8 @@ def render_schema(schema: Mapping[str, Any]) -> Iterator[str]:
 
 
 def describe_range(field: Mapping[str, Any]) -> str:
-    low, high = field.get("minimum", field.get("exclusiveMinimum")), field.get("maximum")
+    low = field.get("minimum", field.get("exclusiveMinimum"))
+    high = field.get("maximum")
     if low is not None and high is not None:
         return f"{low} to {high}"
     return f"at most {field['maxItems']}" if "maxItems" in field else ""

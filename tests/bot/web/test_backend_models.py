@@ -30,7 +30,8 @@ REFUSED = {
 async def test_a_member_draws_with_comfyui_and_is_refused_before_the_queue(
     open_server: OpenServer, broker: Broker, tmp_path: Path
 ) -> None:
-    comfyui, harness = ComfyUiStandIn(), BusHarness(broker, LEASE)
+    comfyui = ComfyUiStandIn()
+    harness = BusHarness(broker, LEASE)
     settings = {"kind": "comfyui", "size": 64}
     async with open_server(workers=0) as server, serve(comfyui.app) as url:
         backend = BackendSettings.model_validate({**settings, "url": url})

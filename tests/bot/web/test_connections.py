@@ -90,7 +90,8 @@ async def test_healthz_answers_within_a_second_under_5000_half_open_sockets(
     open_server: OpenServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with open_server(workers=0) as server, hold_sockets(server.port, HALF_OPEN_SOCKETS) as output:
-        held_task, seconds = asyncio.create_task(output.readline()), list[float]()
+        held_task = asyncio.create_task(output.readline())
+        seconds = list[float]()
         async with asyncio.timeout(120):
             while not held_task.done():
                 seconds.append(await measure_health(server.url))
@@ -269,7 +270,9 @@ class FakeConnection:
     """A connection as the table sees it."""
 
     def __init__(self, group: str = "", is_receiving: bool = False) -> None:
-        self.group, self.is_receiving, self.is_aborted = group, is_receiving, False
+        self.group = group
+        self.is_receiving = is_receiving
+        self.is_aborted = False
 
     def abort(self) -> None:
         self.is_aborted = True
@@ -303,7 +306,8 @@ def test_the_one_that_waits_longest_gives_way_and_one_at_work_does_not():
 
 
 def test_an_address_has_its_own_limit_and_takes_place_from_itself():
-    table, other = ConnectionTable(9, 2), FakeConnection("203.0.113.9")
+    table = ConnectionTable(9, 2)
+    other = FakeConnection("203.0.113.9")
     own = [FakeConnection("198.51.100.7") for _ in range(3)]
     assert add_connections(table, other, *own) == [True] * 4
     assert [each.is_aborted for each in (other, *own)] == [False, True, False, False]

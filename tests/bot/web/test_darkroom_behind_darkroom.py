@@ -102,7 +102,8 @@ async def check_picture(server: WebServer, harness: BusHarness, kind: str) -> No
 
 
 async def check_mask(server: WebServer, harness: BusHarness, kind: str) -> None:
-    start, mask = BytesIO(), BytesIO()
+    start = BytesIO()
+    mask = BytesIO()
     Image.new("RGB", (64, 64), "red").save(start, "PNG")
     Image.new("L", (64, 64), 255).save(mask, "PNG")
     start_sha, mask_sha = [await harness.bot.put_blob(each.getvalue()) for each in (start, mask)]

@@ -39,7 +39,8 @@ def make_png(colour: str = "#c63") -> bytes:
 
 async def start_describer(server: WebServer, *fitting_texts: str) -> FakeDescriber:
     """Starts a worker that knows which words fit."""
-    worker, bus = FakeDescriber(*fitting_texts), server.workers[0].bus
+    worker = FakeDescriber(*fitting_texts)
+    bus = server.workers[0].bus
     await bus.serve_describe(["embedded"], worker)
     await bus.client.flush()
     return worker
@@ -93,7 +94,8 @@ async def test_a_description_is_charged_and_needs_quota(server: WebServer) -> No
 
 
 async def test_a_description_ends_with_its_connection(server: WebServer) -> None:
-    gate, started = asyncio.Event(), asyncio.Event()
+    gate = asyncio.Event()
+    started = asyncio.Event()
 
     async def wait(_request: DescribeRequest) -> DescribeReply:
         started.set()

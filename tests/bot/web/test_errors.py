@@ -316,7 +316,8 @@ async def test_static_files_stay_in_their_folder(server: WebServer) -> None:
 
 async def test_a_guest_cannot_cancel_a_job_of_another_visitor(open_server: OpenServer) -> None:
     async with open_server(host="0.0.0.0") as server:
-        owner, guest = await server.start_session("operator"), await server.start_session("guest")
+        owner = await server.start_session("operator")
+        guest = await server.start_session("guest")
         server.workers[0].step_gate.clear()
         job = (await server.request_json("POST", "/api/jobs", {"prompt": "terrier"}, Cookie=owner))[1]["id"]
         status, reply = await server.request_json("DELETE", f"/api/jobs/{job}", Cookie=guest)

@@ -23,7 +23,8 @@ HELD_SENTENCE = "Picture 2 is held by the picture check until a moderator has lo
 
 async def check_all(server: WebServer, verdicts: dict[int, Any]) -> None:
     """Sets the rule that pictures are checked, and the worker's verdicts."""
-    server.workers[0].has_picture_check, server.workers[0].verdicts = True, verdicts
+    server.workers[0].has_picture_check = True
+    server.workers[0].verdicts = verdicts
     rules = RuleAdmin(
         server.services.jobs._store, server.services.jobs._cancelling.cancel, limits=server.settings.limits
     )

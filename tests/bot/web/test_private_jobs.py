@@ -93,7 +93,8 @@ async def test_others_do_not_learn_the_id_of_a_private_job_that_is_deleted(serve
     )
     await server.services.preferences.set_preference(AUTHOR.id, "results", "public")
     public_job = await server.imagine("a public lamp")
-    author_events, other_events = list[tuple[str, Any]](), list[tuple[str, Any]]()
+    author_events = list[tuple[str, Any]]()
+    other_events = list[tuple[str, Any]]()
     async with open_session() as other:
         async with other.get(server.url):
             pass

@@ -28,12 +28,16 @@ async def test_every_route_has_its_rate(server: WebServer) -> None:
 
 async def test_a_flood_of_a_guest_is_refused_and_others_are_served(open_server: OpenServer) -> None:
     async with open_server(allowed_hosts=("other.example",)) as server:
-        ann, bob = ({"Cookie": await server.start_session("guest")}, {"Cookie": await server.start_session("guest")})
-        statuses, last, retry_after = list[int](), dict[str, str](), None
+        ann = {"Cookie": await server.start_session("guest")}
+        bob = {"Cookie": await server.start_session("guest")}
+        statuses = list[int]()
+        last = dict[str, str]()
+        retry_after = None
         for _ in range(int(RATES["look"].burst / 10) + 40):
             async with server.client.get(server.url + "/api/jobs", headers=ann) as answer:
                 statuses.append(answer.status)
-                last, retry_after = await answer.json(), answer.headers.get("Retry-After")
+                last = await answer.json()
+                retry_after = answer.headers.get("Retry-After")
             if answer.status == 429:
                 break
         assert statuses[-1] == 429

@@ -87,7 +87,8 @@ async def test_an_open_room_refuses_a_proxy_that_adds_no_header(server: WebServe
 
 @pytest.mark.parametrize("header", PROXY_SIGNS)
 async def test_an_open_room_refuses_every_sign_of_a_proxy(server: WebServer, header: str) -> None:
-    address, headers = f"{server.url}/api/jobs", {header: "192.0.2.9"}
+    address = f"{server.url}/api/jobs"
+    headers = {header: "192.0.2.9"}
     async with aiohttp.ClientSession() as stranger, stranger.get(address, headers=headers) as answer:
         assert answer.status == 403
         assert "PUBLIC_URL" in (await answer.json())["error"]
@@ -167,7 +168,8 @@ async def test_a_session_that_was_signed_out_cannot_be_replayed(open_server: Ope
 async def test_signing_out_everywhere_ends_every_browser_of_the_operator(open_server: OpenServer) -> None:
     async with open_server(host="0.0.0.0") as server, open_session() as browser, open_session() as other:
         cookies = [await enter(one, server) for one in (browser, other)]
-        guest, unused_address = await server.start_session("guest"), one_time_address(server)
+        guest = await server.start_session("guest")
+        unused_address = one_time_address(server)
         async with browser.post(f"{server.url}/api/sign-out/everywhere", headers={"Origin": "http://evil"}) as answer:
             assert answer.status == 403
         async with browser.post(f"{server.url}/api/sign-out/everywhere") as answer:
@@ -199,7 +201,8 @@ async def test_an_open_page_ends_with_its_session(open_server: OpenServer, monke
 
 async def test_only_the_terminal_makes_an_address_of_the_operator(open_server: OpenServer) -> None:
     async with open_server(host="0.0.0.0", workers=0) as server:
-        body, address = {"for_operator": True}, "/api/invitations"
+        body = {"for_operator": True}
+        address = "/api/invitations"
         for kind in ("operator", "guest"):
             status, _ = await server.request_json("POST", address, body, Cookie=await server.start_session(kind))
             assert status == 403
@@ -231,7 +234,8 @@ async def test_the_command_line_lists_and_revokes_visitors(open_server: OpenServ
         assert "No Darkroom runs" in await run_darkroom(server, "invite")
         instance = RunningInstance(server.url, os.getpid())
         await asyncio.to_thread(announce_instance, server.settings.data, instance)
-        address, old_address = await run_darkroom(server, "invite"), await run_darkroom(server, "invite")
+        address = await run_darkroom(server, "invite")
+        old_address = await run_darkroom(server, "invite")
         async with open_session() as browser, follow_link(browser, address.strip()) as answer:
             assert answer.status == 201
         assert await run_darkroom(server, "revoke", "--all") == "1 browser is signed out.\n"

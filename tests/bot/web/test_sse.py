@@ -54,7 +54,8 @@ async def test_loading_progress_is_in_bytes_where_the_worker_says_the_size(serve
     worker = server.workers[0]
     size = ModelProgress(model="embedded", phase="load", done=0.4, size=2 * 10**9)
     await worker.bus.publish_progress(worker.name, ("default",), size)
-    worker.loading_progress, worker.pause_step = (0.0, 0.404), 0
+    worker.loading_progress = (0.0, 0.404)
+    worker.pause_step = 0
     job = await server.imagine("terrier", count=1)
     async with asyncio.timeout(20):
         async for name, value in server.events(f"/api/jobs/{job}/events"):
@@ -65,7 +66,8 @@ async def test_loading_progress_is_in_bytes_where_the_worker_says_the_size(serve
 
 
 async def test_loading_progress_is_sent_until_the_first_frame(server: WebServer) -> None:
-    server.workers[0].loading_progress, server.workers[0].pause_step = (0.0, 0.404), 0
+    server.workers[0].loading_progress = (0.0, 0.404)
+    server.workers[0].pause_step = 0
     job = await server.imagine("terrier", count=1)
     received_names: list[str] = []
     value: dict[str, Any] = {}
@@ -130,7 +132,8 @@ async def test_places_in_the_queue_are_sent_without_a_pause(server: WebServer, m
     monkeypatch.setattr("bot.web.sse.FRAME_PAUSE", 3600.0)
     await server.workers[0].leave_pool()
     waiting_job = await server.imagine("terrier", count=1)
-    stream, job_stream = server.events("/api/events"), server.events(f"/api/jobs/{waiting_job}/events")
+    stream = server.events("/api/events")
+    job_stream = server.events(f"/api/jobs/{waiting_job}/events")
     await _next_event(stream, "jobs")
     await _next_event(job_stream, "queued")
     async with asyncio.timeout(20):

@@ -15,7 +15,8 @@ from engine.contract import Concept, Recipe
 
 def test_an_event_is_written_once_for_all_pages_that_keep_up() -> None:
     texts = EventCache()
-    one, other = JobProgress("a", 1, 4, 2.0, {0: b"jpeg"}), JobProgress("b", 1, 4, 2.0, {0: b"jpeg"})
+    one = JobProgress("a", 1, 4, 2.0, {0: b"jpeg"})
+    other = JobProgress("b", 1, 4, 2.0, {0: b"jpeg"})
     first = texts.encode(one)
     assert first == b"event: frame\r\ndata: " + msgspec.json.encode(serializers.serialize_frame(one)) + b"\r\n\r\n"
     assert texts.encode(other) != first

@@ -93,7 +93,8 @@ async def test_a_picture_may_take_longer_than_other_answers() -> None:
 @pytest.mark.asyncio
 async def test_what_others_draw_is_neither_shown_nor_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(a1111, "STOP_SECONDS", 0.05)
-    server, told = A1111StandIn(), list[DrawProgress]()
+    server = A1111StandIn()
+    told = list[DrawProgress]()
     server.stranger = True
     async with talk_to(server) as client:
         request = await make_request(client)
@@ -114,7 +115,8 @@ async def test_what_others_draw_is_neither_shown_nor_interrupted(monkeypatch: py
 
 @pytest.mark.asyncio
 async def test_a_server_that_tells_of_no_task_shows_no_progress_and_is_interrupted() -> None:
-    server, told = A1111StandIn(knows_tasks=False), list[DrawProgress]()
+    server = A1111StandIn(knows_tasks=False)
+    told = list[DrawProgress]()
     async with talk_to(server) as client:
         drawing = asyncio.create_task(client.draw(await make_request(client), told.append))
         await cancel_when(drawing, lambda: server.bodies)
@@ -124,7 +126,8 @@ async def test_a_server_that_tells_of_no_task_shows_no_progress_and_is_interrupt
 @pytest.mark.asyncio
 @pytest.mark.parametrize("stranger", [False, True])
 async def test_what_the_api_shows_counts_only_if_it_names_our_task(stranger: bool) -> None:
-    server, reports = A1111StandIn(knows_tasks=False, names_current_task=True), list[DrawProgress]()
+    server = A1111StandIn(knows_tasks=False, names_current_task=True)
+    reports = list[DrawProgress]()
     server.stranger = stranger
     async with talk_to(server) as client:
         drawing = asyncio.create_task(client.draw(await make_request(client), reports.append))

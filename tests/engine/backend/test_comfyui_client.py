@@ -38,7 +38,8 @@ async def make_request(comfyui: ComfyUi) -> DrawRequest:
 
 
 async def test_a_picture_comes_although_its_history_is_late_and_cannot_be_deleted() -> None:
-    server, told = ComfyUiStandIn(), list[DrawProgress]()
+    server = ComfyUiStandIn()
+    told = list[DrawProgress]()
     server.forgets = False
     async with talk_to(server.app) as comfyui:
         content = await comfyui.draw(await make_request(comfyui), told.append)
@@ -47,7 +48,8 @@ async def test_a_picture_comes_although_its_history_is_late_and_cannot_be_delete
 
 
 async def test_previews_of_what_others_draw_are_not_ours() -> None:
-    server, told = ComfyUiStandIn(), list[DrawProgress]()
+    server = ComfyUiStandIn()
+    told = list[DrawProgress]()
     server.stranger = asyncio.Event()
     async with talk_to(server.app) as comfyui:
         request = await make_request(comfyui)

@@ -52,7 +52,9 @@ class ComfyRoom:
     """A broker, a ComfyUI and a worker between them."""
 
     def __init__(self, harness: BusHarness, comfyui: ComfyUiStandIn, worker: BackendWorker) -> None:
-        self.harness, self.comfyui, self.worker = harness, comfyui, worker
+        self.harness = harness
+        self.comfyui = comfyui
+        self.worker = worker
 
     def find_model(self, name: str = "sd15") -> ModelProfile:
         return next(model for model in self.harness.bot.workers["comfy"].models if model.name == name)
@@ -92,7 +94,8 @@ async def room(tmp_path: Path) -> AsyncIterator[ComfyRoom]:
 
 @pytest.mark.asyncio
 async def test_a_job_runs_from_dispatch_to_its_pictures_and_ladders(room: ComfyRoom, tmp_path: Path) -> None:
-    prompt, guessed = 'a red apple "%seed%" \\ {"class_type": "SaveImage"} %negative%', room.find_model().row_ms
+    prompt = 'a red apple "%seed%" \\ {"class_type": "SaveImage"} %negative%'
+    guessed = room.find_model().row_ms
     results = await room.draw(room.make_job(concepts=(Concept(prompt),), ladder=True, count=2, negative="blurry"))
     assert isinstance(results[0], JobStarted)
     assert isinstance(results[-1], JobFinished)
@@ -139,7 +142,8 @@ async def test_it_offers_the_models_and_samplers_of_the_server(room: ComfyRoom) 
 
 @pytest.mark.asyncio
 async def test_previews_reach_watchers_and_a_cancel_interrupts_the_server(room: ComfyRoom) -> None:
-    room.comfyui.hold, room.comfyui.busy_answers = 0, 2
+    room.comfyui.hold = 0
+    room.comfyui.busy_answers = 2
     frames: list[Any] = []
 
     async def collect_frames() -> None:
@@ -180,7 +184,8 @@ async def test_a_cancelled_grid_costs_what_was_drawn_of_it(room: ComfyRoom) -> N
 @pytest.mark.slow
 @pytest.mark.asyncio
 async def test_a_price_has_no_waits_in_it(room: ComfyRoom, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    now, answers = [0.0], ["busy", "picture"]
+    now = [0.0]
+    answers = ["busy", "picture"]
 
     async def draw(comfyui: ComfyUi, request: DrawRequest, on_progress: OnProgress) -> bytes:
         now[0] += 100.0
@@ -205,7 +210,8 @@ async def test_a_price_has_no_waits_in_it(room: ComfyRoom, tmp_path: Path, monke
 @pytest.mark.slow
 @pytest.mark.asyncio
 async def test_a_picture_and_a_mask_take_their_own_workflow(room: ComfyRoom) -> None:
-    start, mask = BytesIO(), BytesIO()
+    start = BytesIO()
+    mask = BytesIO()
     Image.new("RGB", (90, 40), "red").save(start, "PNG")
     Image.new("L", (90, 40), 255).save(mask, "PNG")
     start_sha, mask_sha = [await room.harness.bot.put_blob(each.getvalue()) for each in (start, mask)]

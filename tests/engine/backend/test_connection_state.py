@@ -92,7 +92,9 @@ async def test_a_backend_without_models_is_said_to_have_none(
 def test_times_of_pictures_that_end_at_once_are_stored_one_after_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    times, profile, recipe = MeasuredTimes(tmp_path), make_profile(MODEL, "openai"), make_job(steps=4).task
+    times = MeasuredTimes(tmp_path)
+    profile = make_profile(MODEL, "openai")
+    recipe = make_job(steps=4).task
     assert isinstance(recipe, Recipe)
     writers = Barrier(2)
 

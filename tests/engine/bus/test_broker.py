@@ -71,7 +71,8 @@ async def test_a_killed_server_restarts_with_its_store(tmp_path: Path) -> None:
 @pytest.mark.asyncio
 async def test_a_failed_restart_of_the_server_is_tried_again(tmp_path: Path) -> None:
     async with Broker(tmp_path) as broker:
-        program, broker._server = broker._server, tmp_path / "no such program"
+        program = broker._server
+        broker._server = tmp_path / "no such program"
         assert broker.pid is not None
         os.kill(broker.pid, signal.SIGKILL)
         await wait_until(lambda: broker.restarts == 2)

@@ -121,7 +121,8 @@ async def test_a_repeated_dispatch_is_one_message(connect_bus: Any) -> None:
     assert await bus.dispatch(make_job()) is True
     assert await bus.dispatch(make_job()) is False
     assert await bus.dispatch(make_job(attempt=2)) is True
-    first, second = await bus.pull_job(["default"]), await bus.pull_job(["default"])
+    first = await bus.pull_job(["default"])
+    second = await bus.pull_job(["default"])
     assert first is not None
     assert second is not None
     assert (first.value.attempt, second.value.attempt) == (1, 2)
@@ -130,7 +131,9 @@ async def test_a_repeated_dispatch_is_one_message(connect_bus: Any) -> None:
 
 @pytest.mark.asyncio
 async def test_a_job_reaches_exactly_one_waiting_worker_at_once(connect_bus: Any) -> None:
-    bot, one, second = await connect_bus(), await connect_bus(), await connect_bus()
+    bot = await connect_bus()
+    one = await connect_bus()
+    second = await connect_bus()
     pull_tasks = [asyncio.create_task(bus.pull_job(["default"], timeout=3.0)) for bus in (one, second)]
     await asyncio.sleep(0.3)
     await bot.dispatch(make_job())
@@ -142,7 +145,9 @@ async def test_a_job_reaches_exactly_one_waiting_worker_at_once(connect_bus: Any
 @pytest.mark.slow
 @pytest.mark.asyncio
 async def test_a_job_is_redelivered_after_the_lease_unless_heartbeats_hold_it(connect_bus: Any) -> None:
-    bot, one, second = await connect_bus(), await connect_bus(), await connect_bus()
+    bot = await connect_bus()
+    one = await connect_bus()
+    second = await connect_bus()
     await bot.dispatch(make_job())
     delivery = await one.pull_job(["default"])
     for _ in range(4):
@@ -169,7 +174,9 @@ async def test_a_job_handed_back_is_redelivered_at_once(connect_bus: Any) -> Non
 
 @pytest.mark.asyncio
 async def test_a_worker_that_stops_pulling_holds_no_job_back(connect_bus: Any) -> None:
-    bot, one, second = await connect_bus(), await connect_bus(), await connect_bus()
+    bot = await connect_bus()
+    one = await connect_bus()
+    second = await connect_bus()
     await one.pull_job(["default"], timeout=0.01)  # leaves a request behind that has not expired yet
     pull = asyncio.create_task(one.pull_job(["default"], timeout=5.0))
     await asyncio.sleep(0.1)
@@ -181,7 +188,9 @@ async def test_a_worker_that_stops_pulling_holds_no_job_back(connect_bus: Any) -
 
 @pytest.mark.asyncio
 async def test_a_job_in_flight_to_a_stopping_worker_is_handed_back(connect_bus: Any) -> None:
-    bot, one, second = await connect_bus(), await connect_bus(), await connect_bus()
+    bot = await connect_bus()
+    one = await connect_bus()
+    second = await connect_bus()
     assert await one.pull_job(["default"], timeout=0.1) is None
     for round in range(20):
         pull = asyncio.create_task(one.pull_job(["default"], timeout=5.0))
@@ -299,10 +308,12 @@ async def test_a_renewal_whose_answer_is_lost_keeps_the_claim(connect_bus: Any) 
 
 @pytest.mark.asyncio
 async def test_a_claim_is_revoked_even_if_its_worker_renews_it_meanwhile(connect_bus: Any, monkeypatch: Any) -> None:
-    worker, bot = await connect_bus(), await connect_bus()
+    worker = await connect_bus()
+    bot = await connect_bus()
     claim = await worker.claim_job(JOB, "one")
     bucket = bot._claims._bucket
-    delete, renewals = bucket.delete, []
+    delete = bucket.delete
+    renewals = []
 
     async def delete_late(key: str, last: int | None = None) -> bool:
         if not renewals:
@@ -318,10 +329,12 @@ async def test_a_claim_is_revoked_even_if_its_worker_renews_it_meanwhile(connect
 
 @pytest.mark.asyncio
 async def test_a_late_release_does_not_remove_the_next_holders_claim(connect_bus: Any, monkeypatch: Any) -> None:
-    worker, bot = await connect_bus(), await connect_bus()
+    worker = await connect_bus()
+    bot = await connect_bus()
     claim = await worker.claim_job(JOB, "one")
     bucket = worker._claims._bucket
-    delete, next_claims = bucket.delete, []
+    delete = bucket.delete
+    next_claims = []
 
     async def delete_late(key: str, last: int | None = None) -> bool:
         if not next_claims:
@@ -363,7 +376,8 @@ def lose_store(broker: Broker) -> None:
 
 @pytest.mark.asyncio
 async def test_bot_and_worker_continue_when_the_store_is_lost(connect_bus: Any, broker: Broker) -> None:
-    bot, worker = await connect_bus(), await connect_bus()
+    bot = await connect_bus()
+    worker = await connect_bus()
     results = bot.consume_results()
     first = asyncio.create_task(anext(results))
     assert await worker.pull_job(["default"], timeout=0.1) is None
@@ -405,7 +419,8 @@ async def test_two_stores_never_start_at_the_same_epoch() -> None:
 
 @pytest.mark.asyncio
 async def test_results_wait_in_order_until_the_bot_acknowledges_them(connect_bus: Any) -> None:
-    worker, bot = await connect_bus(), await connect_bus()
+    worker = await connect_bus()
+    bot = await connect_bus()
     sent_results = [JobStarted(job=JOB, epoch=1, worker="one")] + [
         PictureReady(job=JOB, image=number, epoch=1, kind="image", sha256="a" * 64, bytes=9, width=64, height=64)
         for number in range(4)
@@ -451,7 +466,9 @@ async def test_a_job_of_a_newer_version_stays_in_the_queue_and_its_reader_rests(
     connect_bus: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("engine.bus.deliveries.OTHER_VERSION_PAUSE", 0.5)
-    bot, worker, other_worker = await connect_bus(), await connect_bus(), await connect_bus()
+    bot = await connect_bus()
+    worker = await connect_bus()
+    other_worker = await connect_bus()
     fields = msgspec.msgpack.decode(encode(make_job()))
     await bot.js.publish(f"work.default.{JOB}.1", msgspec.msgpack.encode({**fields, "v": VERSION + 1}))
     assert await worker.pull_job(["default"], 3.0) is None
@@ -467,7 +484,8 @@ async def test_a_job_of_a_newer_version_stays_in_the_queue_and_its_reader_rests(
 
 @pytest.mark.asyncio
 async def test_a_job_of_an_older_version_is_a_dead_letter_so_that_the_bot_sends_it_anew(connect_bus: Any) -> None:
-    bot, worker = await connect_bus(), await connect_bus()
+    bot = await connect_bus()
+    worker = await connect_bus()
     fields = msgspec.msgpack.decode(encode(make_job()))
     await bot.dispatch(make_job(OTHER))
     await bot.js.publish(f"work.default.{JOB}.1", msgspec.msgpack.encode({**fields, "v": VERSION - 1}))
@@ -481,7 +499,8 @@ async def test_a_job_of_an_older_version_is_a_dead_letter_so_that_the_bot_sends_
 
 @pytest.mark.asyncio
 async def test_a_slow_reader_of_previews_gets_the_newest_frames(connect_bus: Any) -> None:
-    worker, bot = await connect_bus(), await connect_bus()
+    worker = await connect_bus()
+    bot = await connect_bus()
     frames = bot.watch_frames()
     first = asyncio.create_task(anext(frames))
     await asyncio.sleep(0.1)
@@ -501,9 +520,12 @@ async def test_a_slow_reader_of_previews_gets_the_newest_frames(connect_bus: Any
 
 @pytest.mark.asyncio
 async def test_a_slow_reader_of_loading_messages_gets_the_newest_of_each_job(connect_bus: Any) -> None:
-    worker, bot = await connect_bus(), await connect_bus()
-    loadings, frames = bot.watch_loadings(), bot.watch_frames()
-    first, frame = asyncio.create_task(anext(loadings)), asyncio.create_task(anext(frames))
+    worker = await connect_bus()
+    bot = await connect_bus()
+    loadings = bot.watch_loadings()
+    frames = bot.watch_frames()
+    first = asyncio.create_task(anext(loadings))
+    frame = asyncio.create_task(anext(frames))
     await asyncio.sleep(0.1)
     await worker.client.publish(f"loading.{JOB}", b"no loading")
     await worker.client.publish(f"loading.{JOB}", encode(make_frame()))
@@ -526,7 +548,8 @@ def make_frame() -> Frame:
 
 @pytest.mark.asyncio
 async def test_a_snapshot_of_an_older_epoch_is_refused(connect_bus: Any) -> None:
-    one, second = await connect_bus(), await connect_bus()
+    one = await connect_bus()
+    second = await connect_bus()
     await one.put_snapshot(make_snapshot(5, k=1))
     await one.put_snapshot(make_snapshot(5, image=1, k=1))
     await one.put_snapshot(make_snapshot(5, k=2))
@@ -542,7 +565,8 @@ async def test_a_snapshot_of_an_older_epoch_is_refused(connect_bus: Any) -> None
 
 @pytest.mark.asyncio
 async def test_a_snapshot_larger_than_a_message_is_stored_and_leaves_no_blobs_behind(connect_bus: Any) -> None:
-    one, second = await connect_bus(), await connect_bus()
+    one = await connect_bus()
+    second = await connect_bus()
     limit_bytes = 7 * 1024 * 1024
     await one.put_snapshot(make_snapshot(5, size=limit_bytes))
     await one.put_snapshot(make_snapshot(5, k=2, size=limit_bytes))
@@ -562,7 +586,8 @@ async def test_an_unreadable_snapshot_is_skipped_and_may_be_overwritten(connect_
 
 @pytest.mark.asyncio
 async def test_blobs_are_named_by_their_hash(connect_bus: Any) -> None:
-    one, second = await connect_bus(), await connect_bus()
+    one = await connect_bus()
+    second = await connect_bus()
     for content in (b"small", os.urandom(3 * 1024 * 1024 + 7)):
         sha = await one.put_blob(content)
         assert sha == hashlib.sha256(content).hexdigest()
@@ -577,7 +602,8 @@ async def test_blobs_are_named_by_their_hash(connect_bus: Any) -> None:
 @pytest.mark.asyncio
 async def test_a_damaged_blob_is_refused(connect_bus: Any) -> None:
     bus: Bus = await connect_bus()
-    sha, content = "a" * 64, b"not what the name says"
+    sha = "a" * 64
+    content = b"not what the name says"
     await bus.js.publish("$O.blobs.C.abc.0", content)
     await bus.js.publish(subjects.blob_entry(sha), msgspec.json.encode(BlobEntry(sha, "blobs", "abc", len(content))))
     with pytest.raises(BlobMissing, match="damaged"):
@@ -586,7 +612,8 @@ async def test_a_damaged_blob_is_refused(connect_bus: Any) -> None:
 
 @pytest.mark.asyncio
 async def test_a_cancellation_is_received_at_once_and_can_be_read_later(connect_bus: Any) -> None:
-    bot, worker = await connect_bus(), await connect_bus()
+    bot = await connect_bus()
+    worker = await connect_bus()
     cancelled_jobs = worker.watch_cancelled()
     first = asyncio.create_task(anext(cancelled_jobs))
     await asyncio.sleep(0.1)
@@ -600,7 +627,8 @@ async def test_a_cancellation_is_received_at_once_and_can_be_read_later(connect_
 
 @pytest.mark.asyncio
 async def test_a_worker_hears_requests_for_previews(connect_bus: Any) -> None:
-    bot, worker = await connect_bus(), await connect_bus()
+    bot = await connect_bus()
+    worker = await connect_bus()
     preview_requests = worker.watch_preview_requests()
     first = asyncio.create_task(anext(preview_requests))
     await asyncio.sleep(0.1)
@@ -617,7 +645,8 @@ def make_presence(worker: str, free_rows: int = 8) -> Presence:
 
 @pytest.mark.asyncio
 async def test_workers_appear_change_depart_and_expire(connect_bus: Any) -> None:
-    bot, one = await connect_bus(), await connect_bus()
+    bot = await connect_bus()
+    one = await connect_bus()
     changes: list[int] = []
     await one.announce(make_presence("one.local"))
     await bot.watch_workers(lambda: changes.append(1))
@@ -636,7 +665,8 @@ async def test_workers_appear_change_depart_and_expire(connect_bus: Any) -> None
 
 @pytest.mark.asyncio
 async def test_a_worker_of_several_pools_is_listed_once_with_its_announced_pools(connect_bus: Any) -> None:
-    bot, one = await connect_bus(), await connect_bus()
+    bot = await connect_bus()
+    one = await connect_bus()
     changes: list[int] = []
     presence_of_two_pools = msgspec.structs.replace(make_presence("one.local"), pools=("gpu.large", "default"))
     await one.announce(presence_of_two_pools)
@@ -662,7 +692,8 @@ async def test_a_worker_of_several_pools_is_listed_once_with_its_announced_pools
 @pytest.mark.asyncio
 @pytest.mark.parametrize("key", ["one", "one.gpu", "one.gpu.large", "one.default.x", "two.default", "one=.default"])
 async def test_a_presence_counts_only_in_the_pool_of_its_subject(connect_bus: Any, key: str) -> None:
-    bot, one = await connect_bus(), await connect_bus()
+    bot = await connect_bus()
+    one = await connect_bus()
     await one.js.publish(f"$KV.workers.{key}", encode(make_presence("one")))
     await bot.watch_workers()
     await one.js.publish(f"$KV.workers.{key}", encode(make_presence("one")))
@@ -673,7 +704,8 @@ async def test_a_presence_counts_only_in_the_pool_of_its_subject(connect_bus: An
 
 @pytest.mark.asyncio
 async def test_any_capable_worker_embeds_texts(connect_bus: Any) -> None:
-    bot, worker = await connect_bus(), await connect_bus()
+    bot = await connect_bus()
+    worker = await connect_bus()
     with pytest.raises(NoWorkerAnswers, match="No worker"):
         await bot.embed(["a cat"])
 
@@ -714,7 +746,8 @@ async def test_an_unreachable_broker_raises_in_bounded_time_and_recovers(connect
 
 @pytest.mark.asyncio
 async def test_a_dead_letter_of_maximum_size_disconnects_nobody(connect_bus: Any) -> None:
-    bus, other = await connect_bus(), await connect_bus()
+    bus = await connect_bus()
+    other = await connect_bus()
     await other.client.publish(f"results.one.{JOB}", b"\xc1" * MAX_PAYLOAD)
     await other.publish_result("one", JobStarted(job=JOB, epoch=1, worker="one"))
     result = (await take_values(bus.consume_results(), 1))[0]
@@ -726,8 +759,10 @@ async def test_a_dead_letter_of_maximum_size_disconnects_nobody(connect_bus: Any
 
 @pytest.mark.asyncio
 async def test_a_connection_that_the_server_ends_for_good_raises_ended(connect_bus: Any) -> None:
-    bus, other = await connect_bus(), await connect_bus()
-    close_task, other_close_task = asyncio.create_task(bus.wait_closed()), asyncio.create_task(other.wait_closed())
+    bus = await connect_bus()
+    other = await connect_bus()
+    close_task = asyncio.create_task(bus.wait_closed())
+    other_close_task = asyncio.create_task(other.wait_closed())
     # The header makes the message too large; only the server notices.
     await bus.client.publish("anything", b"x" * MAX_PAYLOAD, headers={"Reason": "none"})
     with pytest.raises(ConnectionEnded, match=r"(?i)payload"):
@@ -802,7 +837,9 @@ async def await_in_turn(awaitables: Iterable[Awaitable[object]]) -> None:
 
 @pytest.mark.asyncio
 async def test_an_unreadable_claim_has_no_holder_and_one_worker_claims_the_job_anew(connect_bus: Any) -> None:
-    first, second, bot = await connect_bus(), await connect_bus(), await connect_bus()
+    first = await connect_bus()
+    second = await connect_bus()
+    bot = await connect_bus()
     old_claim = await first.claim_job(JOB, "one")
     await bot.js.publish(f"$KV.claims.{JOB}", b"\xc1 garbage")
     assert await bot.get_holder(JOB) is None

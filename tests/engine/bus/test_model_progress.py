@@ -61,7 +61,8 @@ async def test_a_starting_worker_reports_its_loading_until_it_is_ready(
     caplog.set_level("INFO")
     await asyncio.to_thread(save_small_pipeline, "sd", tmp_path / "models" / "tiny")
     gates = {"load": threading.Event(), "measure": threading.Event()}
-    open_model, measure = discovery._load_family, discovery.calibrate
+    open_model = discovery._load_family
+    measure = discovery.calibrate
 
     def open_slowly(source: Any, target: Any, offload: Any, report: Any) -> Any:
         def wait_halfway(fraction: float) -> None:

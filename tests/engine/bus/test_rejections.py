@@ -113,7 +113,8 @@ def test_foreign_text_is_shortened_to_one_line(words: list[tuple[str, str]]) -> 
 async def test_an_invalid_presence_is_refused_and_the_next_valid_one_counts(
     connect_bus: Join, caplog: pytest.LogCaptureFixture
 ) -> None:
-    bot, worker = await connect_bus(), await connect_bus()
+    bot = await connect_bus()
+    worker = await connect_bus()
     await bot.watch_workers()
     for _ in range(5):
         await worker.announce(msgspec.structs.replace(GOOD, rows=50_000))

@@ -96,7 +96,9 @@ class BrokerSite:
     """A broker, its keys, and any number of connections."""
 
     def __init__(self, stack: AsyncExitStack, folder: Path, broker: Broker) -> None:
-        self._stack, self.folder, self.broker = stack, folder, broker
+        self._stack = stack
+        self.folder = folder
+        self.broker = broker
         self.file = folder / "worker-keys.json"
         self.worker_keys = WorkerKeyAdmin(self.file, folder / "nats")
 
@@ -310,7 +312,8 @@ async def test_a_key_allows_nothing_else(site: BrokerSite) -> None:
     bot = await site.connect()
     await bot.dispatch(make_job(OTHER, pool="big"))
     worker = await site.connect("far", await site.create_key("far"))
-    client, refused_subjects = worker.client, set[str]()
+    client = worker.client
+    refused_subjects = set[str]()
     errors: list[str] = []
 
     async def note(error: Exception) -> None:
@@ -374,7 +377,8 @@ FOREIGN_SUBJECTS = [
 @pytest.mark.asyncio
 async def test_answers_never_leave_the_account_of_their_request(site: BrokerSite) -> None:
     """The server checks no permission for a reply subject, so an answer could go where a worker may not publish."""
-    bot, other = await site.connect(), await site.connect("other", await site.create_key("other"))
+    bot = await site.connect()
+    other = await site.connect("other", await site.create_key("other"))
     worker = await site.connect("far", await site.create_key("far"))
     await bot._prepare_pool("default")
     assert await other.claim_job(JOB, "other")
@@ -480,7 +484,8 @@ async def test_a_worker_counts_only_in_the_pools_of_its_key(site: BrokerSite) ->
 @pytest.mark.parametrize("attacker_kind", ["key", "token"])
 async def test_a_redirected_empty_answer_removes_no_other_worker(site: BrokerSite, attacker_kind: str) -> None:
     """The broker answers a request for a missing message without content."""
-    bot, other = await site.connect(), await site.connect()
+    bot = await site.connect()
+    other = await site.connect()
     await bot.watch_workers()
     worker = await join_as_attacker(site, attacker_kind)
     await other.announce(a_presence("other"))
@@ -580,8 +585,10 @@ async def test_no_message_of_a_worker_stops_the_bots_subscriptions(site: BrokerS
     """The server accepts all of these; most of them ended the client library's read loop."""
     bot = await site.connect()
     worker = await site.connect("far", await site.create_key("far"))
-    results, frames = bot.consume_results(), bot.watch_frames()
-    next_result, next_frame = asyncio.ensure_future(anext(results)), asyncio.ensure_future(anext(frames))
+    results = bot.consume_results()
+    frames = bot.watch_frames()
+    next_result = asyncio.ensure_future(anext(results))
+    next_frame = asyncio.ensure_future(anext(frames))
     await asyncio.sleep(0.2)
     for prefix in (b"results.far.", b"frames."):
         for name in ODD_NAMES:
@@ -655,10 +662,8 @@ async def test_no_headers_disguise_an_answer_as_a_message(site: BrokerSite, bloc
 )
 async def test_odd_headers_of_a_claim_or_blob_count_as_missing(site: BrokerSite, block: bytes) -> None:
     bot = await site.connect()
-    worker, other = (
-        await site.connect("far", await site.create_key("far")),
-        await site.connect("other", await site.create_key("other")),
-    )
+    worker = await site.connect("far", await site.create_key("far"))
+    other = await site.connect("other", await site.create_key("other"))
     claim = await other.claim_job(JOB, "other")
     assert claim is not None
     await wait_until_stored(bot, "KV_claims", write_with(worker, f"$KV.claims.{JOB}", block, b""))
@@ -698,9 +703,11 @@ OVERWRITES = ["empty", "holder", "hidden", "tombstone"]
 @pytest.mark.asyncio
 @pytest.mark.parametrize("overwrite_kind", OVERWRITES)
 async def test_an_overwritten_leader_lease_neither_ends_nor_moves_it(site: BrokerSite, overwrite_kind: str) -> None:
-    bot, second = await site.connect(), await site.connect("second")
+    bot = await site.connect()
+    second = await site.connect("second")
     worker = await site.connect("far")
-    own_lease, other_lease = open_leader_lease(bot.js, 1.0), open_leader_lease(second.js, 1.0)
+    own_lease = open_leader_lease(bot.js, 1.0)
+    other_lease = open_leader_lease(second.js, 1.0)
     claim = await own_lease.acquire("bot-a")
     assert claim is not None
     assert await other_lease.acquire("bot-b") is None
@@ -739,9 +746,11 @@ async def test_a_leader_keeps_leading_while_its_lease_is_overwritten(
     site: BrokerSite, overwrite_kind: str, monkeypatch: Any
 ) -> None:
     monkeypatch.setattr(leading_module, "RENEW_SECONDS", 0.2)
-    bot, second = await site.connect(), await site.connect("second")
+    bot = await site.connect()
+    second = await site.connect("second")
     worker = await site.connect("far")
-    loss_reasons, other_lease = list[str](), open_leader_lease(second.js, 4.0)
+    loss_reasons = list[str]()
+    other_lease = open_leader_lease(second.js, 4.0)
     async with keep_lead(bot, print, on_lost=loss_reasons.append):
         name = (await other_lease.get_holder() or ClaimHolder(worker="none")).worker
         for _ in range(8):
@@ -760,7 +769,8 @@ async def test_a_revoked_worker_is_disconnected_and_another_takes_its_job(site: 
     await bot.dispatch(make_job())
     remote_bus = await site.connect("far", await site.create_key("far"))
     local_bus = await site.connect("near", await site.create_key("near"))
-    process, socket = site.broker.pid, local_bus.client.stats["reconnects"]
+    process = site.broker.pid
+    socket = local_bus.client.stats["reconnects"]
     delivery = await remote_bus.pull_job(["default"], timeout=5)
     assert delivery is not None
     assert await remote_bus.claim_job(JOB, "far")
@@ -800,7 +810,8 @@ async def test_a_key_is_valid_for_one_name_and_its_pools_until_revoked(site: Bro
 
 @pytest.mark.asyncio
 async def test_keys_survive_restarts_and_a_crash_of_the_server(tmp_path: Path) -> None:
-    file, folder = tmp_path / "worker-keys.json", tmp_path / "nats"
+    file = tmp_path / "worker-keys.json"
+    folder = tmp_path / "nats"
     record, seed, is_active = await asyncio.to_thread(WorkerKeyAdmin(file, folder).add_key, "far", ["default"], DAY)
     assert not is_active
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
@@ -811,7 +822,8 @@ async def test_keys_survive_restarts_and_a_crash_of_the_server(tmp_path: Path) -
         await site.connect()
         later_key = await site.create_key("later")
         assert stat.S_IMODE((folder / "nats.conf").stat().st_mode) == 0o600
-        worker, first = await site.connect("far", seed), broker.pid
+        worker = await site.connect("far", seed)
+        first = broker.pid
         assert first is not None
         os.kill(first, signal.SIGKILL)
         await wait_until(lambda: broker.restarts == 1 and broker.pid != first)
@@ -864,7 +876,8 @@ async def test_an_unreadable_key_file_stops_the_start(tmp_path: Path) -> None:
 async def test_an_external_broker_may_use_one_token_or_one_user(tmp_path: Path) -> None:
     program = str(await asyncio.to_thread(find_server))
     for users, token in (('token: "plain"', "plain"), ('user: "ann", password: "secret"', "ann:secret")):
-        port, folder = find_free_port(), tmp_path / token.replace(":", "-")
+        port = find_free_port()
+        folder = tmp_path / token.replace(":", "-")
         folder.mkdir()
         config = folder / "own.conf"
         config.write_text(
@@ -889,7 +902,8 @@ async def test_an_external_broker_may_use_one_token_or_one_user(tmp_path: Path) 
 async def test_the_printed_accounts_suffice_for_an_external_broker(tmp_path: Path) -> None:
     record, seed = worker_keys.create_key("far", ["default", "big.one"], DAY)
     name, account = worker_permissions.build_account(record.public, record.name, record.pools)
-    port, config = find_free_port(), tmp_path / "own.conf"
+    port = find_free_port()
+    config = tmp_path / "own.conf"
     text = (
         f'host: "127.0.0.1"\nport: {port}\njetstream {{ store_dir: "{tmp_path}" }}\nmax_payload: 8MB\naccounts {{\n'
         f'  darkroom {{\n    jetstream: enabled\n    users: [ {{ user: "darkroom", password: "secret" }} ]\n'
@@ -925,7 +939,8 @@ async def test_the_printed_accounts_suffice_for_an_external_broker(tmp_path: Pat
 
 @pytest.mark.asyncio
 async def test_with_a_certificate_the_broker_accepts_only_tls(tmp_path: Path, find_program: Any) -> None:
-    certificate, secret = tmp_path / "broker.pem", tmp_path / "broker.key"
+    certificate = tmp_path / "broker.pem"
+    secret = tmp_path / "broker.key"
     openssl = await asyncio.create_subprocess_exec(
         find_program("openssl"),
         "req",

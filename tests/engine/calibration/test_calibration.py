@@ -47,8 +47,11 @@ class SimulatedSpeed:
     decode_sizes: list[int] = field(default_factory=list[int])
 
     def __post_init__(self) -> None:
-        self.family.size, self.family.max_pixels = 512, 1024 * 1024
-        denoise, finish, condition = self.family.denoise, self.family.finish, self.family.encode_conditioning
+        self.family.size = 512
+        self.family.max_pixels = 1024 * 1024
+        denoise = self.family.denoise
+        finish = self.family.finish
+        condition = self.family.encode_conditioning
         native_columns = self.family.latent_shape(self.family.size, self.family.size)[-1]
 
         def timed_denoise(x: torch.Tensor, *arguments: Any) -> torch.Tensor:
@@ -67,11 +70,9 @@ class SimulatedSpeed:
             self.now += self.encode_ms / 1000
             return condition(*args, **kwargs)
 
-        self.family.denoise, self.family.finish, self.family.encode_conditioning = (
-            timed_denoise,
-            timed_finish,
-            timed_condition,
-        )
+        self.family.denoise = timed_denoise
+        self.family.finish = timed_finish
+        self.family.encode_conditioning = timed_condition
 
     @property
     def clock(self) -> Clock:
@@ -80,7 +81,8 @@ class SimulatedSpeed:
 
 def test_time_of_other_programs_is_not_counted(affine: Any) -> None:
     """A forward of 40 ms in which each of our threads ran for 1 ms counts as 1 ms."""
-    wall, cpu_clock = count(0.0, 0.04), count(0.0, 0.001 * torch.get_num_threads())
+    wall = count(0.0, 0.04)
+    cpu_clock = count(0.0, 0.001 * torch.get_num_threads())
     clock = Clock(lambda: next(wall), lambda: next(cpu_clock))
     assert clock.time_once(lambda: None, affine.device) == pytest.approx(1.0)
 

@@ -78,7 +78,8 @@ def test_refinement_keeps_the_frozen_fields(times: dict[int, float]) -> None:
 
 
 def test_a_faster_model_gets_larger_batches() -> None:
-    refinement, rows = Refinement(ESTIMATE), 2
+    refinement = Refinement(ESTIMATE)
+    rows = 2
     for _ in range(5):
         for _ in range(MAX_SAMPLES):
             refinement.note_forward(rows, 20.0 + rows)

@@ -253,7 +253,8 @@ def test_a_profile_from_before_control_offers_none_of_it() -> None:
 
 def test_control_and_reference_pictures_are_paid_by_their_share_of_a_row() -> None:
     step_ms = 8 * 10 * 2
-    plain, controlled = make_recipe(), make_recipe(controls=(CONTROL,))
+    plain = make_recipe()
+    controlled = make_recipe(controls=(CONTROL,))
     added = estimate_cost(controlled, make_warm()) - estimate_cost(plain, make_warm())
     assert added == pytest.approx(step_ms / 3 / 2 / 1000), "a third of a row, for half of the steps"
     adapter = msgspec.structs.replace(make_warm(), controls=(contract.ControlModel("canny", row_share=0.0),))
@@ -297,7 +298,8 @@ def test_a_message_of_another_version_says_which_side_to_update() -> None:
     job = Job(id="0" * 26, task=make_recipe(), billing_key=owner, cost=1.0, deadline=2e9)
     fields = msgspec.msgpack.decode(encode(job))
     assert (fields["v"], fields["task"]["v"]) == (contract.VERSION, contract.VERSION), "also where defaults are omitted"
-    later, earlier = contract.VERSION + 1, contract.VERSION - 1
+    later = contract.VERSION + 1
+    earlier = contract.VERSION - 1
     for changes in ({"v": later, "hue": 1}, {"task": {"type": "Video", "v": later}}):
         with pytest.raises(contract.OtherVersion, match=f"its sender has version {later} .* update this program"):
             decode(msgspec.msgpack.encode({**fields, **changes}), Job)

@@ -65,7 +65,8 @@ def test_only_an_edit_is_charged_for_the_picture_beside_it(start: ImageToImage) 
 
 
 def test_each_further_picture_of_an_edit_is_charged() -> None:
-    recipe, several = start_from(OTHER_STARTS[1]), replace(MODEL, max_edit_pictures=2)
+    recipe = start_from(OTHER_STARTS[1])
+    several = replace(MODEL, max_edit_pictures=2)
     assert is_edit(recipe, several)
     plain = estimate_cost(start_from(None), several)
     assert estimate_cost(recipe, several) == pytest.approx(3 * plain)
@@ -89,7 +90,8 @@ def test_a_part_without_a_revision_is_any_of_that_name() -> None:
 
 
 def test_only_ascii_letters_of_an_embeddings_name_have_two_cases() -> None:
-    style, kind = ModelPart("style"), ModelPart("kind")
+    style = ModelPart("style")
+    kind = ModelPart("kind")
     assert find_embeddings(("a STYLE", "<Kind>"), (style, kind)) == (style, kind)
     for text in ("a \u017ftyle", "<\u017ftyle>", "a \u212aind"):  # long s, kelvin sign
         assert find_embeddings((text,), (style, kind)) == ()

@@ -120,7 +120,8 @@ def test_the_usual_number_is_a_hundred_of_many_steps_and_all_of_few() -> None:
 
 
 def test_price_and_shares_count_evaluations() -> None:
-    full, few = make_recipe(), make_recipe(evaluations=100)
+    full = make_recipe()
+    few = make_recipe(evaluations=100)
     guided = count_evaluations(few, 300, 800)
     assert count_row_steps(few) == 4 * (100 + guided)
     assert estimate_cost(few, SHIPPED_MODEL) < 0.15 * estimate_cost(full, SHIPPED_MODEL)

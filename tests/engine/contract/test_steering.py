@@ -37,7 +37,8 @@ from engine.contract import (
     settle_amendments,
 )
 
-FOX, TERRIER = (Concept("fox"),), (Concept("terrier"),)
+FOX = (Concept("fox"),)
+TERRIER = (Concept("terrier"),)
 
 
 def amend(recipe: Recipe, *amendments: tuple[int, Change]) -> Recipe:

@@ -36,7 +36,8 @@ def family(turbo_folder: Path) -> Any:
 
 def count_lora_forwards(family: Any, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Records the rows of each forward with a LoRA."""
-    rows, denoise = list[int](), family.denoise
+    rows = list[int]()
+    denoise = family.denoise
 
     def record(x: torch.Tensor, t: torch.Tensor, conditioning: Any, dtype: Any, loras: Any = ()) -> torch.Tensor:
         if loras:
@@ -53,7 +54,8 @@ def run(family: Any, *jobs: Any) -> Run:
     for job in jobs:
         engine.add(job)
     engine.watch(jobs[0].id)
-    latents, previews = dict[int, torch.Tensor](), list[torch.Tensor | None]()
+    latents = dict[int, torch.Tensor]()
+    previews = list[torch.Tensor | None]()
     while not engine.is_idle:
         for event in engine.step():
             if event.job == jobs[0].id and isinstance(event, LatentsDone):
@@ -110,7 +112,8 @@ def test_an_estimate_never_delays_other_jobs(
 def test_an_unwatched_job_has_no_estimate(
     family: Any, recipe: Make, job: Make, finish: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rows, engine = count_lora_forwards(family, monkeypatch), Engine({family.name: family})
+    rows = count_lora_forwards(family, monkeypatch)
+    engine = Engine({family.name: family})
     engine.add(job(build_recipe(recipe, family, steps=60, count=1)))
     finish(engine)
     assert rows == []
@@ -119,7 +122,9 @@ def test_an_unwatched_job_has_no_estimate(
 def test_a_failed_estimate_costs_its_previews_alone(
     family: Any, recipe: Make, job: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    each, denoise = job(build_recipe(recipe, family, steps=120, count=1)), family.denoise  # two estimates
+    # two estimates
+    each = job(build_recipe(recipe, family, steps=120, count=1))
+    denoise = family.denoise
 
     def fail(x: torch.Tensor, t: torch.Tensor, conditioning: Any, dtype: Any, loras: Any = ()) -> torch.Tensor:
         if loras:
@@ -134,7 +139,8 @@ def test_a_failed_estimate_costs_its_previews_alone(
 
 
 def test_a_step_with_an_estimate_is_no_measurement(family: Any, recipe: Make, job: Make) -> None:
-    each, engine = job(build_recipe(recipe, family, steps=50, count=1)), Engine({family.name: family})
+    each = job(build_recipe(recipe, family, steps=50, count=1))
+    engine = Engine({family.name: family})
     engine.add(each)
     engine.watch(each.id)
     batches = [(engine.step(), engine.last_batch)[1] for _ in range(4)]

@@ -142,7 +142,8 @@ def test_an_image_with_more_rows_than_the_batch_limit_runs_in_several_forwards(
 
 
 def test_events_report_every_step_and_the_finished_images(affine: Any, recipe: Make, job: Make) -> None:
-    engine, one = Engine({"affine": affine}), job(recipe(steps=3, count=2))
+    engine = Engine({"affine": affine})
+    one = job(recipe(steps=3, count=2))
     assert engine.step() == []
     engine.add(one)
     assert not engine.is_idle
@@ -160,7 +161,8 @@ def test_events_report_every_step_and_the_finished_images(affine: Any, recipe: M
 
 def test_x0_is_reported_only_for_watched_jobs(affine: Any, recipe: Make, job: Make) -> None:
     engine = Engine({"affine": affine})
-    watched_job, unwatched_job = job(recipe(steps=20)), job(recipe(steps=20))
+    watched_job = job(recipe(steps=20))
+    unwatched_job = job(recipe(steps=20))
     for each in (watched_job, unwatched_job):
         engine.add(each)
     engine.watch(watched_job.id)
@@ -181,7 +183,8 @@ def test_the_ladder_has_keyframes_with_states_to_branch_from(affine: Any, recipe
 
 def test_cancel_frees_the_rows_at_once(affine: Any, recipe: Make, job: Make, finish: Make) -> None:
     engine = Engine({"affine": affine}, rows=16)
-    remaining_job, cancelled_job = job(recipe(steps=6)), job(recipe(steps=900, count=4))
+    remaining_job = job(recipe(steps=6))
+    cancelled_job = job(recipe(steps=900, count=4))
     engine.add(remaining_job)
     engine.add(cancelled_job)
     for _ in range(3):
@@ -194,7 +197,8 @@ def test_cancel_frees_the_rows_at_once(affine: Any, recipe: Make, job: Make, fin
 
 
 def test_a_job_that_is_added_twice_runs_once(affine: Any, recipe: Make, job: Make, finish: Make) -> None:
-    engine, one = Engine({"affine": affine}), job(recipe())
+    engine = Engine({"affine": affine})
+    one = job(recipe())
     engine.add(one)
     engine.add(one)
     assert len(finish(engine)) == 1
@@ -203,7 +207,8 @@ def test_a_job_that_is_added_twice_runs_once(affine: Any, recipe: Make, job: Mak
 def test_a_non_finite_row_fails_only_its_job(affine: Any, recipe: Make, job: Make) -> None:
     affine._failing_text = "poison"
     engine = Engine({"affine": affine})
-    valid_job, failing_job = job(recipe(steps=30)), job(recipe("poison", steps=30, count=2))
+    valid_job = job(recipe(steps=30))
+    failing_job = job(recipe("poison", steps=30, count=2))
     engine.add(valid_job)
     engine.add(failing_job)
     events = [event for _ in range(30) for event in engine.step()]
@@ -239,7 +244,8 @@ def test_out_of_memory_halves_the_batch_and_changes_no_picture(
 def test_a_job_that_never_fits_in_memory_fails_alone(affine: Any, recipe: Make, job: Make) -> None:
     affine.memory = 3
     engine = Engine({"affine": affine})
-    pinned_job, unpinned_job = job(recipe(bucket=8, steps=3)), job(recipe(steps=3))
+    pinned_job = job(recipe(bucket=8, steps=3))
+    unpinned_job = job(recipe(steps=3))
     engine.add(pinned_job)
     engine.add(unpinned_job)
     events = [event for _ in range(8) for event in engine.step()]
@@ -280,7 +286,8 @@ def test_a_pinned_forward_is_filled_at_any_batch_limit(
 
 
 def test_an_absent_job_is_not_watched(affine: Any, recipe: Make, job: Make) -> None:
-    engine, absent_job = Engine({"affine": affine}), job(recipe(steps=1))
+    engine = Engine({"affine": affine})
+    absent_job = job(recipe(steps=1))
     engine.add(absent_job)
     engine.step()
     engine.watch(absent_job.id)
@@ -305,10 +312,8 @@ def test_an_error_that_one_job_causes_fails_only_that_job(
     affine.encode_conditioning = lambda text, *_, **__: (torch.full((4, 2), len(text) / 16),)  # exact in float32
     break_network(affine, monkeypatch, len("guilty") / 16)
     engine = Engine({"affine": affine})
-    guilty_job, valid_job = (
-        job(recipe("guilty", count=2, steps=3)),
-        [job(recipe(text, steps=3)) for text in ("a", "be")],
-    )
+    guilty_job = job(recipe("guilty", count=2, steps=3))
+    valid_job = [job(recipe(text, steps=3)) for text in ("a", "be")]
     for each in (valid_job[0], guilty_job, valid_job[1]):
         engine.add(each)
     events = [event for _ in range(3) for event in engine.step()]
@@ -331,7 +336,8 @@ def test_an_error_of_all_jobs_is_raised_and_blames_none(
 def test_any_other_error_is_raised_and_changes_no_state(
     affine: Any, recipe: Make, job: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine, one = Engine({"affine": affine}), job(recipe())
+    engine = Engine({"affine": affine})
+    one = job(recipe())
     engine.add(one)
     engine.step()
     before = engine.take_snapshots(one.id, 1)
@@ -393,7 +399,9 @@ def test_a_snapshot_of_a_finished_image_only_needs_decoding(affine: Any, recipe:
 def test_a_damaged_snapshot_restarts_the_image(
     affine: Any, recipe: Make, job: Make, finish: Make, snapshot_changes: dict[str, Any]
 ) -> None:
-    one, engine, new_engine = job(recipe()), Engine({"affine": affine}), Engine({"affine": affine})
+    one = job(recipe())
+    engine = Engine({"affine": affine})
+    new_engine = Engine({"affine": affine})
     engine.add(one)
     engine.step()
     snapshot = msgspec.structs.replace(engine.take_snapshots(one.id, 1)[0], **snapshot_changes)

@@ -22,7 +22,9 @@ SHA = "b" * 64
 
 def run(affine: Any, one: Job, init_latents: InitLatents | None = None) -> tuple[list[int], LatentsDone]:
     """Returns the steps of an image's events, and the image."""
-    engine, steps, images = Engine({"affine": affine}), list[int](), list[LatentsDone]()
+    engine = Engine({"affine": affine})
+    steps = list[int]()
+    images = list[LatentsDone]()
     engine.add(one, (), init_latents)
     while not engine.is_idle:
         for event in engine.step():
@@ -66,7 +68,8 @@ def test_outside_a_mask_the_picture_stays_and_inside_it_is_as_without(
     affine: Any, recipe: Make, job: Make, sampler: str
 ) -> None:
     """The affine network mixes no positions, so the inside must equal a picture without a mask."""
-    clean, mask = torch.linspace(-1, 1, 64).view(4, 4, 4), torch.zeros(1, 4, 4)
+    clean = torch.linspace(-1, 1, 64).view(4, 4, 4)
+    mask = torch.zeros(1, 4, 4)
     mask[:, :, :2] = 1.0
     fields = {"sampler": sampler, "steps": 100, "evaluations": 20, "guidance": 1.0}
     start = ImageToImage((InitImage(SHA),), 0.6, SHA)
@@ -86,7 +89,8 @@ def test_a_row_draws_the_noise_of_all_of_its_steps(affine: Any, recipe: Make, jo
     assert isinstance(image, Trajectory)
     full = affine.plan("ddpm", 50, 0.0, 32, 32)
     step = list_evaluated_steps(one.task)[4]
-    expected, noise = torch.zeros(4, 4, 4), Noise(one.task, 0, (4, 4, 4))
+    expected = torch.zeros(4, 4, 4)
+    noise = Noise(one.task, 0, (4, 4, 4))
     for k in range(step, image.plan.next_step(step)):
         row = dict(zip(COLUMNS, full.table[k].tolist(), strict=True))
         kept = row["A"] - row["B"] * row["P"] / row["Q"]

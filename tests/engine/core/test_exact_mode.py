@@ -40,7 +40,9 @@ def test_other_jobs_in_the_batch_change_no_bit(
     rng = random.Random(seed)
     one = job(exact_recipe(steps=14, dtype=dtype))
     expected = run_alone(embedded, one, finish)
-    engine, other_jobs, latents = Engine({"embedded": embedded}), [], None
+    engine = Engine({"embedded": embedded})
+    other_jobs = []
+    latents = None
     for round_number in range(40):
         if rng.random() < 0.5:
             other_jobs.append(

@@ -48,7 +48,9 @@ from shared.worker_harness import (
 Make = Callable[..., Any]
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' own
 LEAST_PSNR = 60.0  # dB of decoded float32 pictures: the minimum after a change of batch shape
-STEP_SECONDS, STEPS = 0.06, 60  # minimum seconds of a step, so that a job lasts beyond its first snapshot
+# minimum seconds of a step, so that a job lasts beyond its first snapshot
+STEP_SECONDS = 0.06
+STEPS = 60
 BROKEN = "mat1 and mat2 shapes cannot be multiplied"
 
 
@@ -63,7 +65,8 @@ class FaultyFamily:
     """A family whose network first calls `before(x, texts)`, which may raise or return other texts."""
 
     def __init__(self, family: Any, before: Callable[[torch.Tensor, Conditioning], Conditioning | None]) -> None:
-        self._family, self._before = family, before
+        self._family = family
+        self._before = before
         self.shapes: list[int] = []
 
     def __getattr__(self, name: str) -> Any:
@@ -109,7 +112,9 @@ def test_out_of_memory_retries_the_same_step_in_half_the_rows_bit_for_bit(
     embedded: StableDiffusion, picture: Make, job: Make, finish: Make
 ) -> None:
     jobs = [job(picture(text, steps=5), user=text) for text in ("a cat", "a dog", "a tree", "a house")]
-    reference_engine, snapshots, refused_sizes = Engine({"embedded": embedded}, rows=4), [], []
+    reference_engine = Engine({"embedded": embedded}, rows=4)
+    snapshots = []
+    refused_sizes = []
 
     def run_out_of_memory(x: torch.Tensor, _: Conditioning) -> None:
         snapshots.append([engine.take_snapshots(each.id, 1) for each in jobs])
@@ -125,7 +130,8 @@ def test_out_of_memory_retries_the_same_step_in_half_the_rows_bit_for_bit(
     assert refused_sizes == [8]
     assert snapshots[0] == snapshots[1]
     assert [event.step for event in first if isinstance(event, StepDone)] == [1, 1]
-    latents, expected = finish(engine), finish(reference_engine)
+    latents = finish(engine)
+    expected = finish(reference_engine)
     assert refused_sizes == [8]
     assert latents.keys() == expected.keys()
     assert all(torch.equal(latents[key], expected[key]) for key in expected)
@@ -170,11 +176,9 @@ def test_rows_beside_a_nan_row_keep_their_bits_in_any_batch_shape(
     embedded: StableDiffusion, picture: Make, job: Make
 ) -> None:
     """Without a pinned shape this holds for ten steps; then the engine looks for NaN."""
-    valid_job, failing_job, other_valid_job = (
-        job(picture("a cat")),
-        job(picture("a dog"), user="bob"),
-        job(picture("a dog"), user="bob"),
-    )
+    valid_job = job(picture("a cat"))
+    failing_job = job(picture("a dog"), user="bob")
+    other_valid_job = job(picture("a dog"), user="bob")
     snapshots = list[Any]()
     for other_job, is_failing in ((failing_job, True), (other_valid_job, False)):
         engine = Engine({"embedded": embedded})
@@ -202,7 +206,8 @@ def test_a_faulty_job_fails_and_the_engine_continues(
     embedded: StableDiffusion, picture: Make, job: Make, finish: Make, jobs: int
 ) -> None:
     family = FaultyFamily(embedded, fail_for_pictures)
-    engine, failing_jobs = Engine({"embedded": family}), [job(picture(count=2)) for _ in range(jobs)]  # pyright: ignore
+    engine = Engine({"embedded": family})  # pyright: ignore
+    failing_jobs = [job(picture(count=2)) for _ in range(jobs)]
     for each in failing_jobs:
         engine.add(each)
     failures = [event for event in run_until_idle(engine) if isinstance(event, JobFailure)]
@@ -220,7 +225,8 @@ def test_an_engine_that_fails_on_harmless_input_blames_no_job(
     def fail(*_: object) -> None:
         raise RuntimeError("CUDA error: device-side assert triggered")
 
-    engine, one = Engine({"embedded": FaultyFamily(embedded, fail)}), job(picture())  # pyright: ignore[reportArgumentType]
+    engine = Engine({"embedded": FaultyFamily(embedded, fail)})  # pyright: ignore[reportArgumentType]
+    one = job(picture())
     engine.add(one)
     before = engine.take_snapshots(one.id, 1)
     with pytest.raises(RuntimeError, match="device-side assert"):
@@ -262,7 +268,8 @@ def run_with_kills(
     family: Any, one: Job, rng: random.Random, finish: Make
 ) -> tuple[int, dict[tuple[str, int], torch.Tensor]]:
     """Runs the job in one engine after another; each dies after some steps and leaves only its snapshots."""
-    snapshots, kill_count = list[Snapshot](), 0
+    snapshots = list[Snapshot]()
+    kill_count = 0
     while True:
         engine = Engine({family.name: family}, rows=rng.choice([1, 4, 32]))
         engine.add(one, snapshots)
@@ -273,7 +280,8 @@ def run_with_kills(
             or min((each.next_step for each in engine.take_snapshots(one.id, 1)), default=99) > one.task.steps - 3  # pyright: ignore[reportAttributeAccessIssue]
         ):
             break
-        snapshots, kill_count = engine.take_snapshots(one.id, epoch=kill_count + 1), kill_count + 1
+        snapshots = engine.take_snapshots(one.id, epoch=kill_count + 1)
+        kill_count = kill_count + 1
     engine = Engine({family.name: family})
     engine.add(one, snapshots)
     return kill_count, finish(engine)
@@ -333,7 +341,8 @@ def run_moved(family: Any, one: Job, other_jobs: Sequence[Job], steps: int, fini
 def test_a_job_that_moves_to_other_batch_shapes_draws_the_same_picture(
     embedded: StableDiffusion, picture: Make, job: Make, finish: Make, sampler: str
 ) -> None:
-    one, other_job = job(picture(sampler=sampler, steps=8)), job(picture("a dog", count=3), user="bob")
+    one = job(picture(sampler=sampler, steps=8))
+    other_job = job(picture("a dog", count=3), user="bob")
     latents = run_moved(embedded, one, [other_job], 4, finish)
     assert decoded_psnr(embedded, latents, run_uninterrupted(embedded, one, finish)[one.id, 0]) >= LEAST_PSNR
 
@@ -342,10 +351,8 @@ def test_a_job_that_moves_to_other_batch_shapes_draws_the_same_picture(
 def test_a_flow_matching_job_that_moves_draws_the_same_picture(
     flow: Any, picture: Make, job: Make, finish: Make, sampler: str
 ) -> None:
-    one, other_job = (
-        job(picture(family=flow, sampler=sampler)),
-        job(picture("a dog", flow, sampler="euler", count=3), user="bob"),
-    )
+    one = job(picture(family=flow, sampler=sampler))
+    other_job = job(picture("a dog", flow, sampler="euler", count=3), user="bob")
     latents = run_moved(flow, one, [other_job], 5, finish)
     assert decoded_psnr(flow, latents, run_uninterrupted(flow, one, finish)[one.id, 0]) >= LEAST_PSNR
 
@@ -373,7 +380,8 @@ async def test_a_faulty_job_fails_and_its_worker_takes_the_next(harness: WorkerH
 @pytest.mark.slow
 @pytest.mark.asyncio
 async def test_after_a_lost_device_another_worker_resumes_from_the_snapshot(harness: WorkerHarness) -> None:
-    defaults, fail_once = harness.families, list[bool]()
+    defaults = harness.families
+    fail_once = list[bool]()
 
     def raise_device_error(*_: object) -> None:
         time.sleep(STEP_SECONDS)

@@ -81,7 +81,8 @@ def test_a_pinned_forward_is_smaller_outside_the_interval(affine: Any, recipe: M
 
 
 def test_rows_are_counted_and_charged_as_they_are_used(recipe: Make) -> None:
-    fully_guided, half_guided = recipe(count=4, guidance=4.0), recipe(count=4, guidance=4.0, guidance_start=0.5)
+    fully_guided = recipe(count=4, guidance=4.0)
+    half_guided = recipe(count=4, guidance=4.0, guidance_start=0.5)
     assert (
         count_rows(half_guided),
         count_rows(half_guided, is_guidance_on=False),

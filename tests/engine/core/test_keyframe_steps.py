@@ -43,7 +43,8 @@ def test_keyframes_cover_only_the_steps_that_run(first: int, last: int) -> None:
 def test_keyframes_are_evenly_spaced_in_log_snr() -> None:
     table = plan(ZERO_SNR, "ddpm", 1000)
     inner = [step for step in keyframe_steps(table) if 100 < step < 900]
-    alpha, sigma = table.table[[step - 1 for step in inner], 8], table.table[[step - 1 for step in inner], 9]
+    alpha = table.table[[step - 1 for step in inner], 8]
+    sigma = table.table[[step - 1 for step in inner], 9]
     gaps = np.diff(2 * np.log(alpha / sigma))
     assert gaps.max() / gaps.min() < 1.2
 

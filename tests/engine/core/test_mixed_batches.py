@@ -48,7 +48,8 @@ def build_recipe(recipe: Make) -> Make:
 
 def run_together(family: StableDiffusion, jobs: list[tuple[Job, Blobs]]) -> dict[tuple[str, int], torch.Tensor]:
     """Runs all jobs in one engine, each added two steps after the one before."""
-    engine, latents_by_image = Engine({"embedded": family}), dict[tuple[str, int], torch.Tensor]()
+    engine = Engine({"embedded": family})
+    latents_by_image = dict[tuple[str, int], torch.Tensor]()
     waiting_jobs = list(jobs)
     while waiting_jobs or not engine.is_idle:
         if waiting_jobs:
@@ -187,7 +188,8 @@ def test_latents_outside_the_mask_stay_unchanged(embedded: StableDiffusion, buil
     start, blobs = make_image_to_image([encode_picture(draw_scene())], 1.0, encode_picture(draw_half_mask()))
     z = embedded.encode_image(draw_scene())
     one = job(build_recipe(steps=8, start=start))
-    engine, all_latents = Engine({"embedded": embedded}), []
+    engine = Engine({"embedded": embedded})
+    all_latents = []
     add_job(engine, one, blobs, embedded)
     engine.watch(one.id)
     while not engine.is_idle:
@@ -294,7 +296,8 @@ def test_a_network_without_neighbourhood_draws_the_same_with_tiling(affine: Any,
 
 
 def test_tiling_shifts_the_seam_through_every_position(affine: Any, recipe: Make, job: Make) -> None:
-    engine, one = Engine({"affine": affine}), job(recipe(steps=48, tile=True))
+    engine = Engine({"affine": affine})
+    one = job(recipe(steps=48, tile=True))
     engine.add(one)
     [image] = engine._images[one.id]
     shift_pairs = set[Any]()

@@ -17,7 +17,8 @@ Recipes = Callable[..., Recipe]
 
 
 def test_noise_comes_from_a_generator_seeded_with_seed_plus_image(recipe: Recipes) -> None:
-    noise, table = Noise(recipe(seed=40), 2, SHAPE), plan(CONFIG, "ddpm", 10)
+    noise = Noise(recipe(seed=40), 2, SHAPE)
+    table = plan(CONFIG, "ddpm", 10)
     generator = torch.Generator().manual_seed(42)
     assert torch.equal(noise.initial_noise(), torch.randn(SHAPE, generator=generator))
     for k in range(9):
@@ -35,7 +36,8 @@ def test_a_draw_depends_only_on_its_position(recipe: Recipes, lineage: tuple[Noi
 
 
 def test_a_variation_of_strength_zero_is_its_ancestor_and_of_one_is_independent(recipe: Recipes) -> None:
-    ancestor, own_noise = Noise(recipe(seed=5), 2, SHAPE), Noise(recipe(seed=100), 0, SHAPE)
+    ancestor = Noise(recipe(seed=5), 2, SHAPE)
+    own_noise = Noise(recipe(seed=100), 0, SHAPE)
     same_noise, other = (Noise(recipe(seed=100, lineage=(NoiseAncestor(5, 2, s),)), 0, SHAPE) for s in (0.0, 1.0))
     torch.testing.assert_close(same_noise.initial_noise(), ancestor.initial_noise())
     torch.testing.assert_close(other.initial_noise(), own_noise.initial_noise())

@@ -49,8 +49,10 @@ def run_steps(engine: Engine, steps: int) -> dict[str, int]:
 def test_a_paused_job_takes_no_steps_and_resumes_bit_for_bit(
     affine: Any, recipe: Make, job: Make, finish: Make
 ) -> None:
-    one, other = job(recipe("a", steps=20, count=2, bucket=4)), job(recipe("b", steps=30, bucket=4), user="bob")
-    reference, engine = Engine({"affine": affine}), Engine({"affine": affine})
+    one = job(recipe("a", steps=20, count=2, bucket=4))
+    other = job(recipe("b", steps=30, bucket=4), user="bob")
+    reference = Engine({"affine": affine})
+    engine = Engine({"affine": affine})
     reference.add(one)
     expected = finish(reference)
     for each in (one, other):
@@ -68,7 +70,8 @@ def test_a_paused_job_takes_no_steps_and_resumes_bit_for_bit(
 
 
 def test_an_engine_with_only_paused_jobs_is_idle_until_one_resumes(affine: Any, recipe: Make, job: Make) -> None:
-    engine, one = Engine({"affine": affine}), job(recipe(steps=9))
+    engine = Engine({"affine": affine})
+    one = job(recipe(steps=9))
     engine.add(one)
     engine.pause(one.id)
     engine.pause("unknown")
@@ -101,10 +104,8 @@ def test_a_weight_divides_the_rows_of_one_user_only(affine: Any, recipe: Make, j
 
 
 def test_the_cost_of_a_row_is_the_models_times_the_area(affine: Any, recipe: Make, job: Make) -> None:
-    priced_engine, plain_engine = (
-        Engine({"affine": affine}, row_ms_by_model={"affine": 1.5}),
-        Engine({"affine": affine}),
-    )
+    priced_engine = Engine({"affine": affine}, row_ms_by_model={"affine": 1.5})
+    plain_engine = Engine({"affine": affine})
     for engine, price in ((priced_engine, 6.0), (plain_engine, 4.0)):
         one = job(recipe(width=64, height=64))
         engine.add(one)
@@ -113,7 +114,8 @@ def test_the_cost_of_a_row_is_the_models_times_the_area(affine: Any, recipe: Mak
 
 def test_users_of_large_and_small_pictures_get_equal_device_time(affine: Any, recipe: Make, job: Make) -> None:
     engine = Engine({"affine": affine}, row_ms_by_model={"affine": 2.0})
-    small, large = job(recipe(steps=1000)), job(recipe(steps=1000, width=64, height=64), user="bob")
+    small = job(recipe(steps=1000))
+    large = job(recipe(steps=1000, width=64, height=64), user="bob")
     for each in (small, large):
         engine.add(each)
     steps_by_job = run_steps(engine, 500)
@@ -170,8 +172,10 @@ class Clock:
 def test_a_paced_job_steps_when_it_is_due_and_leaves_its_rows_to_others(
     affine: Any, recipe: Make, job: Make, finish: Make
 ) -> None:
-    slow, other = job(recipe("a", steps=20, count=2, bucket=4)), job(recipe("b", steps=200, bucket=4), user="bob")
-    reference, clock = Engine({"affine": affine}), Clock()
+    slow = job(recipe("a", steps=20, count=2, bucket=4))
+    other = job(recipe("b", steps=200, bucket=4), user="bob")
+    reference = Engine({"affine": affine})
+    clock = Clock()
     reference.add(slow)
     expected = finish(reference)
     engine = Engine({"affine": affine}, clock=clock)
@@ -202,7 +206,9 @@ def test_a_paced_job_steps_when_it_is_due_and_leaves_its_rows_to_others(
 
 @pytest.mark.asyncio
 async def test_the_engine_thread_wakes_for_a_paced_step(affine: Any, recipe: Make, job: Make) -> None:
-    engine, one, steps = Engine({"affine": affine}), job(recipe(steps=1000)), list[int]()
+    engine = Engine({"affine": affine})
+    one = job(recipe(steps=1000))
+    steps = list[int]()
 
     def count_steps(events: Any, now: float) -> None:
         steps.extend(event.step for event in events if isinstance(event, StepDone))
@@ -225,7 +231,9 @@ async def test_the_engine_thread_wakes_for_a_paced_step(affine: Any, recipe: Mak
 async def test_the_engine_thread_takes_no_steps_while_all_jobs_are_paused(
     affine: Any, recipe: Make, job: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine, one, step_count = Engine({"affine": affine}), job(recipe(steps=1000)), [0]
+    engine = Engine({"affine": affine})
+    one = job(recipe(steps=1000))
+    step_count = [0]
     step = engine.step
 
     def count_step() -> Any:
@@ -247,7 +255,8 @@ async def test_the_engine_thread_takes_no_steps_while_all_jobs_are_paused(
 
 
 async def start_slow_worker(harness: WorkerHarness) -> tuple[Worker, asyncio.Task[None]]:
-    original_families, harness.families = harness.families, {"embedded": SlowFamily(harness.families["embedded"])}  # pyright: ignore
+    original_families = harness.families
+    harness.families = {"embedded": SlowFamily(harness.families["embedded"])}  # pyright: ignore
     try:
         return await harness.start_worker("one")
     finally:

@@ -29,7 +29,8 @@ from engine.models.pictures.picture_conditions import (
 from engine.picture_files.decoding import MAX_PIXELS
 from shared.engine_fixtures import SCHEDULE, Affine
 
-SHA, OTHER_SHA = "a" * 64, "b" * 64
+SHA = "a" * 64
+OTHER_SHA = "b" * 64
 JobMaker = Callable[..., Job]
 RecipeMaker = Callable[..., Recipe]
 
@@ -179,7 +180,8 @@ def test_pictures_leave_memory_with_their_job(job: JobMaker, recipe: RecipeMaker
     family = PictureAffine()
     engine = Engine({"affine": family})
     task = recipe("a cat", controls=(_control(),))
-    one, pictures = job(task), load_pictures(task, BLOBS, family)
+    one = job(task)
+    pictures = load_pictures(task, BLOBS, family)
     alive = weakref.ref(pictures[0].tensors[0])
     engine.add(one, (), None, pictures)
     engine.step()
@@ -216,7 +218,8 @@ def test_a_reference_leaves_the_unconditional_row_without_its_picture(recipe: Re
 
 
 def test_equal_steps_share_one_layout(job: JobMaker, recipe: RecipeMaker) -> None:
-    image, inputs = _build_image(job(recipe("a cat", controls=(_control(stop=0.5),)))), list[ModelInputs]()
+    image = _build_image(job(recipe("a cat", controls=(_control(stop=0.5),))))
+    inputs = list[ModelInputs]()
     for image.k in range(10):
         inputs.append(image.model_inputs)
     assert len({id(each) for each in inputs}) == 2, "with the control, and without it"

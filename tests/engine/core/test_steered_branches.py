@@ -15,12 +15,10 @@ from shared.init_image_jobs import encode_ladder, hash_blobs, run_job
 
 Make = Callable[..., Any]
 STEPS = 60
-SPLIT, DROP, TERRIER, SEA = (
-    SplitImage(0, (1, 3), 77),
-    DropImages((0,)),
-    SetConcepts((Concept("terrier"),)),
-    SetConcepts((Concept("sea"),), fade_steps=8),
-)
+SPLIT = SplitImage(0, (1, 3), 77)
+DROP = DropImages((0,))
+TERRIER = SetConcepts((Concept("terrier"),))
+SEA = SetConcepts((Concept("sea"),), fade_steps=8)
 
 
 def amend(recipe: Recipe, *amendments: tuple[int, Change]) -> Recipe:

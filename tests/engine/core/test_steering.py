@@ -58,7 +58,8 @@ def with_task(job: Job, task: Recipe) -> Job:
 
 def run_script(engine: Engine, job: Job, script: Any, reopen: Callable[[], Engine]) -> tuple[Recipe, dict[int, Any]]:
     """Amend a job between steps, sometimes on a new worker. Return its recipe at the end and its latents."""
-    recipe, latents = job.task, dict[int, Any]()
+    recipe = job.task
+    latents = dict[int, Any]()
     assert isinstance(recipe, Recipe)
     engine.add(job)
     for number, (steps, is_lost, change) in enumerate([*script, (STEPS, False, None)], 1):

@@ -36,7 +36,8 @@ def styled(recipe: Make) -> Any:
 
 
 def draw(family: StableDiffusion, job: Any, *requests: AmendmentRequest) -> dict[int, torch.Tensor]:
-    engine, latents = Engine({"embedded": family}), dict[int, torch.Tensor]()
+    engine = Engine({"embedded": family})
+    latents = dict[int, torch.Tensor]()
     engine.add(job)
     engine.step()
     for request in requests:

@@ -20,7 +20,8 @@ class Work:
     """Tasks of given lengths, each in its own thread. All wait before the first may start."""
 
     def __init__(self) -> None:
-        self.now, self.order = 0.0, list[str]()
+        self.now = 0.0
+        self.order = list[str]()
         self.cores = CoreTurns(clock=lambda: self.now)
         self._threads: list[threading.Thread] = []
         self._gate = self.cores.hold(WorkKind.STEP)
@@ -79,7 +80,8 @@ def test_finished_pictures_go_before_previews() -> None:
 def test_a_step_waits_for_the_share_of_other_work_plus_one_task(
     pieces: list[tuple[WorkKind, float]], step: float
 ) -> None:
-    work, durations = Work(), {str(number): seconds for number, (_, seconds) in enumerate(pieces)}
+    work = Work()
+    durations = {str(number): seconds for number, (_, seconds) in enumerate(pieces)}
     for number, (kind, seconds) in enumerate(pieces):
         work.put(kind, str(number), seconds)
     order = work.run(step)
@@ -88,14 +90,17 @@ def test_a_step_waits_for_the_share_of_other_work_plus_one_task(
     for position, name in enumerate(order):
         kind, seconds = pieces[int(name)]
         if kind is WorkKind.STEP:
-            step, decode_gaps = seconds, []
+            step = seconds
+            decode_gaps = []
         elif any(pieces[int(later_name)][0] is WorkKind.STEP for later_name in order[position:]):
             assert sum(decode_gaps) < OTHER_WORK_SHARE * step or not decode_gaps
             decode_gaps.append(seconds)
 
 
 def test_only_one_thread_computes_at_a_time() -> None:
-    cores, running_count, max_running = CoreTurns(), 0, 0
+    cores = CoreTurns()
+    running_count = 0
+    max_running = 0
     lock = threading.Lock()
 
     def hold_core(kind: WorkKind) -> None:
@@ -137,14 +142,16 @@ def test_spare_work_runs_neither_before_a_step_nor_right_after_one() -> None:
 
 
 def test_spare_work_gets_a_small_share_of_endless_steps() -> None:
-    now, spare_seconds = 0.0, 0.0
+    now = 0.0
+    spare_seconds = 0.0
     cores = CoreTurns(clock=lambda: now)
     for _ in range(2000):
         with cores.hold(WorkKind.STEP):
             now += 1.0
         with cores.hold_for_spare(0.0) as is_free:
             if is_free:
-                now, spare_seconds = now + 0.3, spare_seconds + 0.3
+                now = now + 0.3
+                spare_seconds = spare_seconds + 0.3
     assert spare_seconds == pytest.approx(2000 * SPARE_SHARE - SPARE_SECONDS, abs=0.4)
 
 

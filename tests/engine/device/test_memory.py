@@ -11,7 +11,9 @@ import pytest
 
 from engine.process.heap import trim_heap
 
-BLOCK, COUNT = 64 * 1024, 1600  # 100 MB in blocks that the heap keeps
+# 100 MB in blocks that the heap keeps
+BLOCK = 64 * 1024
+COUNT = 1600
 
 
 def resident_mb() -> float:
@@ -23,7 +25,8 @@ def resident_mb() -> float:
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc and glibc are Linux's")
 def test_the_heap_returns_freed_memory_to_the_system() -> None:
     c_library = ctypes.CDLL(None)
-    c_library.malloc.restype, c_library.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+    c_library.malloc.restype = ctypes.c_void_p
+    c_library.malloc.argtypes = [ctypes.c_size_t]
     c_library.free.argtypes = [ctypes.c_void_p]
     blocks = [c_library.malloc(BLOCK) for _ in range(COUNT)]
     for block in blocks:

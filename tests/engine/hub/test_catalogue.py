@@ -32,7 +32,8 @@ def test_fewer_bits_need_less_memory(entry: CatalogueEntry) -> None:
 
 
 def test_estimates_of_sdxl_and_flux_are_near_their_known_sizes() -> None:
-    sdxl, flux = find_entry("sdxl"), find_entry("black-forest-labs/FLUX.1-DEV")
+    sdxl = find_entry("sdxl")
+    flux = find_entry("black-forest-labs/FLUX.1-DEV")
     assert sdxl is not None
     assert sdxl.download_bytes == pytest.approx(6.94e9, rel=0.02)
     assert flux is not None

@@ -68,7 +68,9 @@ def test_a_shared_network_counts_once_until_its_last_model_goes() -> None:
 
 @given(st.lists(st.tuples(st.sampled_from("abcdef"), st.sampled_from(["take", "use", "leave"])), max_size=60))
 def test_the_budget_holds_and_no_model_in_use_is_evicted(actions: list[tuple[str, str]]) -> None:
-    sizes, loaded_models, users = dict(zip("abcdef", (1, 2, 3, 4, 5, 6), strict=True)), LoadedModels(9), list[str]()
+    sizes = dict(zip("abcdef", (1, 2, 3, 4, 5, 6), strict=True))
+    loaded_models = LoadedModels(9)
+    users = list[str]()
     for name, action in actions:
         if action == "take" and name not in loaded_models.families and loaded_models.reserve(name, sizes[name]):
             loaded_models.add(name, _family(name))

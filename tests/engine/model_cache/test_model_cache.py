@@ -162,10 +162,8 @@ def test_configurations_of_a_single_file_are_downloaded_at_the_start(
 ) -> None:
     write_ldm_checkpoint(data / "models" / "one", tmp_path / "old.safetensors", configs=False)
     configs = shutil.ignore_patterns("*.safetensors")
-    config_requests, requests = (
-        shutil.copytree(data / "models" / "one", tmp_path / "fetched", ignore=configs),
-        list[str](),
-    )
+    config_requests = shutil.copytree(data / "models" / "one", tmp_path / "fetched", ignore=configs)
+    requests = list[str]()
 
     def fake_download(repository: str, **_: Any) -> str:
         requests.append(repository)
@@ -373,7 +371,8 @@ class CacheHarness:
         bus = await Bus.connect(self.broker.url, self.broker.token, limits=BusLimits(lease=LEASE))
         self.buses.append(bus)
         cache = self.model_opener.open_cache(models)
-        engine, decode_worker = Engine(cache.families, rows=8), DecodeWorker(cache.families)
+        engine = Engine(cache.families, rows=8)
+        decode_worker = DecodeWorker(cache.families)
         worker = Worker(bus, engine, decode_worker, WorkerProfile("w", "cpu", rows=8), self.watchdog, None, cache)
         self.task = asyncio.create_task(worker.run())
         self.task.add_done_callback(lambda _: decode_worker.close())

@@ -113,7 +113,8 @@ def draw(family: Any, recipe: Any, job: Make, blobs: Any = None) -> Image.Image:
 def test_pictures_equal_those_of_a_pipeline_with_that_autoencoder(
     load: Make, folders: dict[str, Path], tmp_path: Path, recipe: Make, job: Make, kind: str
 ) -> None:
-    family, other = load(kind), build_autoencoder(load(kind))
+    family = load(kind)
+    other = build_autoencoder(load(kind))
     other.save_pretrained(tmp_path / "vaes" / "fine", safe_serialization=True)
     assert [part.name for part in family.list_autoencoders()] == ["fine"]
     pipeline: Any = import_module("diffusers").DiffusionPipeline.from_pretrained(folders[kind])
@@ -132,7 +133,8 @@ def test_pictures_equal_those_of_a_pipeline_with_that_autoencoder(
 def test_a_single_file_is_read_with_the_models_configuration(
     load: Make, tmp_path: Path, recipe: Make, job: Make, layout: str
 ) -> None:
-    family, other = load("sd"), build_autoencoder(load("sd"))
+    family = load("sd")
+    other = build_autoencoder(load("sd"))
     (tmp_path / "vaes").mkdir()
     tensors = to_original_layout(other) if layout == "original" else other.state_dict()
     save_file(tensors, tmp_path / "vaes" / "one.safetensors")
@@ -147,7 +149,8 @@ def test_a_single_file_is_read_with_the_models_configuration(
 def test_init_images_are_encoded_with_it_and_the_latents_are_another_picture(
     load: Make, tmp_path: Path, recipe: Make, job: Make
 ) -> None:
-    family, other = load("sd"), build_autoencoder(load("sd"))
+    family = load("sd")
+    other = build_autoencoder(load("sd"))
     other.save_pretrained(tmp_path / "vaes" / "fine", safe_serialization=True)
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (32, 32, 3), dtype=np.uint8))
     buffer = BytesIO()
@@ -222,7 +225,8 @@ def test_another_latent_space_is_refused(
 def test_spoilt_and_foreign_files_are_refused_with_a_sentence(
     load: Make, tmp_path: Path, recipe: Make, job: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    family, folder = load("sd"), tmp_path / "vaes"
+    family = load("sd")
+    folder = tmp_path / "vaes"
     other = build_autoencoder(family)
     for name in ("large", "cut", "huge", "nan"):
         other.save_pretrained(folder / name, safe_serialization=True)
@@ -282,7 +286,8 @@ def test_a_chosen_autoencoder_becomes_the_models_own(load: Make, tmp_path: Path,
     family = load("sd")
     build_autoencoder(family).save_pretrained(tmp_path / "vaes" / "fine", safe_serialization=True)
     one = build_recipe(recipe, "sd", autoencoder=ModelPart("fine"))
-    expected, own = draw(family, one, job), draw(family, build_recipe(recipe, "sd"), job)
+    expected = draw(family, one, job)
+    own = draw(family, build_recipe(recipe, "sd"), job)
     revision = family.revision
     family.use_autoencoder("fine")
     assert family.revision != revision

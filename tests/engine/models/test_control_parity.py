@@ -31,7 +31,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:Depreca
 
 Make = Callable[..., Any]
 SIDE = 32  # pixels: at 64, attention alone would take most of the time
-SCENE, OTHER_SCENE = draw_scene((SIDE, SIDE)), draw_scene((SIDE, SIDE), "white").rotate(90)
+SCENE = draw_scene((SIDE, SIDE))
+OTHER_SCENE = draw_scene((SIDE, SIDE), "white").rotate(90)
 BLOBS = hash_blobs(encode_picture(SCENE), encode_picture(OTHER_SCENE))
 SHA, OTHER_SHA = BLOBS
 PICTURES = {SHA: SCENE, OTHER_SHA: OTHER_SCENE}
@@ -63,7 +64,8 @@ def open_small(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Smal
     def open_kind(kind: str) -> Small:
         if kind not in opened:
             data = tmp_path_factory.mktemp("data")
-            folder, controls = data / "models" / kind, data / "controlnets"
+            folder = data / "models" / kind
+            controls = data / "controlnets"
             save_small_pipeline(kind, folder)
             pipeline: Any = DiffusionPipeline.from_pretrained(folder)
             save_control(build_controlnet(pipeline, seed=1), controls / "lines-canny")
@@ -115,10 +117,8 @@ def find_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
 
 def run_controlnets(small: Small, kind: str, recipe: Recipe) -> torch.Tensor:
     controls = recipe.controls
-    networks, pictures = (
-        [small.load_controlnet(each.name) for each in controls],
-        [PICTURES[c.picture] for c in controls],
-    )
+    networks = [small.load_controlnet(each.name) for each in controls]
+    pictures = [PICTURES[c.picture] for c in controls]
     scales, starts, stops = ([getattr(each, name) for each in controls] for name in ("scale", "start", "stop"))
     is_one = len(controls) == 1
     pipeline = CONTROL_PIPELINES[kind](**small.parts, controlnet=networks[0] if is_one else networks)
@@ -164,7 +164,8 @@ def test_latents_with_controlnets_equal_the_pipelines(
 def test_latents_with_adapters_equal_the_pipelines(
     open_small: Callable[[str], Small], recipe: Make, job: Make, kind: str, names: tuple[str, ...]
 ) -> None:
-    small, pictures = open_small(kind), (SHA, OTHER_SHA)
+    small = open_small(kind)
+    pictures = (SHA, OTHER_SHA)
     scales = (0.8, 0.4)[: len(names)]
     controls = tuple(ControlImage(*each) for each in zip(names, pictures, ("none",) * 2, scales, strict=False))
     one = make_recipe(recipe, kind, controls=controls)
@@ -223,7 +224,8 @@ def test_rows_with_and_without_controls_share_forwards(
     open_small: Callable[[str], Small], recipe: Make, job: Make, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small = open_small(kind)
-    lines, depth = ControlImage("lines-canny", SHA, scale=0.7), ControlImage("depth", OTHER_SHA, stop=0.6)
+    lines = ControlImage("lines-canny", SHA, scale=0.7)
+    depth = ControlImage("depth", OTHER_SHA, stop=0.6)
     jobs = [
         job(make_recipe(recipe, kind, seed=seed, controls=controls, guidance=guidance))
         for seed, guidance, controls in (
@@ -249,7 +251,8 @@ def test_rows_with_and_without_controls_share_forwards(
 
 
 def run_together(jobs: list[Job], family: DiffusersFamily) -> dict[str, torch.Tensor]:
-    engine, latents = Engine({family.name: family}), dict[str, torch.Tensor]()
+    engine = Engine({family.name: family})
+    latents = dict[str, torch.Tensor]()
     for each in jobs:
         add_job(engine, each, BLOBS, family)
     while not engine.is_idle:

@@ -72,7 +72,8 @@ def build_recipe(make: Make, kind: str, family: Family, text: str = "a cat", **f
 
 
 def by_engine(family: Family, recipe: Recipe, job: Make, finish: Make) -> list[torch.Tensor]:
-    engine, each = Engine({family.name: family}), job(recipe)
+    engine = Engine({family.name: family})
+    each = job(recipe)
     engine.add(each)
     latents = finish(engine)
     return [latents[each.id, image] for image in range(recipe.count)]
@@ -129,7 +130,8 @@ def test_users_share_forwards_and_get_the_pipelines_latents(
     load_small: Make, recipe: Make, job: Make, finish: Make, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     family, pipeline = load_small(kind)
-    rows, denoise = [], family.denoise
+    rows = []
+    denoise = family.denoise
 
     def count_rows(x: torch.Tensor, *arguments: Any) -> torch.Tensor:
         rows.append(len(x))
@@ -198,7 +200,8 @@ def test_half_precision_is_close_and_returns_float32(load_small: Make, recipe: M
     family, _ = load_small(kind)
     one = build_recipe(recipe, kind, family)
     texts = tuple(part[None] for part in family.encode_conditioning("a cat", one))
-    x, t = torch.randn(1, *family.latent_shape(64, 64), generator=torch.manual_seed(0)), torch.tensor([500.0])
+    x = torch.randn(1, *family.latent_shape(64, 64), generator=torch.manual_seed(0))
+    t = torch.tensor([500.0])
     exact_output, bfloat16_output = (family.denoise(x, t, texts, dtype) for dtype in ("float32", "bfloat16"))
     assert bfloat16_output.dtype == torch.float32
     assert bfloat16_output.shape == exact_output.shape == x.shape
@@ -212,7 +215,8 @@ def test_a_forward_gives_the_same_bits_after_any_other(load_small: Make, recipe:
     """Texts of other lengths have the same shapes outside, but other shapes inside some networks."""
     family, _ = load_small(kind)
     one = build_recipe(recipe, kind, family)
-    x, t = torch.randn(2, *family.latent_shape(64, 64), generator=torch.manual_seed(0)), torch.tensor([500.0, 20.0])
+    x = torch.randn(2, *family.latent_shape(64, 64), generator=torch.manual_seed(0))
+    t = torch.tensor([500.0, 20.0])
 
     def predict(*texts: str) -> torch.Tensor:
         parts = zip(*(family.encode_conditioning(text, one) for text in texts), strict=True)
@@ -353,8 +357,10 @@ def test_latents_with_a_mean_and_deviation_per_channel_are_normalised(
     """Like Playground 2.5: a mean and a deviation per channel."""
     family, _ = load_small("sdxl")
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8))
-    plain_latents, scale = family.encode_image(picture), family._vae.config.scaling_factor
-    mean, deviation = [1.0, -2.0, 3.0, 0.5], [8.0, 5.0, 6.0, 4.0]
+    plain_latents = family.encode_image(picture)
+    scale = family._vae.config.scaling_factor
+    mean = [1.0, -2.0, 3.0, 0.5]
+    deviation = [8.0, 5.0, 6.0, 4.0]
     config = {**family._vae.config, "latents_mean": mean, "latents_std": deviation}
     monkeypatch.setattr(family._vae, "_internal_dict", type(family._vae.config)(config))
     centred_latents = family.encode_image(picture)
@@ -371,7 +377,8 @@ def test_sd3_shifts_its_schedule_by_size_if_configured(
 ) -> None:
     family, pipeline = load_small("sd3")
     monkeypatch.setattr(family, "scheduler_config", {**family.scheduler_config, "use_dynamic_shifting": True})
-    small, large = family.plan("euler", 4, 0.0, 64, 64), family.plan("euler", 4, 0.0, 128, 128)
+    small = family.plan("euler", 4, 0.0, 64, 64)
+    large = family.plan("euler", 4, 0.0, 128, 128)
     assert small.table[2, 0] < large.table[2, 0]
     one = build_recipe(recipe, "sd3", family, height=96, guidance=3.0)
     (actual,) = by_engine(family, one, job, finish)

@@ -120,7 +120,8 @@ def draw_with_pipeline(model: Any, job: Job, image: int = 0) -> np.ndarray:
     """The picture that the unmodified pipeline gives in this thread."""
     task = job.task
     assert isinstance(task, Recipe)
-    pipeline, before = model.pipeline, model.pipeline.scheduler
+    pipeline = model.pipeline
+    before = model.pipeline.scheduler
     empty_negative = None if "XL" in type(pipeline).__name__ else ""
     parameters = inspect.signature(type(pipeline).__call__).parameters
     extra = {name: False for name in ("use_resolution_binning", "clean_caption") if name in parameters}
@@ -190,7 +191,8 @@ def test_a_thresholding_scheduler_runs_as_a_whole_pipeline(tmp_path: Path, engin
     family = models.load_folder(str(folder), "thresholding")
     with pytest.raises(ValueError, match="clips or thresholds"):
         family.plan("ddpm", 4, 0.0, 32, 32)
-    engine, one = engines(family), make_job_for(family, sampler="ddpm")
+    engine = engines(family)
+    one = make_job_for(family, sampler="ddpm")
     engine.add(one)
     assert np.array_equal(pictures(family, run_to_end(engine))[one.id, 0], draw_with_pipeline(family, one))
     assert count_forwards(engine)[0] == 4
@@ -205,7 +207,8 @@ def test_stable_diffusion_with_a_sampler_without_a_table_matches_its_pipeline(
     sampler: str, model: Make, engines: Make, make_job_for: Make
 ) -> None:
     family = model("sd")
-    engine, one = engines(family), make_job_for(family, sampler=sampler, steps=6)
+    engine = engines(family)
+    one = make_job_for(family, sampler=sampler, steps=6)
     engine.add(one)
     events = run_to_end(engine)
     assert np.array_equal(pictures(family, events)[one.id, 0], draw_with_pipeline(family, one))
@@ -224,7 +227,8 @@ def test_every_family_can_run_as_a_whole_pipeline(
 ) -> None:
     """Latents are unpacked and guidance is scaled as in our own steps: plain euler gives the same picture."""
     family = model(kind)
-    engine, pipeline_job = engines(family), make_job_for(family, sampler=sampler, steps=5)
+    engine = engines(family)
+    pipeline_job = make_job_for(family, sampler=sampler, steps=5)
     engine.add(pipeline_job)
     drawn_pictures = pictures(family, run_to_end(engine))[pipeline_job.id, 0]
     assert drawn_pictures.shape == (64, 64, 3)
@@ -242,7 +246,8 @@ def test_prompts_are_encoded_once_before_the_threads_and_give_the_same_picture(
     kind: str, guidance: float, model: Make, engines: Make, make_job_for: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """So a job that arrives meanwhile need not wait for a text encoder that a thread uses."""
-    family, encoding_threads = model(kind), []
+    family = model(kind)
+    encoding_threads = []
     pipeline_job = make_job_for(family, sampler="native", guidance=guidance, count=3, negative="fog")
     expected = [draw_with_pipeline(family, pipeline_job, image) for image in range(3)]
     family.text_cache.clear()
@@ -275,14 +280,16 @@ def test_jobs_with_different_prompts_steps_and_samplers_share_forwards(
         make_job_for(family, "red", "native", user="d", steps=12, guidance=1.0),
         make_job_for(family, "ice", "dpmpp_3m", user="e", steps=10, negative="fog"),
     ]
-    engine, single_runs = engines(family), []
+    engine = engines(family)
+    single_runs = []
     for each in jobs:
         by_itself = engines(family)
         by_itself.add(each)
         single_runs.append((pictures(family, run_to_end(by_itself)), count_forwards(by_itself)))
         engine.add(each)
     run_to_end(engine)  # here the engine tries whether rows may share a forward
-    trial_count, expected = count_forwards(engine)[0], sum(count for _, (count, _) in single_runs)
+    trial_count = count_forwards(engine)[0]
+    expected = sum(count for _, (count, _) in single_runs)
     for each in jobs:
         engine.add(each)
     shared_pictures = pictures(family, run_to_end(engine))
@@ -304,11 +311,10 @@ def test_whole_pipelines_and_stepped_jobs_of_one_model_share_an_engine(
     model: Make, engines: Make, make_job_for: Make
 ) -> None:
     family = model("sd")
-    engine, by_itself = engines(family), engines(family)
-    pipeline_job, stepped_job = (
-        make_job_for(family, sampler="heun", user="a"),
-        make_job_for(family, sampler="euler", user="b", steps=20),
-    )
+    engine = engines(family)
+    by_itself = engines(family)
+    pipeline_job = make_job_for(family, sampler="heun", user="a")
+    stepped_job = make_job_for(family, sampler="euler", user="b", steps=20)
     by_itself.add(stepped_job)
     expected = pictures(family, run_to_end(by_itself))[stepped_job.id, 0]
     engine.add(pipeline_job)
@@ -323,7 +329,8 @@ def test_whole_pipelines_and_stepped_jobs_of_one_model_share_an_engine(
 def test_previews_and_keyframes_are_the_samplers_x0(model: Make, engines: Make, make_job_for: Make) -> None:
     for kind, sampler in (("sd", "heun"), ("sd", "unipc"), ("sd", "dpmpp_3m"), ("lumina2", "native")):
         family = model(kind)
-        engine, one = engines(family), make_job_for(family, sampler=sampler, steps=5)
+        engine = engines(family)
+        one = make_job_for(family, sampler=sampler, steps=5)
         engine.add(one)
         engine.watch(one.id)
         events = run_to_end(engine)
@@ -337,7 +344,9 @@ def test_previews_and_keyframes_are_the_samplers_x0(model: Make, engines: Make, 
 
 def test_a_ladder_has_one_keyframe_if_the_sampler_gives_no_x0(model: Make, engines: Make, make_job_for: Make) -> None:
     family = model("sd")
-    engine, one = engines(family), make_job_for(family, sampler="native")  # PNDM
+    # PNDM
+    engine = engines(family)
+    one = make_job_for(family, sampler="native")
     engine.add(one)
     (latents_done,) = [event for event in run_to_end(engine) if isinstance(event, LatentsDone)]
     assert [keyframe.step for keyframe in latents_done.keyframes] == [4]
@@ -350,7 +359,8 @@ def test_a_pinned_picture_has_the_same_bits_beside_any_other_jobs(
     other_count: int, model: Make, engines: Make, make_job_for: Make
 ) -> None:
     family = model("sd")
-    empty_engine, crowded_engine = engines(family), engines(family)
+    empty_engine = engines(family)
+    crowded_engine = engines(family)
     one = make_job_for(family, sampler="unipc", bucket=8, steps=6)
     empty_engine.add(one)
     expected = next(event.latents for event in run_to_end(empty_engine) if isinstance(event, LatentsDone))
@@ -368,10 +378,8 @@ def test_a_pinned_picture_has_the_same_bits_beside_any_other_jobs(
 def test_a_cancelled_job_leaves_at_once_and_its_thread_ends(model: Make, engines: Make, make_job_for: Make) -> None:
     family = model("sd")
     engine = engines(family)
-    cancelled_job, remaining_job = (
-        make_job_for(family, sampler="heun", user="a", steps=50),
-        make_job_for(family, sampler="heun", user="b", steps=5),
-    )
+    cancelled_job = make_job_for(family, sampler="heun", user="a", steps=50)
+    remaining_job = make_job_for(family, sampler="heun", user="b", steps=5)
     engine.add(cancelled_job)
     engine.add(remaining_job)
     while not any(isinstance(event, StepDone) and event.job == cancelled_job.id for event in engine.step()):
@@ -430,7 +438,8 @@ def test_out_of_memory_halves_the_batch(
     model: Make, engines: Make, make_job_for: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     family = model("sd")
-    forward, batch_rows = family.pipeline.unet.forward, []
+    forward = family.pipeline.unet.forward
+    batch_rows = []
 
     def small(sample: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         if len(sample) > 4:
@@ -439,7 +448,8 @@ def test_out_of_memory_halves_the_batch(
         return forward(sample, *args, **kwargs)
 
     monkeypatch.setattr(family.pipeline.unet, "forward", small)
-    engine, jobs = engines(family), [make_job_for(family, sampler="unipc", user=str(number)) for number in range(4)]
+    engine = engines(family)
+    jobs = [make_job_for(family, sampler="unipc", user=str(number)) for number in range(4)]
     for each in jobs:
         engine.add(each)
         engine.pause(each.id)
@@ -483,7 +493,9 @@ def test_one_thread_at_a_time_encodes_prompts(
     model: Make, engines: Make, make_job_for: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A tokenizer is set up anew for each text. Two threads in one at once sometimes gave a wrong picture."""
-    family, threads_inside, thread_counts = model("sd"), [], []
+    family = model("sd")
+    threads_inside = []
+    thread_counts = []
     encode = type(family.pipeline).encode_prompt
 
     def run_slowly(*args: Any, **kwargs: Any) -> Any:
@@ -520,10 +532,8 @@ def test_an_error_in_a_preview_fails_only_that_job(
 
     monkeypatch.setattr(family, "to_preview_latents", show_or_fail)
     engine = engines(family)
-    sound_job, faulty_job = (
-        make_job_for(family, sampler="unipc", user="a"),
-        make_job_for(family, sampler="unipc", user="b", height=16, count=2),
-    )
+    sound_job = make_job_for(family, sampler="unipc", user="a")
+    faulty_job = make_job_for(family, sampler="unipc", user="b", height=16, count=2)
     unshown_job = make_job_for(
         family, sampler="native", user="c", height=16
     )  # PNDM: only the finished picture is shown
@@ -546,7 +556,8 @@ def test_the_last_preview_is_made_in_the_pipelines_thread(
     model: Make, engines: Make, make_job_for: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A model that gives pixels decodes and encodes for it, and the engine's thread must serve other jobs."""
-    family, threads = model("sd"), []
+    family = model("sd")
+    threads = []
 
     def note_thread(latents: torch.Tensor) -> torch.Tensor:
         threads.append(threading.current_thread().name)

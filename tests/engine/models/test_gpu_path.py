@@ -72,7 +72,8 @@ def test_a_worker_accepts_graphs_and_offload(tmp_path: Path, monkeypatch: pytest
 
 
 def test_a_shape_that_is_rare_is_not_recorded() -> None:
-    graphs, calls = GraphCache(), list[int]()
+    graphs = GraphCache()
+    calls = list[int]()
 
     def predict(inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
         calls.append(len(inputs))

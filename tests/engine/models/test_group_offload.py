@@ -60,7 +60,8 @@ class Network(nn.Module):
         super().__init__()
         self.blocks = nn.ModuleList(Block() for _ in range(16))
         self.out = nn.Linear(64, 8)
-        self.embedding, self.tied = nn.Embedding(8, 64), nn.Embedding(8, 64)
+        self.embedding = nn.Embedding(8, 64)
+        self.tied = nn.Embedding(8, 64)
         self.tied.weight = self.embedding.weight
         self.requires_grad_(False)
 
@@ -82,7 +83,8 @@ def count_bytes_in_memory(module: nn.Module) -> int:
 
 def test_offloaded_layers_compute_the_same_and_take_no_memory_between_forwards(tmp_path: Path) -> None:
     network = Network()
-    expected, whole_bytes = network(IDS), count_bytes_in_memory(network)
+    expected = network(IDS)
+    whole_bytes = count_bytes_in_memory(network)
     offload_layers(network, CPU, tmp_path)
     for is_inference in (True, False, True):
         with torch.inference_mode(is_inference), torch.no_grad():
@@ -246,7 +248,8 @@ def test_latents_with_offloaded_layers_equal_the_pipelines(
     load_small: Load, kind: str, large_threshold: int | None
 ) -> None:
     """The oracle has the same option, by diffusers' own call."""
-    family, pipeline = load_small(kind, "layers", large_threshold=large_threshold), load_small(kind, None)
+    family = load_small(kind, "layers", large_threshold=large_threshold)
+    pipeline = load_small(kind, None)
     assert isinstance(family, DiffusersFamily)
     dtype = family.dtypes[0]
     if large_threshold == 0:
@@ -264,8 +267,10 @@ def test_latents_with_offloaded_layers_equal_the_pipelines(
 def test_a_cancelled_job_leaves_within_a_step(load_small: Load) -> None:
     family = load_small("sdxl", "layers", large_threshold=0)
     recipe = build_recipe(family, dtype=family.dtypes[0])
-    undisturbed, engine = draw(family, recipe), Engine({family.name: family})
-    first, second = make_job(build_recipe(family, dtype=family.dtypes[0], seed=9, steps=5), 1), make_job(recipe, 2)
+    undisturbed = draw(family, recipe)
+    engine = Engine({family.name: family})
+    first = make_job(build_recipe(family, dtype=family.dtypes[0], seed=9, steps=5), 1)
+    second = make_job(recipe, 2)
     engine.add(first)
     engine.add(second)
     engine.step()
@@ -281,14 +286,17 @@ def test_a_cancelled_job_leaves_within_a_step(load_small: Load) -> None:
 def test_out_of_memory_between_offloaded_layers_halves_the_batch(load_small: Load) -> None:
     family = load_small("sdxl", "layers", large_threshold=None)
     recipes = [build_recipe(family, seed=seed) for seed in (1, 2)]
-    expected, network, row_counts = [draw(family, each) for each in recipes], family.get_network("float32"), list[int]()
+    expected = [draw(family, each) for each in recipes]
+    network = family.get_network("float32")
+    row_counts = list[int]()
 
     def fail_on_many_rows(_: nn.Module, inputs: tuple[Any, ...]) -> None:
         row_counts.append(len(inputs[0]))
         if row_counts[-1] > 2:
             raise torch.OutOfMemoryError("out of memory")
 
-    hook, engine = network.mid_block.register_forward_pre_hook(fail_on_many_rows), Engine({family.name: family})
+    hook = network.mid_block.register_forward_pre_hook(fail_on_many_rows)
+    engine = Engine({family.name: family})
     try:
         jobs = [make_job(each, number) for number, each in enumerate(recipes)]
         for each in jobs:
@@ -306,16 +314,19 @@ def test_out_of_memory_between_offloaded_layers_halves_the_batch(load_small: Loa
 
 @pytest.mark.parametrize("kind", ["auraflow", "lumina2"])
 def test_a_whole_pipeline_draws_the_same_with_offloaded_layers(load_small: Load, kind: str) -> None:
-    plain, offloaded = load_small(kind, "none"), load_small(kind, "layers")
+    plain = load_small(kind, "none")
+    offloaded = load_small(kind, "layers")
     recipe = build_recipe(plain, sampler=plain.samplers[0], steps=2)
     assert is_offloaded(offloaded.pipeline.text_encoder)
     assert float((draw(offloaded, recipe) - draw(plain, recipe)).abs().max()) <= 1e-4
 
 
 def test_a_lora_works_with_offloaded_layers_and_leaves_them_offloaded(load_small: Load, tmp_path: Path) -> None:
-    plain, offloaded = load_small("sdxl", "none"), load_small("sdxl", "layers")
+    plain = load_small("sdxl", "none")
+    offloaded = load_small("sdxl", "layers")
     network = plain.get_network("float32")
-    generator, matrices = torch.Generator().manual_seed(1), dict[str, torch.Tensor]()
+    generator = torch.Generator().manual_seed(1)
+    matrices = dict[str, torch.Tensor]()
     for name, layer in network.named_modules():
         if isinstance(layer, nn.Linear) and name.endswith((".to_q", ".to_v")):
             matrices[f"unet.{name}.lora_A.weight"] = torch.randn(2, layer.in_features, generator=generator) * 0.3

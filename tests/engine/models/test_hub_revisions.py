@@ -13,7 +13,8 @@ from engine.hub.revisions import REVISIONS_FILE
 from engine.models.files import model_source
 from engine.models.files.model_source import find_model
 
-FIRST, SECOND = "a" * 40, "b" * 40
+FIRST = "a" * 40
+SECOND = "b" * 40
 
 
 @pytest.fixture
@@ -42,7 +43,8 @@ def test_the_first_revision_is_remembered(tmp_path: Path, downloads: list[tuple[
 
 def test_a_chosen_revision_is_remembered_too(tmp_path: Path, downloads: list[tuple[str, str | None]]) -> None:
     find_model("owner/name", tmp_path)
-    chosen, later = find_model("owner/name@main", tmp_path), find_model("owner/name", tmp_path)
+    chosen = find_model("owner/name@main", tmp_path)
+    later = find_model("owner/name", tmp_path)
     assert (chosen.name, chosen.path.name) == ("name", SECOND)
     assert later == chosen
     assert downloads[-1] == ("owner/name", SECOND)

@@ -114,7 +114,8 @@ def test_users_share_forwards_with_their_own_masks(
     family, pipeline = load_small(kind)
     built = [build(recipe, family, strength, seed=seed) for seed, strength in ((1, 1.0), (2, 0.7), (3, 1.0))]
     jobs = [job(one, user=f"user{number}") for number, (one, _) in enumerate(built)]
-    row_counts, denoise = list[int](), family.denoise
+    row_counts = list[int]()
+    denoise = family.denoise
 
     def count_rows(x: torch.Tensor, *arguments: Any) -> torch.Tensor:
         row_counts.append(len(x))
@@ -156,7 +157,8 @@ def test_such_a_model_says_what_it_needs_and_can_be_timed(load_small: Make) -> N
     profile = CALIBRATION.to_model_profile(family)
     assert profile.required == "mask"
     assert not set(profile.samplers) & set(PIPELINE_SAMPLERS)
-    x, texts = torch.zeros(2, *family.latent_shape(32, 32)), family.encode_conditioning("", probe_recipe(family))
+    x = torch.zeros(2, *family.latent_shape(32, 32))
+    texts = family.encode_conditioning("", probe_recipe(family))
     conditioning = tuple(part.expand(2, *part.shape) for part in texts)
     assert family.denoise(x, torch.full((2,), 500.0), conditioning, "float32").shape == x.shape
 

@@ -67,7 +67,8 @@ def test_finished_pictures_are_decoded_in_one_pass_four_times_as_wide(
     folder: Path, small_folder: Path, weights: Callable[..., Path]
 ) -> None:
     resolver = super_resolver.SuperResolver(weights())
-    family, plain = load(folder, resolver=resolver), load(small_folder, resolver=resolver)
+    family = load(folder, resolver=resolver)
+    plain = load(small_folder, resolver=resolver)
     latents = draw_latents(family, 32, 48)
     finished = family.finish(latents)
     assert finished.size == (128, 192)

@@ -73,7 +73,8 @@ def pipeline_of(folder: Path) -> Any:
 
 def random_matrices(module: Any, endings: tuple[str, ...], seed: int, rank: int = 2) -> dict[str, torch.Tensor]:
     """Random matrices for the layers with these name endings, under PEFT's names."""
-    generator, matrices = torch.Generator().manual_seed(seed), {}
+    generator = torch.Generator().manual_seed(seed)
+    matrices = {}
     for name, layer in module.named_modules():
         if isinstance(layer, torch.nn.Linear) and name.endswith(endings):
             matrices[f"{name}.lora_A.weight"] = torch.randn(rank, layer.in_features, generator=generator) * 0.3
@@ -117,7 +118,8 @@ def test_latents_equal_those_of_a_pipeline_that_loads_the_loras_itself(
     load_small: Make, small_folders: Make, tmp_path: Path, recipe: Make, job: Make, finish: Make, kind: str
 ) -> None:
     """One LoRA changes network and text encoders, one only the network. Both run together, then the first alone."""
-    family, pipeline = load_small(kind), pipeline_of(small_folders(kind))
+    family = load_small(kind)
+    pipeline = pipeline_of(small_folders(kind))
     first = write_family_lora(tmp_path / "first.safetensors", family, 1, texts=TEXTS.get(kind, ()))
     second = write_family_lora(tmp_path / "second.v2" / "any.safetensors", family, 2)
     assert [lora.name for lora in family.list_loras()] == ["first", "second.v2"]
@@ -136,7 +138,8 @@ def test_a_lora_trained_by_darkroom_keeps_its_alpha(
     load_small: Make, small_folders: Make, tmp_path: Path, recipe: Make, job: Make, finish: Make
 ) -> None:
     """The file's header holds its alpha."""
-    family, pipeline = load_small("sd"), pipeline_of(small_folders("sd"))
+    family = load_small("sd")
+    pipeline = pipeline_of(small_folders("sd"))
     pipeline.unet.add_adapter(LoraConfig(r=2, lora_alpha=6, target_modules=["to_q", "to_v"], init_lora_weights=False))
     write_lora(pipeline.unet, tmp_path / "mine")
     assert [lora.name for lora in family.list_loras()] == ["mine"]
@@ -145,7 +148,8 @@ def test_a_lora_trained_by_darkroom_keeps_its_alpha(
 
 
 def test_the_embedded_model_accepts_loras(tmp_path: Path, recipe: Make, job: Make, finish: Make) -> None:
-    family, pipeline = load_embedded(), build_pipeline()
+    family = load_embedded()
+    pipeline = build_pipeline()
     family.lora_folder = tmp_path
     write_family_lora(tmp_path / "one.safetensors", family, 1)
     assert [lora.name for lora in family.list_loras()] == [TURBO_LORA, "one"]
@@ -159,7 +163,8 @@ def test_the_embedded_model_accepts_loras(tmp_path: Path, recipe: Make, job: Mak
 def test_the_kohya_format_is_read(
     load_small: Make, small_folders: Make, tmp_path: Path, recipe: Make, job: Make, finish: Make
 ) -> None:
-    family, pipeline = load_small("sd"), pipeline_of(small_folders("sd"))
+    family = load_small("sd")
+    pipeline = pipeline_of(small_folders("sd"))
     tensors: dict[str, torch.Tensor] = {}
     for key, value in random_matrices(family.get_network("float32"), ATTENTION, 3).items():
         name = "lora_unet_" + key.split(".lora_")[0].replace(".", "_")
@@ -220,7 +225,8 @@ def test_whole_pipelines_apply_their_jobs_loras(
     load_small: Make, small_folders: Make, tmp_path: Path, recipe: Make, job: Make, finish: Make, kind: str
 ) -> None:
     """Two whole pipelines run in their threads while a third job keeps switching the network's LoRAs."""
-    family, pipeline = load_small(kind), pipeline_of(small_folders(kind))
+    family = load_small(kind)
+    pipeline = pipeline_of(small_folders(kind))
     for seed, name in enumerate(("one", "two")):
         write_family_lora(tmp_path / f"{name}.safetensors", family, seed, texts=TEXTS[kind])
         pipeline.load_lora_weights(str(tmp_path), weight_name=f"{name}.safetensors", adapter_name=name)
@@ -267,7 +273,8 @@ def test_a_lora_for_one_text_encoder_changes_only_its_conditioning(
     conditioning = family.encode_conditioning(
         "a cat", family.with_loras(build_recipe(recipe, family, loras=(Lora("words"),)))
     )
-    states, other_states = conditioning[0], family.encode_conditioning("a cat", plain_recipe)[0]
+    states = conditioning[0]
+    other_states = family.encode_conditioning("a cat", plain_recipe)[0]
     assert torch.equal(states[:, :32], other_states[:, :32])
     assert not torch.equal(states[:, 32:], other_states[:, 32:])
 
@@ -278,7 +285,8 @@ def test_half_precision_applies_the_lora(load_small: Make, tmp_path: Path, recip
     write_family_lora(tmp_path / "one.safetensors", family, 1)
     one = family.with_loras(build_recipe(recipe, family, loras=(Lora("one", 2.0),), dtype="bfloat16"))
     texts = tuple(part[None] for part in family.encode_conditioning("a cat", one))
-    x, t = torch.randn(1, *family.latent_shape(64, 64), generator=torch.manual_seed(0)), torch.tensor([500.0])
+    x = torch.randn(1, *family.latent_shape(64, 64), generator=torch.manual_seed(0))
+    t = torch.tensor([500.0])
     exact_output, bfloat16_output = (family.denoise(x, t, texts, dtype, one.loras) for dtype in ("float32", "bfloat16"))
     plain_output = family.denoise(x, t, texts, "float32")
     assert float((bfloat16_output - exact_output).std()) < 0.2 * float((exact_output - plain_output).std())
@@ -304,7 +312,8 @@ def test_loras_beyond_the_cache_size_are_loaded_again(
 def test_fitting_loras_are_announced_and_all_others_refused(
     load_small: Make, tmp_path: Path, recipe: Make, job: Make, caplog: pytest.LogCaptureFixture
 ) -> None:
-    family, other = load_small("sd"), load_small("sdxl")
+    family = load_small("sd")
+    other = load_small("sdxl")
     write_family_lora(tmp_path / "fits.safetensors", family, 1, texts=TEXTS["sd"])
     write_family_lora(tmp_path / "large" / "pytorch_lora_weights.safetensors", other, 1, texts=TEXTS["sdxl"])
     save_file({"some.weight": torch.zeros(2)}, tmp_path / "none.safetensors")
@@ -376,7 +385,8 @@ def test_without_peft_loras_are_neither_announced_nor_accepted(
 
 
 def test_no_lora_name_or_link_leads_out_of_the_folder(tmp_path: Path) -> None:
-    folder, outside = tmp_path / "loras", tmp_path / "secret.safetensors"
+    folder = tmp_path / "loras"
+    outside = tmp_path / "secret.safetensors"
     folder.mkdir()
     save_file({"a": torch.zeros(1)}, outside)
     (folder / "link.safetensors").symlink_to(outside)
@@ -396,7 +406,8 @@ def test_an_unreadable_lora_is_left_out_and_logged(
 ) -> None:
     for name in ("good", "locked"):
         save_file({"a": torch.zeros(1)}, tmp_path / f"{name}.safetensors")
-    usual_open, usual_iterdir = Path.open, Path.iterdir
+    usual_open = Path.open
+    usual_iterdir = Path.iterdir
 
     def open_unless_locked(path: Path, *args: Any, **kwargs: Any) -> Any:
         if path.stem == "locked":

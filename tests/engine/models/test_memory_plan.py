@@ -13,7 +13,9 @@ from engine.process.offload_request import OFFLOADS, Offload
 
 GB = 10**9
 # Flux.1-dev in bfloat16, and with its network in fewer bits
-FULL, INT8, NF4 = PartQuantization(), PartQuantization("int8"), PartQuantization("nf4")
+FULL = PartQuantization()
+INT8 = PartQuantization("int8")
+NF4 = PartQuantization("nf4")
 FLUX: dict[PartQuantization, WeightBytes] = {
     FULL: WeightBytes(24 * GB, 10 * GB, GB // 5, 2 * GB, GB),
     INT8: WeightBytes(12 * GB, 10 * GB, GB // 5, GB, GB),

@@ -82,7 +82,8 @@ def test_offloaded_layers_take_what_is_predicted(medium: ModelSource, tmp_path: 
 
 def test_auto_offloads_a_large_model_only_where_it_must(medium: ModelSource, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
-    inspected, chooser = InspectedModel.from_source(medium), FormatChooser(CPU, 1_000_000)
+    inspected = InspectedModel.from_source(medium)
+    chooser = FormatChooser(CPU, 1_000_000)
     whole = inspected.count_bytes(chooser)
     full = (SizedQuantization(PartQuantization(), whole),)
     assert inspected.choose_load(chooser, full, "auto", whole).offload == "none"
@@ -98,7 +99,9 @@ def test_a_named_offload_counts_before_weights_are_stored_in_fewer_bits(
     medium: ModelSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a processor, layers of quantised weights cannot be offloaded."""
-    inspected, chooser, auto = InspectedModel.from_source(medium), FormatChooser(CPU, 1_000_000), QuantizationRequests()
+    inspected = InspectedModel.from_source(medium)
+    chooser = FormatChooser(CPU, 1_000_000)
+    auto = QuantizationRequests()
     layers = inspected.list_quantizations(chooser, auto, "layers")
     whole, quantised, *_ = inspected.list_quantizations(chooser, auto)
     budget = max(layers[0].size, quantised.size)
@@ -116,7 +119,8 @@ def test_a_named_offload_counts_before_weights_are_stored_in_fewer_bits(
 
 
 def test_the_sizes_of_other_formats_count_what_is_offloaded(medium: ModelSource) -> None:
-    inspected, chooser = InspectedModel.from_source(medium), FormatChooser(CPU, 1_000_000)
+    inspected = InspectedModel.from_source(medium)
+    chooser = FormatChooser(CPU, 1_000_000)
     whole, layers = (inspected.count_bytes_by_format(chooser, offload) for offload in OFFLOADS[::2])
     formats: tuple[Dtype, ...] = ("float32", "bfloat16", "float16")
     assert set(whole) == set(layers) == set(formats)

@@ -46,7 +46,8 @@ def test_texts_are_encoded_alone_in_one_shape_and_cached(
 
 def test_a_folder_is_loaded_by_path_and_by_name_in_the_data_folder(small_folder: Path, tmp_path: Path) -> None:
     shutil.copytree(small_folder, tmp_path / "models" / "tiny")
-    by_path, by_name = load_model(str(small_folder), tmp_path), load_model("tiny", tmp_path)
+    by_path = load_model(str(small_folder), tmp_path)
+    by_name = load_model("tiny", tmp_path)
     assert by_name.name == "tiny"
     assert by_path.name == make_model_name(str(small_folder))
     assert by_path.revision == by_name.revision
@@ -101,7 +102,9 @@ def test_a_changed_tokenizer_changes_the_revision(small_folder: Path, tmp_path: 
 
 
 def test_libraries_stay_quiet_until_the_last_load_ends() -> None:
-    before, first, second = logging.get_verbosity(), ExitStack(), ExitStack()
+    before = logging.get_verbosity()
+    first = ExitStack()
+    second = ExitStack()
     first.enter_context(silence_libraries())
     second.enter_context(silence_libraries())
     first.close()

@@ -25,7 +25,8 @@ def test_a_packed_forward_gives_the_same_bits(embedded: StableDiffusion, rows: i
     texts = tuple(
         part.expand(rows, *part.shape) for part in embedded.encode_conditioning("cat", probe_recipe(embedded))
     )
-    packs, net = PackedCopies(), embedded.get_network(dtype)
+    packs = PackedCopies()
+    net = embedded.get_network(dtype)
     for height in (16, 24):
         x = torch.randn(rows, 8, height, 16, generator=generator).to(next(net.parameters()).dtype)
         t = torch.linspace(20, 900, rows)
@@ -51,7 +52,8 @@ class DerivedLinear(nn.Linear):
 
 
 def test_a_subclass_of_a_layer_is_not_packed() -> None:
-    net, x = nn.Sequential(nn.Linear(4, 4), DerivedLinear(4, 4)).bfloat16(), torch.ones(2, 4).bfloat16()
+    net = nn.Sequential(nn.Linear(4, 4), DerivedLinear(4, 4)).bfloat16()
+    x = torch.ones(2, 4).bfloat16()
     packs = PackedCopies()
     with torch.inference_mode():
         expected = net(x)
@@ -64,7 +66,8 @@ class CountingForwards(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.linear, self.calls = nn.Linear(4, 4), 0
+        self.linear = nn.Linear(4, 4)
+        self.calls = 0
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         self.calls += 1
@@ -72,7 +75,9 @@ class CountingForwards(nn.Module):
 
 
 def test_a_packed_copy_with_another_result_is_not_used() -> None:
-    net, x, packs = CountingForwards(), torch.ones(2, 4), PackedCopies()
+    net = CountingForwards()
+    x = torch.ones(2, 4)
+    packs = PackedCopies()
     with torch.inference_mode():
         for _ in range(4):
             packs.run(net, "shape", lambda network: network(x))
@@ -81,7 +86,8 @@ def test_a_packed_copy_with_another_result_is_not_used() -> None:
 
 
 def test_the_copies_are_bounded_and_share_the_parameters() -> None:
-    net, packs = nn.Sequential(nn.Linear(8, 8)).bfloat16(), PackedCopies(max_bytes=300)
+    net = nn.Sequential(nn.Linear(8, 8)).bfloat16()
+    packs = PackedCopies(max_bytes=300)
     with torch.inference_mode():
         for rows in (1, 2, 3):
             for _ in range(onednn_packing.FORWARDS_BEFORE_PACKING):
@@ -103,19 +109,22 @@ class Counting(nn.Module):
 class TextNetwork(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.linear, self.read = nn.Linear(4, 4), Counting()
+        self.linear = nn.Linear(4, 4)
+        self.read = Counting()
 
     def forward(self, x: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
         return self.linear(x) + self.read(text)
 
 
 def test_a_repeated_text_is_processed_once() -> None:
-    net, packs = TextNetwork().bfloat16(), PackedCopies()
+    net = TextNetwork().bfloat16()
+    packs = PackedCopies()
     texts = [torch.randn(2, 4).bfloat16() for _ in range(2)]
     with torch.inference_mode():
 
         def step(text: torch.Tensor) -> int:
-            x, before = torch.randn(2, 4).bfloat16(), Counting.read_count
+            x = torch.randn(2, 4).bfloat16()
+            before = Counting.read_count
             output = packs.run(net, "shape", lambda network: network(x, text), (text,))
             new_reads = Counting.read_count - before
             assert torch.equal(output, net(x, text))
@@ -131,7 +140,8 @@ class RowCounter(nn.Module):
 
     def __init__(self, *, mixes_rows: bool = False) -> None:
         super().__init__()
-        self.mixes_rows, self.counts = mixes_rows, list[int]()
+        self.mixes_rows = mixes_rows
+        self.counts = list[int]()
 
     def forward(self, text: torch.Tensor) -> torch.Tensor:
         self.counts.append(len(text))
@@ -141,10 +151,14 @@ class RowCounter(nn.Module):
 @pytest.mark.parametrize("mixes_rows", [False, True])
 def test_only_the_rows_with_another_text_are_read_anew(mixes_rows: bool) -> None:
     """A module whose rows depend on each other reads them all, always."""
-    plain, counter = RowCounter(mixes_rows=mixes_rows), RowCounter(mixes_rows=mixes_rows)
+    plain = RowCounter(mixes_rows=mixes_rows)
+    counter = RowCounter(mixes_rows=mixes_rows)
     cached = onednn_packing._CachedModule(counter, onednn_packing._TextChanges())
     first = torch.randn(6, 4, 3, generator=torch.Generator().manual_seed(1)).bfloat16()
-    second, third, fourth, other_batch = first.clone(), first.clone(), first.clone(), first[:5].clone()
+    second = first.clone()
+    third = first.clone()
+    fourth = first.clone()
+    other_batch = first[:5].clone()
     second[2] += 1
     third[2] += 1
     third[4] += 1
@@ -161,7 +175,8 @@ def test_only_the_rows_with_another_text_are_read_anew(mixes_rows: bool) -> None
 
 def test_an_equal_text_in_another_tensor_is_not_read_again() -> None:
     counter = RowCounter()
-    cached, text = onednn_packing._CachedModule(counter, onednn_packing._TextChanges()), torch.ones(4, 2, 2)
+    cached = onednn_packing._CachedModule(counter, onednn_packing._TextChanges())
+    text = torch.ones(4, 2, 2)
     assert torch.equal(cached(text), cached(text.clone()))
     assert counter.counts == [4]
     assert torch.equal(cached(torch.full((3,), 2.0)), torch.full((3,), 4.0)), "an input without rows"
@@ -177,7 +192,8 @@ class OneShape(nn.Module):
 
 
 def test_a_module_that_refuses_single_rows_reads_the_whole_batch() -> None:
-    cached, text = onednn_packing._CachedModule(OneShape(), onednn_packing._TextChanges()), torch.zeros(4, 2, 2)
+    cached = onednn_packing._CachedModule(OneShape(), onednn_packing._TextChanges())
+    text = torch.zeros(4, 2, 2)
     changed = text.clone()
     changed[1] = 5
     assert torch.equal(cached(text), text + 1)
@@ -189,14 +205,17 @@ def test_a_module_that_refuses_single_rows_reads_the_whole_batch() -> None:
 def test_a_steered_row_gives_the_bits_of_the_whole_batch(
     embedded: StableDiffusion, changed_rows: tuple[int, ...]
 ) -> None:
-    generator, net = torch.Generator().manual_seed(3), embedded.get_network("bfloat16")
-    x, t = torch.randn(8, 8, 16, 16, generator=generator).bfloat16(), torch.linspace(20, 900, 8)
+    generator = torch.Generator().manual_seed(3)
+    net = embedded.get_network("bfloat16")
+    x = torch.randn(8, 8, 16, 16, generator=generator).bfloat16()
+    t = torch.linspace(20, 900, 8)
     words = ("red", "blue", "old", "sad", "big", "wet", "sly", "odd")
     first = torch.stack([embedded.encode_text(f"a {word} cat") for word in words])
     second = first.clone()
     for row in changed_rows:
         second[row] = embedded.encode_text("a dog")
-    packs, texts = PackedCopies(), [first.bfloat16(), second.bfloat16()]
+    packs = PackedCopies()
+    texts = [first.bfloat16(), second.bfloat16()]
 
     @torch.inference_mode()
     def run(text: torch.Tensor) -> torch.Tensor:

@@ -78,7 +78,8 @@ def test_edits_share_forwards_and_equal_the_pipelines(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     family, pipeline = load_small(kind)
-    rows, denoise = [], family.denoise
+    rows = []
+    denoise = family.denoise
 
     def count_rows(x: torch.Tensor, *arguments: Any) -> torch.Tensor:
         rows.append(len(x))
@@ -110,7 +111,9 @@ def test_an_edit_of_several_pictures_equals_the_pipeline(
     """The further pictures keep a shape of their own."""
     family, pipeline = load_small(kind)
     pictures = [draw_picture(1), draw_picture(2, (SIZE[1], SIZE[0])), draw_picture(3)]
-    engine, blobs, jobs = Engine({kind: family}), dict(map(encode, pictures)), list[tuple[Job, Recipe]]()
+    engine = Engine({kind: family})
+    blobs = dict(map(encode, pictures))
+    jobs = list[tuple[Job, Recipe]]()
     for shown in (pictures, pictures[:1]):
         start = ImageToImage(tuple(InitImage(encode(picture)[0]) for picture in shown), 1.0)
         edit = build_edit(recipe, kind, family, pictures[0], steps=3, guidance=3.0, start=start)
@@ -131,7 +134,8 @@ def test_the_picture_changes_the_latents(load_small: Make, recipe: Make, job: Ma
     family, _ = load_small(kind)
     drawn: list[torch.Tensor] = []
     for seed in (1, 2):
-        engine, each = Engine({kind: family}), job(build_edit(recipe, kind, family, draw_picture(seed)))
+        engine = Engine({kind: family})
+        each = job(build_edit(recipe, kind, family, draw_picture(seed)))
         add_edit(engine, family, each, draw_picture(seed))
         drawn.append(finish(engine)[each.id, 0])
     assert error(*drawn) > 1e-3

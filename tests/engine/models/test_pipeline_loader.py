@@ -77,7 +77,8 @@ def split_into_shards(folder: Path) -> None:
 
 def test_a_single_file_predicts_the_same_as_its_folder(small_folder: Path, tmp_path: Path) -> None:
     write_ldm_checkpoint(small_folder, tmp_path / "old school.safetensors")
-    one, other = load_family(tmp_path / "old school.safetensors", tmp_path), load_family(small_folder, tmp_path)
+    one = load_family(tmp_path / "old school.safetensors", tmp_path)
+    other = load_family(small_folder, tmp_path)
     assert one.name == "old-school"
     assert torch.equal(one.encode_text("a cat"), other.encode_text("a cat"))
     for part in ("unet", "vae", "text_encoder"):
@@ -389,13 +390,12 @@ def test_a_large_model_is_reloaded_for_another_number_format(small_folder: Path,
     path = small_folder
     if single:
         write_ldm_checkpoint(small_folder, path := tmp_path / "old.safetensors")
-    family, plain_family = load_family(path, tmp_path, LARGE), load_family(small_folder, tmp_path)
+    family = load_family(path, tmp_path, LARGE)
+    plain_family = load_family(small_folder, tmp_path)
     recipe = probe_recipe(plain_family)
     assert recipe.dtype == "float32"
-    first, picture = (
-        family.get_network("bfloat16"),
-        Image.effect_mandelbrot((32, 32), (-2, -1, 1, 1), 20).convert("RGB"),
-    )
+    first = family.get_network("bfloat16")
+    picture = Image.effect_mandelbrot((32, 32), (-2, -1, 1, 1), 20).convert("RGB")
     assert family.has_format("bfloat16")
     assert number_formats(family) == {torch.bfloat16}
     half = family.encode_text("a cat")
@@ -423,7 +423,8 @@ def test_a_large_model_is_identical_when_its_number_format_comes_back(small_fold
 
 
 def test_a_large_model_in_bfloat16_decodes_nearly_the_same_picture(small_folder: Path, tmp_path: Path) -> None:
-    half, plain_family = load_family(small_folder, tmp_path, LARGE), load_family(small_folder, tmp_path)
+    half = load_family(small_folder, tmp_path, LARGE)
+    plain_family = load_family(small_folder, tmp_path)
     half.get_network("bfloat16")
     picture = Image.effect_mandelbrot((32, 32), (-2, -1, 1, 1), 20).convert("RGB")
     latents = plain_family.encode_image(picture)
@@ -433,7 +434,8 @@ def test_a_large_model_in_bfloat16_decodes_nearly_the_same_picture(small_folder:
 
 
 def test_a_float16_decoder_that_would_overflow_decodes_in_float32(small_folder: Path, tmp_path: Path) -> None:
-    family, plain_family = load_family(small_folder, tmp_path, LARGE), load_family(small_folder, tmp_path)
+    family = load_family(small_folder, tmp_path, LARGE)
+    plain_family = load_family(small_folder, tmp_path)
     family.get_network("float16")
     vae = family.pipeline.vae
     assert vae.config.force_upcast
@@ -451,7 +453,9 @@ def test_a_float16_decoder_that_would_overflow_decodes_in_float32(small_folder: 
 def test_loading_never_changes_torchs_default_number_format(
     convert_weights: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder, defaults, set_default = convert_weights("bfloat16"), list[torch.dtype](), torch.set_default_dtype
+    folder = convert_weights("bfloat16")
+    defaults = list[torch.dtype]()
+    set_default = torch.set_default_dtype
     monkeypatch.setattr(torch, "set_default_dtype", lambda dtype: (defaults.append(dtype), set_default(dtype)))
     assert number_formats(load_family(folder, tmp_path, LARGE)) == {
         TORCH_DTYPES[choose_single_format(torch.device("cpu"), "bfloat16")]
@@ -462,7 +466,8 @@ def test_loading_never_changes_torchs_default_number_format(
 def test_the_memory_estimate_of_a_large_model_is_its_parameters_in_its_format(
     small_folder: Path, tmp_path: Path
 ) -> None:
-    source, choice = find_model(str(small_folder), tmp_path), FormatChooser(torch.device("cpu"), LARGE)
+    source = find_model(str(small_folder), tmp_path)
+    choice = FormatChooser(torch.device("cpu"), LARGE)
     family = load_family(small_folder, tmp_path, LARGE)
     modules = [each for each in family.pipeline.components.values() if isinstance(each, torch.nn.Module)]
     inspected = InspectedModel.from_source(source)

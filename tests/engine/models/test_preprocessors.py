@@ -101,7 +101,8 @@ def test_depth_equals_transformers_pipeline(folder: Path) -> None:
 
 
 def test_models_share_a_network_which_counts_and_goes_with_the_last(folder: Path) -> None:
-    one, other = Preprocessors(CPU, folder), Preprocessors(CPU, folder)
+    one = Preprocessors(CPU, folder)
+    other = Preprocessors(CPU, folder)
     predicted = one.list_bytes(["depth", "canny", "none", "depth"])
     assert list(predicted) == [f"{folder}/depth cpu"]
     assert one.list_bytes([]) == {}

@@ -95,8 +95,10 @@ def build_recipe(make: Make, family: Any, **fields: Any) -> Any:
 def test_latents_equal_those_of_the_pipeline_with_the_same_quantisation(
     wide_folder: Make, recipe: Make, job: Make, finish: Make, kind: str, network: Quantization, text: Quantization
 ) -> None:
-    folder, quantization = wide_folder(kind), PartQuantization(network, text)
-    family, plain_family = load_family(folder, quantization), load_family(folder, PartQuantization())
+    folder = wide_folder(kind)
+    quantization = PartQuantization(network, text)
+    family = load_family(folder, quantization)
+    plain_family = load_family(folder, PartQuantization())
     one = build_recipe(recipe, family, count=2)
     actual = by_engine(family, one, job, finish)
     expected = call_pipeline(load_quantized_pipeline(folder, quantization), family, one)
@@ -123,7 +125,8 @@ def test_the_predicted_bytes_are_those_of_the_loaded_weights(tmp_path: Path, kin
 def test_a_lora_on_a_quantised_network_acts_as_in_the_pipeline(
     wide_folder: Make, tmp_path: Path, recipe: Make, job: Make, finish: Make
 ) -> None:
-    folder, quantization = wide_folder("wide_sdxl"), PartQuantization("int8", "none")
+    folder = wide_folder("wide_sdxl")
+    quantization = PartQuantization("int8", "none")
     family = load_family(folder, quantization, tmp_path)
     path = write_family_lora(tmp_path / "loras" / "style.safetensors", family, 1, texts=("text_encoder",))
     assert [lora.name for lora in family.list_loras()] == ["style"]
@@ -164,7 +167,9 @@ def flux_without_network(wide_folder: Make, tmp_path: Path) -> Path:
 def test_a_gguf_network_draws_what_it_draws_in_the_pipeline(
     wide_folder: Make, flux_without_network: Path, tmp_path: Path, recipe: Make, job: Make, finish: Make
 ) -> None:
-    diffusers, folder, path = import_module("diffusers"), wide_folder("wide_flux"), tmp_path / "models" / "net.gguf"
+    diffusers = import_module("diffusers")
+    folder = wide_folder("wide_flux")
+    path = tmp_path / "models" / "net.gguf"
     write_gguf(folder, path)
     source = find_model("net", tmp_path)
     assert source.path == path
@@ -191,11 +196,9 @@ def test_a_gguf_network_draws_what_it_draws_in_the_pipeline(
 def test_a_network_file_in_float8_stays_so_without_a_loss(
     wide_folder: Make, flux_without_network: Path, tmp_path: Path, recipe: Make, job: Make, finish: Make
 ) -> None:
-    diffusers, folder, path = (
-        import_module("diffusers"),
-        wide_folder("wide_flux"),
-        tmp_path / "models" / "net.safetensors",
-    )
+    diffusers = import_module("diffusers")
+    folder = wide_folder("wide_flux")
+    path = tmp_path / "models" / "net.safetensors"
     transformer = diffusers.FluxTransformer2DModel.from_pretrained(folder / "transformer")
     save_file({name: weight.to(torch.float8_e4m3fn) for name, weight in transformer.state_dict().items()}, path)
     transformer.load_state_dict(

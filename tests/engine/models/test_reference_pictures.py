@@ -133,7 +133,8 @@ def test_rows_with_and_without_references_share_forwards(
         build(recipe, family, make_reference("plain", 0, 1.2), seed=4, guidance=1.0),
     ]
     jobs = [job(each, user=f"user{number}") for number, each in enumerate(recipes)]
-    row_counts, denoise = list[int](), family.denoise
+    row_counts = list[int]()
+    denoise = family.denoise
 
     def count_rows(x: torch.Tensor, *arguments: Any) -> torch.Tensor:
         row_counts.append(len(x))
@@ -248,7 +249,8 @@ def test_a_model_announces_the_adapters_that_fit(load_small: Make, tmp_path: Pat
     assert [(each.name, len(each.revision)) for each in profile.references] == [("plain", 12), ("plus", 12)]
     assert profile.required == ""
     conditioner = find_conditioner(other)
-    folder, conditioner.folder = conditioner.folder, data / "ip-adapters"
+    folder = conditioner.folder
+    conditioner.folder = data / "ip-adapters"
     assert CALIBRATION.to_model_profile(other).references == ()
     conditioner.folder = folder
 
@@ -329,7 +331,8 @@ def test_a_faulty_adapter_is_refused_with_a_sentence_and_not_announced(
     shutil.copytree(data / "ip-adapters" / "plain", tmp_path / "ip-adapters" / "plain")
     spoil(tmp_path / "ip-adapters" / "plain", how)
     conditioner = find_conditioner(family)
-    folder, conditioner.folder = conditioner.folder, tmp_path / "ip-adapters"
+    folder = conditioner.folder
+    conditioner.folder = tmp_path / "ip-adapters"
     try:
         assert sentence in check(family, build(recipe, family, make_reference("plain", 0)), job)
         assert family.list_references() == ()

@@ -23,7 +23,8 @@ def read_pixel(image: Image.Image, point: Point) -> tuple[int, ...]:
 
 
 def halfway(joints: Joints, limb: tuple[int, int]) -> Point:
-    start, end = joints[limb[0]], joints[limb[1]]
+    start = joints[limb[0]]
+    end = joints[limb[1]]
     assert start is not None
     assert end is not None
     return (start[0] + end[0]) / 2, (start[1] + end[1]) / 2

@@ -68,7 +68,8 @@ def test_the_embedded_model_draws_the_pipelines_latents_in_the_same_batch_shape(
     one = recipe(
         model="embedded", sampler=sampler, eta=eta, guidance=3.5, count=2, width=64, height=64, negative="blue"
     )
-    engine, each = Engine({"embedded": embedded}), job(one)
+    engine = Engine({"embedded": embedded})
+    each = job(one)
     engine.add(each)
     latents = finish(engine)
     for image, expected in enumerate(by_diffusers(embedded_pipeline, embedded, one, "latent")):
@@ -82,7 +83,8 @@ def test_the_embedded_model_draws_the_pipelines_picture_beside_other_jobs(
 ) -> None:
     one = recipe(model="embedded", sampler=sampler, eta=eta, guidance=3.5, width=64, height=64, steps=8)
     other_job = recipe("a tree", model="embedded", sampler="ddpm", guidance=1.0, width=64, height=64, steps=5, count=3)
-    engine, each = Engine({"embedded": embedded}), job(one)
+    engine = Engine({"embedded": embedded})
+    each = job(one)
     engine.add(each)
     engine.step()
     engine.add(job(other_job))
@@ -94,7 +96,8 @@ def test_without_guidance_the_latents_equal_the_pipelines(
     embedded: StableDiffusion, embedded_pipeline: Any, recipe: Make, job: Make, finish: Make
 ) -> None:
     one = recipe(model="embedded", sampler="ddim", guidance=1.0, width=64, height=64, steps=5)
-    engine, each = Engine({"embedded": embedded}), job(one)
+    engine = Engine({"embedded": embedded})
+    each = job(one)
     engine.add(each)
     expected = by_diffusers(embedded_pipeline, embedded, one, "latent")[0]
     assert float((finish(engine)[each.id, 0] - expected).abs().max()) <= 1e-4
@@ -115,7 +118,8 @@ def test_a_stable_diffusion_folder_draws_the_pipelines_latents_and_pictures(
 ) -> None:
     """CLIP, epsilon prediction, leading spacing, a PNDM configuration, and unequal sides."""
     one = recipe(model="small", sampler=sampler, eta=eta, guidance=7.5, count=2, width=size[0], height=size[1])
-    engine, each = Engine({"small": small_family}), job(one)
+    engine = Engine({"small": small_family})
+    each = job(one)
     engine.add(each)
     latents = finish(engine)
     pictures = by_diffusers(small_pipeline, small_family, one, "pil")

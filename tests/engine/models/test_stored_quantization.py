@@ -99,7 +99,8 @@ def test_stored_float8_computes_in_another_format_than_it_was_saved_in(
     shutil.copytree(tmp_path / "plain", tmp_path / "float8")
     config = torchao.Float8WeightOnlyConfig(set_inductor_config=False)
     store_quantized(tmp_path / "float8", "transformer", "FluxTransformer2DModel", config)
-    family, plain = load_family(tmp_path / "float8"), load_family(tmp_path / "plain")
+    family = load_family(tmp_path / "float8")
+    plain = load_family(tmp_path / "plain")
     assert family.quantization == "float8"
     actual = by_engine(family, build_recipe(recipe, family), job, finish)[0]
     expected = by_engine(plain, build_recipe(recipe, plain), job, finish)[0]

@@ -70,7 +70,8 @@ def test_each_substitute_is_as_close_to_float32_as_diffusers_layer(embedded: Sta
 
 def test_the_whole_network_is_as_close_to_float32_as_with_diffusers_layers(embedded: StableDiffusion) -> None:
     """Narrowly over all noises, loosely for each: one noise's ratio scatters, for roundings as good as diffusers'."""
-    nets, errors = (embedded.get_network("bfloat16"), place_original(embedded)), list[tuple[float, float]]()
+    nets = (embedded.get_network("bfloat16"), place_original(embedded))
+    errors = list[tuple[float, float]]()
     for rows, seed in [*itertools.product((1, 2), range(8)), (7, 8), (7, 9)]:
         exact = forward(embedded.get_network("float32"), embedded, rows, seed)
         ours, original = (squared_difference(forward(net, embedded, rows, seed), exact) for net in nets)
@@ -111,7 +112,8 @@ def test_substituted_attention_gives_the_same_result(token_count: int | None) ->
     net = nn.Sequential(build_attention())
     original = copy.deepcopy(net)
     substitute_layers(net)
-    x, texts = torch.randn(2, 9, 8), None if token_count is None else torch.randn(2, token_count, 8)
+    x = torch.randn(2, 9, 8)
+    texts = None if token_count is None else torch.randn(2, token_count, 8)
     assert type(net[0].processor) is not type(original[0].processor)
     assert torch.allclose(net[0](x, texts), original[0](x, texts), atol=1e-6)
     mask = torch.zeros(2, 9 if token_count is None else token_count)
@@ -136,7 +138,8 @@ def test_a_substituted_upsample_gives_the_same_result() -> None:
 
 
 def test_a_substituted_upsample_honours_a_lora_in_its_convolution() -> None:
-    net, x = build_upsample(), torch.randn(2, 8, 5, 3)
+    net = build_upsample()
+    x = torch.randn(2, 8, 5, 3)
     original = copy.deepcopy(net)
     substitute_layers(net)
     config = LoraConfig(r=2, target_modules=["0.conv"], init_lora_weights=False)

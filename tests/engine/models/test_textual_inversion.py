@@ -40,7 +40,8 @@ def load(folders: dict[str, Path], tmp_path: Path) -> Make:
 
 def write_embedding(data: Path, kind: str, name: str, vectors: int, seed: int = 1) -> Path:
     """Writes a textual inversion for a kind of model."""
-    generator, path = torch.Generator().manual_seed(seed), data / "embeddings" / f"{name}.safetensors"
+    generator = torch.Generator().manual_seed(seed)
+    path = data / "embeddings" / f"{name}.safetensors"
     path.parent.mkdir(exist_ok=True)
     save_file({key: torch.randn(vectors, WIDTH, generator=generator) for key in SLOTS[kind]}, path)
     return path
@@ -78,11 +79,13 @@ def test_latents_equal_those_of_a_pipeline_that_loads_the_textual_inversions_its
     load: Make, folders: dict[str, Path], tmp_path: Path, recipe: Make, job: Make, finish: Make, kind: str
 ) -> None:
     """One has a vector, one has three; the text names them with and without brackets, in any capitals."""
-    pipeline, family = load_pipeline(folders[kind]), load(kind)
+    pipeline = load_pipeline(folders[kind])
+    family = load(kind)
     for name, vectors in (("Toy", 1), ("style.v2", 3)):
         load_by_diffusers(pipeline, kind, write_embedding(tmp_path, kind, name, vectors, seed=vectors))
     assert [part.name for part in family.list_embeddings()] == ["Toy", "style.v2"]
-    written, exact = "my <toy> STYLE.V2", "my <Toy> <style.v2>"
+    written = "my <toy> STYLE.V2"
+    exact = "my <Toy> <style.v2>"
     fields = {"negative": "<style.v2>", "count": 2}
     plain_latents = by_engine(family, build_recipe(recipe, kind, written, **fields), job, finish)
     one = build_recipe(recipe, kind, written, **fields, **embed("Toy", "style.v2"))
@@ -99,18 +102,22 @@ def test_a_long_text_with_weights_keeps_every_vector(
     load: Make, folders: dict[str, Path], tmp_path: Path, recipe: Make, clip_skip: int
 ) -> None:
     """Two chunks of fourteen tokens; the oracle's tokenizer and encoder have the words, and the layer is diffusers'."""
-    path, family, pipeline = write_embedding(tmp_path, "sd", "toy", 3), load("sd"), load_pipeline(folders["sd"])
+    path = write_embedding(tmp_path, "sd", "toy", 3)
+    family = load("sd")
+    pipeline = load_pipeline(folders["sd"])
     load_by_diffusers(pipeline, "sd", path)
     one = build_recipe(recipe, "sd", "a (toy:1.5) abcdefghijklmn", clip_skip=clip_skip, **embed("toy"))
     (actual,) = family.encode_conditioning(one.concepts[0].text, family.with_embeddings(one))
-    ids, weights = list[int](), list[float]()
+    ids = list[int]()
+    weights = list[float]()
     for text, weight in (("a ", 1.0), ("<toy> <toy>_1 <toy>_2", 1.5), (" abcdefghijklmn", 1.0)):
         ids += (tokens := pipeline.tokenizer(text, add_special_tokens=False).input_ids)
         weights += [weight] * len(tokens)
     assert len(ids) == 18
     expected = list[torch.Tensor]()
     for begin in (0, 14):
-        chunk, chunk_weights = ids[begin : begin + 14], weights[begin : begin + 14]
+        chunk = ids[begin : begin + 14]
+        chunk_weights = weights[begin : begin + 14]
         padding = 14 - len(chunk)
         with torch.inference_mode():
             output = pipeline.text_encoder(torch.tensor([[0, *chunk, 1, *[1] * padding]]), output_hidden_states=True)
@@ -128,7 +135,8 @@ def test_a_long_text_with_weights_keeps_every_vector(
 def test_skipped_layers_equal_the_pipelines(
     load: Make, folders: dict[str, Path], recipe: Make, job: Make, finish: Make, kind: str, clip_skip: int
 ) -> None:
-    family, pipeline = load(kind), load_pipeline(folders[kind])
+    family = load(kind)
+    pipeline = load_pipeline(folders[kind])
     one = build_recipe(recipe, kind, negative="a dog", clip_skip=clip_skip)
     (actual,) = by_engine(family, one, job, finish)
     assert error(actual, by_pipeline(pipeline, family, one)[0]) <= 1e-4

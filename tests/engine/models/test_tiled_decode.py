@@ -40,7 +40,8 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @given(st.integers(1, 300), st.integers(2, 64), st.integers(1, 40), st.sampled_from((1, 8, 32)))
 def test_tiles_cover_a_side_with_weights_that_sum_to_one(length: int, tile: int, overlap: int, factor: int) -> None:
-    total, size = torch.zeros(length * factor), min(tile, length)
+    total = torch.zeros(length * factor)
+    size = min(tile, length)
     for start, weight in split_into_spans(length, tile, min(overlap, tile - 1), factor):
         assert 0 <= start <= length - size
         assert len(weight) == size * factor
@@ -114,7 +115,8 @@ def test_a_job_whose_decode_runs_out_of_memory_finishes_in_tiles(
     monkeypatch.setattr(tiled_decode, "OVERLAP", 16)
     monkeypatch.setattr(embedded, "_large_decoder", None)
     monkeypatch.setattr(embedded, "upscale_factor", 1)
-    vae, sides = embedded.pipeline.vae, list[int]()
+    vae = embedded.pipeline.vae
+    sides = list[int]()
     decode = vae.decode
 
     def decode_or_fail(latents: torch.Tensor, *args: Any, **kwargs: Any) -> Any:

@@ -61,8 +61,11 @@ def test_a_tiled_encode_is_close_to_a_whole_one_and_has_no_seams(
 def test_an_encode_that_fits_is_whole_and_one_that_does_not_is_tiled(
     embedded: StableDiffusion, small_tiles: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    vae, pixels = embedded.pipeline.vae, torch.rand(1, 3, 256, 256)
-    size, sides, encode = estimate_encode_bytes(vae, pixels), list[int](), vae.encode
+    vae = embedded.pipeline.vae
+    pixels = torch.rand(1, 3, 256, 256)
+    size = estimate_encode_bytes(vae, pixels)
+    sides = list[int]()
+    encode = vae.encode
 
     def record(part: torch.Tensor) -> Any:
         sides.append(part.shape[-1])

@@ -129,7 +129,9 @@ def test_the_ladder_holds_thumbnails_latents_and_history(
 def test_live_previews_of_a_small_model_are_decoded_until_its_own_map_is_fitted(
     decode_worker: DecodeWorker, affine: Any, recipe: Make, job: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one, decoded_latents, decode = job(recipe(steps=3)), list[torch.Tensor](), affine.decode
+    one = job(recipe(steps=3))
+    decoded_latents = list[torch.Tensor]()
+    decode = affine.decode
     (event, *_), _ = run_job(affine, one)
     monkeypatch.setattr(affine, "decode", lambda x0: decoded_latents.append(x0) or decode(x0))
     decode_worker.render_frame(event, one, 0, 0.0).result(TIMEOUT)
@@ -144,7 +146,9 @@ def test_live_previews_of_a_small_model_are_decoded_until_its_own_map_is_fitted(
 def test_an_exact_film_decodes_the_keyframes_of_a_small_model_only(
     decode_worker: DecodeWorker, affine: Any, recipe: Make, job: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one, decoded_latents, decode = job(recipe(steps=3)), list[torch.Tensor](), affine.decode
+    one = job(recipe(steps=3))
+    decoded_latents = list[torch.Tensor]()
+    decode = affine.decode
     _, latents_done = run_job(affine, one)
     monkeypatch.setattr(affine, "decode", lambda x0: decoded_latents.append(x0) or decode(x0))
     decode_worker.encode_ladder(latents_done, one).result(TIMEOUT)
@@ -183,7 +187,8 @@ def test_pictures_go_before_frames_and_frames_before_ladders(
 ) -> None:
     one = job(recipe(steps=3))
     steps, latents_done = run_job(affine, one)
-    gate, order = threading.Event(), []
+    gate = threading.Event()
+    order = []
     decode_worker._submit(0, gate.wait)
     for name, future in (
         ("ladder", decode_worker.encode_ladder(latents_done, one)),
@@ -199,7 +204,8 @@ def test_pictures_go_before_frames_and_frames_before_ladders(
 def test_forgetting_a_job_drops_its_waiting_work(
     decode_worker: DecodeWorker, affine: Any, recipe: Make, job: Make
 ) -> None:
-    one, other = job(recipe(steps=6)), job(recipe(steps=6))
+    one = job(recipe(steps=6))
+    other = job(recipe(steps=6))
     steps, _ = run_job(affine, one)
     gate = threading.Event()
     decode_worker._submit(0, gate.wait)
@@ -250,7 +256,9 @@ def test_decoding_uses_all_cores_and_later_threads_keep_their_thread_count(
     affine: Any, recipe: Make, job: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """New threads inherit torch's latest thread count, and another count changes the last bits."""
-    cores, thread_counts, original = torch.get_num_threads(), list[int](), affine.decode
+    cores = torch.get_num_threads()
+    thread_counts = list[int]()
+    original = affine.decode
     monkeypatch.setattr(affine, "decode", lambda x: thread_counts.append(torch.get_num_threads()) or original(x))
     torch.set_num_threads(3)
     try:

@@ -34,7 +34,8 @@ from engine.worker.watchdog import Watchdog
 from engine.worker.worker import Worker
 from engine.worker.worker_profile import WorkerProfile
 
-RED, GREEN = Image.new("RGB", (40, 30), "red"), Image.new("RGB", (40, 30), "lime")
+RED = Image.new("RGB", (40, 30), "red")
+GREEN = Image.new("RGB", (40, 30), "lime")
 TIMEOUT = 60.0
 
 
@@ -53,7 +54,9 @@ def build_classifier(folder: Path, names: dict[int, str] | None = None, **config
             if "layernorm" in name and name.endswith("weight"):
                 weights.fill_(1.0)
             elif "patch_embeddings" in name and name.endswith("weight"):
-                weights[0, 0], weights[0, 1] = 1 / 64, -1 / 64  # feature 0: mean red less mean green
+                # feature 0: mean red less mean green
+                weights[0, 0] = 1 / 64
+                weights[0, 1] = -1 / 64
             elif name.endswith(("attention.v_proj.weight", "attention.o_proj.weight")):
                 weights.copy_(torch.eye(8))  # the class token attends to the patch
         model.classifier.weight[-1, 0] = 8.0
@@ -123,7 +126,8 @@ def test_unsafe_labels_add_up_unless_the_classifier_is_multi_label(tmp_path: Pat
         build_classifier(tmp_path / "many", names, problem_type="multi_label_classification")
     )
     grey = Image.new("RGB", (8, 8), "grey")
-    one, e = torch.tensor(0.0).exp(), torch.tensor(-1.0).exp()
+    one = torch.tensor(0.0).exp()
+    e = torch.tensor(-1.0).exp()
     assert softmax_check.score(grey) == pytest.approx(float((2 * one + e) / (4 * one + e)))
     assert sigmoid_check.score(grey) == pytest.approx(0.5)
 
@@ -254,7 +258,8 @@ def red_or_green(affine: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_previews_are_checked_once_per_image_after_two_fifths_of_the_steps(
     red_or_green: Any, check: RecordingCheck, recipe: Any, job: Any
 ) -> None:
-    one, decode_worker = job(recipe(steps=10, count=2), check=True), DecodeWorker({"affine": red_or_green}, check)
+    one = job(recipe(steps=10, count=2), check=True)
+    decode_worker = DecodeWorker({"affine": red_or_green}, check)
     red = [replace(step, x0=torch.ones(4, 4, 4)) for step in build_steps(one, 10, image=1)]
     frames = [decode_worker.render_frame(step, one, 1, 0.0).result(TIMEOUT) for step in (*build_steps(one, 10), *red)]
     assert [frame.verdict for frame in frames] == (
@@ -267,7 +272,8 @@ def test_previews_are_checked_once_per_image_after_two_fifths_of_the_steps(
 def test_a_finished_picture_gets_its_own_verdict(
     red_or_green: Any, check: RecordingCheck, recipe: Any, job: Any
 ) -> None:
-    one, decode_worker = job(recipe(steps=10), check=True), DecodeWorker({"affine": red_or_green}, check)
+    one = job(recipe(steps=10), check=True)
+    decode_worker = DecodeWorker({"affine": red_or_green}, check)
     assert decode_worker.render_frame(build_steps(one, 10)[5], one, 1, 0.0).result(TIMEOUT).verdict == "passed"
     assert decode_worker.check_picture(encode_png(RED, ""), one).result(TIMEOUT) == "flagged"
     assert decode_worker.render_frame(build_steps(one, 10)[9], one, 1, 0.0).result(TIMEOUT).verdict == "passed"
@@ -275,7 +281,8 @@ def test_a_finished_picture_gets_its_own_verdict(
 
 
 def test_forgetting_a_job_forgets_its_verdicts(red_or_green: Any, check: RecordingCheck, recipe: Any, job: Any) -> None:
-    one, decode_worker = job(recipe(steps=10), check=True), DecodeWorker({"affine": red_or_green}, check)
+    one = job(recipe(steps=10), check=True)
+    decode_worker = DecodeWorker({"affine": red_or_green}, check)
     decode_worker.render_frame(build_steps(one, 10)[5], one, 1, 0.0).result(TIMEOUT)
     decode_worker.forget_job(one.id)
     decode_worker.render_frame(build_steps(one, 10)[5], one, 2, 0.0).result(TIMEOUT)
@@ -288,7 +295,8 @@ def test_forgetting_a_job_forgets_its_verdicts(red_or_green: Any, check: Recordi
 def test_a_failing_check_leaves_pictures_unchecked(
     red_or_green: Any, check: RecordingCheck, recipe: Any, job: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    one, decode_worker = job(recipe(steps=10), check=True), DecodeWorker({"affine": red_or_green}, check)
+    one = job(recipe(steps=10), check=True)
+    decode_worker = DecodeWorker({"affine": red_or_green}, check)
     check.is_failing = True
     frames = [decode_worker.render_frame(step, one, 1, 0.0).result(TIMEOUT) for step in build_steps(one, 10)]
     assert {frame.verdict for frame in frames} == {"unchecked"}
@@ -304,11 +312,10 @@ def test_a_failing_check_leaves_pictures_unchecked(
 def test_without_a_request_or_a_check_nothing_is_checked(
     red_or_green: Any, check: RecordingCheck, recipe: Any, job: Any
 ) -> None:
-    job_with_check, job_without_check = job(recipe(steps=10), check=True), job(recipe(steps=10))
-    worker_with_check, worker_without_check = (
-        DecodeWorker({"affine": red_or_green}, check),
-        DecodeWorker({"affine": red_or_green}),
-    )
+    job_with_check = job(recipe(steps=10), check=True)
+    job_without_check = job(recipe(steps=10))
+    worker_with_check = DecodeWorker({"affine": red_or_green}, check)
+    worker_without_check = DecodeWorker({"affine": red_or_green})
     for decode_worker, one in ((worker_with_check, job_without_check), (worker_without_check, job_with_check)):
         assert {
             decode_worker.render_frame(step, one, 1, 0.0).result(TIMEOUT).verdict for step in build_steps(one, 10)

@@ -24,7 +24,8 @@ TIMEOUT = 60.0
 class UpscalingFamily(SimulatedModel):
     """Finished pictures are four times as wide and high, as from a super-resolver."""
 
-    upscale_factor, upscaler = 4, "by four"
+    upscale_factor = 4
+    upscaler = "by four"
 
     def finish(self, latents: torch.Tensor) -> Image.Image:
         picture = self.decode(latents)
@@ -89,7 +90,8 @@ def test_blended_init_images_with_a_mask_are_not_composited(recipe: Make, job: M
 @pytest.mark.parametrize("shape", [(4, 8, 8), (4, 2, 16), (4, 1, 1)])
 def test_a_tile_is_decoded_with_wrapped_edges_and_cropped(shape: tuple[int, int, int]) -> None:
     """A decoder that uses no neighbours gives the same pixels. Its input has the opposite edges around it."""
-    family, inputs = SimulatedModel(0.1), list[torch.Tensor]()
+    family = SimulatedModel(0.1)
+    inputs = list[torch.Tensor]()
 
     def decode(latents: torch.Tensor) -> Image.Image:
         inputs.append(latents)

@@ -49,13 +49,16 @@ def test_the_fit_recovers_a_linear_map(channels: int, reach: int, patch: int, he
     size = channels * reach**2 + 1
     weights = (random.uniform(-0.2, 0.2, (size, 3 * patch**2)) / size).astype(np.float32)
     weights[-1] = 0.5
-    true_map, map_fit = LatentMap(weights, reach, patch), LatentMapFit(channels, reach, patch)
+    true_map = LatentMap(weights, reach, patch)
+    map_fit = LatentMapFit(channels, reach, patch)
     for _ in range(40):
         latents = random.standard_normal((channels, height, width)).astype(np.float32)
         map_fit.add_picture(latents, true_map.render(latents))
-    fitted_map, new = map_fit.solve(), random.standard_normal((channels, height, width)).astype(np.float32)
+    fitted_map = map_fit.solve()
+    new = random.standard_normal((channels, height, width)).astype(np.float32)
     assert fitted_map.channels == channels
-    predicted_pixels, expected = fitted_map.render(new).astype(int), true_map.render(new).astype(int)
+    predicted_pixels = fitted_map.render(new).astype(int)
+    expected = true_map.render(new).astype(int)
     assert predicted_pixels.shape == (height * patch, width * patch, 3)
     assert np.abs(predicted_pixels - expected).max() <= 3
 
@@ -190,8 +193,10 @@ def blocked_lane(
     large_family: Any, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[tuple[DecodeWorker, threading.Event, list[str]]]:
     """A decode worker that blocks at its first task and records the order of encodes and decodes."""
-    order, gate = list[str](), threading.Event()
-    encode, decode = large_family.encode_image, large_family.decode
+    order = list[str]()
+    gate = threading.Event()
+    encode = large_family.encode_image
+    decode = large_family.decode
     monkeypatch.setattr(large_family, "encode_image", lambda picture: order.append("fit") or encode(picture))
     monkeypatch.setattr(large_family, "decode", lambda latents: order.append("final") or decode(latents))
     decode_worker = DecodeWorker({"affine": large_family})
@@ -208,11 +213,9 @@ def test_a_fit_waits_behind_frames_ladders_and_finals(
     one = job(recipe(steps=3, count=1))
     event, latents_done = run_job(large_family, one)
     decode_worker.prepare_preview("affine")  # submitted first, runs last
-    frame, ladder, final_picture = (
-        decode_worker.render_frame(event, one, 0, 0.0),
-        decode_worker.encode_ladder(latents_done, one),
-        decode_worker.render_picture(latents_done, one),
-    )
+    frame = decode_worker.render_frame(event, one, 0, 0.0)
+    ladder = decode_worker.encode_ladder(latents_done, one)
+    final_picture = decode_worker.render_picture(latents_done, one)
     frame.add_done_callback(lambda _: order.append("frame"))
     ladder.add_done_callback(lambda _: order.append("ladder"))
     gate.set()
@@ -225,7 +228,9 @@ def test_a_fit_waits_behind_frames_ladders_and_finals(
 def test_a_final_during_a_fit_waits_for_one_small_picture_at_most(
     large_family: Any, recipe: Make, job: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one, order, encode = job(recipe(steps=3, count=1)), list[str](), large_family.encode_image
+    one = job(recipe(steps=3, count=1))
+    order = list[str]()
+    encode = large_family.encode_image
     _, latents_done = run_job(large_family, one)
     decode_worker = DecodeWorker({"affine": large_family})
 

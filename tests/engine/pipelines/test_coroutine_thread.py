@@ -90,7 +90,8 @@ def test_closing_a_waiting_coroutine_thread_unwinds_it_even_if_it_catches_except
 
 
 def test_a_coroutine_thread_closed_while_running_ends_at_its_next_check() -> None:
-    release, start_event = threading.Event(), threading.Event()
+    release = threading.Event()
+    start_event = threading.Event()
 
     def work_until_release(coroutine_thread: CoroutineThread[int, int, str]) -> str:
         start_event.set()

@@ -103,7 +103,8 @@ def no_thread_is_left() -> Iterator[None]:
 @pytest.mark.sampled
 @pytest.mark.parametrize("kind", sorted(SIDES))
 def test_pipelines_share_forwards_and_give_the_same_pictures(kind: str) -> None:
-    pipeline, batcher = make_pipeline(kind), ForwardBatcher()
+    pipeline = make_pipeline(kind)
+    batcher = ForwardBatcher()
     orders = [("cat", 1, 4), ("dog", 2, 6), ("sea", 3, 5)]
     expected_pictures = [pipeline(**call_arguments(kind, *each)).images[0] for each in orders]
     pictures, _, count = run_together([(pipeline, call_arguments(kind, *each)) for each in orders], batcher)
@@ -129,7 +130,8 @@ class SummingNetwork(torch.nn.Module):
 
     def __init__(self, mixes_rows: bool = False, is_failing: bool = False) -> None:
         super().__init__()
-        self.mixes_rows, self.is_failing = mixes_rows, is_failing
+        self.mixes_rows = mixes_rows
+        self.is_failing = is_failing
         self.row_counts: list[int] = []
 
     def forward(
@@ -173,7 +175,8 @@ def make_inputs(kind: str, count: int, seed: int) -> tuple[Any, Any, dict[str, A
 
 @pytest.mark.parametrize("kind", ["plain", "tuple", "nested", "shared"])
 def test_calls_of_one_and_two_rows_share_a_forward_and_get_their_own_outputs(kind: str) -> None:
-    net, batcher = SummingNetwork(), ForwardBatcher()
+    net = SummingNetwork()
+    batcher = ForwardBatcher()
     calls = read_calls(net, *(make_inputs(kind, count, seed) for count, seed in ((1, 1), (2, 3), (1, 5))))
     batcher.run(calls, 32)
     net.row_counts.clear()
@@ -219,7 +222,8 @@ def test_out_of_memory_is_raised_and_does_not_stop_batching() -> None:
                 raise torch.OutOfMemoryError("full")
             return (sample,)
 
-    net, batcher = Full(), ForwardBatcher()
+    net = Full()
+    batcher = ForwardBatcher()
     calls = [CallAnalyzer(NetworkForward(net)).analyze((random_rows(2, seed), seed), {}) for seed in (1, 2)]
     with pytest.raises(torch.OutOfMemoryError):
         batcher.run(calls, 32)
@@ -227,7 +231,8 @@ def test_out_of_memory_is_raised_and_does_not_stop_batching() -> None:
 
 
 def test_a_bucket_is_always_full_and_no_forward_exceeds_the_limit() -> None:
-    net, batcher = SummingNetwork(), ForwardBatcher()
+    net = SummingNetwork()
+    batcher = ForwardBatcher()
     calls = read_calls(net, *(make_inputs("plain", 2, seed) for seed in (1, 3, 5)))
     batcher.run(calls, 32, 4)
     net.row_counts.clear()
@@ -265,7 +270,8 @@ def test_another_number_format_is_computed_and_converted_back() -> None:
 
 
 def test_a_network_without_other_references_is_freed() -> None:
-    net, batcher = SummingNetwork(), ForwardBatcher()
+    net = SummingNetwork()
+    batcher = ForwardBatcher()
     batcher.run(read_calls(net, *(make_inputs("plain", 2, seed) for seed in (1, 3))), 32)
     assert batcher._is_joinable
     network_reference = weakref.ref(net)

@@ -34,15 +34,19 @@ class StepByStep:
     """The full plan with x0 assumed between evaluations: the latents that the network sees at each evaluation."""
 
     def __init__(self, full: Plan, evaluated: tuple[int, ...], borders: tuple[int, ...], start: torch.Tensor) -> None:
-        self.full, self.noises, self.seen = full, draw_noises(full), list[torch.Tensor]()
-        x, last_x0 = start, torch.zeros(SHAPE, dtype=torch.float64)
+        self.full = full
+        self.noises = draw_noises(full)
+        self.seen = list[torch.Tensor]()
+        x = start
+        last_x0 = torch.zeros(SHAPE, dtype=torch.float64)
         x0: torch.Tensor | None = None
         begun = x, last_x0, 0
         for first, end in pairwise((*evaluated, full.steps)):
             new_x0 = self._evaluate(x, first)
             if x0 is not None and first not in borders:  # go these steps once more: x0 went evenly to the new one
                 x, last_x0 = self._run(*begun, first, x0, new_x0)
-            x0, begun = new_x0, (x, last_x0, first)
+            x0 = new_x0
+            begun = (x, last_x0, first)
             x, last_x0 = self._run(x, last_x0, first, end, x0, x0)
         self.end = x
 
@@ -67,7 +71,9 @@ class StepByStep:
 def run_composed(composed: Plan, full: Plan, start: torch.Tensor) -> list[torch.Tensor]:
     """Returns the latents before each row, and at the end."""
     noises = iter(draw_noises(full).values())
-    x, h, seen = start, torch.zeros(SHAPE, dtype=torch.float64), list[torch.Tensor]()
+    x = start
+    h = torch.zeros(SHAPE, dtype=torch.float64)
+    seen = list[torch.Tensor]()
     for step in composed.row_steps[:-1]:
         seen.append(x)
         row = coefficients_of(composed, step)
@@ -104,7 +110,8 @@ def test_a_composed_row_equals_its_steps_one_after_another(choice: tuple[Any, ..
 def test_a_thousand_steps_of_ddpm_in_a_hundred_rows() -> None:
     full = plan(EPSILON, "ddpm", 1000)
     evaluated = (*range(0, 1000, 10), 999)
-    composed, start = compose(full, evaluated), torch.ones(SHAPE, dtype=torch.float64)
+    composed = compose(full, evaluated)
+    start = torch.ones(SHAPE, dtype=torch.float64)
     expected = StepByStep(full, evaluated, (), start)
     actual = run_composed(composed, full, start)
     assert float((actual[-1] - expected.end).abs().max() / expected.end.abs().max()) <= 1e-6
@@ -127,7 +134,8 @@ def test_an_estimate_that_does_not_drift_needs_no_correction() -> None:
     full = plan(EPSILON, "ddim", 50)
     composed = compose(full, tuple(range(0, 50, 7)))
     x0 = torch.randn(SHAPE, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    x, h = torch.randn(SHAPE, generator=torch.Generator().manual_seed(2), dtype=torch.float64), x0
+    x = torch.randn(SHAPE, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    h = x0
     for step in composed.row_steps[:-1]:
         row = coefficients_of(composed, step)
         out = (x0 - row["P"] * x) / row["Q"]

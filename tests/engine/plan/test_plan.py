@@ -112,7 +112,8 @@ def test_a_plan_that_starts_later_equals_the_scheduler_that_starts_there(
 ) -> None:
     """Image-to-image pipelines call `set_begin_index`; a multistep sampler has no history there."""
     for steps, first in ((10, 0), (10, 1), (20, 8), (20, 18), (20, 19), (50, 20)):
-        table, differences = plan(config, sampler, steps, eta), []
+        table = plan(config, sampler, steps, eta)
+        differences = []
         for double in (False, True):
             scheduler = build_scheduler(config, sampler)
             set_timesteps(scheduler, steps)
@@ -140,9 +141,11 @@ def test_a_plan_that_starts_later_counts_its_draws_from_there(sampler: str) -> N
 
 @pytest.mark.parametrize("sampler", TABLED)
 def test_the_noise_level_of_a_step_equals_the_schedulers_add_noise(sampler: str) -> None:
-    table, scheduler = plan(EPSILON, sampler, 12), build_scheduler(EPSILON, sampler)
+    table = plan(EPSILON, sampler, 12)
+    scheduler = build_scheduler(EPSILON, sampler)
     set_timesteps(scheduler, 12)
-    clean, noise = torch.full((1, 1, 1, 1), 2.0), torch.full((1, 1, 1, 1), -3.0)
+    clean = torch.full((1, 1, 1, 1), 2.0)
+    noise = torch.full((1, 1, 1, 1), -3.0)
     for k, t in enumerate(scheduler.timesteps):
         alpha, sigma = table.noise_level(k)
         expected = float(scheduler.add_noise(clean, noise, t[None]))
@@ -201,10 +204,8 @@ def test_a_plan_equals_the_scheduler_of_flow_matching(
 def test_a_flow_plan_of_a_thousand_steps_equals_the_scheduler(sampler: str, timestep_options: TimestepOptions) -> None:
     # Here diffusers in float32 differs from its double precision by 1.4e-5, the plan in float32 by 4.7e-6. So both
     # precisions of the plan are compared with diffusers in double precision.
-    table, reference = (
-        plan(FLUX, sampler, 1000, timing=timestep_options),
-        oracle(FLUX, sampler, 1000, 0.0, timestep_options, double=True),
-    )
+    table = plan(FLUX, sampler, 1000, timing=timestep_options)
+    reference = oracle(FLUX, sampler, 1000, 0.0, timestep_options, double=True)
     assert relative_difference(run_plan(table), reference) <= FLOAT32
     assert relative_difference(run_plan(table, double=True), reference) <= DOUBLE
 
@@ -226,7 +227,8 @@ def test_diffusers_needs_a_begin_index_if_two_steps_share_the_first_timestep() -
 @pytest.mark.parametrize("steps", [61, 103])
 def test_trailing_spacing_does_not_count_down_to_timestep_minus_one(sampler: str, steps: int) -> None:
     """For 62 step counts diffusers runs one step too many, by rounding. The right result is without it."""
-    scheduler, right = build_scheduler(EMBEDDED, sampler), build_scheduler(EMBEDDED, sampler)
+    scheduler = build_scheduler(EMBEDDED, sampler)
+    right = build_scheduler(EMBEDDED, sampler)
     set_timesteps(scheduler, steps)
     assert (len(scheduler.timesteps), int(scheduler.timesteps[-1])) == (steps + 1, -1)
     with warnings.catch_warnings():
@@ -272,7 +274,9 @@ def test_schedules_that_fail_in_diffusers_are_refused(
 def test_threads_that_come_together_wait_for_one_probe_and_not_for_another_samplers(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    steps, probed_steps, release = 37, list[int](), threading.Event()
+    steps = 37
+    probed_steps = list[int]()
+    release = threading.Event()
 
     def probe_slowly(*arguments: Any) -> Any:
         probed_steps.append(arguments[1])
@@ -383,7 +387,8 @@ def test_full_noise_at_zero_terminal_snr_never_divides_by_zero(steps: int) -> No
 
 def test_noise_levels_follow_the_forward_process() -> None:
     table = plan(EPSILON, "ddpm", 1000).table
-    alpha, sigma = table[:, 8], table[:, 9]
+    alpha = table[:, 8]
+    sigma = table[:, 9]
     assert alpha**2 + sigma**2 == pytest.approx(1.0, abs=1e-6)
     assert alpha[0] < 0.07
     assert alpha[-1] > 0.999
@@ -402,7 +407,8 @@ def test_noise_levels_of_a_flow_lie_on_a_straight_line() -> None:
 )
 def test_a_plan_recovers_x0_from_an_exact_output(config: Config, sampler: str) -> None:
     """An output that is exact for an x0 and a noise gives that x0 back (LCM mixes in some of its input)."""
-    x0, noise = torch.tensor([0.3, -1.2, 2.0]).double(), torch.tensor([0.5, 0.1, -0.7]).double()
+    x0 = torch.tensor([0.3, -1.2, 2.0]).double()
+    noise = torch.tensor([0.5, 0.1, -0.7]).double()
     for row in plan(config, sampler, 20).table[1:]:
         coefficients = dict(zip(COLUMNS, row.tolist(), strict=True))
         x = coefficients["alpha"] * x0 + coefficients["sigma"] * noise

@@ -29,7 +29,9 @@ pytestmark = [  # diffusers' own
 BETAS: dict[str, Any] = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 UNCLIPPED = BETAS | {"clip_sample": False}
 FLOW: dict[str, Any] = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
-CLIPS, TWICE, BENDS = "clips or thresholds", "more than one evaluation", "not linear or remembers more"
+CLIPS = "clips or thresholds"
+TWICE = "more than one evaluation"
+BENDS = "not linear or remembers more"
 
 
 @pytest.mark.parametrize("steps", [2, 3, 20])
@@ -116,7 +118,8 @@ def build_spoilt_scheduler(fault: Fault, kind: Any = DDIMScheduler) -> Any:
     class Spoilt(kind):
         def step(self, *args: Any, **kwargs: Any) -> Any:
             result = super().step(*args, **kwargs)
-            x, history = args[2].as_subclass(torch.Tensor), self.__dict__.setdefault("past", [])
+            x = args[2].as_subclass(torch.Tensor)
+            history = self.__dict__.setdefault("past", [])
             result["prev_sample"] = fault(result["prev_sample"].as_subclass(torch.Tensor), x, history)
             history.append(x)
             return result

@@ -51,7 +51,8 @@ def test_a_sampler_that_the_model_lacks_leaves_its_steps_too() -> None:
 
 def test_the_operators_quantisation_holds_unless_the_command_line_names_one(tmp_path: Path) -> None:
     write_model_settings(tmp_path, ModelSettingsFile().with_model("sdxl", ModelSettings(quantize="int8")))
-    automatic, none = QuantizationRequests(), QuantizationRequests("none")
+    automatic = QuantizationRequests()
+    none = QuantizationRequests("none")
     assert find_requests("sdxl", automatic, tmp_path) == ("sdxl", QuantizationRequests("int8"))
     assert find_requests("sdxl=nf4", automatic, tmp_path) == ("sdxl", QuantizationRequests("nf4"))
     assert find_requests("sdxl=auto", automatic, tmp_path) == ("sdxl", automatic)

@@ -105,7 +105,8 @@ def test_text_without_brackets_is_unchanged(text: str) -> None:
 
 @given(st.lists(st.sampled_from(["()", "[]", ":1.5", ":0.8"]), max_size=5))
 def test_nested_weights_multiply(brackets: list[str]) -> None:
-    text, weight = "word", 1.0
+    text = "word"
+    weight = 1.0
     for each in brackets:
         text = f"{each[0]}{text}{each[1]}" if each in ("()", "[]") else f"({text}{each})"
         weight *= {"()": 1.1, "[]": 1 / 1.1}.get(each) or float(each[1:])
@@ -223,11 +224,14 @@ def test_text_without_weights_is_encoded_as_by_the_pipeline(
 
 @pytest.mark.parametrize("kind", ["sd", "sdxl"])
 def test_the_tokens_of_a_weighted_word_are_multiplied(load_family: Make, recipe: Make, kind: str) -> None:
-    family, text = load_family(kind), "a (bc:1.5) [d]"
+    family = load_family(kind)
+    text = "a (bc:1.5) [d]"
     weighted_states = family.encode_conditioning(text, make_recipe_for(recipe, family, text))
     unweighted_states = encode_with_pipeline(family, "a bc d")
     weights = torch.ones(len(unweighted_states), 1)
-    weights[2:4], weights[4] = 1.5, 1 / 1.1  # after the start and "a": a letter is a token
+    # after the start and "a": a letter is a token
+    weights[2:4] = 1.5
+    weights[4] = 1 / 1.1
     expected = unweighted_states * weights
     if kind == "sd":
         expected *= unweighted_states.mean() / expected.mean()
@@ -345,10 +349,8 @@ def draw_with_pipeline(family: Any, recipe: Any) -> torch.Tensor:
 
 def test_the_embedded_model_weights_words_and_reads_24_tokens(embedded: StableDiffusion, recipe: Make) -> None:
     """The model was trained on no more tokens, so more would be noise to it."""
-    unweighted_states, weighted_states = (
-        embedded.encode_text("apple, blue background"),
-        embedded.encode_text("apple, (blue:1.5) background"),
-    )
+    unweighted_states = embedded.encode_text("apple, blue background")
+    weighted_states = embedded.encode_text("apple, (blue:1.5) background")
     assert weighted_states.shape == embedded.encode_text("very " * 60).shape == (24, 384)
     factor = (weighted_states / unweighted_states).nan_to_num(1.0).median(dim=1).values
     assert factor.tolist() == pytest.approx([1.0] * 3 + [1.5] + [1.0] * 20)

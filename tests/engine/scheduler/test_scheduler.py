@@ -158,10 +158,8 @@ def test_a_newcomer_joins_the_next_batch_with_an_equal_share() -> None:
 
 
 def test_a_modest_user_saves_up_no_lasting_credit() -> None:
-    modest_image, busy_images = (
-        Image("m", make_share("modest")),
-        [Image(f"b{job}", make_share("busy")) for job in range(10)],
-    )
+    modest_image = Image("m", make_share("modest"))
+    busy_images = [Image(f"b{job}", make_share("busy")) for job in range(10)]
     scheduler = build_scheduler(modest_image, *busy_images)
     run(scheduler, 1000, 8)  # modest took 2 of its 4 rows in each step
     for _ in range(10):
@@ -218,7 +216,8 @@ def test_a_wide_image_is_passed_over_only_briefly() -> None:
 
 
 def test_an_image_wider_than_the_batch_runs_alone() -> None:
-    wide_image, narrow_image = Image("w", make_share("w"), rows=9), Image("n", make_share("n"), rows=1)
+    wide_image = Image("w", make_share("w"), rows=9)
+    narrow_image = Image("n", make_share("n"), rows=1)
     batches = run(build_scheduler(wide_image, narrow_image), 40, 4)
     assert [wide_image] in batches
     assert min(wide_image.k, narrow_image.k) > 0
@@ -263,7 +262,8 @@ def test_a_row_is_charged_as_it_was_at_the_choice() -> None:
 
     halving_images = [ChangingImage(f"h{job}", make_share("halving")) for job in range(10)]
     steady_images = [Image(f"s{job}", make_share("steady"), key="guided") for job in range(10)]
-    scheduler, rows = build_scheduler(*halving_images, *steady_images), Counter[str]()
+    scheduler = build_scheduler(*halving_images, *steady_images)
+    rows = Counter[str]()
     for _ in range(3000):
         batch = scheduler.next_batch(8)
         for image in batch:
@@ -378,7 +378,8 @@ def test_groups_share_the_device_by_their_users(groups: list[tuple[int, float]],
         for user in range(users):
             for _ in range(5):
                 scheduler.add(Image(f"j{number}.{user}", make_share(f"{number}.{user}"), key=number, row_ms=price))
-    times, spans = defaultdict[Hashable, float](float), dict[tuple[int, int], tuple[float, float]]()
+    times = defaultdict[Hashable, float](float)
+    spans = dict[tuple[int, int], tuple[float, float]]()
     guests: list[Image] = []
     for length in [20, *visits, 20]:
         for guest in guests:
@@ -412,7 +413,8 @@ def test_a_new_job_joins_the_next_batch_even_if_its_user_was_just_served() -> No
 
 def test_a_passed_over_image_that_fits_beside_no_other_goes_first() -> None:
     narrow_images = [Image("v", make_share("v")) for _ in range(4)]
-    wide_image, more_images = Image("u", make_share("u"), rows=7), [Image("u", make_share("u")) for _ in range(4)]
+    wide_image = Image("u", make_share("u"), rows=7)
+    more_images = [Image("u", make_share("u")) for _ in range(4)]
     run(build_scheduler(*narrow_images, wide_image, *more_images), 100, 8)
     assert wide_image.k >= 25
 
@@ -425,9 +427,7 @@ def test_a_user_in_two_groups_gains_no_device_time() -> None:
 
 
 def test_images_of_one_job_with_different_keys_keep_pace() -> None:
-    late_image, early_image = (
-        Image("j", make_share("u"), key="unguided", k=20),
-        Image("j", make_share("u"), key="guided"),
-    )
+    late_image = Image("j", make_share("u"), key="unguided", k=20)
+    early_image = Image("j", make_share("u"), key="guided")
     run(build_scheduler(late_image, early_image), 100, 8)
     assert abs(late_image.k - early_image.k) <= 8  # one turn

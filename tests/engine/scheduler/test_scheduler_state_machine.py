@@ -13,7 +13,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from engine.contract import BillingKey
 from engine.scheduler import Scheduler
 
-LIMIT, HOLD, QUANTUM = 8, 4, 120.0
+LIMIT = 8
+HOLD = 4
+QUANTUM = 120.0
 PRICES = {"64": 1.0, "256": 5.0, "1024": 20.0}
 
 
@@ -59,7 +61,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.single_jobs: set[str] = set()  # jobs of owners with a single job
         self.arrival_count = 0
         self.key: Hashable = None
-        self.turn_steps, self.turn_cost = 0, 0.0
+        self.turn_steps = 0
+        self.turn_cost = 0.0
         self.was_empty = False  # the group was empty at some time since its turn began
         self.received_cost: Counter[str] = Counter()
         self.least_lead: dict[tuple[str, str, Hashable], float] = {}  # m's smallest lead over f while f waits
@@ -155,7 +158,8 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     def check_batch(self, batch: list[Image], active: list[Image]) -> None:
         """One key, no paused image, no image twice, and no free row that a waiting image could use."""
-        rows, key = sum(image.rows for image in batch), batch[0].key
+        rows = sum(image.rows for image in batch)
+        key = batch[0].key
         assert rows <= LIMIT
         assert {image.key for image in batch} == {key}
         assert len(set(map(id, batch))) == len(batch)
@@ -179,7 +183,9 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert self.was_empty or self.turn_steps >= HOLD or self.turn_cost >= QUANTUM
             self.was_empty = False
         if batch[0].key != self.key or self.turn_steps >= HOLD or self.turn_cost >= QUANTUM:
-            self.key, self.turn_steps, self.turn_cost = batch[0].key, 0, 0.0
+            self.key = batch[0].key
+            self.turn_steps = 0
+            self.turn_cost = 0.0
         self.turn_steps += 1
         self.turn_cost += sum(image.rows * image.row_ms for image in batch)
 

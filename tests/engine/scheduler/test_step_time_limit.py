@@ -58,7 +58,8 @@ def run(images: list[Image], limit: int, times: ForwardTimes) -> tuple[float, di
     scheduler: Scheduler[Image] = Scheduler()
     for each in images:
         scheduler.add(each)
-    duration, rows = 0.0, dict.fromkeys((each.billing_key.user for each in images), 0)
+    duration = 0.0
+    rows = dict.fromkeys((each.billing_key.user for each in images), 0)
     for _ in range(STEPS):
         batch = scheduler.next_batch(limit)
         assert batch == scheduler.next_batch(limit), "choosing a batch changed the next choice"
@@ -89,11 +90,13 @@ def test_users_of_equal_demand_are_never_bounded(times: ForwardTimes, users: int
 def test_steps_of_a_light_user_take_no_longer_than_turns_or_the_frugal_mean(
     times: ForwardTimes, light_rows: int, limit: int, share: float
 ) -> None:
-    limiter, duration = StepTimeLimiter(), 0.0
+    limiter = StepTimeLimiter()
+    duration = 0.0
     demands = [Demand("light", light_rows, share), Demand("heavy", 40, 1 - share)]
     min_rows = min(limit, next((size for size in SIZES if size > light_rows), 32))
     efficient_limit = efficient_ms(times, efficient_sizes(times, light_rows + 1, limit)) if light_rows < limit else 0.0
-    light_limit, full_rows = max(forward_ms(times, light_rows) / share, efficient_limit), forward_ms(times, limit)
+    light_limit = max(forward_ms(times, light_rows) / share, efficient_limit)
+    full_rows = forward_ms(times, limit)
     for _ in range(STEPS):
         rows = limiter.limit_rows(demands, limit, times)
         limiter.charge({"light": light_rows, "heavy": max(0, rows - light_rows)})

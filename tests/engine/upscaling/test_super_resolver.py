@@ -97,8 +97,10 @@ def test_tiles_cover_the_picture_once_and_stay_small() -> None:
 
 
 def test_the_same_picture_always_gives_the_same_bytes(weights: Make) -> None:
-    path, source = weights(), encode_png(draw_noise(70, 40), "a cat")
-    first, second = SuperResolver(path), SuperResolver(path)
+    path = weights()
+    source = encode_png(draw_noise(70, 40), "a cat")
+    first = SuperResolver(path)
+    second = SuperResolver(path)
     assert first.fingerprint == second.fingerprint != SuperResolver(weights(seed=1)).fingerprint
     upscaled_picture = upscale_picture(source, 4, "gan", first)
     assert upscaled_picture == upscale_picture(source, 4, "gan", second)
@@ -113,7 +115,8 @@ def test_the_measured_cost_includes_all_pixels_that_the_network_processes(
     scale: int, context_pixels: int, weights: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Counts pixels in place of seconds: a ×2 network runs twice for ×4, and a wide receptive field repeats pixels."""
-    resolver, processed_pixels = SuperResolver(weights(scale=scale)), [0]
+    resolver = SuperResolver(weights(scale=scale))
+    processed_pixels = [0]
 
     def pixels(tile: np.ndarray) -> np.ndarray:
         processed_pixels[0] += tile.shape[0] * tile.shape[1]
@@ -145,7 +148,8 @@ class OverflowingNetwork:
 
 def test_a_float16_overflow_is_computed_again_in_float32(weights: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """A tile of NaN would come out black."""
-    resolver, net = SuperResolver(weights()), OverflowingNetwork()
+    resolver = SuperResolver(weights())
+    net = OverflowingNetwork()
     monkeypatch.setattr(resolver, "_net", net)
     monkeypatch.setattr(resolver, "scale", 4)
     monkeypatch.setattr(resolver, "_dtype", torch.float16)
@@ -322,17 +326,19 @@ def test_clamping_removes_ringing_and_leaves_all_other_pixels() -> None:
     source = np.full((5, 5, 3), 64, np.uint8)
     source[:, 3:] = (192, 64, 10)
     pixels = source.repeat(4, axis=0).repeat(4, axis=1)
-    pixels[2, 13], pixels[2, 3], pixels[7, 9] = (255, 255, 0), (0, 0, 0), (128, 64, 40)
+    pixels[2, 13] = (255, 255, 0)
+    pixels[2, 3] = (0, 0, 0)
+    pixels[7, 9] = (128, 64, 40)
     clamped_picture = np.asarray(clamp_ringing(Image.fromarray(pixels), Image.fromarray(source)))
-    pixels[2, 13], pixels[2, 3] = (
-        (192 + MAX_EXCESS, 64 + MAX_EXCESS, 10 - MAX_EXCESS),
-        (64 - MAX_EXCESS,) * 3,
-    )  # (128, 64, 40) may stay
+    # (128, 64, 40) may stay
+    pixels[2, 13] = (192 + MAX_EXCESS, 64 + MAX_EXCESS, 10 - MAX_EXCESS)
+    pixels[2, 3] = (64 - MAX_EXCESS,) * 3
     assert np.array_equal(clamped_picture, pixels)
 
 
 def test_clamped_tiles_leave_no_seam(monkeypatch: pytest.MonkeyPatch) -> None:
-    resolver, picture = SuperResolver(BUILT_IN), draw_noise(300, 40)
+    resolver = SuperResolver(BUILT_IN)
+    picture = draw_noise(300, 40)
     difference = np.asarray(resolver.upscale(picture), dtype=np.int16) - enlarge_untiled(resolver, picture, monkeypatch)
     assert abs(difference).max() <= 1
 

@@ -114,7 +114,8 @@ async def test_a_flood_of_repeats_is_answered_as_one(slow_harness: WorkerHarness
 async def test_a_snapshot_is_stored_after_the_changes_that_it_holds(
     slow_harness: WorkerHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    put_amendment_log, tries = Bus.put_amendment_log, list[AmendmentLog]()
+    put_amendment_log = Bus.put_amendment_log
+    tries = list[AmendmentLog]()
 
     async def fail_once(bus: Bus, amendment_log: AmendmentLog) -> None:
         tries.append(amendment_log)

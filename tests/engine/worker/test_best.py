@@ -52,7 +52,8 @@ def score(family: StableDiffusion, pictures: Sequence[bytes], prompt: str) -> li
 @pytest.mark.slow
 @pytest.mark.parametrize("sampler", ["ddim", "native"])
 def test_the_pictures_are_the_candidates_that_the_judge_finds_nearest(embedded: StableDiffusion, sampler: str) -> None:
-    families, frames = {"embedded": embedded}, list[Frame]()
+    families = {"embedded": embedded}
+    frames = list[Frame]()
     plain = make_job(steps=8, sampler=sampler, **{**BEST, "count": 4, "candidate_count": 0})
     candidates = run_locally(plain, families).pictures
     scores = score(embedded, candidates, "a red apple")
@@ -135,7 +136,8 @@ def test_a_model_without_a_judge_and_a_false_choice_are_refused(affine: Any, rec
 
 @pytest.mark.asyncio
 async def test_after_the_choice_no_preview_of_a_candidate_is_rendered() -> None:
-    rendered, finished = list[int](), list[tuple[int, ...]]()
+    rendered = list[int]()
+    finished = list[tuple[int, ...]]()
     run = JobRun(make_job(**BEST), Claim(JOB, "one", 5, 5), start_time=0.0, is_watched=True)
 
     def resolve(value: object) -> Future[Any]:
@@ -157,7 +159,8 @@ async def test_after_the_choice_no_preview_of_a_candidate_is_rendered() -> None:
     )
     watchdog = SimpleNamespace(start_phase=lambda *_: None, end_phase=lambda *_: None)
     publisher = SimpleNamespace(publish_content=publish_content, finish_run=finish_run)
-    bus, upscaler = SimpleNamespace(), SimpleNamespace()
+    bus = SimpleNamespace()
+    upscaler = SimpleNamespace()
     output = RunOutput(*(cast("Any", part) for part in (bus, decode_worker, upscaler, publisher, watchdog)))
     for image in range(2):
         output.queue_preview(run, StepDone(JOB, image, 3, 4, torch.zeros(1)))

@@ -46,7 +46,8 @@ async def test_a_job_with_a_control_picture_resumes_at_another_worker_with_the_s
     expected = await draw_hashes(harness, job, BLOBS)
     assert expected != await draw_hashes(harness, make_job(steps=30, guidance=3.0, bucket=2), {})
     await put_blobs(harness, BLOBS)
-    families, harness.families = harness.families, {"embedded": SlowFamily(harness.families["embedded"], 0.15)}  # pyright: ignore
+    families = harness.families
+    harness.families = {"embedded": SlowFamily(harness.families["embedded"], 0.15)}  # pyright: ignore
     worker, task = await harness.start_worker()
     harness.families = families
     await harness.bot.dispatch(job)

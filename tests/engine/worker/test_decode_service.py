@@ -52,7 +52,8 @@ def to_tensor(half: bytes) -> torch.Tensor:
 
 async def start_worker(harness: WorkerHarness) -> Worker:
     """Starts a worker that has the embedded model in memory and answers requests."""
-    bus, cache = await harness.connect(), make_cache(harness.families["embedded"])
+    bus = await harness.connect()
+    cache = make_cache(harness.families["embedded"])
     worker = Worker(
         bus,
         Engine(harness.families, rows=8),
@@ -103,10 +104,8 @@ async def test_a_film_shows_every_keyframe_as_the_decoder_decodes_it(
     assert min(psnr(pixels(one), reference) for one, reference in zip(thumbnails, exact_pixels, strict=True)) > 33, (
         "as close as a JPEG"
     )
-    after, before = (
-        read_frames(render_film([replace_thumbnails(ladder, thumbnails)])),
-        read_frames(render_film([ladder])),
-    )
+    after = read_frames(render_film([replace_thumbnails(ladder, thumbnails)]))
+    before = read_frames(render_film([ladder]))
     assert len(after) == len(before) == 12
     decoded_psnr = [psnr(pixels(one), reference) for one, reference in zip(after, exact_pixels, strict=True)]
     estimated_psnr = [psnr(pixels(one), reference) for one, reference in zip(before, exact_pixels, strict=True)]
@@ -118,7 +117,8 @@ async def test_a_film_shows_every_keyframe_as_the_decoder_decodes_it(
     for changes in ({"revision": "other"}, {"revision": ""}, {"model": "other"}, {"width": 4096, "height": 4096}):
         record.task = replace(recipe, **changes)
         assert await client.decode(record, ladder) == (), changes
-    record.task, record.pool = recipe, "another"
+    record.task = recipe
+    record.pool = "another"
     assert await client.decode(record, ladder) == (), "only the pool that drew the latents may see them"
     record.pool = "default"
     assert await client.decode(record, b"no ladder") == ()
@@ -134,7 +134,8 @@ async def test_keyframes_are_decoded_during_a_running_job_and_unfit_requests_are
     worker = await start_worker(harness)
     await harness.bot.dispatch(make_job(OTHER_JOB, steps=LONG_STEPS))
     run = await wait_until_midway(worker)
-    before, shape = min(run.steps_done.values()), family.latent_shape(64, 64)
+    before = min(run.steps_done.values())
+    shape = family.latent_shape(64, 64)
     latents = [torch.randn(shape, generator=torch.Generator().manual_seed(k)).half() for k in range(8)]
     contents = tuple(one.numpy().tobytes() for one in latents)
     request = DecodeRequest(model="embedded", revision=family.revision, width=64, height=64, latents=contents)
@@ -167,8 +168,10 @@ async def test_one_request_runs_at_a_time_and_closing_answers_the_waiting_one(
     affine: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decode_worker = await asyncio.to_thread(DecodeWorker, {"affine": affine})
-    cache, release = make_cache(affine), asyncio.Event()
-    loop, draw = asyncio.get_running_loop(), affine.decode
+    cache = make_cache(affine)
+    release = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    draw = affine.decode
 
     def decode_slowly(latents: torch.Tensor) -> Image.Image:
         asyncio.run_coroutine_threadsafe(release.wait(), loop).result(60)

@@ -68,7 +68,8 @@ def make_profile(family: Family) -> ModelProfile:
 
 def make_cache(family: Family) -> ModelCache:
     """A model cache with this one model in memory."""
-    loaded_models, profile = LoadedModels(10), make_profile(family)
+    loaded_models = LoadedModels(10)
+    profile = make_profile(family)
     loaded_models.reserve(family.name, 1)
     loaded_models.add(family.name, family)
     return ModelCache(
@@ -153,7 +154,8 @@ def test_the_embedded_model_recognises_its_own_fox(embedded: Any) -> None:
     drawing = build_input(embedded, embedded.encode_text("fox, white background"), 4.0, initial_noise(embedded, 7))
     latents = encode_square(encode_png(embedded.decode(sample_latents(embedded, plan, [drawing])[0])), embedded)
     texts = ["fox", "car", "owl", "banana", "guitar", "wolf", "fox, blue background"]
-    samples, rows = noise_image(embedded, latents, 0, 2), next(split_rows(len(texts), 2, 14))
+    samples = noise_image(embedded, latents, 0, 2)
+    rows = next(split_rows(len(texts), 2, 14))
     mean_errors = (
         torch.tensor(prediction_errors(embedded, texts, samples, rows, 14, "float32")).view(len(texts), 2).mean(dim=1)
     )
@@ -178,7 +180,8 @@ async def test_a_worker_scores_texts_between_the_steps_of_a_running_job(harness:
     await bus.client.flush()
     await harness.bot.dispatch(make_job(steps=LONG_STEPS))
     run = await wait_until_midway(worker)
-    before, request = min(run.steps_done.values()), make_request("a fox", "a car", "", draws=8)
+    before = min(run.steps_done.values())
+    request = make_request("a fox", "a car", "", draws=8)
     scores = await harness.bot.describe(request)
     assert [len(one) for one in scores] == [8, 8, 8]
     assert min(run.steps_done.values()) > before, "the running job continued meanwhile"
@@ -198,7 +201,8 @@ class DescribingHarness:
     """A worker's `DescribeService` over the affine network. Its thread waits until `call_gate` is set."""
 
     def __init__(self, affine: Any) -> None:
-        self.call_gate, self.calls = asyncio.Event(), 0
+        self.call_gate = asyncio.Event()
+        self.calls = 0
         cache = make_cache(affine)
         self.decode_worker = DecodeWorker(cache.families)
         self.cache = cache

@@ -69,7 +69,8 @@ async def test_only_computing_calls_between_steps_wait_for_a_decode(affine: Any)
 
 
 def test_a_picture_check_holds_the_cores_during_each_check(job: Make, recipe: Make) -> None:
-    cores, kinds = RecordingCores(), list[WorkKind | None]()
+    cores = RecordingCores()
+    kinds = list[WorkKind | None]()
     verdicts = JobVerdicts(lambda picture: kinds.append(cores.now) or "passed", cores)  # pyright: ignore[reportArgumentType]
 
     def estimate_picture() -> Image.Image:
@@ -94,7 +95,9 @@ async def test_no_work_holds_the_cores_while_all_images_wait_for_their_threads(
     small_family: Any, recipe: Make, job: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A whole pipeline encodes its prompt in a thread of its own."""
-    release, encode_started, encode = threading.Event(), threading.Event(), type(small_family.pipeline).encode_prompt
+    release = threading.Event()
+    encode_started = threading.Event()
+    encode = type(small_family.pipeline).encode_prompt
 
     def encode_slowly(*args: Any, **kwargs: Any) -> Any:
         if threading.current_thread().name.startswith("pipeline "):
@@ -103,7 +106,9 @@ async def test_no_work_holds_the_cores_while_all_images_wait_for_their_threads(
         return encode(*args, **kwargs)
 
     monkeypatch.setattr(type(small_family.pipeline), "encode_prompt", encode_slowly)
-    cores, events, engine = RecordingCores(), list[Any](), Engine({"sd": small_family})
+    cores = RecordingCores()
+    events = list[Any]()
+    engine = Engine({"sd": small_family})
     thread = EngineThread(engine, Watchdog(), lambda new, _: events.extend(new), lambda error: None, cores)
     thread.start()
     pipeline_job = job(

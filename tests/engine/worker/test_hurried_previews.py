@@ -76,7 +76,8 @@ def make_event(job: str, step: int, image: int = 0) -> StepDone:
 @pytest.mark.asyncio
 async def test_a_preview_that_shows_a_change_comes_first_and_once() -> None:
     rendered = list[StepDone]()
-    output, runs = make_output(rendered, []), make_runs()
+    output = make_output(rendered, [])
+    runs = make_runs()
     for run in runs:
         output.queue_preview(run, make_event(run.job.id, 1))
     amend_run(runs[2], 1, output)
@@ -91,7 +92,8 @@ async def test_a_preview_that_shows_a_change_comes_first_and_once() -> None:
 @pytest.mark.asyncio
 async def test_an_older_preview_of_a_changed_job_does_not_take_the_turn_of_the_change() -> None:
     rendered = list[StepDone]()
-    output, runs = make_output(rendered, []), make_runs()
+    output = make_output(rendered, [])
+    runs = make_runs()
     previews = asyncio.create_task(output.send_previews())
     amend_run(runs[2], 2, output)
     output.queue_preview(runs[2], make_event(JOBS[2], 2))  # the step before the change

@@ -55,7 +55,8 @@ async def test_an_inpainting_job_resumes_at_another_worker_with_the_same_bytes(h
     job = make_job(steps=40, start=start, guidance=3.0, bucket=2)
     expected = await draw_hashes(harness, job, blobs)
     await put_blobs(harness, blobs)
-    families, harness.families = harness.families, {"embedded": SlowFamily(harness.families["embedded"], 0.15)}  # pyright: ignore
+    families = harness.families
+    harness.families = {"embedded": SlowFamily(harness.families["embedded"], 0.15)}  # pyright: ignore
     worker, task = await harness.start_worker()
     harness.families = families
     await harness.bot.dispatch(job)

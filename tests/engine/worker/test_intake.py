@@ -34,17 +34,20 @@ class NamedModel(simulated_model.SimulatedModel):
 
     def __init__(self, name: str, revision: str = "1") -> None:
         super().__init__(row_ms=0.1)
-        self.name, self.revision = name, revision
+        self.name = name
+        self.revision = revision
 
 
 class MixedPool:
     """Workers with one model each, all in the pool `default`."""
 
     def __init__(self, harness: WorkerHarness) -> None:
-        self.harness, self.decode_workers = harness, list[DecodeWorker]()
+        self.harness = harness
+        self.decode_workers = list[DecodeWorker]()
 
     async def worker(self, name: str, model: str, revision: str = "1") -> Worker:
-        family, loaded_models = NamedModel(model, revision), LoadedModels(1)
+        family = NamedModel(model, revision)
+        loaded_models = LoadedModels(1)
         loaded_models.reserve(model, 1)
         loaded_models.add(model, family)
         cache = ModelCache(
@@ -56,7 +59,8 @@ class MixedPool:
             loaded_models,
         )
         self.decode_workers.append(await asyncio.to_thread(DecodeWorker, cache.families))
-        engine, bus = Engine(cache.families, rows=8), await self.harness.connect()
+        engine = Engine(cache.families, rows=8)
+        bus = await self.harness.connect()
         worker = Worker(
             bus, engine, self.decode_workers[-1], WorkerProfile(name, "cpu", rows=8), Watchdog(), None, cache
         )
@@ -184,7 +188,8 @@ def test_a_worker_explains_why_a_job_is_not_for_it() -> None:
 async def test_unexpected_errors_are_counted_and_handing_back_is_not(
     mixed_pool: MixedPool, monkeypatch: pytest.MonkeyPatch, errors: int, end: type
 ) -> None:
-    harness, errors_left = mixed_pool.harness, [errors]
+    harness = mixed_pool.harness
+    errors_left = [errors]
     monkeypatch.setattr(intake, "ERROR_RETRY_SECONDS", 0.1)
     await harness.bot.dispatch(make_job(OTHER_JOB))
     for _ in range(4):

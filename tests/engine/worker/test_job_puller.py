@@ -38,7 +38,8 @@ class SlowIntake:
 
 @pytest.mark.asyncio
 async def test_jobs_that_are_being_claimed_count_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    verdicts, queue = Verdicts(), FullQueue()
+    verdicts = Verdicts()
+    queue = FullQueue()
 
     async def pause(seconds: float) -> None:
         queue.has_ended.set()

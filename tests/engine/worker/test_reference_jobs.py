@@ -46,7 +46,8 @@ async def test_a_job_with_a_reference_resumes_at_another_worker_with_the_same_by
     expected = await draw_hashes(harness, job, BLOBS)
     assert expected != await draw_hashes(harness, make_job(steps=30, guidance=3.0, bucket=2), {})
     await put_blobs(harness, BLOBS)
-    families, slow_family = harness.families, cast(Any, SlowFamily(harness.families["embedded"], 0.15))
+    families = harness.families
+    slow_family = cast(Any, SlowFamily(harness.families["embedded"], 0.15))
     harness.families = {"embedded": slow_family}
     worker, task = await harness.start_worker()
     harness.families = families

@@ -157,7 +157,8 @@ def test_the_rows_of_an_amended_recipe_are_those_of_its_state_at_every_step() ->
     amendments = (Amendment(1, 10, fade), Amendment(2, 20, SetGuidance(1.0)), Amendment(3, 30, DropImages((1,))))
     assert isinstance(run.job.task, Recipe)
     run.follow_amendments(msgspec.structs.replace(run.job.task, amendments=amendments))
-    recipe, seen = run.job.task, set[int]()
+    recipe = run.job.task
+    seen = set[int]()
     for step in range(100):
         run.steps_done = dict.fromkeys(run.steps_done, step)
         assert run.rows == len(run.steps_done) * count_image_rows(recipe_at_step(recipe, step))

@@ -114,10 +114,8 @@ async def test_a_job_of_a_killed_worker_ends_elsewhere_with_the_same_bytes(simul
 @pytest.mark.parametrize("sampler", SimulatedModel.samplers)
 def test_a_job_draws_the_same_latents_beside_other_jobs(sampler: str) -> None:
     families = {NAME: SimulatedModel(row_ms=0.001)}
-    job, other_job = (
-        build_job(sampler=sampler, steps=8),
-        build_job(OTHER_JOB, sampler=sampler, steps=8, seed=99, count=3),
-    )
+    job = build_job(sampler=sampler, steps=8)
+    other_job = build_job(OTHER_JOB, sampler=sampler, steps=8, seed=99, count=3)
     shared_engine = Engine(families)
     shared_engine.add(job)
     shared_engine.add(other_job)
@@ -141,8 +139,10 @@ def test_seed_and_steps_decide_the_picture() -> None:
 
 
 def test_a_forward_takes_the_time_that_the_calibration_announces() -> None:
-    family, calibration = SimulatedModel(row_ms=2.0), build_calibration(2.0, 24)
-    x, texts = torch.zeros(10, 4, 8, 8), (torch.zeros(10, 4),)
+    family = SimulatedModel(row_ms=2.0)
+    calibration = build_calibration(2.0, 24)
+    x = torch.zeros(10, 4, 8, 8)
+    texts = (torch.zeros(10, 4),)
     started_at = time.monotonic()
     family.denoise(x, torch.full((10,), 500.0), texts, "float32")
     assert time.monotonic() - started_at >= 0.021

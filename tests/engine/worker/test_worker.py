@@ -103,7 +103,8 @@ async def test_a_full_worker_takes_only_jobs_that_no_other_worker_waits_for(
     harness: WorkerHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     worker, _ = await harness.start_worker()
-    pull, wait_flags = worker._bus.pull_job, list[bool]()
+    pull = worker._bus.pull_job
+    wait_flags = list[bool]()
 
     async def record_wait(*arguments: Any, wait: bool = True) -> Any:
         if worker.free_rows == 0:
@@ -228,9 +229,12 @@ async def test_a_cancelled_upscale_stops_at_the_next_tile(
     harness: WorkerHarness, weights: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     resolver = await asyncio.to_thread(lambda: SuperResolver(weights()))
-    gate, tiles, original = threading.Event(), list[Any](), resolver._run_network
+    gate = threading.Event()
+    tiles = list[Any]()
+    original = resolver._run_network
     monkeypatch.setattr(resolver, "_run_network", lambda tile: (tiles.append(tile), gate.wait(60), original(tile))[2])
-    source, watchdog = BytesIO(), Watchdog()
+    source = BytesIO()
+    watchdog = Watchdog()
     Image.new("RGB", (600, 600), "red").save(source, "PNG")
     await harness.start_worker(watchdog=watchdog, upscaler=Upscaler(resolver))
     await harness.bot.dispatch(build_upscale(JOB, await harness.bot.put_blob(source.getvalue())))
@@ -306,7 +310,8 @@ async def test_a_claim_lost_after_the_result_leaves_job_and_snapshots_to_the_nex
     harness: WorkerHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     worker, _ = await harness.start_worker()
-    publish, new_claims = worker._result_publisher.publish, []
+    publish = worker._result_publisher.publish
+    new_claims = []
 
     async def say_and_sleep(result: Any) -> None:
         await publish(result)
@@ -329,7 +334,8 @@ class GatedFamily:
     """The embedded model with a network that waits for an event."""
 
     def __init__(self, family: Family) -> None:
-        self._family, self.let_go = family, threading.Event()
+        self._family = family
+        self.let_go = threading.Event()
         self.let_go.set()
 
     def __getattr__(self, name: str) -> Any:

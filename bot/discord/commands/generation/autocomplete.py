@@ -42,7 +42,8 @@ def sampler_choices(
     model: ModelProfile | None, current: str, advice: Mapping[Sampler, str] = SAMPLER_ADVICE
 ) -> list[Choice[str]]:
     """Return the model's samplers, each with its translated advice; all of them if the model is unknown."""
-    query, sampler_names = current.casefold(), model.samplers if model else tuple(SAMPLER_TITLES)
+    query = current.casefold()
+    sampler_names = model.samplers if model else tuple(SAMPLER_TITLES)
     labels = ((name, f"{SAMPLER_TITLES[name]}: {advice[name]}"[:MAX_CHOICE_CHARS]) for name in sampler_names)
     choices = [Choice(name=text, value=name) for name, text in labels if query in f"{name} {text}".casefold()]
     return choices[:MAX_CHOICES]

@@ -51,7 +51,8 @@ async def blend(
     options: dict[str, Any] = {name: value for name, value in values.items() if value is not None}
 
     async def submit(member: Member, destination: Destination) -> list[AcceptedJob]:
-        services, parsed_weights = interaction.client.services, parse_weights(weights or "")
+        services = interaction.client.services
+        parsed_weights = parse_weights(weights or "")
         init_images = InitImages(
             tuple(to_remote_file(image) for image in images if image is not None), weights=tuple(parsed_weights)
         )

@@ -38,7 +38,8 @@ async def describe(
 ) -> None:
     async with reply_on_error(interaction):
         await interaction.response.defer(ephemeral=True, thinking=True)
-        services, member = interaction.client.services, member_of(interaction)
+        services = interaction.client.services
+        member = member_of(interaction)
         suggestions = await services.image_to_prompt.suggest_prompts(to_remote_file(image), member, model)
         view = ui.View(timeout=None)
         for number in range(1, 1 + len(suggestions.prompts)):

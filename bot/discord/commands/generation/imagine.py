@@ -123,7 +123,8 @@ async def submit_prompt(
     """Submit a prompt that a member typed anywhere, with their suffix and init images."""
 
     async def submit(member: Member, destination: Destination) -> list[AcceptedJob]:
-        services, key = interaction.client.services, f"imagine:{interaction.id}"
+        services = interaction.client.services
+        key = f"imagine:{interaction.id}"
         suffix = (await services.preferences.load_preference(member.id)).suffix
         return await services.jobs.imagine(
             prompt, member, destination, key=key, suffix=suffix, init_images=init_images, **options

@@ -16,7 +16,8 @@ from bot.prompt.flags import split_at_flags
 if TYPE_CHECKING:
     from bot.discord.client import DarkroomClient
 
-MIN_WEIGHT, MAX_WEIGHT = 0.05, 0.95
+MIN_WEIGHT = 0.05
+MAX_WEIGHT = 0.95
 
 
 @app_commands.command(description="Mix two prompts: pictures of what lies between them")

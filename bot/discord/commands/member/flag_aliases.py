@@ -20,11 +20,10 @@ from bot.services.flag_aliases import MAX_ALIASES
 if TYPE_CHECKING:
     from bot.discord.client import DarkroomClient
 
-MAX_VALUE_CHARS, MESSAGE_BUDGET, LINE_OVERHEAD = (
-    200,
-    1700,
-    50,
-)  # characters of a value, of all lines in one message, and of a line without value
+# characters of a value, of all lines in one message, and of a line without value
+MAX_VALUE_CHARS = 200
+MESSAGE_BUDGET = 1700
+LINE_OVERHEAD = 50
 NO_ALIASES = "You have no flag alias yet. {} makes one: `--mine` then stands for the text that you set."
 
 option = app_commands.Group(
@@ -40,7 +39,8 @@ async def set_alias(
     value: Range[str, 1, MAX_ALIAS_LENGTH] | None = None,
 ) -> None:
     async with reply_on_error(interaction):
-        aliases, member_id = interaction.client.services.flag_aliases, member_of(interaction).id
+        aliases = interaction.client.services.flag_aliases
+        member_id = member_of(interaction).id
         if value is None:
             await send_ephemeral(interaction, f"`--{await aliases.delete_alias(member_id, name)}` is deleted.")
             return

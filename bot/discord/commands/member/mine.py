@@ -52,7 +52,8 @@ async def mine(
 
 async def _show_page(interaction: Interaction, job_filter: HistoryFilter, page_number: int) -> None:
     """Put a page into the deferred response."""
-    services, now = interaction.client.services, time.time()
+    services = interaction.client.services
+    now = time.time()
     member = member_of(interaction)
     page = await services.history.load_page(member.id, job_filter, page_number, member.thread)
     pictures = {entry.view.id: await render_thumbnail(services.gallery, entry.view) for entry in page.entries}
@@ -132,7 +133,8 @@ class JobSelect(ui.DynamicItem[ui.Select[Any]], template=r"mine:show"):
 
 async def _show_job(interaction: Interaction, view: JobView) -> None:
     """Show a job's card to the member only, as its own message would."""
-    now, picture = time.time(), None
+    now = time.time()
+    picture = None
     if is_end(view.state):
         card, picture = await pictures.render_final(
             interaction.client.services.gallery, view, interaction.filesize_limit

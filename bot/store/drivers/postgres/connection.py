@@ -84,7 +84,8 @@ def create_postgres_engine(url: str, timeouts: Timeouts, connections: int, *, is
         connection = TimedConnection.connect(**parameters)
         connection.answer_timeout = timeouts.statement + GRACE_SECONDS
         if is_reader:
-            connection.isolation_level, connection.read_only = psycopg.IsolationLevel.REPEATABLE_READ, True
+            connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+            connection.read_only = True
         return connection
 
     engine = create_engine(

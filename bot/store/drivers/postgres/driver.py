@@ -39,10 +39,13 @@ class PostgresDatabase:
     """A `Database` on a server."""
 
     def __init__(self, url: str, timeouts: Timeouts | None = None) -> None:
-        self._url, self._timeouts = url, timeouts or Timeouts()
+        self._url = url
+        self._timeouts = timeouts or Timeouts()
         self.writer = create_postgres_engine(url, self._timeouts, 1)
         self.reader = create_postgres_engine(url, self._timeouts, READERS, is_reader=True)
-        self._operations, self._writer_name, self._commit_number = OperationQueue(), str(ULID()), 0
+        self._operations = OperationQueue()
+        self._writer_name = str(ULID())
+        self._commit_number = 0
         self._write_thread = ThreadPoolExecutor(1, "store-writer")
         self._read_threads = ThreadPoolExecutor(READERS, "store-reader")
 
@@ -83,7 +86,8 @@ class PostgresDatabase:
             return
         batch = CommitBatch(pending, is_outage)
         self._commit_number += 1
-        commit_id, is_commit_sent = CommitId(self._writer_name, self._commit_number), False
+        commit_id = CommitId(self._writer_name, self._commit_number)
+        is_commit_sent = False
         try:
             with begin(self.writer, commit_log.lock_writers)[0] as connection:
                 if commit_id.number == 1:

@@ -215,7 +215,8 @@ def test_parameters_are_read_by_name() -> None:
 
 def test_sizes_of_upscales() -> None:
     assert (TargetSize(2.5).find_factor(40, 20), TargetSize(2.5).find_size(40, 20)) == (2.5, (100, 50))
-    cropped, fitted = TargetSize(2, (100, 100), crops=True), TargetSize(2, (100, 100))
+    cropped = TargetSize(2, (100, 100), crops=True)
+    fitted = TargetSize(2, (100, 100))
     assert (cropped.find_factor(40, 20), cropped.find_size(40, 20)) == (5.0, (100, 100))
     assert (fitted.find_factor(40, 20), fitted.find_size(40, 20)) == (2.5, (100, 50))
 

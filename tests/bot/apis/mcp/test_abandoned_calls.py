@@ -17,7 +17,9 @@ pytestmark = pytest.mark.asyncio
 
 
 async def test_a_call_that_is_cancelled_while_its_jobs_are_submitted_cancels_them() -> None:
-    arrived, answers, deleted = asyncio.Event(), asyncio.Event(), list[str]()
+    arrived = asyncio.Event()
+    answers = asyncio.Event()
+    deleted = list[str]()
 
     async def submit(request: web.Request) -> web.Response:
         arrived.set()

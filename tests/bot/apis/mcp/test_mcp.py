@@ -150,7 +150,8 @@ async def test_who_subscribes_to_a_preview_sees_it_and_a_cancelled_call_ends_its
 ) -> None:
     monkeypatch.setattr(darkroom.worker, "speed", 0.02)  # the job ends only because it is cancelled
     darkroom.worker.pause_step = 4
-    updated, uris = asyncio.Event(), asyncio.Queue[str]()
+    updated = asyncio.Event()
+    uris = asyncio.Queue[str]()
 
     async def note_message(message: object) -> None:
         if isinstance(message, ResourceUpdatedNotification):

@@ -84,7 +84,8 @@ async def test_pictures_come_in_the_answer_to_both_clients(
 async def test_a_stream_has_at_most_the_partial_pictures_asked_for_and_then_the_picture(
     client: openai.AsyncOpenAI, shared_server: WebServer, wanted: int
 ) -> None:
-    worker, events = shared_server.workers[0], list[Any]()
+    worker = shared_server.workers[0]
+    events = list[Any]()
     with pause_jobs(worker, step=3 if wanted else -1) as gate:
         async for event in await client.images.generate(prompt="a lamp", stream=True, partial_images=wanted, n=1):
             worker.pause_step = None
@@ -179,7 +180,9 @@ async def test_an_address_is_signed_and_ends(
         assert convert.await_count == 1
     body = {"prompt": "a dog", "images": [{"image_url": url}]}
     await client.post("/images/edits", body=body, cast_to=ImagesResponse)
-    signature, buckets, now = url.rpartition("=")[2], shared_server.app[TOKEN_BUCKETS], time.monotonic()
+    signature = url.rpartition("=")[2]
+    buckets = shared_server.app[TOKEN_BUCKETS]
+    now = time.monotonic()
     with monkeypatch.context() as patch:
         patch.setattr(buckets, "_clock", lambda: now)  # no token comes back meanwhile
         while not buckets.take(signature, "film"):

@@ -57,7 +57,8 @@ def test_one_picture_alone_is_edited_by_words_where_a_model_can(
 
 def test_several_pictures_are_edited_by_words_where_a_model_takes_as_many() -> None:
     catalog = make_catalog(edits=True, max_edit_pictures=2)
-    two, three = InitImages((b"a", b"b")), InitImages((b"a", b"b", b"c"))
+    two = InitImages((b"a", b"b"))
+    three = InitImages((b"a", b"b", b"c"))
     assert build_options(catalog, two)["edit"]
     assert build_options(catalog, two, model="editor")["edit"]
     assert not any(

@@ -42,7 +42,8 @@ async def test_a_response_has_a_picture_and_a_stream_tells_how_it_comes(
         with Image.open(io.BytesIO(base64.b64decode(call.result))) as drawn:
             assert (drawn.format, drawn.size) == ("WEBP", (72, 48))
         options: Any = {"tools": [{"type": "image_generation", "partial_images": 1}], "stream": True}
-        worker, events = shared_server.workers[0], list[Any]()
+        worker = shared_server.workers[0]
+        events = list[Any]()
         with pause_jobs(worker) as gate:
             async for event in await client.responses.create(model="gpt-5", input="a lamp", **options):
                 events.append(event)

@@ -28,7 +28,8 @@ def draw_sketch() -> Image.Image:
 def test_a_small_sdxl_and_a_control_network_are_added_and_draw(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    data, out = tmp_path / "data", tmp_path / "out"
+    data = tmp_path / "data"
+    out = tmp_path / "out"
     save_small_pipeline("sdxl", tmp_path / "tiny-sdxl")
     pipeline = cast(Any, StableDiffusionXLPipeline).from_pretrained(tmp_path / "tiny-sdxl")
     save_control(build_controlnet(pipeline), tmp_path / "canny")

@@ -10,7 +10,8 @@ from bot.cli.models.transfer_display import TransferDisplay
 
 
 def test_without_a_terminal_a_line_comes_every_ten_seconds() -> None:
-    output, now = io.StringIO(), [100.0]
+    output = io.StringIO()
+    now = [100.0]
     console = Console(file=output)
     with TransferDisplay(console, "flux", 34_000_000_000, 4_000_000_000, now=lambda: now[0]) as display:
         for _ in range(40):
@@ -24,7 +25,8 @@ def test_without_a_terminal_a_line_comes_every_ten_seconds() -> None:
 
 
 def test_a_quiet_one_prints_nothing() -> None:
-    output, now = io.StringIO(), [0.0]
+    output = io.StringIO()
+    now = [0.0]
     with TransferDisplay(Console(file=output), "flux", 100, quiet=True, now=lambda: now[0]) as display:
         now[0] = 60.0
         display("download", 50)

@@ -21,7 +21,8 @@ from bot.services.job_views.history import HistoryEntry, HistoryPage
 from engine.contract import Concept, Lora, NoiseAncestor, Recipe, UpscaleTask
 from engine.picture_files.parameters import format_parameters
 
-JOB, PARENT = "01ARZ3NDEKTSV4RRFFQ69G5FAV", "01BX5ZZKBKACTAV9WEVGEMMVRZ"
+JOB = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
+PARENT = "01BX5ZZKBKACTAV9WEVGEMMVRZ"
 NOW = 1_800_000_000.0
 RECIPE = Recipe(
     concepts=(Concept(text="terrier, looking up"), Concept(text="blue", weight=-0.5)),

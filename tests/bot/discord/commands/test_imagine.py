@@ -297,7 +297,8 @@ async def test_sampler_interval_and_lora_reach_the_recipe(open_world: Any) -> No
 
 async def test_the_waiting_card_shows_the_loading_model_until_the_job_runs(open_world: Any) -> None:
     async with open_world() as world:
-        world.painter.loading_progress, world.painter.pause_step = (0.1, 0.404), 0
+        world.painter.loading_progress = (0.1, 0.404)
+        world.painter.pause_step = 0
         result = await world.alice.slash(world.channel, "imagine", prompt="red apple")
         assert "loading" not in text(result)
         identity = result.response.id

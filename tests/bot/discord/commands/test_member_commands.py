@@ -310,7 +310,8 @@ async def test_a_suffix_is_added_to_the_prompt_and_announced(open_world: Any) ->
 
 async def test_preference_commands_have_the_names_of_midjourney(open_world: Any) -> None:
     async with open_world() as world:
-        preferences, alice_id = world.app.services.preferences, f"discord:{world.alice.id}"
+        preferences = world.app.services.preferences
+        alice_id = f"discord:{world.alice.id}"
         for command, name in (("prefer remix", "remix"), ("prefer auto_dm", "direct")):
             for is_on in (True, False):
                 result = await world.alice.slash(world.channel, command)

@@ -29,7 +29,8 @@ def text(result: Any) -> str:
 
 
 async def wait_until_forgotten(world: Any, member: Any) -> None:
-    data_deletion, member_id = world.app.services.data_deletion, f"discord:{member.id}"
+    data_deletion = world.app.services.data_deletion
+    member_id = f"discord:{member.id}"
     await world.wait_until(lambda: True)
     while await data_deletion.is_under_way(member_id):
         await world.wait_until(lambda: True)
@@ -60,10 +61,8 @@ async def test_my_data_packs_only_the_members_own_jobs_and_pictures(
 @pytest.mark.slow
 async def test_forget_me_deletes_everything_of_the_member_after_a_confirmation(open_world: Any) -> None:
     async with open_world() as world:
-        alice_message, other = (
-            await imagine(world, world.alice, "red apple"),
-            await imagine(world, world.bob, "green pear"),
-        )
+        alice_message = await imagine(world, world.alice, "red apple")
+        other = await imagine(world, world.bob, "green pear")
         job = next(view for view in await world.services.job_views.load_recent() if "red apple" in view.prompt).id
         question = await world.alice.slash(world.channel, "forget-me")
         assert question.ephemeral

@@ -177,7 +177,8 @@ async def test_delete_reports_a_message_that_discord_keeps_and_deletes_the_pictu
 
 async def test_a_moderator_deletes_another_members_job(open_world: Any) -> None:
     async with open_world() as world:
-        grid, moderator = await imagine(world), create_moderator(world)
+        grid = await imagine(world)
+        moderator = create_moderator(world)
         job = (await newest_view(world)).id
         question = await moderator.click(grid, custom_id=f"delete:{job}")
         assert "** of alice for good" in text(question)
@@ -191,7 +192,8 @@ async def test_a_report_reaches_the_moderators_channel_and_is_dismissed_there(op
     async with open_world() as world:
         channel = world.guild.create_text_channel("reports")
         await world.client.services.rule_admin.set_rule(admin(world), "guild", "", "reports", str(channel.id))
-        grid, moderator = await imagine(world), create_moderator(world)
+        grid = await imagine(world)
+        moderator = create_moderator(world)
         job = (await newest_view(world)).id
         own_report = await world.alice.click(grid, custom_id=f"report:{job}")
         assert "This one is yours: delete it instead." in text(own_report)

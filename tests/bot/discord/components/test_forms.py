@@ -86,7 +86,8 @@ def make_report(**changes: str) -> Report:
 @pytest.mark.skipif(not FILE.exists(), reason="Discord's OpenAPI file is not here")
 @pytest.mark.asyncio
 async def test_every_form_and_card_fits_discords_openapi_schema() -> None:
-    judge, callback = RequestValidator(), f"/interactions/{10**17}/token/callback"
+    judge = RequestValidator()
+    callback = f"/interactions/{10**17}/token/callback"
     for form_kind in FORM_TITLES:
         judge.check_request(
             "POST", callback, {}, {"type": 9, "data": build_remix_form(make_view(prompt=NASTY), form_kind, 0).to_dict()}

@@ -17,7 +17,8 @@ from shared.discord_jobs import create_moderator, imagine
 
 pytestmark = pytest.mark.asyncio
 
-ENVELOPE, CROSS = "✉️", "❌"
+ENVELOPE = "✉️"
+CROSS = "❌"
 
 
 def direct_messages(actor: Any) -> list[Any]:
@@ -119,7 +120,8 @@ async def test_a_moderators_cross_deletes_too(open_world: Any) -> None:
     async with open_world() as world:
         moderator_permissions = discord.PermissionOverwrite(manage_messages=True)
         world.channel = world.guild.create_text_channel("bob's room", overwrites={world.bob: moderator_permissions})
-        grid, moderator = await imagine(world, seed=7), create_moderator(world)
+        grid = await imagine(world, seed=7)
+        moderator = create_moderator(world)
         await world.bob.react(grid, CROSS)
         assert (await world.services.job_views.load_recent())[0].deleted_at is None, (
             "a permission in one channel makes no moderator of the server"

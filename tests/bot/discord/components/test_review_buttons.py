@@ -56,7 +56,8 @@ def split_grid(grid: Image.Image) -> list[Image.Image]:
 async def imagine_held(world: Any, verdicts: dict[int, str], **options: Any) -> discord.Message:
     """Finish a job of alice's with these verdicts and return its message."""
     await enable_picture_check(world)
-    world.painter.verdicts, world.painter.paint = verdicts, paint_quarters
+    world.painter.verdicts = verdicts
+    world.painter.paint = paint_quarters
     return await world.wait_for_end(await world.alice.slash(world.channel, "imagine", prompt="red apple", **options))
 
 
@@ -96,7 +97,8 @@ async def test_only_moderators_decide_on_held_pictures(open_world: Any) -> None:
 @pytest.mark.slow
 async def test_a_moderator_looks_ephemerally_and_shows_the_picture_to_all(open_world: Any) -> None:
     async with open_world() as world:
-        card, moderator = await imagine_held(world, {1: "flagged"}), create_moderator(world)
+        card = await imagine_held(world, {1: "flagged"})
+        moderator = create_moderator(world)
         review = await moderator.click(card, label="Look at held pictures")
         assert review.ephemeral
         assert "Only you see this" in review.response.content
@@ -114,7 +116,8 @@ async def test_a_moderator_looks_ephemerally_and_shows_the_picture_to_all(open_w
 @pytest.mark.slow
 async def test_a_moderator_hides_a_picture_and_may_show_it_later(open_world: Any) -> None:
     async with open_world() as world:
-        card, moderator = await imagine_held(world, {0: "unchecked", 3: "flagged"}), create_moderator(world)
+        card = await imagine_held(world, {0: "unchecked", 3: "flagged"})
+        moderator = create_moderator(world)
         assert "Picture 1 could not be checked" in card.content
         assert world.labels(card)[-5:] == [
             "Look at held pictures",
@@ -141,7 +144,8 @@ async def test_a_moderator_hides_a_picture_and_may_show_it_later(open_world: Any
 @pytest.mark.slow
 async def test_a_single_picture_and_an_upscale_are_blurred_whole(open_world: Any) -> None:
     async with open_world() as world:
-        card, moderator = await imagine_held(world, {0: "flagged"}, count=1), create_moderator(world)
+        card = await imagine_held(world, {0: "flagged"}, count=1)
+        moderator = create_moderator(world)
         assert not is_clear(open_pictures(world, card)[0])
         assert world.labels(card)[-3:] == ["Look at held pictures", "Show", "Keep hidden"]
         await moderator.click(card, label="Show")
@@ -157,11 +161,9 @@ async def test_a_single_picture_and_an_upscale_are_blurred_whole(open_world: Any
 async def test_previews_are_blurred_until_the_check_has_passed_them(open_world: Any) -> None:
     async with open_world() as world:
         await enable_picture_check(world)
-        world.painter.preview_verdicts, world.painter.paint, world.painter.pause_step = (
-            {2: "flagged"},
-            paint_quarters,
-            6,
-        )
+        world.painter.preview_verdicts = {2: "flagged"}
+        world.painter.paint = paint_quarters
+        world.painter.pause_step = 6
         result = await world.alice.slash(world.channel, "imagine", prompt="red apple")
         identity = result.response.id
         early_message = await world.wait_until(lambda: (m := world.message(identity)) and m.attachments and m)
@@ -192,7 +194,8 @@ async def test_an_age_restricted_channel_skips_the_picture_check(
     monkeypatch.setattr(discord.TextChannel, "is_nsfw", lambda channel: channel.name == "adults")
     async with open_world() as world:
         await enable_picture_check(world)
-        world.painter.verdicts, world.painter.paint = {0: "flagged"}, paint_quarters
+        world.painter.verdicts = {0: "flagged"}
+        world.painter.paint = paint_quarters
         world.channel = world.guild.create_text_channel("adults")
         card = await world.wait_for_end(await world.alice.slash(world.channel, "imagine", prompt="red apple"))
         assert "held" not in card.content
@@ -231,7 +234,8 @@ async def test_a_decision_also_updates_the_notice_of_a_long_job(open_world: Any)
         await enable_picture_check(world)
         admin = Member("discord:1", "ada", f"discord:{world.guild.id}", is_admin=True)
         await world.client.services.rule_admin.set_rule(admin, "guild", "", "long_ping", "0")
-        world.painter.verdicts, world.painter.paint = {1: "flagged"}, paint_quarters
+        world.painter.verdicts = {1: "flagged"}
+        world.painter.paint = paint_quarters
         moderator = create_moderator(world)
         await world.alice.slash(world.channel, "imagine", prompt="red apple")
         history = world.channel.history
@@ -256,9 +260,11 @@ async def test_a_decision_while_a_message_is_sent_is_shown_in_it(
         await enable_picture_check(world)
         admin = Member("discord:1", "ada", f"discord:{world.guild.id}", is_admin=True)
         await world.client.services.rule_admin.set_rule(admin, "guild", "", "long_ping", long_ping)
-        world.painter.verdicts, world.painter.paint = {1: "flagged"}, paint_quarters
+        world.painter.verdicts = {1: "flagged"}
+        world.painter.paint = paint_quarters
         deliveries = world.client.services.deliveries
-        mark_delivered, marked_roles = deliveries.mark_delivered, list[str]()
+        mark_delivered = deliveries.mark_delivered
+        marked_roles = list[str]()
 
         async def decide_and_mark(job: str, marked_role: str, reason: str = "") -> None:
             if marked_role == role:
@@ -288,7 +294,8 @@ async def test_the_author_of_a_private_job_gets_approved_pictures_by_direct_mess
     async with open_world() as world:
         moderator = create_moderator(world)
         await enable_picture_check(world)
-        world.painter.verdicts, world.painter.paint = {1: "flagged", 2: "unchecked"}, paint_quarters
+        world.painter.verdicts = {1: "flagged", 2: "unchecked"}
+        world.painter.paint = paint_quarters
         await world.client.services.preferences.set_preference(f"discord:{world.alice.id}", "results", "private")
         result = await world.alice.slash(world.channel, "imagine", prompt="red apple")
         await world.wait_until(lambda: world.painter.finished_jobs)

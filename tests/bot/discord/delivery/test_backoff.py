@@ -11,7 +11,8 @@ def test_pauses_double_up_to_a_minute() -> None:
 
 
 def test_finals_are_cached_within_a_limit_and_while_their_pictures_match() -> None:
-    cache, one = pictures.PictureCache(10), pictures.PictureFile("one", b"123456")
+    cache = pictures.PictureCache(10)
+    one = pictures.PictureFile("one", b"123456")
     cache.put("a", [b"1", b"2"], 5, one)
     assert cache.get("a", [b"1", b"2"], 5) is one
     assert cache.get("a", [b"1", b"blurred"], 5) is None

@@ -122,7 +122,8 @@ async def test_a_picture_that_the_dying_bot_has_posted_is_not_posted_again(
     async with open_world() as world:
         crash_points = list[CrashPoint]()
         await prepare_crashes(world, crash_points, monkeypatch, delete_answer=True)
-        crashed_at, point = "nowhere", FIRST_POST
+        crashed_at = "nowhere"
+        point = FIRST_POST
         while crashed_at and not crashed_at.startswith("after POST /channels"):
             crashed_at = await end_job_with_crash(world, crash_points, point, delete_answer=True)
             point += 1
@@ -138,7 +139,8 @@ async def test_wherever_the_bot_dies_each_destination_gets_its_picture_once(
     async with open_world() as world:
         crash_points = list[CrashPoint]()
         await prepare_crashes(world, crash_points, monkeypatch, delete_answer)
-        crashes, posts = list[str](), set[str]()
+        crashes = list[str]()
+        posts = set[str]()
         for _ in range(ROUNDS):
             for point in range(1, MAX_POINTS):
                 crashed_at = await end_job_with_crash(world, crash_points, point, delete_answer)

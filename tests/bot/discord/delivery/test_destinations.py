@@ -115,7 +115,8 @@ def test_with_any_failures_delivery_ends_and_uses_each_role_once(
     sends_succeed: list[bool],
     dm: bool,
 ) -> None:
-    view, prefs = make_view(state, seconds, private=private), NotifyPrefs(ping, direct)
+    view = make_view(state, seconds, private=private)
+    prefs = NotifyPrefs(ping, direct)
     deliveries = make_answer(message=message, destination=Destination("discord", {**GUILD, "guild": "" if dm else "1"}))
     send_outcomes = iter(sends_succeed)
     for _ in range(12):

@@ -83,9 +83,11 @@ steps = st.lists(
 @settings(max_examples=100, deadline=None)
 @given(steps)
 def test_no_script_exceeds_the_edit_budget_of_a_bucket(script: list[tuple[str, int, float, bool]]) -> None:
-    world, count = World(EditPolicy(RateBudget(preview_interval=0.1))), itertools.count()
+    world = World(EditPolicy(RateBudget(preview_interval=0.1)))
+    count = itertools.count()
     for action, number, duration, succeeds in script:
-        job, bucket = f"job{number}", f"c{number % 3}"
+        job = f"job{number}"
+        bucket = f"c{number % 3}"
         if action == "offer":
             world.offer(edit(job, "preview", next(count), world.now, bucket), world.now + 10 * duration)
         elif action == "final":
@@ -106,11 +108,13 @@ def test_no_script_exceeds_the_edit_budget_of_a_bucket(script: list[tuple[str, i
 @settings(max_examples=100, deadline=None)
 @given(steps, st.integers(1, 7))
 def test_a_learnt_limit_holds_from_then_on(script: list[tuple[str, int, float, bool]], limit: int) -> None:
-    world, count = World(EditPolicy()), itertools.count()
+    world = World(EditPolicy())
+    count = itertools.count()
     for bucket in ("c0", "c1"):
         world.edits.apply_limits(bucket, limit, limit, 0.0)
     for action, number, duration, succeeds in script:
-        job, bucket = f"job{number}", f"c{number % 2}"
+        job = f"job{number}"
+        bucket = f"c{number % 2}"
         if action in ("offer", "final"):
             kind: EditKind = "final" if action == "final" else "preview"
             world.offer(edit(job, kind, next(count), world.now, bucket))
@@ -137,7 +141,8 @@ def test_a_learnt_limit_holds_from_then_on(script: list[tuple[str, int, float, b
 def test_every_final_arrives_once_and_no_bucket_starves(
     jobs: int, buckets: int, outcomes: list[tuple[float, bool]]
 ) -> None:
-    world, endless_outcomes = World(EditPolicy()), itertools.chain(outcomes, itertools.repeat((0.1, True)))
+    world = World(EditPolicy())
+    endless_outcomes = itertools.chain(outcomes, itertools.repeat((0.1, True)))
     for number in range(jobs):
         world.offer(edit(f"job{number}", "preview", 0, 0.0, f"c{number % buckets}"))
         world.offer(edit(f"job{number}", "final", 1, 0.0, f"c{number % buckets}"))
@@ -186,7 +191,8 @@ def test_a_busy_channel_does_not_starve_the_others_nor_its_own_jobs() -> None:
 
 
 def test_finals_of_one_channel_leave_another_channels_previews_alone() -> None:
-    lone_world, shared_world = World(EditPolicy()), World(EditPolicy())
+    lone_world = World(EditPolicy())
+    shared_world = World(EditPolicy())
     simulate(lone_world, jobs=1, seconds=20, buckets=1)
     simulate(shared_world, jobs=1, seconds=20, buckets=1, final_job="other")
     own_edits = [one for _, one in shared_world.started_edits if one.bucket == "c0"]
@@ -307,7 +313,8 @@ def test_a_burst_of_finals_stays_within_the_budget() -> None:
     edits: EditPolicy[int] = EditPolicy()
     for number in range(8):
         edits.offer(edit(f"a{number}", "final", number, number / 100))
-    times, now = [], 1.0
+    times = []
+    now = 1.0
     while one := edits.take_next(now) or (
         edits.take_next(now := edits.next_wake(now)) if math.isfinite(edits.next_wake(now)) else None
     ):

@@ -270,7 +270,8 @@ async def return_false(_: object) -> bool:
 async def test_a_token_that_expires_during_an_upload_falls_back_to_the_channel(open_world: Any) -> None:
     async with open_world() as world:
         result = await start_paused_job(world)
-        request, times = world.client.http.request, [0]
+        request = world.client.http.request
+        times = [0]
 
         async def request_slowly(route: Any, **kwargs: Any) -> Any:
             if route.method == "PATCH" and "/webhooks/" in route.url and kwargs.get("files"):
@@ -291,4 +292,5 @@ async def test_a_token_that_expires_during_an_upload_falls_back_to_the_channel(o
 
 
 class UnauthorizedResponse(Any):
-    status, reason = 401, "Unauthorized"
+    status = 401
+    reason = "Unauthorized"

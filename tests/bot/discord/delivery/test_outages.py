@@ -95,7 +95,8 @@ async def test_a_final_missed_in_a_store_outage_is_delivered_later(
     async with open_world() as world:
         result = await start_paused_job(world)
         await world.stop_courier()
-        original, is_failing = world.deliveries.answer_destination, [True]
+        original = world.deliveries.answer_destination
+        is_failing = [True]
 
         async def fail_or_answer(job: str) -> Any:
             if is_failing[0]:
@@ -217,7 +218,8 @@ async def test_an_outage_costs_one_rendering_and_one_warning(
     open_world: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(backoff, "FIRST_PAUSE", 0.1)
-    rendered_jobs, original_encode = [], pictures._encode_pictures
+    rendered_jobs = []
+    original_encode = pictures._encode_pictures
 
     def count_rendering(*args: Any) -> Any:
         rendered_jobs.append(args)
@@ -242,7 +244,8 @@ async def test_a_given_up_delivery_is_retried_without_a_restart(
     monkeypatch.setattr(courier, "SWEEP_SECONDS", 0.2)
     async with open_world() as world:
         result = await start_paused_job(world)
-        original, is_disk_full = world.deliveries.mark_delivered, [True]
+        original = world.deliveries.mark_delivered
+        is_disk_full = [True]
 
         async def mark_or_fail(*args: Any) -> None:
             if is_disk_full[0]:
@@ -285,7 +288,8 @@ async def test_a_notice_from_before_a_long_absence_in_a_busy_channel_is_not_repe
         admin = Member("discord:1", "admin", f"discord:{world.guild.id}", is_admin=True)
         await world.app.services.rule_admin.set_rule(admin, "guild", "", "long_ping", "0")
         await start_paused_job(world)
-        original_update, block_event = world.deliveries.update_address, asyncio.Event()
+        original_update = world.deliveries.update_address
+        block_event = asyncio.Event()
 
         async def block_at_notice(job: str, role: Any = "answer", /, **address: str) -> None:
             if role == "notice" and "message" in address:
@@ -330,7 +334,8 @@ async def test_a_preview_that_hangs_does_not_hold_up_its_final(
 ) -> None:
     monkeypatch.setattr(progress, "EDIT_TIMEOUT", 0.5)
     async with open_world() as world:
-        request, hung_routes = world.client.http.request, []
+        request = world.client.http.request
+        hung_routes = []
         global_limit = world.client.http._global_over = asyncio.Event()
 
         async def hang_on_edit(route: Any, **kwargs: Any) -> Any:

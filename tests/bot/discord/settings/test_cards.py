@@ -149,7 +149,8 @@ def test_the_other_forms_are_valid() -> None:
 
 @pytest.mark.skipif(not FILE.exists(), reason="Discord's own description of its API is not there")
 def test_every_form_and_card_fits_discords_openapi_schema() -> None:
-    judge, callback = RequestValidator(), f"/interactions/{10**17}/token/callback"
+    judge = RequestValidator()
+    callback = f"/interactions/{10**17}/token/callback"
     all_forms: list[ui.Modal] = [forms.build_words_form(["a"], [], "a" * 16), forms.build_close_form("x")]
     all_forms += [forms.build_add_form(scope) for scope in ("channel", "role", "user")]
     for one in SETTINGS.values():
@@ -245,11 +246,9 @@ def test_an_explanation_fits_discords_limits(rule_list: list[Rule], reason: str)
 
 
 def test_what_stops_a_member_comes_first_and_then_the_fullest_limit() -> None:
-    blocked_reason, full_use, half_use = (
-        Explanation("blocked", "on", "", "why", Rule("user", "discord:5", "blocked", True, GUILD)),
-        Explanation("cost_day", "1 h", "1 h of 1 h", "why", None, 1.7e9, 1.0),
-        Explanation("running", "2", "1 of 2", "why", None, None, 0.5),
-    )
+    blocked_reason = Explanation("blocked", "on", "", "why", Rule("user", "discord:5", "blocked", True, GUILD))
+    full_use = Explanation("cost_day", "1 h", "1 h of 1 h", "why", None, 1.7e9, 1.0)
+    half_use = Explanation("running", "2", "1 of 2", "why", None, None, 0.5)
     ((heading, lines), (second_heading, second_lines)) = explanations.build_sections(
         [half_use, full_use, Explanation("steps", "1000", "", "why"), blocked_reason]
     )

@@ -167,7 +167,8 @@ async def test_reports_never_go_to_a_channel_of_another_server(open_world: Any) 
         ):
             refusal = await staff.slash(staff.admin, command, **options)
             assert "channel of this server" in read_text(refusal), command
-        rule_admin, guild_id = world.app.services.rule_admin, f"discord:{staff.guild.id}"
+        rule_admin = world.app.services.rule_admin
+        guild_id = f"discord:{staff.guild.id}"
         assert await rule_admin.list_rules(guild_id) == []
         admin = Member("discord:1", "Ada", guild_id, is_moderator=True, is_admin=True)
         # an older rule, or one whose channel is gone

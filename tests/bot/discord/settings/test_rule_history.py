@@ -28,7 +28,9 @@ async def test_explain_names_the_rule_that_decides_and_the_usage(open_world: Any
         assert f"<@&{staff.member_role.id}>" in content, "the role's rule decides"
         assert "2" in content, "and overrides the server's"
         full_text = read_text(await staff.slash(staff.moderator, "settings explain", member=staff.member))
-        now, rules_at, default = full_text.index("### Now"), full_text.find("### Set by"), full_text.index("### By")
+        now = full_text.index("### Now")
+        rules_at = full_text.find("### Set by")
+        default = full_text.index("### By")
         assert now < full_text.index("Running at once · **1 of 4**") < default
         assert re.search(r"Device time a day · \*\*\d+ s of 30 min\*\*", full_text[now:default])
         assert rules_at == -1, "their only rule limits them now"

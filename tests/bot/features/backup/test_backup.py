@@ -88,7 +88,9 @@ async def broker_with_worker(folder: Path) -> AsyncGenerator[tuple[Broker, Paint
 @pytest.mark.asyncio
 @pytest.mark.may_block("files are compared")
 async def test_jobs_accepted_before_the_backup_end_once_in_the_restored_app(tmp_path: Path) -> None:
-    data, new, file = tmp_path / "data", tmp_path / "new", tmp_path / "night.tar"
+    data = tmp_path / "data"
+    new = tmp_path / "new"
+    file = tmp_path / "night.tar"
     async with broker_with_worker(tmp_path / "nats") as (broker, painter):
         environment = os.environ | {"DARKROOM_NATS_TOKEN": broker.token}
         bot_command = make_command("bot", "--nats", broker.url, "--data", data, "--port", "0")
@@ -150,7 +152,8 @@ async def _check_restored_app(
 
 async def _make_small_store(data: Path) -> list[str]:
     data.mkdir()
-    store, pictures = await Store.open(load_settings(data=data).database), PictureStore(data / "pictures")
+    store = await Store.open(load_settings(data=data).database)
+    pictures = PictureStore(data / "pictures")
     jobs = [await finish_job(store, pictures, make_new_job(created_at=1.0 + n), f"own {n}", "shared") for n in range(3)]
     await store.close()
     return jobs
@@ -305,7 +308,8 @@ def test_no_entry_is_written_outside_the_folder(backup_file: Path, tmp_path: Pat
         assert_restore_fails(write_tar(tmp_path / "bad.tar", parts | {name: b"x"}), tmp_path, "has no place in one")
     for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE):
         odd = tarfile.TarInfo(f"pictures/{'a' * 64}")
-        odd.type, odd.linkname = kind, "/etc/passwd"
+        odd.type = kind
+        odd.linkname = "/etc/passwd"
         with tarfile.open(tmp_path / "bad.tar", "w") as tar:
             tar.addfile(_entry("manifest.json", parts), io.BytesIO(parts["manifest.json"]))
             tar.addfile(odd)
@@ -319,7 +323,8 @@ def _entry(name: str, parts: dict[str, bytes]) -> tarfile.TarInfo:
 
 
 def test_a_damaged_or_mislabelled_backup_is_refused(backup_file: Path, tmp_path: Path) -> None:
-    parts, bad_file = entries_of(backup_file), tmp_path / "bad.tar"
+    parts = entries_of(backup_file)
+    bad_file = tmp_path / "bad.tar"
     picture = next(name for name in parts if name.startswith("pictures/"))
     assert_restore_fails(write_tar(bad_file, parts | {picture: b"other"}), tmp_path, "is not what its name says")
     database = bytearray(parts["darkroom.sqlite"])
@@ -396,7 +401,8 @@ HEADERS: dict[str, tuple[str, dict[str, str], str]] = {
 def test_any_bad_header_is_refused_with_a_sentence(
     backup_file: Path, tmp_path: Path, name: str, headers: dict[str, str], match: str
 ) -> None:
-    parts, entry = entries_of(backup_file), tarfile.TarInfo(name)
+    parts = entries_of(backup_file)
+    entry = tarfile.TarInfo(name)
     entry.pax_headers = headers
     parts.pop("darkroom.sqlite")
     assert_restore_fails(write_tar(tmp_path / "bad.tar", parts | {name: b"abc"}, **{name: entry}), tmp_path, match)
@@ -447,7 +453,8 @@ OTHER_DATABASES = {
 
 def test_a_database_of_another_kind_or_version_is_refused(backup_file: Path, tmp_path: Path) -> None:
     for name, change in OTHER_DATABASES.items():
-        file, bad_file = tmp_path / "other.sqlite", tmp_path / "bad.tar"
+        file = tmp_path / "other.sqlite"
+        bad_file = tmp_path / "bad.tar"
         file.write_bytes(entries_of(backup_file)["darkroom.sqlite"])
         subprocess.run([sys.executable, "-c", CHANGE_SCRIPT, file, change], check=True)
         with bad_file.open("wb") as output:
@@ -477,7 +484,8 @@ def test_a_full_disk_leaves_no_partial_backup(
 def test_a_failing_backup_names_the_part_that_failed(
     backup_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data, file = tmp_path / "data", tmp_path / "b.tar"
+    data = tmp_path / "data"
+    file = tmp_path / "b.tar"
 
     def create_with_failure(owner: object, name: str, error: Exception, is_direct: bool) -> str:
         with monkeypatch.context() as patches:
@@ -499,7 +507,8 @@ def test_a_failing_backup_names_the_part_that_failed(
 def test_a_backup_overwrites_no_file_that_appeared_meanwhile(
     backup_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
 ) -> None:
-    file, real = tmp_path / "b.tar", ArchiveWriter.close
+    file = tmp_path / "b.tar"
+    real = ArchiveWriter.close
     if not links:  # as on a USB stick
         monkeypatch.setattr(os, "link", Mock(side_effect=PermissionError(1, "Operation not permitted")))
 

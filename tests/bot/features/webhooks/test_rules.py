@@ -121,7 +121,8 @@ def test_events_have_short_names_and_the_order_of_a_job() -> None:
 
 def test_pauses_grow_spread_and_end() -> None:
     for tries, seconds in enumerate(RETRY_SECONDS, 1):
-        shortest, longest = retry_delay(tries, 0.0), retry_delay(tries, 1.0)
+        shortest = retry_delay(tries, 0.0)
+        longest = retry_delay(tries, 1.0)
         assert shortest == pytest.approx(seconds * (1 - JITTER / 2))
         assert longest == pytest.approx(seconds * (1 + JITTER / 2))
     assert list(RETRY_SECONDS) == sorted(RETRY_SECONDS)

@@ -25,8 +25,11 @@ class Client(WebhookClient):
 
     def __init__(self) -> None:
         super().__init__(PrivateHosts())
-        self.status, self.messages, self.awaited = 204, list[str](), 1
-        self.most_at_once, self._at_once = 0, 0
+        self.status = 204
+        self.messages = list[str]()
+        self.awaited = 1
+        self.most_at_once = 0
+        self._at_once = 0
 
     async def post(self, webhook: Webhook, message: str, body: bytes, now: float) -> Answer:
         self.messages.append(message)

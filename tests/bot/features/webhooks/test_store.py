@@ -60,7 +60,8 @@ async def collect(store: Store, now: float = NOW) -> list[WebhookDelivery]:
 
 async def test_each_webhook_gets_the_events_that_it_asks_for_once(store: Store) -> None:
     await admit_job(store, 0)
-    everything, ends = await add_webhook(store, "a", EVENTS), await add_webhook(store, "b", ("job.cancelled",))
+    everything = await add_webhook(store, "a", EVENTS)
+    ends = await add_webhook(store, "b", ("job.cancelled",))
     await admit_job(store, 1)
     assert await store.pick_job(PickRequest("default", ["embedded"], 3), 32, 1.0, 120.0) is not None
     await store.start_job(IDS[0], 7, "worker", 0, 121.0)
@@ -245,7 +246,8 @@ asyncio.run(admit_and_die(sys.argv[1]))
 
 @pytest.mark.slow
 async def test_an_event_survives_the_kill_that_follows_its_commit(tmp_path: Path) -> None:
-    url, root = f"sqlite:///{tmp_path / 'darkroom.sqlite'}", Path(__file__).parents[4]
+    url = f"sqlite:///{tmp_path / 'darkroom.sqlite'}"
+    root = Path(__file__).parents[4]
     environment = {"PYTHONPATH": f"{root}:{root / 'tests'}", "PATH": ""}
     killed = subprocess.run([sys.executable, "-c", KILLED, url], env=environment, check=False)  # noqa: ASYNC221
     assert killed.returncode == -9

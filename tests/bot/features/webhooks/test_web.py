@@ -70,7 +70,8 @@ class Receiver:
 
 @asynccontextmanager
 async def open_receiver(*statuses: int) -> AsyncGenerator[Receiver]:
-    receiver, app = Receiver(statuses=list(statuses)), web.Application()
+    receiver = Receiver(statuses=list(statuses))
+    app = web.Application()
     app.router.add_post("/hook", receiver.receive)
     runner = web.AppRunner(app)
     await runner.setup()
@@ -186,8 +187,10 @@ async def test_a_webhook_of_a_key_has_its_jobs_alone_and_ends_with_it(listed_ser
 async def test_a_key_with_the_scope_has_its_own_webhooks_over_http(listed_server: WebServer) -> None:
     server = listed_server
     async with open_receiver() as receiver:
-        own, other = await make_key(server, "one", "webhooks"), await make_key(server, "two", "imagine", "read")
-        path, wanted = "/api/webhooks", {"url": receiver.url, "events": ["finished"]}
+        own = await make_key(server, "one", "webhooks")
+        other = await make_key(server, "two", "imagine", "read")
+        path = "/api/webhooks"
+        wanted = {"url": receiver.url, "events": ["finished"]}
         status, text = await ask(server, "POST", path, f"Bearer {own}", wanted)
         assert status == 201, text
         made = json.loads(text)

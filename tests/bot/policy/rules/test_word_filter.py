@@ -240,7 +240,8 @@ def test_any_pattern_is_accepted_or_refused_in_one_sentence(pattern: str, text: 
     try:
         accepted = parse_pattern(pattern)
     except UserError as refused:
-        accepted, said = "", refused.sentence
+        accepted = ""
+        said = refused.sentence
     else:
         said = "taken"
     assert said
@@ -284,7 +285,8 @@ def test_emphasis_hides_no_phrase_and_nothing_from_patterns() -> None:
 
 
 def test_emphasis_costs_no_more_than_a_second_reading() -> None:
-    one, two = MatchBudget(), MatchBudget()
+    one = MatchBudget()
+    two = MatchBudget()
     find_match("a quiet red fox in the snow", FORBIDDEN, budget=one)
     find_match("a quiet (red) fox in the snow", FORBIDDEN, budget=two)
     assert 60_000 - two.steps_left <= 3 * (60_000 - one.steps_left)

@@ -58,7 +58,8 @@ async def test_the_page_explains_itself_to_a_new_visitor(page: Page, server: Web
 @pytest.mark.slow
 async def test_a_prompt_develops_into_four_pictures(page: Page, server: WebServer) -> None:
     worker = server.workers[0]
-    worker.speed, worker.pause_step = 0.08, 2
+    worker.speed = 0.08
+    worker.pause_step = 2
     await open_page(page, server)
     card = await send_prompt(page, PROMPT)
     await expect(page.locator("#prompt")).to_have_value("")
@@ -96,7 +97,8 @@ async def test_percent_and_time_left_are_shown_while_a_job_runs(page: Page, serv
 @pytest.mark.slow
 async def test_a_loading_model_has_the_progress_bar_until_the_first_preview(page: Page, server: WebServer) -> None:
     worker = server.workers[0]
-    worker.loading_progress, worker.pause_step = (0.1, 0.4), 0
+    worker.loading_progress = (0.1, 0.4)
+    worker.pause_step = 0
     await open_page(page, server)
     card = await send_prompt(page, "terrier")
     await expect(card.locator(".time-left")).to_have_text("loading embedded, 40 %")
@@ -212,7 +214,8 @@ async def test_the_slider_moves_the_pictures_back_to_noise(page: Page, server: W
     await open_page(page, server)
     card = await send_prompt(page, "terrier")
     await wait_until_finished(card)
-    slider, sheet = card.get_by_role("slider"), card.locator(".keyframe")
+    slider = card.get_by_role("slider")
+    sheet = card.locator(".keyframe")
     await expect(sheet).to_be_hidden()
     await slider.focus()
     await page.keyboard.press("ArrowLeft")  # before a keyframe is loaded: one back, not to the first

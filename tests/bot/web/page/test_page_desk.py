@@ -103,7 +103,8 @@ async def test_a_drag_and_a_held_key_take_few_changes(page: Page, server: WebSer
 
 async def test_an_answer_that_arrives_late_moves_no_slider_back(page: Page, server: WebServer) -> None:
     async with developing_card(page, server) as card:
-        is_read, may_arrive = asyncio.Event(), asyncio.Event()
+        is_read = asyncio.Event()
+        may_arrive = asyncio.Event()
 
         async def delay(route: Route) -> None:
             answer = await route.fetch()
@@ -189,7 +190,8 @@ async def test_the_desk_fits_a_phone_and_speaks_german(browser: Browser, server:
             assert box["height"] >= 40
             assert await control.evaluate("one => one.scrollWidth <= one.clientWidth")
         await expect(card.get_by_label("Gewicht von a fox")).to_be_in_viewport()
-        grid, log = await card.locator(".grid").bounding_box(), await page.locator("#log").bounding_box()
+        grid = await card.locator(".grid").bounding_box()
+        log = await page.locator("#log").bounding_box()
         assert grid is not None
         assert log is not None
         assert grid["y"] >= log["y"] - 1  # the pictures stay in sight

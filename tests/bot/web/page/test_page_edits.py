@@ -52,7 +52,8 @@ async def test_a_painted_part_is_inpainted_with_another_prompt(page: Page, serve
     await expect(dialog.get_by_role("alert")).to_have_text("Paint the area to redraw first.")
     box = await dialog.locator("canvas").bounding_box()
     assert box is not None
-    left, top = box["x"] + box["width"] / 4, box["y"] + box["height"] / 4
+    left = box["x"] + box["width"] / 4
+    top = box["y"] + box["height"] / 4
     await page.mouse.move(left, top)
     await page.mouse.down()
     await page.mouse.move(left + box["width"] / 2, top, steps=5)
@@ -81,7 +82,8 @@ async def test_a_painted_part_is_inpainted_with_another_prompt(page: Page, serve
 @pytest.mark.slow
 async def test_the_brush_works_by_keyboard_and_each_stroke_can_be_undone(page: Page, server: WebServer) -> None:
     dialog = await open_editor(page, await draw_picture(page, server))
-    canvas, undo = dialog.locator("canvas"), dialog.get_by_role("button", name="Undo")
+    canvas = dialog.locator("canvas")
+    undo = dialog.get_by_role("button", name="Undo")
     await expect(canvas).to_be_focused()
     await expect(undo).to_be_disabled()
     await page.keyboard.press("Space")
@@ -138,7 +140,8 @@ async def make_branch(page: Page, server: WebServer) -> Locator:
     await open_page(page, server)
     card = await send_prompt(page, "terrier --count 2 --seed 7")
     await wait_until_finished(card)
-    branch_button, slider = card.locator(".branch-button"), card.get_by_role("slider", name="Film, step by step")
+    branch_button = card.locator(".branch-button")
+    slider = card.get_by_role("slider", name="Film, step by step")
     await expect(branch_button).to_be_disabled()
     await slider.focus()
     await page.keyboard.press("ArrowLeft")
