@@ -49,7 +49,7 @@ PURE = [
     "bot.policy.fair_queue",
     "bot.policy.queue_bypass",
     "bot.policy.wait_reason",
-    "bot.queue.model_load_times",
+    "bot.jobs.active_jobs",
     "bot.images.films.ladder_film",
     "bot.images.grid",
     "bot.policy.limits",

@@ -72,7 +72,7 @@ GET     /api/jobs/{id}/keyframes                visitor     film
 GET     /api/jobs/{id}/keyframes/{n}.webp       visitor     film
 """
 UNKNOWN_JOB = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
-CHECKS = ("bot.web.sse", "bot.services.job_permissions", "bot.services.jobs.job_service")
+CHECKS = ("bot.web.sse", "bot.jobs.views", "bot.jobs.drawing")
 REVIEW_CHECKS = ("bot.services.moderation.picture_review", "bot.services.moderation.moderation")
 
 
