@@ -19,7 +19,7 @@ from bot.domain.texts import PICTURES_DELETED
 from bot.policy.permissions import OTHER_GUILD, PRIVATE_JOB
 from bot.services.job_permissions import ORIGINAL_FORBIDDEN
 from bot.services.jobs.job_service import Member
-from shared.painter import cancel_task
+from tools.painter import cancel_task
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

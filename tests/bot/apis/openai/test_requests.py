@@ -13,7 +13,7 @@ from bot.apis.openai.picture_requests import build_request, count_pictures, pars
 from bot.queue.model_catalog import ModelCatalog
 from bot.services.init_images.request import InitImages
 from engine.contract import Presence
-from shared.painter import make_profile
+from tools.painter import make_profile
 
 PICTURE = InitImages((b"a picture",))
 
