@@ -27,7 +27,7 @@ from bot.policy.rates import TokenBuckets
 from engine.bus import Bus
 from engine.bus.broker.embedded import Broker
 from shared.migrated_database import put_migrated_database
-from shared.painter import PaintingWorker, cancel_task
+from tools.painter import PaintingWorker, cancel_task
 
 if TYPE_CHECKING:
     from simcord.actors import MemberActor

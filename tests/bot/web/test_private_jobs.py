@@ -19,7 +19,7 @@ from bot.domain.texts import PICTURES_DELETED
 from bot.jobs.drawing import Member
 from bot.jobs.views import ORIGINAL_FORBIDDEN
 from bot.policy.permissions import OTHER_GUILD, PRIVATE_JOB
-from shared.painter import cancel_task
+from tools.painter import cancel_task
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

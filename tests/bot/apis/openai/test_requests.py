@@ -13,7 +13,7 @@ from bot.apis.openai.picture_requests import build_request, count_pictures, pars
 from bot.jobs.init_images import InitImages
 from bot.jobs.model_catalog import ModelCatalog
 from engine.contract import Presence
-from shared.painter import make_profile
+from tools.painter import make_profile
 
 PICTURE = InitImages((b"a picture",))
 

@@ -32,8 +32,8 @@ from bot.policy.rules.catalogue import SETTINGS, Setting
 from bot.policy.rules.effective_rules import resolve
 from bot.policy.rules.explanations import Explanation
 from bot.policy.rules.rule import SCOPES, Rule, RuleChange, RuleStep, RuleValue, Scope
-from loopback.known_deviations import find_unexplained
-from loopback.openapi import FILE, RequestValidator
+from tools.loopback.known_deviations import find_unexplained
+from tools.loopback.openapi import FILE, RequestValidator
 
 GUILD = "discord:5"
 NASTY = "@everyone <@5> **x** [a](http://b.c) `y` \u202e" + "z" * 300
