@@ -7,6 +7,7 @@ from concurrent.futures import Executor
 
 from bot.app.queue_wiring import Core, Queue
 from bot.domain.texts import format_startup
+from bot.features.parties.service import PartyService
 from bot.images.film_cache import FILMS, FilmCache
 from bot.images.gallery import Gallery
 from bot.images.uploads.image_links import FetchFile
@@ -30,7 +31,6 @@ from bot.services.ladder_decoder import LadderDecoder
 from bot.services.model_choices import ModelChoices
 from bot.services.moderation.moderation import Moderation
 from bot.services.moderation.picture_review import PictureReview
-from bot.services.parties.party_service import PartyService
 from bot.services.privacy.data_deletion import DataDeletion
 from bot.services.privacy.data_export import DataExport
 from bot.services.prompt_tools.image_to_prompt import ImageToPrompt

@@ -23,12 +23,12 @@ from bot.app.settings import Settings
 from bot.domain.errors import UserError
 from bot.domain.events import Feed
 from bot.domain.feature import load_parts, merge_rows
+from bot.features.parties.service import PartyConductor
 from bot.images.picture_store import PictureStore
 from bot.images.uploads.image_links import FetchFile, fetch_file
 from bot.images.uploads.upload_decoder import WORKER_TIMEOUT, UploadDecoder
 from bot.jobs.retention import OrphanFiles, Retention, RetentionLimits
 from bot.services import Services
-from bot.services.parties.conductor import PartyConductor
 from bot.store import Store
 from engine.bus import Bus
 from engine.contract.rejection import JobRejected

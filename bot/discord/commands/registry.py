@@ -14,7 +14,6 @@ from bot.discord.commands.generation.describe import ImagineButton, describe
 from bot.discord.commands.generation.edit import edit
 from bot.discord.commands.generation.imagine import imagine
 from bot.discord.commands.generation.mix import mix
-from bot.discord.commands.generation.party import party, say
 from bot.discord.commands.generation.reproduce import reproduce
 from bot.discord.commands.generation.walk import walk
 from bot.discord.commands.help import show_help
@@ -32,6 +31,7 @@ from bot.discord.components.steering import KeepSelect
 from bot.discord.extension import list_feature_commands, list_feature_items
 from bot.discord.film import film
 from bot.discord.settings import COMMANDS as SETTINGS
+from bot.features.parties.discord import party, say
 
 _AnyCommand = app_commands.Command[Any, ..., Any] | app_commands.ContextMenu | app_commands.Group
 COMMANDS: tuple[_AnyCommand, ...] = cast(

@@ -21,7 +21,6 @@ from bot.discord.components import (
     deletion,
     edit_form,
     more_menu,
-    party,
     picture_actions,
     reports,
     review_buttons,
@@ -33,6 +32,7 @@ from bot.discord.components.idempotency import submit_once
 from bot.discord.film import send_film
 from bot.discord.responses import member_of, send_error, send_refusal
 from bot.domain.errors import UserError
+from bot.features.parties import discord
 from bot.policy.permissions import Action
 
 if TYPE_CHECKING:
@@ -75,12 +75,12 @@ BUTTON_ACTIONS: Mapping[ButtonKind, Action] = MappingProxyType(
         "finish": "finish",
         **picture_actions.PICTURE_ACTIONS,
         **steering.STEERING_ACTIONS,
-        **party.PARTY_ACTIONS,
+        **discord.PARTY_ACTIONS,
     }
 )
 PRESS_RUNNERS = (
     (steering.STEERING_ACTIONS, steering.run_steering_press),
-    (party.PARTY_ACTIONS, party.run_party_press),
+    (discord.PARTY_ACTIONS, discord.run_party_press),
     (picture_actions.PICTURE_ACTIONS, picture_actions.run_picture_action),
 )
 FORM_ACTIONS: Mapping[str, Action] = MappingProxyType(
@@ -200,7 +200,7 @@ async def _submit_form(interaction: Interaction, submission: FormSubmission, vie
         case "say":
             await steering.submit_words(interaction, submission, view)
         case "speak":
-            await party.submit_phrase(interaction, submission, view)
+            await discord.submit_phrase(interaction, submission, view)
         case _:
             await reports.submit_report(interaction, submission, view)
 

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
-from bot.discord.cards import notices, party_card, pictures
+from bot.discord.cards import notices, pictures
 from bot.discord.cards.pictures import UPLOAD_LIMIT
 from bot.discord.delivery import destinations, discord_api
 from bot.discord.delivery.destinations import NotifyPrefs
@@ -19,6 +19,7 @@ from bot.discord.delivery.discord_api import Address, MessageClient, OutgoingMes
 from bot.discord.delivery.errors import UNKNOWN_REASON, DestinationGone
 from bot.domain.dto import DeliveryRole, Destination, JobView
 from bot.domain.errors import UserError
+from bot.features.parties import discord
 
 if TYPE_CHECKING:
     from bot.discord.cards.job_cards import Card
@@ -206,7 +207,7 @@ class FinalSender:
         if board is None:
             return card, files
         film = await pictures.render_film(self._services.gallery, view, limit)
-        return party_card.add_credits(card, board), (*files, film) if film else files
+        return discord.add_credits(card, board), (*files, film) if film else files
 
 
 def _list_verdicts(view: JobView) -> list[tuple[int, str, str]]:

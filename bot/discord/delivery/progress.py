@@ -9,12 +9,13 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from bot.discord.cards import job_cards, party_card, pictures
+from bot.discord.cards import job_cards, pictures
 from bot.discord.delivery.discord_api import MessageClient
 from bot.discord.delivery.errors import DestinationGone, FileTooLarge, RetryLater
 from bot.discord.delivery.tracked_messages import author_of
 from bot.domain.errors import UserError
 from bot.domain.events import JobProgress, ModelLoading, QueueMoved
+from bot.features.parties import discord
 
 if TYPE_CHECKING:
     from bot.discord.cards.job_cards import Card
@@ -128,7 +129,7 @@ class ProgressUpdater:
         if message.has_party is None or (not message.has_party and now - message.view.created < PARTY_OPENS_WITHIN):
             message.has_party = await self._services.parties.is_party(event.job)
         if message.has_party and (board := await self._services.parties.load_board(event.job)):
-            card = party_card.add_board(card, board)
+            card = discord.add_board(card, board)
         if not message.has_new_frames or not message.shows_frames:
             return card, None
         message.has_new_frames = False

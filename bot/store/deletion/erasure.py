@@ -14,11 +14,11 @@ from sqlalchemy import ColumnElement, Connection, and_, exists, func, select, up
 
 from bot.domain.feature import load_hooks
 from bot.domain.job_states import JobState
+from bot.features.parties.store import leave_parties
 from bot.store.deletion import input_cleanup
 from bot.store.deletion.deletion_steps import mark_without_incident
 from bot.store.deletion.retention import BATCH_SIZE, record_reasons
 from bot.store.members.api_keys import KEY_MEMBER_PREFIX
-from bot.store.parties import leave_parties
 from bot.store.schema.deletion_tables import deleted_jobs, erasure_requests
 from bot.store.schema.member_tables import api_keys, flag_aliases, preferences, sessions
 from bot.store.schema.tables import accounts, amendments, destinations, favourites, incidents, jobs

@@ -8,11 +8,11 @@ from typing import Any
 
 from sqlalchemy import Connection, Select, func, select
 
+from bot.features.parties.store import list_said
 from bot.store.jobs.queries import list_pictures, load_records
 from bot.store.jobs.records import JobRecord, StoredPicture
 from bot.store.members import flag_aliases
 from bot.store.members.preferences import load_preferences
-from bot.store.parties import list_said
 from bot.store.schema.tables import amendments, destinations, favourites, incidents, jobs
 
 PAGE_SIZE = 200  # jobs per page

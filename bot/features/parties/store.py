@@ -9,8 +9,8 @@ from typing import Any
 from sqlalchemy import Connection, RowMapping, Select, delete, func, insert, select, update
 
 from bot.domain.dto import Member
-from bot.policy.party import PartyTalk, Phrase
-from bot.store.schema.party_tables import parties, party_members, party_votes
+from bot.features.parties.rules import PartyTalk, Phrase
+from bot.features.parties.tables import parties, party_members, party_votes
 from bot.store.schema.tables import jobs
 
 MAX_MEMBERS = 200  # of one party

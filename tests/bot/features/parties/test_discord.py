@@ -9,9 +9,9 @@ import pytest
 
 from bot.domain.dto import Member
 from bot.domain.errors import UserError
-from bot.policy import party as policy
-from bot.services.parties import conductor
-from bot.services.parties.party_service import ALREADY_OPEN, NO_PARTY, NOT_INVITED, OVER, WEIGHTS_BY_VOTE
+from bot.features.parties import rules as policy
+from bot.features.parties import service
+from bot.features.parties.service import ALREADY_OPEN, NO_PARTY, NOT_INVITED, OVER, WEIGHTS_BY_VOTE
 from shared.discord_jobs import get_message
 
 pytestmark = pytest.mark.asyncio
@@ -45,8 +45,8 @@ async def run_to(world: Any, step: int, message_id: int) -> Any:
 def eager(monkeypatch: pytest.MonkeyPatch) -> None:
     """Words change as soon as they can: a test has no minutes."""
     monkeypatch.setattr(policy, "MIN_CHANGE_SECONDS", 0.0)
-    monkeypatch.setattr(conductor, "find_change_interval", lambda seconds_left, changes: 0.0)
-    monkeypatch.setattr(conductor, "ROUND_SECONDS", 0.05)
+    monkeypatch.setattr(service, "find_change_interval", lambda seconds_left, changes: 0.0)
+    monkeypatch.setattr(service, "ROUND_SECONDS", 0.05)
 
 
 @pytest.mark.slow

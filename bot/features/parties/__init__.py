@@ -1,0 +1,1 @@
+"""Parties: members who steer one picture together."""
