@@ -7,7 +7,6 @@ from concurrent.futures import Executor
 
 from bot.app.queue_wiring import Core, Queue
 from bot.domain.texts import format_startup
-from bot.features.parties.service import PartyService
 from bot.images.film_cache import FILMS, FilmCache
 from bot.images.gallery import Gallery
 from bot.images.uploads.image_links import FetchFile
@@ -105,7 +104,6 @@ def wire_services(
         data_export=DataExport(store, core.picture_store, clock=clock),
         sessions=Sessions(store, clock=clock),
         steering=_wire_steering(core, queue, job_views, word_filter),
-        parties=PartyService(store, jobs, job_views, word_filter, rule_admin.effective_rules, clock=clock),
         api_keys=ApiKeys(store, clock=clock),
         image_to_prompt=_wire_image_to_prompt(core, queue, loader, rule_admin),
     )

@@ -23,7 +23,6 @@ from bot.app.settings import Settings
 from bot.domain.errors import UserError
 from bot.domain.events import Feed
 from bot.domain.feature import load_parts, merge_rows
-from bot.features.parties.service import PartyConductor
 from bot.images.picture_store import PictureStore
 from bot.images.uploads.image_links import FetchFile, fetch_file
 from bot.images.uploads.upload_decoder import WORKER_TIMEOUT, UploadDecoder
@@ -51,7 +50,6 @@ class App:
     queue: Queue
     retention: Retention
     orphan_files: OrphanFiles
-    party_conductor: PartyConductor
     bus: Bus
     metrics: Metrics
     metrics_page: MetricsPage
@@ -66,7 +64,6 @@ class App:
             "broker-blobs": queue.blobs.run(),
             "dispatcher": queue.dispatcher.run(),
             "amendments": queue.amendment_sender.run(),
-            "parties": self.party_conductor.run(),
             "patrol": queue.patrol.run(),
             "job-rerouter": queue.rerouter.run(),
             "closed-guilds": queue.closed_guilds.run(),
@@ -104,9 +101,6 @@ def wire_app(core: Core, filter_thread: Executor, upload_decoder: UploadDecoder,
         queue,
         retention,
         OrphanFiles(store, core.picture_store, clock=clock),
-        PartyConductor(
-            store, queue.active_jobs, services.steering, queue.control, services.rule_admin.effective_rules, clock=clock
-        ),
         core.bus,
         core.metrics,
         MetricsPage(core.metrics, store, core.bus, clock=clock),

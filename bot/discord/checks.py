@@ -31,8 +31,6 @@ COMMAND_ACTIONS: Mapping[str, Action] = MappingProxyType(
         "blend": "blend",
         "edit": "edit",
         "describe": "describe",
-        "party": "party",
-        "say": "party",
         **dict.fromkeys(("fast", "relax", "turbo", "stealth", "public"), "prefer"),
         "queue": "queue",
         "cancel": "cancel",
@@ -51,7 +49,7 @@ COMMAND_ACTIONS: Mapping[str, Action] = MappingProxyType(
 )
 # The action that a command or menu is charged for (`bot.policy.rates`), where it is another.
 COMMAND_RATES: Mapping[str, Action] = MappingProxyType(
-    {"party": "imagine", "settings": "settings", "moderation": "settings", "Report": "report"}
+    {"settings": "settings", "moderation": "settings", "Report": "report"}
 )
 # They make jobs, or cost as much: the services check the rules.
 SELF_CHECKED_ACTIONS: tuple[Action, ...] = ("imagine", "blend", "describe", "reproduce")

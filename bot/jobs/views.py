@@ -330,7 +330,7 @@ ORIGINAL_FORBIDDEN = "This picture is an upscale, and you may not use its origin
 
 
 def make_job_ref(record: JobRecord, *, is_joined: bool = False) -> JobRef:
-    """Return what permissions ask of a job. `is_joined`: the member takes part in the party whose picture it is."""
+    """Return what permissions ask of a job. `is_joined`: the member takes part in its picture."""
     return JobRef(record.member, record.member_name, record.guild, record.private, is_joined)
 
 

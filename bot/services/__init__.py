@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import TypeVar, cast
 
 from bot.domain.events import Feed
-from bot.features.parties.service import PartyService
 from bot.images.gallery import Gallery
 from bot.images.uploads.upload_decoder import UploadDecoder
 from bot.jobs.attended_requests import AttendedRequests
@@ -45,7 +44,6 @@ class Services:
     variations: VariationService
     edits: EditService
     steering: SteeringService
-    parties: PartyService
     attended_requests: AttendedRequests
     upload_upscaler: UploadUpscaler
     init_image_loader: InitImageLoader

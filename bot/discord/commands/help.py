@@ -40,7 +40,6 @@ While it develops, *Keep…* lets images go and *Say more…* changes it.
 {edit} · one, changed as you say
 {mix} · two prompts in one
 {walk} · from one prompt to another, with a film
-{party} · steer one together: {say}, 👍, 👎
 {describe} · prompts for a picture{features}
 {my-data} · a copy of your data
 {forget-me} · delete your data
@@ -53,8 +52,6 @@ MENTIONED_COMMANDS = (
     "edit",
     "mix",
     "walk",
-    "party",
-    "say",
     "describe",
     "mine",
     "queue",
@@ -77,6 +74,10 @@ async def show_help(interaction: discord.Interaction[DarkroomClient]) -> None:
 
 def render_help(mention: Callable[[str], str], *, is_staff: bool) -> str:
     """Return the text; `is_staff`: for those who may see this server's settings."""
-    features = "".join(f"\n{mention(each.command.name)} · {each.help}" for each in list_feature_commands())
+    commands = list_feature_commands()
+    mentions = {each.command.name: mention(each.command.name) for each in commands}
+    features = "".join(
+        f"\n{mentions[each.command.name]} · {each.help.format(**mentions)}" for each in commands if each.help
+    )
     text = HELP_TEXT.format(**{name: mention(name) for name in MENTIONED_COMMANDS}, features=features)
     return f"{text}\n{STAFF_LINE.format(**{'settings show': mention('settings show')})}" if is_staff else text

@@ -31,7 +31,6 @@ from bot.discord.components.steering import KeepSelect
 from bot.discord.extension import list_feature_commands, list_feature_items
 from bot.discord.film import film
 from bot.discord.settings import COMMANDS as SETTINGS
-from bot.features.parties.discord import party, say
 
 _AnyCommand = app_commands.Command[Any, ..., Any] | app_commands.ContextMenu | app_commands.Group
 COMMANDS: tuple[_AnyCommand, ...] = cast(
@@ -42,8 +41,6 @@ COMMANDS: tuple[_AnyCommand, ...] = cast(
         edit,
         mix,
         walk,
-        party,
-        say,
         describe,
         queue,
         cancel,

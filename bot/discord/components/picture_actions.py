@@ -37,8 +37,8 @@ PICTURE_ACTIONS: Mapping[ButtonKind, Action] = MappingProxyType(
         "compare": "details",
     }
 )
-ZOOM_FACTORS: Mapping[ButtonKind, float] = MappingProxyType({"zoomsome": 1.5, "zoomtwice": 2.0})
-PAN_DIRECTIONS: Mapping[ButtonKind, Literal["left", "right", "up", "down"]] = MappingProxyType(
+ZOOM_FACTORS: Mapping[str, float] = MappingProxyType({"zoomsome": 1.5, "zoomtwice": 2.0})
+PAN_DIRECTIONS: Mapping[str, Literal["left", "right", "up", "down"]] = MappingProxyType(
     {"panleft": "left", "panright": "right", "panup": "up", "pandown": "down"}
 )
 

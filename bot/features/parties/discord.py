@@ -1,31 +1,41 @@
-"""`/party`: members of a channel steer one picture together; `/say`: what it should show."""
+"""Parties in Discord: `/party`, `/say`, the buttons under its picture, thumbs, and what a party adds to its card."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from types import MappingProxyType
+from functools import partial
 from typing import TYPE_CHECKING
 
 import discord
 from discord import app_commands
 from discord.app_commands import Range
 
+from bot.discord.cards import pictures
 from bot.discord.cards.button_layout import MAX_ROW_BUTTONS, Button, ButtonRow
 from bot.discord.cards.job_cards import MAX_CONTENT, Card
 from bot.discord.checks import reply_on_error, require_permission
 from bot.discord.components.forms import FormSubmission, create_form, form_id, open_form, text_field
+from bot.discord.extension import FeatureButton, FeatureCommand
 from bot.discord.responses import member_of, respond_with_jobs, send_ephemeral
 from bot.domain.errors import UserError
 from bot.domain.texts import escape_discord, shorten
 from bot.features.parties.rules import PartyBoard, PartyPhrase
-from bot.features.parties.service import MAX_SAID
+from bot.features.parties.service import MAX_SAID, PartyService, Vote
 
 if TYPE_CHECKING:
+    from bot.discord.cards.pictures import PictureFile
     from bot.discord.client import DarkroomClient
-    from bot.domain.dto import AcceptedJob, Destination, Member
+    from bot.discord.extension import Check
+    from bot.domain.dto import AcceptedJob, Destination, JobView, Member
+    from bot.services import Services
 
+    Interaction = discord.Interaction[DarkroomClient]
+
+MAX_PHRASES_SHOWN = 8  # two buttons each, in four rows
+MAX_CREDITED = 20  # members
+PHRASES_IN_ROW = 2
 LONGEST_PARTY = 60  # minutes that Discord offers; the rules allow fewer
 MENTION = re.compile(r"<@!?([0-9]{15,20})>")
 NO_MENTIONS_GIVEN = "Name the members as mentions, like @ann @bob; without any, everybody here may take part."
@@ -48,7 +58,7 @@ async def party(
         invited = parse_mentions(members or "")
 
         async def submit(member: Member, destination: Destination) -> list[AcceptedJob]:
-            return await interaction.client.services.parties.open_party(
+            return await interaction.client.services.get(PartyService).open_party(
                 prompt,
                 member,
                 destination,
@@ -75,58 +85,58 @@ def parse_mentions(text: str) -> list[str]:
 async def say(interaction: discord.Interaction[DarkroomClient], words: Range[str, 1, MAX_SAID]) -> None:
     async with reply_on_error(interaction):
         services = interaction.client.services
-        job = await services.parties.find_job(str(interaction.channel_id))
+        parties = services.get(PartyService)
+        job = await parties.find_job(str(interaction.channel_id))
         await require_permission(interaction, "party", await services.job_views.load_view(job))
-        await send_ephemeral(
-            interaction, escape_discord(await services.parties.say(job, words, member_of(interaction)))
-        )
+        await send_ephemeral(interaction, escape_discord(await parties.say(job, words, member_of(interaction))))
 
 
-if TYPE_CHECKING:
-    import discord
-    from discord import ui
-
-    from bot.discord.cards.button_layout import Button, ButtonKind
-    from bot.discord.client import DarkroomClient
-    from bot.domain.dto import JobView
-    from bot.policy.permissions import Action
-
-    Interaction = discord.Interaction[DarkroomClient]
-
-PARTY_ACTIONS: Mapping[ButtonKind, Action] = MappingProxyType(
-    {"speak": "party", "voteup": "party", "votedown": "party"}
-)
-
-
-async def run_party_press(interaction: Interaction, button: Button, view: JobView) -> None:
-    """Open the form, or count the vote: the next edit of the picture's message shows it. Raises `UserError`."""
-    if button.kind == "speak":
-        await open_form(interaction, build_phrase_form(view.id))
-        return
-    value = 1 if button.kind == "voteup" else -1
-    await interaction.client.services.parties.vote(view.id, button.index, value, member_of(interaction))
-    await interaction.response.defer()
-
-
-def build_phrase_form(job: str) -> ui.Modal:
-    """Return the form with its one question."""
-    modal = create_form("Say what it should show", form_id("speak", job))
+async def open_phrase_form(interaction: Interaction, button: Button, view: JobView) -> None:
+    """Open the form with its one question."""
+    modal = create_form("Say what it should show", form_id("speak", view.id))
     help_text = "A few words; they replace what you said before"
     modal.add_item(text_field("words", "Words", help_text, max_length=MAX_SAID, single_line=True))
-    return modal
+    await open_form(interaction, modal)
 
 
 async def submit_phrase(interaction: Interaction, submission: FormSubmission, view: JobView) -> None:
     """Submit the form. Raises `UserError`."""
+    parties = interaction.client.services.get(PartyService)
     words = submission.fields.get("words", "")
-    await send_ephemeral(
-        interaction, await interaction.client.services.parties.say(view.id, words, member_of(interaction))
-    )
+    await send_ephemeral(interaction, await parties.say(view.id, words, member_of(interaction)))
 
 
-MAX_PHRASES_SHOWN = 8  # two buttons each, in four rows
-MAX_CREDITED = 20  # members
-PHRASES_IN_ROW = 2
+async def press_vote(value: Vote, interaction: Interaction, button: Button, view: JobView) -> None:
+    """Count the vote: the next edit of the picture's message shows it. Raises `UserError`."""
+    await interaction.client.services.get(PartyService).vote(view.id, button.index, value, member_of(interaction))
+    await interaction.response.defer()
+
+
+async def react_with_vote(
+    value: Vote, services: Services, view: JobView, member: Member, require_permission: Check
+) -> None:
+    """Let a thumb vote on the newest phrase, under the picture of a party. Raises `UserError`."""
+    parties = services.get(PartyService)
+    if await parties.is_party(view.id):
+        await require_permission("party")
+        await parties.vote(view.id, None, value, member)
+
+
+async def extend_progress(services: Services, view: JobView, card: Card, now: float) -> Card:
+    """Add to the card of a developing picture what its party says."""
+    board = await services.get(PartyService).find_board(view.id, view.created, now)
+    return card if board is None else add_board(card, board)
+
+
+async def extend_final(
+    services: Services, view: JobView, card: Card, limit: int
+) -> tuple[Card, tuple[PictureFile, ...]]:
+    """Add to the card of a finished picture who made it together, and its film."""
+    board = await services.get(PartyService).load_board(view.id)
+    if board is None:
+        return card, ()
+    film = await pictures.render_film(services.gallery, view, limit)
+    return add_credits(card, board), (film,) if film else ()
 
 
 def add_board(card: Card, board: PartyBoard) -> Card:
@@ -174,7 +184,10 @@ def _quote(phrase: PartyPhrase) -> str:
 
 def _build_vote_rows(job: str, phrases: Sequence[PartyPhrase]) -> tuple[ButtonRow, ...]:
     pairs = [
-        (Button("voteup", job, shorten(phrase.text, 30), phrase.number), Button("votedown", job, "", phrase.number))
+        (
+            Button("voteup", job, shorten(phrase.text, 30), phrase.number, "👍"),
+            Button("votedown", job, "", phrase.number, "👎"),
+        )
         for phrase in phrases
     ]
     assert 2 * PHRASES_IN_ROW <= MAX_ROW_BUTTONS
@@ -191,3 +204,15 @@ def _add_lines(content: str, lines: Sequence[str]) -> str:
             break
         content = f"{content}\n{line}"
     return content
+
+
+COMMANDS = (
+    FeatureCommand(party, action="party", rate="imagine", help="steer one together: {say}, 👍, 👎"),
+    FeatureCommand(say, action="party", help=""),
+)
+BUTTONS = (
+    FeatureButton("speak", "party", open_phrase_form, submit_phrase),
+    FeatureButton("voteup", "party", partial(press_vote, 1)),
+    FeatureButton("votedown", "party", partial(press_vote, -1)),
+)
+REACTIONS = {"👍": partial(react_with_vote, 1), "👎": partial(react_with_vote, -1)}

@@ -1,4 +1,4 @@
-"""What members do in a party: open one, say something, vote. Its words change in `bot.features.parties.service`.
+"""Parties: what members do in them, and how their words and votes change the picture.
 
 Callers check permissions first. Every refusal is a `UserError` with one sentence for the member.
 """
@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+from cachetools import LRUCache
 
 from bot.domain.dto import AcceptedJob, Destination, Member
 from bot.domain.errors import UserError
+from bot.domain.feature import RunningFeature
 from bot.domain.job_states import is_end
 from bot.domain.periodic import run_periodically
 from bot.domain.steering import SteeringRequest
@@ -47,9 +51,19 @@ from bot.store import JobRecord, Store
 from bot.store.jobs.amendments import list_amendments
 from engine.contract import Concept, Recipe, count_evaluations, settle_fades
 
+if TYPE_CHECKING:
+    from bot.app.wiring import App
+
+log = logging.getLogger(__name__)
+
 Vote = Literal[1, -1]
+ROUND_SECONDS = 1.0
+PACE_SECONDS = 5.0  # a pace is sent again after so long: its message may be lost, and steps may be late
+MIN_PACE = 0.02  # seconds from evaluation to evaluation: a shorter pace slows nothing
 MAX_INVITED = 50  # members
 MAX_SAID = 200  # characters of a phrase
+MAX_KNOWN_JOBS = 4096
+PARTY_OPENS_WITHIN = 5.0  # seconds: a party opens after its job is admitted, which may run by then
 DEFAULT_MINUTES = 5
 PARTY_STEPS = 250  # unless the prompt names another number: many, so that talk has time
 ALREADY_OPEN = "There is a party here already: say something in it with `/say`."
@@ -64,6 +78,7 @@ PUBLIC_ONLY = "A party needs a picture that everybody here sees: choose public r
 ONE_PICTURE_JOB = "A party has one prompt: leave out braces, --repeat and --walk."
 NOTHING_SAID = "Say what the picture should show, in a few words."
 WEIGHTS_BY_VOTE = "Leave out weights (::) and flags (--): in a party, votes are the weights."
+FEWER_WORDS = "what has fewer votes goes"
 PHRASE_GONE = "Nobody stands for this phrase any more."
 
 
@@ -86,6 +101,7 @@ class PartyService:
         self._word_filter = word_filter
         self._effective_rules = effective_rules
         self._clock = clock
+        self._is_party = LRUCache[str, bool](MAX_KNOWN_JOBS)
 
     async def open_party(
         self,
@@ -120,7 +136,7 @@ class PartyService:
         return accepted_jobs
 
     def _check_minutes(self, minutes: int | None, rules: EffectiveRules) -> int:
-        longest = rules.party
+        longest = rules.added["party"]
         if longest < 1:
             raise UserError(NO_PARTIES, 403)
         minutes = min(DEFAULT_MINUTES, longest) if minutes is None else minutes
@@ -178,6 +194,13 @@ class PartyService:
         party = await self._store.query(stored.find_party, job)
         return party is not None and party.is_open
 
+    async def find_board(self, job: str, created: float, now: float) -> PartyBoard | None:
+        """Return what `load_board` does, without asking for jobs that have been without a party for a while."""
+        known = self._is_party.get(job)
+        if known is None or (not known and now - created < PARTY_OPENS_WITHIN):
+            known = self._is_party[job] = await self.is_party(job)
+        return await self.load_board(job) if known else None
+
     async def load_board(self, job: str) -> PartyBoard | None:
         """Return what is said in the party around a job; None if there is none."""
         party = await self._store.query(stored.find_party, job)
@@ -230,14 +253,6 @@ def _count_votes(talk: PartyTalk) -> tuple[PartyPhrase, ...]:
     return tuple(counted)
 
 
-log = logging.getLogger(__name__)
-
-ROUND_SECONDS = 1.0
-PACE_SECONDS = 5.0  # a pace is sent again after so long: its message may be lost, and steps may be late
-FEWER_WORDS = "what has fewer votes goes"
-MIN_PACE = 0.02  # seconds from evaluation to evaluation: a shorter pace slows nothing
-
-
 @dataclass
 class _SentPace:
     epoch: int
@@ -245,7 +260,11 @@ class _SentPace:
 
 
 class PartyConductor:
-    """Run `run` as a task. `effective_rules`: of a member where they are."""
+    """Slows each picture to last as long as its party, and lets its words follow the votes. Run `run` as a task.
+
+    It keeps nothing that a restart would lose: when a party ends and when its words last changed are in SQL, and the
+    pace is sent anew to each worker that takes the picture. `effective_rules`: of a member where they are.
+    """
 
     def __init__(
         self,
@@ -362,3 +381,15 @@ def _find_speaker(record: JobRecord, old: Sequence[Concept], change: WordsChange
 def _make_speaker(record: JobRecord, phrase: Phrase) -> Member:
     """Return who said a phrase. Nobody knows the roles of one who does not act now."""
     return replace(record.author, id=phrase.member, name=phrase.member_name)
+
+
+@asynccontextmanager
+async def open_service(app: App) -> AsyncGenerator[RunningFeature]:
+    """Open the parties over the application, with the task that conducts them."""
+    store = app.store
+    services = app.services
+    clock = app.core.clock
+    rules = services.rule_admin.effective_rules
+    parties = PartyService(store, services.jobs, services.job_views, services.word_filter, rules, clock=clock)
+    conductor = PartyConductor(store, app.queue.active_jobs, services.steering, app.queue.control, rules, clock=clock)
+    yield RunningFeature(parties, {"parties": conductor.run})

@@ -134,7 +134,7 @@ class SteeringService:
     ) -> SteeringAnswer:
         """Ask for changes of a job; return each as it waits for its worker. The same `key` again changes nothing.
 
-        `is_joined`: the member takes part in the party whose picture it is, as the caller has checked. Raises
+        `is_joined`: the member takes part in its picture, as the caller has checked. Raises
         `UserError`, and then nothing is asked for.
         """
         record = await self._job_views.load_record(job)

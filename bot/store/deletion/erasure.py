@@ -14,7 +14,6 @@ from sqlalchemy import ColumnElement, Connection, and_, exists, func, select, up
 
 from bot.domain.feature import load_hooks
 from bot.domain.job_states import JobState
-from bot.features.parties.store import leave_parties
 from bot.store.deletion import input_cleanup
 from bot.store.deletion.deletion_steps import mark_without_incident
 from bot.store.deletion.retention import BATCH_SIZE, record_reasons
@@ -79,11 +78,12 @@ def mark_batch_deleted(connection: Connection, request: ErasureRequest, now: flo
 
 
 def erase_member_data(connection: Connection, request: ErasureRequest) -> None:
-    """Delete what belongs to no job of theirs: preferences, favourites, sessions, a program's key, what they say in
-    parties, and the name in incidents and in changes of others' jobs. What they changed there stays: those pictures are
-    made of it.
+    """Delete what belongs to no job of theirs: preferences, favourites, sessions, a program's key, what features keep,
+    and the name in incidents and in changes of others' jobs. What they changed there stays: those pictures are made of
+    it.
     """
-    leave_parties(connection, request.member, request.guild, request.requested_at)
+    for erase_member in load_hooks("erase_member"):
+        erase_member(connection, request.member, request.guild, request.requested_at)
     favourite_conditions = [favourites.c.member == request.member, favourites.c.at <= request.requested_at]
     if request.guild:
         favourite_conditions.append(favourites.c.job.in_(select(jobs.c.id).where(jobs.c.guild == request.guild)))

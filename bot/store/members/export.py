@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Select, func, select
 
-from bot.features.parties.store import list_said
+from bot.domain.feature import load_hooks
 from bot.store.jobs.queries import list_pictures, load_records
 from bot.store.jobs.records import JobRecord, StoredPicture
 from bot.store.members import flag_aliases
@@ -22,7 +22,7 @@ EXPORTED_FIELDS = ("guild", "channel", "message")  # exported fields of a destin
 @dataclass(frozen=True)
 class MemberChoices:
     """A member's data that belongs to no job: preferences, flag aliases by name, favourites as (job, image, time),
-    reports as (job, time, text), changes of running jobs as (job, time, text), and parties as (job, time, their words).
+    reports as (job, time, text), changes of running jobs as (job, time, text), and what features keep, by its name.
     """
 
     preferences: dict[str, object]
@@ -30,7 +30,7 @@ class MemberChoices:
     favourites: list[tuple[str, int, float]]
     reports: list[tuple[str, float, str]]
     amendments: list[tuple[str, float, str]]
-    parties: list[tuple[str, float, str]]
+    added: dict[str, Any]
 
 
 def read_choices(connection: Connection, member: str) -> MemberChoices:
@@ -48,7 +48,7 @@ def read_choices(connection: Connection, member: str) -> MemberChoices:
         [(row.job, row.image, row.at) for row in connection.execute(favourites_query.order_by(favourites.c.at))],
         [(row.job, row.at, row.said) for row in connection.execute(own_reports_query)],
         [(row.job, row.at, row.text) for row in connection.execute(_select_amendments(member))],
-        list_said(connection, member),
+        {name: rows for export in load_hooks("export_member") for name, rows in export(connection, member).items()},
     )
 
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bot.discord.cards import job_cards
-from bot.features.parties import discord
+from bot.features.parties import discord as party_card
 from bot.features.parties.rules import PartyBoard, PartyPhrase
 from shared.sample_views import JOB, NOW, make_view
 
@@ -31,7 +31,7 @@ boards = st.builds(
 def test_the_board_and_the_credits_fit_and_do_no_harm(board: PartyBoard, prompt: str) -> None:
     view = make_view(prompt=prompt * 10)
     developing = job_cards.render_progress(view, 3, 1000, 20.0, NOW, is_steerable=True)
-    for card in (discord.add_board(developing, board), discord.add_credits(job_cards.render_ended(view), board)):
+    for card in (party_card.add_board(developing, board), party_card.add_credits(job_cards.render_ended(view), board)):
         assert len(card.content) <= job_cards.MAX_CONTENT
         assert "@everyone" not in card.content
         assert not re.search(r"(?<!\\)<(?!t:\d+:R>)", card.content)
@@ -44,7 +44,7 @@ def test_the_board_and_the_credits_fit_and_do_no_harm(board: PartyBoard, prompt:
 
 def test_the_phrases_with_the_most_votes_are_shown_in_the_order_in_which_they_were_said() -> None:
     said = tuple(PartyPhrase(number, f"phrase {number}", "Bob", number % 5, 0) for number in range(1, 13))
-    card = discord.add_board(
+    card = party_card.add_board(
         job_cards.render_progress(make_view(), 3, 1000, 20.0, NOW), PartyBoard(JOB, None, True, said, ("Bob",))
     )
     votes = [button.index for row in card.rows for button in row if button.kind == "voteup"]
