@@ -18,6 +18,7 @@ from bot.jobs.drawing import JobService
 from bot.jobs.history import History
 from bot.jobs.init_images import InitImageLoader, PageAddresses
 from bot.jobs.preferences import Preferences
+from bot.jobs.steering import SteeringService
 from bot.jobs.variations import UploadUpscaler, VariationService
 from bot.jobs.views import Deliveries, JobViews
 from bot.jobs.word_filter import WordFilter
@@ -35,7 +36,6 @@ from bot.services.privacy.data_export import DataExport
 from bot.services.prompt_tools.image_to_prompt import ImageToPrompt
 from bot.services.rule_admin import RuleAdmin
 from bot.services.sessions import Sessions
-from bot.services.steering.steering_service import SteeringService
 
 
 def wire_services(

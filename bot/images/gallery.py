@@ -30,8 +30,8 @@ from bot.images.picture_store import PictureStore
 from bot.images.rendered_files import PICTURE_GONE, RenderedFiles
 from bot.store import Store, StoredPicture
 from bot.store.jobs import interpolations
-from bot.store.jobs.amendments import list_amendments
 from bot.store.moderation import reviews
+from bot.store.transitions.amendments import list_amendments
 from engine.contract import Recipe
 
 CACHED_LADDERS = 16  # jobs whose keyframe thumbnails, and pictures whose steps, stay in memory

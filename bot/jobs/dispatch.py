@@ -30,8 +30,8 @@ from bot.policy.queue_bypass import QueueBypass
 from bot.policy.rules.running_limits import RunningLimits
 from bot.policy.worker_losses import is_on_probation
 from bot.store import DatabaseUnavailable, JobRecord, PickRequest, Store, Transition, rules
-from bot.store.jobs.amendments import AmendmentRecord, list_jobs_with_waiting, list_waiting, read_recipe_cost
 from bot.store.transitions import pool_changes
+from bot.store.transitions.amendments import AmendmentRecord, list_jobs_with_waiting, list_waiting, read_recipe_cost
 from engine.bus import BrokerUnreachable, Bus
 from engine.contract import (
     MAX_AMENDMENTS_AT_ONCE,

@@ -41,14 +41,13 @@ from bot.jobs.active_jobs import ActiveJob, ActiveJobs
 from bot.jobs.control import JobControl
 from bot.jobs.drawing import JobService
 from bot.jobs.quota import check_action, refuse_if_closed_or_blocked
+from bot.jobs.steering import SteeringService, presume_recipe
 from bot.jobs.views import JobViews
 from bot.jobs.word_filter import WordFilter
 from bot.policy.rules import EffectiveRules
 from bot.prompt.concepts import clean_prompt
-from bot.services.steering.steering_check import presume_recipe
-from bot.services.steering.steering_service import SteeringService
 from bot.store import JobRecord, Store
-from bot.store.jobs.amendments import list_amendments
+from bot.store.transitions.amendments import list_amendments
 from engine.contract import Concept, Recipe, count_evaluations, settle_fades
 
 if TYPE_CHECKING:

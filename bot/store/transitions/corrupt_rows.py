@@ -13,10 +13,9 @@ from sqlalchemy import Connection, RowMapping, select
 
 from bot.domain.job_states import OPEN_STATES
 from bot.store.fairness.accounts import add_cost
-from bot.store.jobs.amendments import decode_amendment
 from bot.store.jobs.records import decode_record
 from bot.store.schema.tables import amendments, jobs
-from bot.store.transitions.amendments import refuse_waiting
+from bot.store.transitions.amendments import decode_amendment, refuse_waiting
 from bot.store.transitions.state_change import apply_transition
 from engine.contract import MalformedMessage
 

@@ -19,29 +19,35 @@ import msgspec
 from bot.domain.dto import Member
 from bot.domain.errors import UserError
 from bot.domain.events import Feed, JobSteered
+from bot.domain.job_states import is_end
 from bot.domain.steering import AmendmentView, SteeringAnswer, SteeringOutlook, SteeringRequest
 from bot.jobs.active_jobs import ActiveJobs
 from bot.jobs.model_catalog import ModelCatalog
 from bot.jobs.quota import check_action, cost_checks, raise_latest_refusal, refuse_if_closed_or_blocked, relaxed_checks
 from bot.jobs.recipe import member_key
+from bot.jobs.requested_changes import RequestedChange, work_out_changes
 from bot.jobs.views import JobViews, make_job_ref, refusal_reason
 from bot.jobs.word_filter import WordFilter
 from bot.policy.limits import Limits
 from bot.policy.permissions import forbidden_reason
 from bot.policy.rules import EffectiveRules, resolve
 from bot.policy.rules.member_texts import amended_texts
-from bot.prompt.capability_check import check_features
-from bot.services.steering.requested_changes import RequestedChange, work_out_changes
-from bot.services.steering.steering_check import check_changes, presume_recipe, require_steerable
+from bot.prompt.capability_check import check_capabilities, check_features
 from bot.store import JobRecord, Store
 from bot.store.fairness.ledger import Ledger
-from bot.store.jobs.amendments import AmendmentRecord, NewAmendment, list_amendments
 from bot.store.jobs.records import RELAXED_TIER
-from bot.store.transitions.amendments import MAX_REQUESTS, ask_for_amendments
+from bot.store.transitions.amendments import (
+    MAX_REQUESTS,
+    AmendmentRecord,
+    NewAmendment,
+    ask_for_amendments,
+    list_amendments,
+)
 from engine.contract import (
     MAX_AMENDMENTS,
     MAX_COUNT,
     MAX_STEPS,
+    PIPELINE_SAMPLERS,
     Amendment,
     ModelProfile,
     Presence,
@@ -50,6 +56,7 @@ from engine.contract import (
     estimate_cost,
     find_amendment_problem,
     list_final_images,
+    settle_fades,
 )
 
 MODEL_GONE = "No worker has ever offered {}, so nobody knows what a change costs."
@@ -282,3 +289,46 @@ def _place_member(member: Member, record: JobRecord) -> Member:
     """Return the member as they act in the place of the job, whose rules hold."""
     roles = member.roles if member.guild == record.guild else ()
     return replace(member, guild=record.guild, channel=record.channel, thread=record.thread, roles=roles)
+
+
+AN_UPSCALE = "An upscale is done in one go, so it cannot be steered."
+CANCELLING = "It is being cancelled."
+WHOLE_PIPELINE = (
+    "The sampler {} runs in the model's unmodified pipeline, which cannot be steered: choose another one next time."
+)
+TOO_MANY_REQUESTS = f"{MAX_REQUESTS} changes were asked for of this picture, which is the most."
+
+
+def require_steerable(record: JobRecord, workers: Mapping[str, Presence]) -> Recipe:
+    """Return the job's recipe. Raises `UserError` if it cannot be steered now, whatever the change is."""
+    if not isinstance(record.task, Recipe):
+        raise UserError(AN_UPSCALE)
+    if is_end(record.state):
+        raise UserError(f"Too late: it has {record.state} already.")
+    if record.cancelling:
+        raise UserError(CANCELLING)
+    if record.task.sampler in PIPELINE_SAMPLERS:
+        raise UserError(WHOLE_PIPELINE.format(record.task.sampler))
+    return record.task
+
+
+def presume_recipe(recipe: Recipe, known: Sequence[AmendmentRecord], step: int) -> Recipe:
+    """Return the recipe as if every waiting change held from `step` on, in the order of their numbers."""
+    known_numbers = {each.number for each in known}  # the others were in the recipe before: it reproduces a steered job
+    amendments = [each for each in recipe.amendments if each.number not in known_numbers]
+    accepted = [each for each in known if each.state != "refused"]
+    if len(known) >= MAX_REQUESTS:
+        raise UserError(TOO_MANY_REQUESTS)
+    for index, each in enumerate(accepted):
+        earliest = amendments[-1].step if amendments else 0
+        later_steps = [later.step for later in accepted[index:] if later.step is not None]
+        amendments.append(each.to_amendment(min([max(earliest, step), *later_steps])))
+    return msgspec.structs.replace(recipe, amendments=tuple(amendments))
+
+
+def check_changes(changes: Sequence[RequestedChange], model: ModelProfile) -> None:
+    """Raise `UserError` if the model cannot do what a recipe asks for once it is changed."""
+    recipe = changes[-1].recipe
+    if "amendments" in model.lacks:
+        check_features(recipe, model)
+    check_capabilities(settle_fades(recipe), model)
