@@ -131,9 +131,7 @@ def _wire_steering(core: Core, queue: Queue, job_views: JobViews, word_filter: W
         word_filter,
         queue.catalog,
         queue.active_jobs,
-        core.feed,
-        core.live_workers,
-        queue.amendment_sender.wake,
+        queue.amendment_sender,
         limits=core.settings.limits,
         clock=core.clock,
     )

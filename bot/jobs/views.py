@@ -174,7 +174,6 @@ class JobViews:
         stored_files: Sequence[StoredPicture],
         ends_interpolation: bool,
     ) -> JobView:
-        active_job = self._active_jobs.by_id.get(record.id)
         is_over = is_end(record.state)
         return JobView(
             id=record.id,
@@ -192,7 +191,7 @@ class JobViews:
             jobs_ahead=place.jobs_ahead if place else None,
             eta=None if is_over else self._forecast.estimate_eta(record, place, self._clock()),
             reason=record.reason,
-            step=max(record.step, active_job.step) if active_job else record.step,
+            step=self._active_jobs.find_step(record),
             total_steps=record.steps,
             pictures=tuple(_picture_ref(file) for file in stored_files if file.kind == "image"),
             ladder_images=tuple(file.image for file in stored_files if file.kind == "ladder"),
