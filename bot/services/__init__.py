@@ -12,7 +12,6 @@ from bot.images.uploads.upload_decoder import UploadDecoder
 from bot.queue.model_catalog import ModelCatalog
 from bot.services.admission.word_filter import WordFilter
 from bot.services.api_keys import ApiKeys
-from bot.services.flag_aliases import FlagAliases
 from bot.services.front_end_actions import FrontEndActions
 from bot.services.init_images.loader import InitImageLoader
 from bot.services.init_images.request import PageAddresses
@@ -63,7 +62,6 @@ class Services:
     deliveries: Deliveries
     preferences: Preferences
     model_choices: ModelChoices
-    flag_aliases: FlagAliases
     rule_admin: RuleAdmin
     word_filter: WordFilter
     picture_review: PictureReview

@@ -28,7 +28,6 @@ from bot.prompt.remarks import make_turbo_remarks
 from bot.queue.job_request import JobRequest
 from bot.queue.model_catalog import ModelCatalog
 from bot.services.admission.admission import Admission
-from bot.services.flag_aliases import FlagAliases
 from bot.services.init_images.loaded import LoadedInitImages, combine_init_images
 from bot.services.init_images.loader import InitImageLoader
 from bot.services.init_images.request import InitImages, JobImageRef, RemoteFile
@@ -76,7 +75,6 @@ class EditService:
         gallery: Gallery,
         admission: Admission,
         init_image_loader: InitImageLoader,
-        flag_aliases: FlagAliases,
         job_maker: JobMaker,
         draw_seed: Callable[[], int] = draw_seed,
     ) -> None:
@@ -84,7 +82,6 @@ class EditService:
         self._gallery = gallery
         self._admission = admission
         self._init_image_loader = init_image_loader
-        self._flag_aliases = flag_aliases
         self._job_maker = job_maker
         self._draw_seed = draw_seed
 
@@ -240,7 +237,7 @@ class EditService:
         return (await self._job_maker.admit([request], member, destination, key))[0]
 
     async def _expand_aliases(self, text: str, member: Member) -> tuple[str, tuple[str, ...]]:
-        return expand_aliases(text, await self._flag_aliases.aliases_for(member.id, text))
+        return expand_aliases(text, await self._job_maker.preferences.load_flag_aliases(member.id, text))
 
     async def _find_picture(
         self, action: JobAction, job: str, index: int, member: Member

@@ -18,6 +18,7 @@ from bot.services.init_images.loaded import LoadedInitImages
 from bot.services.init_images.loader import InitImageLoader
 from bot.services.job_permissions import check_original
 from bot.services.job_views.job_views import JobViews
+from bot.services.preferences import Preferences
 from bot.store import JobRecord
 from engine.contract import MAX_CANDIDATE_IMAGES, Recipe, UpscaleTask, recipe_at_end, settle_amendments
 
@@ -50,12 +51,14 @@ class JobMaker:
         gallery: Gallery,
         admission: Admission,
         init_image_loader: InitImageLoader,
+        preferences: Preferences,
     ) -> None:
         self._catalog = catalog
         self._job_views = job_views
         self._gallery = gallery
         self._admission = admission
         self._init_image_loader = init_image_loader
+        self.preferences = preferences
 
     async def find_original(
         self, action: JobAction, job: str, index: int | None, member: Member

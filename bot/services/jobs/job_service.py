@@ -24,7 +24,6 @@ from bot.queue.job_request import JobRequest, offline_note
 from bot.queue.model_catalog import CatalogEntry, ModelCatalog
 from bot.queue.pause_priority import JobControl
 from bot.services.admission.admission import Admission
-from bot.services.flag_aliases import FlagAliases
 from bot.services.init_images.loaded import LoadedInitImages
 from bot.services.init_images.loader import InitImageLoader
 from bot.services.init_images.request import InitImages, PageAddresses, split_leading_urls
@@ -63,7 +62,6 @@ class JobService:
         gallery: Gallery,
         admission: Admission,
         init_image_loader: InitImageLoader,
-        flag_aliases: FlagAliases,
         job_maker: JobMaker,
         canceller: JobCanceller,
         job_control: JobControl,
@@ -80,7 +78,6 @@ class JobService:
         self._gallery = gallery
         self._admission = admission
         self._init_image_loader = init_image_loader
-        self._flag_aliases = flag_aliases
         self._job_maker = job_maker
         self._cancelling = canceller
         self._job_control = job_control
@@ -151,7 +148,7 @@ class JobService:
         allow_empty: bool,
     ) -> ParseResult:
         """Parse a prompt with the member's flag aliases. `full_text`: the text with its suffix."""
-        aliases = await self._flag_aliases.aliases_for(member.id, full_text)
+        aliases = await self._job_maker.preferences.load_flag_aliases(member.id, full_text)
         parsed = parse(
             full_text,
             self._catalog.find_entry(None).profile,

@@ -19,7 +19,6 @@ from bot.prompt.capability_check import check_start
 from bot.prompt.final_prompt import final_prompt
 from bot.queue.job_request import JobRequest, renew_recipe
 from bot.queue.model_catalog import ModelCatalog
-from bot.services.flag_aliases import FlagAliases
 from bot.services.init_images.loader import InitImageLoader
 from bot.services.job_views.job_views import JobViews
 from bot.services.jobs.derived_recipes import (
@@ -70,7 +69,6 @@ class VariationService:
         job_views: JobViews,
         gallery: Gallery,
         init_image_loader: InitImageLoader,
-        flag_aliases: FlagAliases,
         job_maker: JobMaker,
         draw_seed: Callable[[], int] = draw_seed,
     ) -> None:
@@ -78,7 +76,6 @@ class VariationService:
         self._job_views = job_views
         self._gallery = gallery
         self._init_image_loader = init_image_loader
-        self._flag_aliases = flag_aliases
         self._job_maker = job_maker
         self._draw_seed = draw_seed
 
@@ -196,7 +193,7 @@ class VariationService:
             recipe = remix_base(record.task, index)
         recipe = await self._job_maker.reset_mixed(record, recipe)
         new_negative = recipe.negative if negative is None else negative
-        aliases = await self._flag_aliases.aliases_for(member.id, text)
+        aliases = await self._job_maker.preferences.load_flag_aliases(member.id, text)
         requests = await self._remix_requests(record, recipe, index, text, new_negative, aliases)
         return await self._job_maker.admit(requests, member, destination, key)
 

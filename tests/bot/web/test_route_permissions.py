@@ -36,8 +36,6 @@ GET     /api/events                             visitor     -
 POST    /api/invitations                        operator    -
 DELETE  /api/invitations                        operator    -
 POST    /api/describe                           visitor     -
-GET     /api/prefer/options                     visitor     -
-PUT     /api/prefer/options                     visitor     -
 GET     /api/jobs                               visitor     -
 POST    /api/jobs                               visitor     -
 GET     /api/jobs/{id}                          visitor     -
