@@ -105,7 +105,7 @@ def _resolve_request(request: ImagineRequest, aliases: Mapping[str, str]) -> tup
 def _load_aliases(prompt: str, settings: Settings) -> dict[str, str]:
     """Return the terminal's flag aliases if `prompt` may use one. If all its flags are known, open no store."""
     from bot.cli.store_session import run_with_store
-    from bot.services.preferences import Preferences
+    from bot.jobs.preferences import Preferences
     from bot.store.drivers.database import find_sqlite_path
 
     database = find_sqlite_path(settings.database)

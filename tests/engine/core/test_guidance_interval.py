@@ -100,7 +100,7 @@ def test_rows_are_counted_and_charged_as_they_are_used(recipe: Make) -> None:
 
 
 def test_the_cost_falls_with_the_rows(recipe: Make) -> None:
-    from bot.queue.model_catalog import SHIPPED_MODEL
+    from bot.jobs.model_catalog import SHIPPED_MODEL
 
     fully_guided, half_guided = (
         recipe(guidance=4.0, guidance_start=start, width=64, height=64) for start in (0.0, 0.5)

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 import torch
 
-from bot.services.jobs.recipe_init import branch_base
+from bot.jobs.beginnings import branch_base
 from engine.contract import Amendment, Branch, Change, Concept, DropImages, Job, Recipe, SetConcepts, SplitImage
 from shared.init_image_jobs import encode_ladder, hash_blobs, run_job
 

@@ -17,7 +17,7 @@ from bot.discord.checks import reply_on_error
 from bot.discord.extension import list_preference_commands
 from bot.discord.responses import member_of, send_ephemeral
 from bot.domain.texts import escape_discord
-from bot.services.preferences import CHOICES, MAX_SUFFIX, NAMES, Preference
+from bot.jobs.preferences import CHOICES, MAX_SUFFIX, NAMES, Preference
 
 if TYPE_CHECKING:
     from bot.discord.client import DarkroomClient

@@ -14,7 +14,7 @@ from bot.features.flag_aliases import cli
 from bot.features.flag_aliases import store as stored
 from bot.features.flag_aliases.rules import MAX_ALIAS_LENGTH, MAX_ALIASES, parse_alias_name, parse_alias_value
 from bot.features.flag_aliases.service import FlagAliases
-from bot.services.preferences import Preferences
+from bot.jobs.preferences import Preferences
 from bot.store import Store
 from engine.contract import Concept
 
