@@ -1,7 +1,8 @@
 """What features add to Discord, in their `discord` modules.
 
-Each may have `COMMANDS`; `DYNAMIC_ITEMS`, buttons and menus that outlive a restart; `BUTTONS` under jobs; and
-`REACTIONS`, by their emoji. Its `extend_progress` and `extend_final` change the cards of jobs.
+Each may have `COMMANDS`; `DYNAMIC_ITEMS`, buttons and menus that outlive a restart; `BUTTONS` under jobs;
+`REACTIONS`, by their emoji; and `PREFERENCES`, subcommands of `/prefer`. Its `extend_progress` and `extend_final`
+change the cards of jobs.
 """
 
 from __future__ import annotations
@@ -66,6 +67,11 @@ def list_feature_commands() -> tuple[FeatureCommand, ...]:
 def list_feature_items() -> tuple[type[ui.DynamicItem[Any]], ...]:
     """Return the buttons and menus of all features that outlive a restart."""
     return _collect("DYNAMIC_ITEMS")
+
+
+def list_preference_commands() -> dict[str, str]:
+    """Return the subcommands of `/prefer` that features add, each with what it has, in a few words."""
+    return merge_rows({}, *_list_attributes("PREFERENCES"))
 
 
 @cache

@@ -19,7 +19,7 @@ from bot.store.deletion.deletion_steps import mark_without_incident
 from bot.store.deletion.retention import BATCH_SIZE, record_reasons
 from bot.store.members.api_keys import KEY_MEMBER_PREFIX
 from bot.store.schema.deletion_tables import deleted_jobs, erasure_requests
-from bot.store.schema.member_tables import api_keys, flag_aliases, preferences, sessions
+from bot.store.schema.member_tables import api_keys, preferences, sessions
 from bot.store.schema.tables import accounts, amendments, destinations, favourites, incidents, jobs
 
 MEMBER_INCIDENT_KINDS = (
@@ -89,7 +89,6 @@ def erase_member_data(connection: Connection, request: ErasureRequest) -> None:
         favourite_conditions.append(favourites.c.job.in_(select(jobs.c.id).where(jobs.c.guild == request.guild)))
     else:
         connection.execute(preferences.delete().where(preferences.c.member == request.member))
-        connection.execute(flag_aliases.delete().where(flag_aliases.c.member == request.member))
         _delete_sessions(connection, request)
         _delete_key(connection, request)
     connection.execute(favourites.delete().where(*favourite_conditions))

@@ -24,6 +24,7 @@ from shared.stored_jobs import admit_job, make_new_job
 
 VERSION_TABLE = "alembic_version"
 FEATURE_TABLES = {
+    "flag_aliases": ("options",),
     "parties": ("parties", "party_members", "party_votes"),
     "webhooks": ("webhooks", "webhook_deliveries"),
 }
