@@ -15,6 +15,7 @@ from bot.jobs.admission import Admission, JobMaker
 from bot.jobs.attended_requests import AttendedRequests
 from bot.jobs.costs import LoadCosts, WorkCharges
 from bot.jobs.drawing import JobService
+from bot.jobs.edits import EditService
 from bot.jobs.history import History
 from bot.jobs.init_images import InitImageLoader, PageAddresses
 from bot.jobs.preferences import Preferences
@@ -25,7 +26,6 @@ from bot.jobs.word_filter import WordFilter
 from bot.services import Services
 from bot.services.api_keys import ApiKeys
 from bot.services.front_end_actions import FrontEndActions
-from bot.services.jobs.edits import EditService
 from bot.services.ladder_decoder import LadderDecoder
 from bot.services.model_choices import ModelChoices
 from bot.services.moderation.moderation import Moderation

@@ -11,6 +11,7 @@ from bot.images.gallery import Gallery
 from bot.images.uploads.upload_decoder import UploadDecoder
 from bot.jobs.attended_requests import AttendedRequests
 from bot.jobs.drawing import JobService
+from bot.jobs.edits import EditService
 from bot.jobs.history import History
 from bot.jobs.init_images import InitImageLoader, PageAddresses
 from bot.jobs.model_catalog import ModelCatalog
@@ -21,7 +22,6 @@ from bot.jobs.views import Deliveries, JobViews
 from bot.jobs.word_filter import WordFilter
 from bot.services.api_keys import ApiKeys
 from bot.services.front_end_actions import FrontEndActions
-from bot.services.jobs.edits import EditService
 from bot.services.model_choices import ModelChoices
 from bot.services.moderation.moderation import Moderation
 from bot.services.moderation.picture_review import PictureReview

@@ -13,7 +13,7 @@ from bot.images.uploads.image_links import FileUnavailable
 from bot.jobs.init_images import InitImages, RemoteFile
 from bot.store.moderation import incidents
 from tests.bot.conftest import make_png
-from tests.bot.services.test_edits import wait_for_end
+from tests.bot.jobs.test_edits import wait_for_end
 
 pytestmark = pytest.mark.asyncio
 ADA = Member("local:ada", "Ada", "local", is_moderator=True, is_admin=True, is_owner=True)

@@ -13,7 +13,7 @@ from engine.contract import ModelPart, estimate_cost
 from shared.model_parts import MODEL_PARTS
 from tests.bot import conftest
 from tests.bot.conftest import make_png
-from tests.bot.services.test_edits import open_app_and_worker, stored_names, wait_for_end
+from tests.bot.jobs.test_edits import open_app_and_worker, stored_names, wait_for_end
 
 __all__ = ["stored_names"]
 pytestmark = pytest.mark.asyncio

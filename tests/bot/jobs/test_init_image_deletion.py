@@ -18,7 +18,7 @@ from bot.store.fairness.ledger import run_with_ledger
 from bot.store.jobs import queries
 from bot.store.moderation import reviews
 from tests.bot.conftest import make_png
-from tests.bot.services.test_edits import open_app_and_worker, stored_names, wait_for_end
+from tests.bot.jobs.test_edits import open_app_and_worker, stored_names, wait_for_end
 
 __all__ = ["stored_names"]
 pytestmark = pytest.mark.asyncio

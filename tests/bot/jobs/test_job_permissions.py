@@ -13,7 +13,7 @@ from bot.domain.errors import UserError
 from bot.jobs.views import ORIGINAL_FORBIDDEN
 from bot.policy.permissions import OTHER_GUILD, PRIVATE_JOB
 from tests.bot.conftest import make_png
-from tests.bot.services.test_edits import finish_job, wait_for_end
+from tests.bot.jobs.test_edits import finish_job, wait_for_end
 
 pytestmark = pytest.mark.asyncio
 BOB = Member("local:bob", "Bob", "local")

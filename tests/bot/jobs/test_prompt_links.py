@@ -17,7 +17,7 @@ from bot.policy.permissions import OTHER_GUILD, PRIVATE_JOB
 from engine.contract import InitImage
 from tests.bot.conftest import make_png
 from tests.bot.images.test_image_links import ATTACHED, DECEPTIVE_URLS, certificate, serve_as_discord
-from tests.bot.services.test_edits import wait_for_end
+from tests.bot.jobs.test_edits import wait_for_end
 
 __all__ = ["certificate"]
 BOB = Member("local:bob", "Bob", "local")

@@ -10,7 +10,7 @@ from bot.jobs.init_images import InitImages
 from engine.contract import Lora
 from tests.bot import conftest
 from tests.bot.conftest import make_png
-from tests.bot.services.test_edits import finish_job, wait_for_end
+from tests.bot.jobs.test_edits import finish_job, wait_for_end
 
 pytestmark = pytest.mark.asyncio
 BOB = Member("local:bob", "Bob", "local")

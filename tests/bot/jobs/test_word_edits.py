@@ -10,7 +10,7 @@ from bot.domain.errors import UserError
 from bot.jobs.init_images import InitImages
 from tests.bot import conftest
 from tests.bot.conftest import make_png
-from tests.bot.services.test_edits import open_app_and_worker, stored_names, wait_for_end
+from tests.bot.jobs.test_edits import open_app_and_worker, stored_names, wait_for_end
 
 __all__ = ["stored_names"]
 pytestmark = pytest.mark.asyncio
