@@ -19,7 +19,6 @@ from bot.discord.checks import report_errors, require_permission
 from bot.discord.components import (
     branches,
     deletion,
-    edit_form,
     more_menu,
     picture_actions,
     reports,
@@ -198,7 +197,7 @@ async def _submit_form(interaction: Interaction, submission: FormSubmission, vie
         case "remix":
             await variations.submit_remix(interaction, submission, view)
         case "edit":
-            await edit_form.submit_edit(interaction, submission, view)
+            await picture_actions.submit_edit(interaction, submission, view)
         case "branch":
             await branches.submit_branch(interaction, submission, view)
         case "say":
