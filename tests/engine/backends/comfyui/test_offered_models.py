@@ -11,7 +11,7 @@ from engine.bus.broker.embedded import Broker
 from engine.process.backend_settings import BackendSettings
 from shared.backend_harness import run_backend_worker, serve
 from shared.bus_harness import LEASE, BusHarness, wait_until
-from shared.comfyui_stand_in import ComfyUiStandIn
+from tests.engine.backends.comfyui.comfyui_stand_in import ComfyUiStandIn
 
 if TYPE_CHECKING:
     from tests.bot.web.conftest import OpenServer
