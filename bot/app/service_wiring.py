@@ -11,31 +11,26 @@ from bot.images.film_cache import FILMS, FilmCache
 from bot.images.gallery import Gallery
 from bot.images.uploads.image_links import FetchFile
 from bot.images.uploads.upload_decoder import UploadDecoder
+from bot.jobs.admission import Admission, JobMaker
+from bot.jobs.attended_requests import AttendedRequests
+from bot.jobs.costs import LoadCosts, WorkCharges
+from bot.jobs.drawing import JobService
+from bot.jobs.history import History
+from bot.jobs.init_images import InitImageLoader, PageAddresses
+from bot.jobs.preferences import Preferences
+from bot.jobs.variations import UploadUpscaler, VariationService
+from bot.jobs.views import Deliveries, JobViews
+from bot.jobs.word_filter import WordFilter
 from bot.services import Services
-from bot.services.admission.admission import Admission
-from bot.services.admission.load_costs import LoadCosts
-from bot.services.admission.word_filter import WordFilter
-from bot.services.admission.work_charges import WorkCharges
 from bot.services.api_keys import ApiKeys
 from bot.services.flag_aliases import FlagAliases
 from bot.services.front_end_actions import FrontEndActions
-from bot.services.init_images.loader import InitImageLoader
-from bot.services.init_images.request import PageAddresses
-from bot.services.job_views.deliveries import Deliveries
-from bot.services.job_views.history import History
-from bot.services.job_views.job_views import JobViews
-from bot.services.jobs.attended_request import AttendedRequests
 from bot.services.jobs.edits import EditService
-from bot.services.jobs.job_maker import JobMaker
-from bot.services.jobs.job_service import JobService
-from bot.services.jobs.upload_upscales import UploadUpscaler
-from bot.services.jobs.variations import VariationService
 from bot.services.ladder_decoder import LadderDecoder
 from bot.services.model_choices import ModelChoices
 from bot.services.moderation.moderation import Moderation
 from bot.services.moderation.picture_review import PictureReview
 from bot.services.parties.party_service import PartyService
-from bot.services.preferences import Preferences
 from bot.services.privacy.data_deletion import DataDeletion
 from bot.services.privacy.data_export import DataExport
 from bot.services.prompt_tools.image_to_prompt import ImageToPrompt
@@ -71,7 +66,7 @@ def wire_services(
         admission=admission,
         job_maker=job_maker,
         init_image_loader=loader,
-        flag_aliases=flag_aliases,
+        load_aliases=flag_aliases.aliases_for,
         page_addresses=page_addresses,
         canceller=queue.canceller,
         job_control=queue.control,
@@ -83,7 +78,7 @@ def wire_services(
     front_end, moderation, data_deletion = _wire_deletion(core, queue, rule_admin, films)
     return Services(
         jobs=jobs,
-        variations=VariationService(catalog, job_views, gallery, loader, flag_aliases, job_maker),
+        variations=VariationService(catalog, job_views, gallery, loader, flag_aliases.aliases_for, job_maker),
         edits=EditService(catalog, gallery, admission, loader, flag_aliases, job_maker),
         init_image_loader=loader,
         upload_upscaler=UploadUpscaler(catalog, admission, loader, job_maker),

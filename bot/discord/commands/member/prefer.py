@@ -16,7 +16,7 @@ from discord.app_commands import Choice, Range
 from bot.discord.checks import reply_on_error
 from bot.discord.responses import member_of, send_ephemeral
 from bot.domain.texts import escape_discord
-from bot.services.preferences import CHOICES, MAX_SUFFIX, NAMES, Preference
+from bot.jobs.preferences import CHOICES, MAX_SUFFIX, NAMES, Preference
 
 if TYPE_CHECKING:
     from bot.discord.client import DarkroomClient

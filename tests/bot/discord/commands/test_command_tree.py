@@ -24,12 +24,12 @@ from bot.discord.commands.registry import COMMANDS, build_payload
 from bot.discord.extension import list_feature_commands
 from bot.discord.job_choice import MAX_CHOICE_CHARS, MAX_CHOICES
 from bot.discord.permissions import PERMISSIONS_AFTER_TOKEN, SEND_IN_THREADS
+from bot.jobs.model_catalog import SHIPPED_MODEL
+from bot.jobs.preferences import NAMES as PREFERENCES
+from bot.jobs.preferences import Preference
 from bot.policy.permissions import ACTIONS
 from bot.prompt.default_cost import format_default_cost
-from bot.queue.model_catalog import SHIPPED_MODEL
 from bot.services.flag_aliases import MAX_ALIASES
-from bot.services.preferences import NAMES as PREFERENCES
-from bot.services.preferences import Preference
 from engine.contract import SAMPLER_TITLES, Lora
 
 ROOT = Path(__file__).resolve().parents[4]
