@@ -40,7 +40,7 @@ class ConnectionState:
     ) -> None:
         self._backend = backend
         self._kind = kind
-        self._times = times
+        self.times = times
         self._wanted = wanted
         self._sleep = sleep
         self.models: dict[str, BackendModel] = {}
@@ -64,7 +64,7 @@ class ConnectionState:
         return None if model is None else self._make_profile(model)
 
     def _make_profile(self, model: BackendModel) -> ModelProfile:
-        return self._times.apply(model, make_profile(model, self._kind))
+        return self.times.apply(model, make_profile(model, self._kind))
 
     def note_loss(self, error: BackendUnreachable) -> None:
         """Note that a call found no backend: no model is offered until it answers again."""

@@ -38,7 +38,7 @@ from engine.picture_files.decoding import open_image
 from engine.picture_files.encoding import encode_jpeg, encode_png, encode_thumbnail, read_png_size
 from engine.picture_files.lanczos import upscale_by_lanczos
 from engine.picture_files.parameters import format_parameters
-from engine.remote.connection_state import ConnectionState, MeasuredTimes
+from engine.remote.connection_state import ConnectionState
 from engine.remote.drawing import MAX_PICTURE_SECONDS, Backend, BackendBusy, BackendModel, DrawProgress, DrawRequest
 from engine.worker.result_publisher import ResultPublisher, fetch_blob
 from engine.worker.run import JobRun
@@ -52,18 +52,11 @@ class RunPictures:
     """Belongs to the event loop. Pictures are decoded and encoded in threads."""
 
     def __init__(
-        self,
-        bus: Bus,
-        backend: Backend,
-        state: ConnectionState,
-        times: MeasuredTimes,
-        publisher: ResultPublisher,
-        verdicts: Verdicts,
+        self, bus: Bus, backend: Backend, state: ConnectionState, publisher: ResultPublisher, verdicts: Verdicts
     ) -> None:
         self._bus = bus
         self._backend = backend
         self._state = state
-        self._times = times
         self._publisher = publisher
         self._verdicts = verdicts
         self._slots = asyncio.Semaphore(backend.concurrency)
@@ -130,7 +123,7 @@ class RunPictures:
                 await asyncio.gather(show, return_exceptions=True)
         record_steps(run, image, run.end_step, time.monotonic())
         png = await asyncio.to_thread(finish_picture, content, recipe, image, profile.revision)
-        await asyncio.to_thread(self._times.record, model, profile, recipe_for_image(recipe, image), seconds)
+        await asyncio.to_thread(self._state.times.record, model, profile, recipe_for_image(recipe, image), seconds)
         verdict = await self._verdicts.check_final(run.job, png)
         await self._publisher.publish_content(run, image, "image", png, read_png_size(png), verdict)
         if run.job.ladder:

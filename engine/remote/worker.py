@@ -45,20 +45,14 @@ class BackendWorker:
     """`run` returns after `drain`, and raises `ConnectionEnded` when the process must end."""
 
     def __init__(
-        self,
-        bus: Bus,
-        backend: Backend,
-        profile: WorkerProfile,
-        state: ConnectionState,
-        times: MeasuredTimes,
-        verdicts: Verdicts,
+        self, bus: Bus, backend: Backend, profile: WorkerProfile, state: ConnectionState, verdicts: Verdicts
     ) -> None:
         self._bus = bus
         self._profile = profile
         self._state = state
         self.active_runs = ActiveRuns(RemoteEngine(), verdicts)
         self._result_publisher = ResultPublisher(bus, profile.name, self.active_runs)
-        self._pictures = RunPictures(bus, backend, state, times, self._result_publisher, verdicts)
+        self._pictures = RunPictures(bus, backend, state, self._result_publisher, verdicts)
         self._intake = Intake(
             bus,
             profile.name,
@@ -201,7 +195,7 @@ async def _run_jobs(bus: Bus, backend: Backend, settings: WorkerSettings, wanted
     verdicts = Verdicts(await asyncio.to_thread(load_checks, settings.check))
     state = ConnectionState(backend, settings.backend.kind, times, wanted)
     profile = make_worker_profile(settings, has_check=verdicts.has_check)
-    worker = BackendWorker(bus, backend, profile, state, times, verdicts)
+    worker = BackendWorker(bus, backend, profile, state, verdicts)
     with SignalHandlers(worker.drain):
         parent_watch = asyncio.create_task(act_on_parent_exit(settings.parent, worker.drain))
         try:

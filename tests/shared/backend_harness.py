@@ -81,7 +81,7 @@ async def run_backend_worker(
     state = ConnectionState(backend, settings.kind, times)
     profile = WorkerProfile(name, f"backend: {settings.kind}", ROWS)
     verdicts = Verdicts(checks)
-    worker = BackendWorker(await harness.connect(), backend, profile, state, times, verdicts)
+    worker = BackendWorker(await harness.connect(), backend, profile, state, verdicts)
     task = asyncio.create_task(worker.run())
     try:
         yield worker
