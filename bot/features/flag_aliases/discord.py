@@ -14,8 +14,8 @@ from bot.discord.commands.member.prefer import prefer
 from bot.discord.job_choice import MAX_CHOICE_CHARS, MAX_CHOICES
 from bot.discord.responses import member_of, send_ephemeral
 from bot.domain.texts import escape_discord
-from bot.prompt.flag_aliases import MAX_ALIAS_LENGTH
-from bot.services.flag_aliases import MAX_ALIASES
+from bot.features.flag_aliases.rules import MAX_ALIAS_LENGTH, MAX_ALIASES
+from bot.features.flag_aliases.service import FlagAliases
 
 if TYPE_CHECKING:
     from bot.discord.client import DarkroomClient
@@ -39,7 +39,7 @@ async def set_alias(
     value: Range[str, 1, MAX_ALIAS_LENGTH] | None = None,
 ) -> None:
     async with reply_on_error(interaction):
-        aliases = interaction.client.services.flag_aliases
+        aliases = interaction.client.services.get(FlagAliases)
         member_id = member_of(interaction).id
         if value is None:
             await send_ephemeral(interaction, f"`--{await aliases.delete_alias(member_id, name)}` is deleted.")
@@ -57,7 +57,7 @@ async def set_alias(
 @option.command(name="list", description="Your flag aliases, and what they stand for")
 async def list_aliases(interaction: discord.Interaction[DarkroomClient]) -> None:
     async with reply_on_error(interaction):
-        aliases = await interaction.client.services.flag_aliases.list_aliases(member_of(interaction).id)
+        aliases = await interaction.client.services.get(FlagAliases).list_aliases(member_of(interaction).id)
         await send_ephemeral(
             interaction, render_aliases(aliases, interaction.client.mention_command("prefer option set"))
         )
@@ -66,11 +66,14 @@ async def list_aliases(interaction: discord.Interaction[DarkroomClient]) -> None
 @set_alias.autocomplete("name")
 async def suggest_aliases(interaction: discord.Interaction[DarkroomClient], current: str) -> list[Choice[str]]:
     """Suggest the aliases that exist, with what they stand for."""
-    aliases = await interaction.client.services.flag_aliases.list_aliases(member_of(interaction).id)
+    aliases = await interaction.client.services.get(FlagAliases).list_aliases(member_of(interaction).id)
     matches = {name: value for name, value in aliases.items() if current.strip().lower().removeprefix("--") in name}
     return [Choice(name=f"{name}: {value}"[:MAX_CHOICE_CHARS], value=name) for name, value in matches.items()][
         :MAX_CHOICES
     ]
+
+
+PREFERENCES = {"prefer option list": "has your flag aliases"}
 
 
 def render_aliases(aliases: Mapping[str, str], command: str) -> str:

@@ -9,14 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bot.cli.options import Data
+from bot.cli.options import TERMINAL_MEMBER_ID, Data
 from bot.domain.errors import UserError
 
 if TYPE_CHECKING:
-    from bot.app.settings import Settings
     from bot.store import Store
-
-TERMINAL_MEMBER_ID = "local:terminal"  # the terminal's member id, as in `bot.web.middleware`
 
 
 def flag_alias(
@@ -35,7 +32,7 @@ def flag_alias(
 
 
 async def _apply_alias(store: Store, name: str, value: str, delete: bool) -> str:
-    from bot.services.flag_aliases import FlagAliases
+    from bot.features.flag_aliases.service import FlagAliases
 
     flag_aliases = FlagAliases(store, list)  # a terminal may use models that no store knows
     if delete:
@@ -47,16 +44,5 @@ async def _apply_alias(store: Store, name: str, value: str, delete: bool) -> str
     return "\n".join(f"--{alias}  {text}" for alias, text in selected.items()) or "There is no alias yet."
 
 
-def load_aliases(prompt: str, settings: Settings) -> dict[str, str]:
-    """Return the terminal's flag aliases if `prompt` may use one. If all its flags are known, open no store."""
-    from bot.cli.store_session import run_with_store
-    from bot.prompt.flag_aliases import find_unknown_flags
-    from bot.store.drivers.database import find_sqlite_path
-    from bot.store.members import flag_aliases
-
-    database = find_sqlite_path(settings.database)
-    if not find_unknown_flags(prompt) or (database is not None and not database.is_file()):
-        return {}
-    return run_with_store(
-        settings.database, lambda store: store.query(flag_aliases.list_flag_aliases, TERMINAL_MEMBER_ID)
-    )
+COMMANDS = {"flag-alias": flag_alias}
+CONTEXT_SETTINGS = {"ignore_unknown_options": True}  # values may begin with dashes

@@ -5,11 +5,13 @@ from __future__ import annotations
 import msgspec
 from aiohttp import web
 
-from bot.services.flag_aliases import FlagAliases
+from bot.features.flag_aliases import service
 from bot.web.middleware import member_of
 from bot.web.request_body import read_body
+from bot.web.routes import Route, Shape, answer_json
+from bot.web.sse import SERVICES
 
-FLAG_ALIASES = web.AppKey("flag_aliases", FlagAliases)
+PATH = "/api/prefer/options"
 
 
 class FlagAliasBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -19,19 +21,21 @@ class FlagAliasBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     value: str = ""
 
 
-def routes() -> list[web.RouteDef]:
-    return [web.get("/api/prefer/options", list_aliases), web.put("/api/prefer/options", set_alias)]
+class FlagAliases(msgspec.Struct, frozen=True):
+    """A visitor's flag aliases: what each name stands for."""
+
+    options: dict[str, str]
 
 
 async def list_aliases(request: web.Request) -> web.Response:
     """Return the visitor's flag aliases, and what they stand for."""
-    return web.json_response({"options": await request.app[FLAG_ALIASES].list_aliases(member_of(request).id)})
+    return answer_json(FlagAliases(await _aliases(request).list_aliases(member_of(request).id)))
 
 
 async def set_alias(request: web.Request) -> web.Response:
     """Set or delete one of the visitor's flag aliases; return them all."""
     body = await read_body(request, FlagAliasBody)
-    aliases = request.app[FLAG_ALIASES]
+    aliases = _aliases(request)
     member_id = member_of(request).id
     await (
         aliases.set_alias(member_id, body.name, body.value)
@@ -39,3 +43,13 @@ async def set_alias(request: web.Request) -> web.Response:
         else aliases.delete_alias(member_id, body.name)
     )
     return await list_aliases(request)
+
+
+def _aliases(request: web.Request) -> service.FlagAliases:
+    return request.app[SERVICES].get(service.FlagAliases)
+
+
+ROUTES = (
+    Route("GET", PATH, list_aliases, "job", Shape(FlagAliases)),
+    Route("PUT", PATH, set_alias, "prefer", Shape(FlagAliases, body=FlagAliasBody)),
+)

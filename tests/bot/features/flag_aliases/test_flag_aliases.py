@@ -1,4 +1,4 @@
-"""Flag aliases: parsing, refusals, and the places where they work."""
+"""Flag aliases: refusals, and the places where they work."""
 
 from __future__ import annotations
 
@@ -7,71 +7,18 @@ import asyncio
 import pytest
 
 from bot.app.settings import load_settings
-from bot.cli import flag_aliases
-from bot.cli.imagine.runner import ImagineRequest, _resolve_request
+from bot.cli.imagine.runner import ImagineRequest, _load_aliases, _resolve_request
 from bot.domain.dto import Member
 from bot.domain.errors import UserError
-from bot.prompt import parse
-from bot.prompt.flag_aliases import (
-    MAX_ALIAS_LENGTH,
-    expand_flag_aliases,
-    find_unknown_flags,
-    parse_alias_name,
-    parse_alias_value,
-)
-from bot.services.flag_aliases import MAX_ALIASES, FlagAliases
+from bot.features.flag_aliases import cli
+from bot.features.flag_aliases import store as stored
+from bot.features.flag_aliases.rules import MAX_ALIAS_LENGTH, MAX_ALIASES, parse_alias_name, parse_alias_value
+from bot.features.flag_aliases.service import FlagAliases
+from bot.jobs.preferences import Preferences
 from bot.store import Store
-from bot.store.deletion import erasure
-from bot.store.members import export
 from engine.contract import Concept
 
-ALIASES = {"mine": "--ar 3:2 --steps 200", "soft": ", in soft light --no fog", "warm": "warm"}
 MODELS = ["embedded", "large"]
-
-
-@pytest.mark.parametrize(
-    ("typed_prompt", "read"),
-    [
-        ("terrier --mine", "terrier --ar 3:2 --steps 200"),
-        ("terrier —Mine", "terrier --ar 3:2 --steps 200"),
-        ("terrier --mine cute", "terrier cute --ar 3:2 --steps 200"),
-        ("terrier --seed 7 --soft --count 1", "terrier, in soft light --seed 7 --no fog --count 1"),
-        ("terrier --no cat --warm", "terrier warm --no cat"),
-        ("red:: --warm blue::-0.5", "red:: warm blue::-0.5"),
-        ("terrier --warm --warm", "terrier warm warm"),
-        ("terrier --other", "terrier --other"),
-        ("terrier, 3--warm", "terrier, 3--warm"),
-    ],
-)
-def test_an_alias_adds_its_words_to_the_prompt_and_its_flags_to_the_flags(typed_prompt, read):
-    assert expand_flag_aliases(typed_prompt, ALIASES)[0] == read
-
-
-def test_what_an_alias_stands_for_is_said_once():
-    assert expand_flag_aliases("a --warm --warm", ALIASES)[1] == ("--warm stands for “warm”.",)
-    assert expand_flag_aliases("a --seed 7", ALIASES) == ("a --seed 7", ())
-
-
-def test_aliases_do_not_nest_and_built_in_flags_win():
-    assert expand_flag_aliases("a --x", {"x": "--mine", **ALIASES})[0] == "a --mine"
-    assert expand_flag_aliases("a --ar 1:1", {"ar": "--steps 5"})[0] == "a --ar 1:1"
-
-
-def test_an_alias_applies_to_every_job_of_a_permutation():
-    requests = parse("{sun, moon --warm} --mine", None, aliases=ALIASES).prompts
-    assert [(one.words, one.ar, one.steps) for one in requests] == [("sun", (3, 2), 200), ("moon warm", (3, 2), 200)]
-
-
-def test_an_alias_does_not_raise_the_length_limit_of_a_prompt():
-    with pytest.raises(UserError, match="2000 characters"):
-        parse("x" * 1990 + " --mine", None, aliases=ALIASES)
-
-
-def test_only_unknown_flags_are_looked_up_as_aliases():
-    assert find_unknown_flags("a --mine --v 6 --ar 3:2 --c 5 --Mine") == ("mine",)
-    assert find_unknown_flags("a fox {--mine,--warm,--ar 3:2}") == ("mine", "warm")
-    requests = parse("a fox {--mine,--warm}", None, aliases=ALIASES).prompts
-    assert [(one.words, one.steps) for one in requests] == [("a fox", 200), ("a fox warm", None)]
 
 
 @pytest.mark.parametrize(
@@ -109,8 +56,8 @@ async def test_a_member_has_a_limited_number_of_aliases_of_their_own(store):
     with pytest.raises(UserError, match="You have no option --o5"):
         await options.delete_alias("ann", "o5")
     assert await options.list_aliases("bob") == {}
-    assert await options.aliases_for("ann", "a --ar 3:2") == {}
-    assert len(await options.aliases_for("ann", "a --o1")) == MAX_ALIASES - 1
+    assert await Preferences(store).load_flag_aliases("ann", "a --ar 3:2") == {}
+    assert len(await Preferences(store).load_flag_aliases("ann", "a --o1")) == MAX_ALIASES - 1
 
 
 @pytest.mark.asyncio
@@ -118,10 +65,10 @@ async def test_aliases_are_exported_and_forgotten(store):
     options = FlagAliases(store, lambda: MODELS)
     for member in ("ann", "bob"):
         await options.set_alias(member, "mine", "--ar 3:2")
-    assert (await store.query(export.read_choices, "ann")).flag_aliases == {"mine": "--ar 3:2"}
-    await store.write(erasure.erase_member_data, erasure.ErasureRequest("ann", "discord:9", 1.0))
+    assert await store.query(stored.export_member, "ann") == {"options": {"mine": "--ar 3:2"}}
+    await store.write(stored.erase_member, "ann", "discord:9", 1.0)
     assert await options.list_aliases("ann"), "leaving one server deletes none"
-    await store.write(erasure.erase_member_data, erasure.ErasureRequest("ann", "", 1.0))
+    await store.write(stored.erase_member, "ann", "", 1.0)
     assert (await options.list_aliases("ann"), await options.list_aliases("bob")) == ({}, {"mine": "--ar 3:2"})
 
 
@@ -131,7 +78,7 @@ async def test_aliases_work_in_every_prompt_and_rules_check_what_they_stand_for(
     await harness.start_worker()
     await wait_until(lambda: app.services.live_workers())
     services = app.services
-    await services.flag_aliases.set_alias(ann.id, "mine", "in fog --seed 5 --count 2 --steps 40")
+    await services.get(FlagAliases).set_alias(ann.id, "mine", "in fog --seed 5 --count 2 --steps 40")
     (accepted,) = await services.jobs.imagine("a lamp --mine", ann, destination)
     assert accepted.notes[0] == "--mine stands for “in fog --seed 5 --count 2 --steps 40”."
 
@@ -145,7 +92,7 @@ async def test_aliases_work_in_every_prompt_and_rules_check_what_they_stand_for(
     with pytest.raises(UserError, match="There is no flag --mine"):
         await services.jobs.imagine("a lamp --mine", Member("local:bob", "Bob", "local"), destination)
     (other,) = await services.variations.remix(view.id, None, "a tree --mine", ann, destination)
-    await services.flag_aliases.set_alias(ann.id, "red", "red, in rain")
+    await services.get(FlagAliases).set_alias(ann.id, "red", "red, in rain")
     near_branch = await services.edits.branch(view.id, 0, 20, ann, destination, text="a tree --red")
     assert "--red stands for “red, in rain”." in near_branch.notes
     for job, words in ((other.job, "a tree in fog"), (near_branch.job, "a tree red, in rain")):
@@ -155,7 +102,7 @@ async def test_aliases_work_in_every_prompt_and_rules_check_what_they_stand_for(
     await services.rule_admin.set_rule(owner, "guild", "", "steps", "30")
     with pytest.raises(UserError, match="“fog” may not be in a prompt"):
         await services.jobs.imagine("a lamp --mine", ann, destination)
-    await services.flag_aliases.set_alias(ann.id, "mine", "--steps 40")
+    await services.get(FlagAliases).set_alias(ann.id, "mine", "--steps 40")
     with pytest.raises(UserError, match="at most 30"):
         await services.jobs.imagine("a lamp --mine", ann, destination)
 
@@ -165,10 +112,10 @@ def test_the_terminal_has_its_own_aliases(tmp_path, capsys):
         await (await Store.open(load_settings(data=tmp_path).database)).close()
 
     asyncio.run(create_store())
-    flag_aliases.flag_alias("mine", "--ar 3:2 --count 2", data=tmp_path)
-    flag_aliases.flag_alias("warm", "warm", data=tmp_path)
-    flag_aliases.flag_alias(data=tmp_path)
-    flag_aliases.flag_alias("warm", delete=True, data=tmp_path)
+    cli.flag_alias("mine", "--ar 3:2 --count 2", data=tmp_path)
+    cli.flag_alias("warm", "warm", data=tmp_path)
+    cli.flag_alias(data=tmp_path)
+    cli.flag_alias("warm", delete=True, data=tmp_path)
     first_alias = "--mine  --ar 3:2 --count 2"
     second_alias = "--warm  warm"
     assert capsys.readouterr().out.splitlines() == [
@@ -178,13 +125,13 @@ def test_the_terminal_has_its_own_aliases(tmp_path, capsys):
         second_alias,
         "--warm is deleted.",
     ]
-    aliases = flag_aliases.load_aliases("{a fox} --mine", load_settings(data=tmp_path))
+    aliases = _load_aliases("{a fox} --mine", load_settings(data=tmp_path))
     request, count, notes = _resolve_request(ImagineRequest("{a fox} --mine", {}, tmp_path, False, False), aliases)
     assert (request.prompt, count, notes) == (
         "a fox --ar 3:2 --count 2",
         2,
         ["--mine stands for “--ar 3:2 --count 2”."],
     )
-    assert flag_aliases.load_aliases("a fox --mine", load_settings(data=tmp_path / "nowhere")) == {}
+    assert _load_aliases("a fox --mine", load_settings(data=tmp_path / "nowhere")) == {}
     with pytest.raises(UserError, match="A name goes with"):
-        flag_aliases.flag_alias("mine", data=tmp_path)
+        cli.flag_alias("mine", data=tmp_path)

@@ -1,20 +1,23 @@
 """Flag aliases: what a member's own flag such as `--mine` stands for, in every server, for this member alone.
 
-`bot.prompt.flag_aliases` defines what an alias may contain.
+`rules` says what an alias may contain, `bot.prompt.flag_aliases` expands it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
 
 from bot.domain.errors import UserError
+from bot.domain.feature import RunningFeature
 from bot.domain.texts import shorten
-from bot.prompt.concepts import clean_prompt
-from bot.prompt.flag_aliases import find_unknown_flags, parse_alias_name, parse_alias_value
+from bot.features.flag_aliases import store as stored
+from bot.features.flag_aliases.rules import MAX_ALIASES, parse_alias_name, parse_alias_value
 from bot.store import Store
-from bot.store.members import flag_aliases as stored
 
-MAX_ALIASES = 20  # aliases of a member
+if TYPE_CHECKING:
+    from bot.app.wiring import App
 
 
 class FlagAliases:
@@ -26,14 +29,7 @@ class FlagAliases:
 
     async def list_aliases(self, member: str) -> dict[str, str]:
         """Return a member's flag aliases by name."""
-        return await self._store.query(stored.list_flag_aliases, member)
-
-    async def aliases_for(self, member: str, text: str) -> dict[str, str]:
-        """Return the aliases that `text` may use, without a read if all its flags are known.
-
-        Raises `UserError` for a text longer than a prompt may be, and for braces that cannot be parsed.
-        """
-        return await self.list_aliases(member) if find_unknown_flags(clean_prompt(text)) else {}
+        return await self._store.query(stored.load_flag_aliases, member)
 
     async def set_alias(self, member: str, name: str, value: str) -> str:
         """Set an alias from typed text; return its name. Raises `UserError`."""
@@ -49,3 +45,9 @@ class FlagAliases:
         if not await self._store.write(stored.delete_flag_alias, member, bare_name):
             raise UserError(f"You have no option --{shorten(bare_name, 40)}.", 404)
         return bare_name
+
+
+@asynccontextmanager
+async def open_service(app: App) -> AsyncGenerator[RunningFeature]:
+    """Open the flag aliases over the application's store and models."""
+    yield RunningFeature(FlagAliases(app.store, app.queue.catalog.model_names))
