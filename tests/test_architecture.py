@@ -48,7 +48,6 @@ LONG_FUNCTIONS = {
     "bot/store/transitions/job_transitions.py:start_job": "one argument a line",
     "bot/web/app.py:build_app": "one argument a line",
     "engine/__main__.py:serve": "one argument a line",
-    "engine/backend/backend_worker.py:__init__": "one argument a line",
     "engine/bus/connection.py:connect": "one argument a line",
     "engine/bus/streams.py:build_stream_configs": "one argument a line",
     "engine/batching/trajectory.py:__init__": "one argument a line",
