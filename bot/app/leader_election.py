@@ -26,10 +26,10 @@ from bot.domain.errors import UserError
 from bot.domain.periodic import run_periodically
 from bot.store import DatabaseUnavailable, LeaderTerm, Store, leader_terms, read_store_id
 from engine.bus import BrokerUnreachable, Bus, Claim, ClaimHolder
-from engine.bus.buckets.leader_lease import open_leader_lease
+from engine.bus.claims import open_leader_lease
 
 if TYPE_CHECKING:
-    from engine.bus.buckets.leader_lease import LeaderLease
+    from engine.bus.claims import LeaderLease
 
 log = logging.getLogger(__name__)
 

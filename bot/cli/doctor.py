@@ -71,7 +71,7 @@ def check_python() -> Finding:
 
 def check_broker(settings: Settings) -> Finding:
     """Check the embedded server's binary, or the broker that DARKROOM_NATS names."""
-    from engine.bus.broker.embedded import BrokerError, find_server
+    from engine.bus.embedded_broker import BrokerError, find_server
 
     if settings.nats:
         return _check_reachable(str(settings.nats))

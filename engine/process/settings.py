@@ -92,7 +92,7 @@ class WorkerSettings(BaseModel):
     - `nats_key`: the worker's own key in place of the token.
     - `nats_ca`: certificates to trust behind `tls://`.
     - `device`: auto, cpu or cuda (`cuda:1` for the second).
-    - `models`: names or folders; `added`: the default model and all added ones (`engine.hub.offered_models`).
+    - `models`: names or folders; `added`: the default model and all added ones (`engine.hub.added_models`).
     - `memory`: bytes for models, given as 12GB; None: a share of the device's.
     - `parent`: the process that started this one; the worker ends with it; 0: none.
     - `upscaler`: a file; None: the built-in super-resolver.

@@ -20,7 +20,7 @@ from bot.domain.dto import Destination, Member
 from bot.images.uploads.decoder_process import DecoderProcess
 from bot.store import Store
 from engine.bus import BlobMissing, BrokerUnreachable, Bus, BusLimits, BusMessage
-from engine.bus.broker.embedded import Broker
+from engine.bus.embedded_broker import Broker
 from engine.contract import (
     Frame,
     Job,

@@ -10,7 +10,7 @@ import pytest
 import pytest_asyncio
 
 from engine import models
-from engine.bus.broker.embedded import Broker
+from engine.bus.embedded_broker import Broker
 from engine.models.family import Family
 from engine.output.decode_worker import DecodeWorker
 from shared.embedded_calibration import measure_once

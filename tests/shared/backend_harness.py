@@ -12,7 +12,7 @@ from typing import Any
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from engine.bus.broker.embedded import Broker
+from engine.bus.embedded_broker import Broker
 from engine.contract import JobCancelled, JobFailed, JobFinished, JobHandedBack
 from engine.process.backend_settings import BackendSettings
 from engine.remote.connection_state import ConnectionState, MeasuredTimes

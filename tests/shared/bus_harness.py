@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from engine.bus import Bus, BusLimits
-from engine.bus.broker.embedded import Broker
+from engine.bus.embedded_broker import Broker
 from engine.contract import (
     BillingKey,
     Concept,

@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 from engine.batching.engine import Engine
-from engine.bus.broker.embedded import Broker
+from engine.bus.embedded_broker import Broker
 from engine.contract import Job
 from engine.models.family import Family
 from engine.output.decode_worker import DecodeWorker

@@ -20,9 +20,8 @@ from pathlib import Path
 import aiohttp
 import psutil
 
-from engine.bus.broker.embedded import Broker
-from engine.bus.broker.server import find_free_port
-from engine.bus.broker.worker_key_admin import WorkerKeyAdmin
+from engine.bus.embedded_broker import Broker, find_free_port
+from engine.bus.worker_key_admin import WorkerKeyAdmin
 from engine.bus.worker_keys import KEY_FILE
 
 ROOT = Path(__file__).parents[2]

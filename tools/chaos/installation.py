@@ -20,7 +20,7 @@ from pathlib import Path
 import aiohttp
 
 from engine.bus import Bus
-from engine.bus.broker.server import find_free_port, find_server
+from engine.bus.embedded_broker import find_free_port, find_server
 from tools.chaos.database import Database, PostgreSQL, SQLite
 from tools.chaos.program import ROOT, Program
 from tools.chaos.proxy import Proxy

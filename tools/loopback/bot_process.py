@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 
 from engine.bus import Bus
-from engine.bus.broker.embedded import Broker
+from engine.bus.embedded_broker import Broker
 from tools.loopback.server import TOKEN, Loopback, wait_until
 from tools.painter import PaintingWorker, cancel_task
 

@@ -34,7 +34,7 @@ def format_welcome(settings: Settings, models: Sequence[str], page_url: str, bac
 
 
 def _list_names(models: Sequence[str], data: Path) -> list[str]:
-    from engine.hub.offered_models import expand_names
+    from engine.hub.added_models import expand_names
     from engine.process.model_settings import ModelSettingsError
 
     try:

@@ -25,7 +25,7 @@ from bot.discord.start import RunningClient
 from bot.images.uploads.image_links import FileUnavailable
 from bot.policy.rates import TokenBuckets
 from engine.bus import Bus
-from engine.bus.broker.embedded import Broker
+from engine.bus.embedded_broker import Broker
 from shared.migrated_database import put_migrated_database
 from tools.painter import PaintingWorker, cancel_task
 

@@ -19,7 +19,7 @@ from engine.bus import Bus
 from engine.contract import ModelProgress
 
 if TYPE_CHECKING:
-    from engine.bus.broker.embedded import Broker
+    from engine.bus.embedded_broker import Broker
     from tests.bot.web.conftest import OpenServer, WebServer
 
 

@@ -23,7 +23,7 @@ from engine.contract import (
 )
 from engine.contract.rejection import JobRejected
 from engine.models.families.stable_diffusion import StableDiffusion
-from engine.picture_files.parameters import format_parameters
+from engine.picture_files import format_parameters
 from shared.init_image_jobs import run_job
 
 Make = Callable[..., Any]

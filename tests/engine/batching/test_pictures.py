@@ -26,7 +26,7 @@ from engine.models.pictures.picture_conditions import (
     PictureRows,
     PictureSlot,
 )
-from engine.picture_files.decoding import MAX_PIXELS
+from engine.picture_files import MAX_PIXELS
 from shared.engine_fixtures import SCHEDULE, Affine
 
 SHA = "a" * 64

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from engine.bus import BrokerUnreachable, Bus
-from engine.bus.broker.embedded import Broker, BrokerError
+from engine.bus.embedded_broker import Broker, BrokerError
 
 
 async def wait_until(condition: object, seconds: float = 10.0) -> None:
@@ -128,7 +128,7 @@ async def test_a_port_in_use_is_reported_in_one_line(tmp_path: Path) -> None:
 BROKER_OF_A_PARENT = """
 import asyncio, sys
 from pathlib import Path
-from engine.bus.broker.embedded import Broker
+from engine.bus.embedded_broker import Broker
 async def serve():
     async with Broker(Path(sys.argv[1])) as broker:
         print(broker.pid, flush=True)

@@ -26,10 +26,9 @@ from engine.bus import (
     StaleEpoch,
     subjects,
 )
-from engine.bus.broker.embedded import Broker
-from engine.bus.broker.server import FILE_BYTES, MAX_PAYLOAD
-from engine.bus.buckets.blobs import BlobEntry
+from engine.bus.blobs import BlobEntry
 from engine.bus.deliveries import MAX_DEAD_BYTES
+from engine.bus.embedded_broker import FILE_BYTES, MAX_PAYLOAD, Broker
 from engine.bus.streams import build_stream_configs
 from engine.contract import (
     VERSION,

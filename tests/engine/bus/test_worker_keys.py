@@ -30,13 +30,12 @@ from engine.bus import (
     ConnectionEnded,
     subjects,
     worker_keys,
+    worker_permissions,
 )
-from engine.bus.broker import worker_permissions
-from engine.bus.broker.embedded import Broker, BrokerError
-from engine.bus.broker.server import ListenAddress, find_free_port, find_server
-from engine.bus.broker.worker_key_admin import WorkerKeyAdmin
-from engine.bus.buckets.leader_lease import open_leader_lease
+from engine.bus.claims import open_leader_lease
 from engine.bus.connection import Credentials
+from engine.bus.embedded_broker import Broker, BrokerError, ListenAddress, find_free_port, find_server
+from engine.bus.worker_key_admin import WorkerKeyAdmin
 from engine.bus.worker_keys import BadKey
 from engine.contract import (
     AmendJob,

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from benchmarks.fixtures.small_pipelines import save_small_pipeline
 from engine.batching.engine import Engine
 from engine.bus import Bus, BusLimits
-from engine.bus.broker.embedded import Broker
+from engine.bus.embedded_broker import Broker
 from engine.calibration.calibration import Calibration, measure_calibration
 from engine.contract import (
     BillingKey,

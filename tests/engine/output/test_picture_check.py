@@ -21,12 +21,12 @@ from PIL import Image
 
 from engine.batching.engine import Engine, StepDone
 from engine.bus import Bus, BusLimits
-from engine.bus.broker.embedded import Broker
+from engine.bus.embedded_broker import Broker
 from engine.contract import Frame, Job, JobFailed, JobFinished, JobStarted, PictureReady, UpscaleTask
 from engine.contract.rejection import JobRejected
 from engine.output.decode_worker import DecodeWorker
 from engine.output.picture_check import PictureCheck
-from engine.picture_files.encoding import encode_png
+from engine.picture_files import encode_png
 from engine.process.settings import SettingError, load_check_settings, load_settings
 from engine.worker.doctor import check_picture_check
 from engine.worker.main import load_all_models

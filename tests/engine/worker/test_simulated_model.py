@@ -15,7 +15,7 @@ import pytest_asyncio
 import torch
 
 from engine.batching.engine import Engine
-from engine.bus.broker.embedded import Broker
+from engine.bus.embedded_broker import Broker
 from engine.contract import JobFinished, JobStarted, PictureReady
 from engine.output.decode_worker import DecodeWorker
 from engine.sampling import TABLED

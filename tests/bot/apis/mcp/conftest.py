@@ -26,7 +26,7 @@ from bot.cli.instance_lock import RunningInstance, announce_instance
 from bot.services import Services
 from bot.web.app import build_app, run_server
 from bot.web.auth import HostPolicy, terminal_key
-from engine.bus.broker.embedded import Broker
+from engine.bus.embedded_broker import Broker
 from shared.migrated_database import put_migrated_database
 from tests.bot.web.conftest import connect, start_worker, wait_until
 from tools.painter import PaintingWorker

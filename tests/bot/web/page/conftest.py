@@ -12,7 +12,7 @@ from playwright.async_api import Browser, Page
 from tests.bot.web.conftest import launch_browser, open_clean_page, start_broker
 
 if TYPE_CHECKING:
-    from engine.bus.broker.embedded import Broker
+    from engine.bus.embedded_broker import Broker
     from tests.bot.web.conftest import OpenServer, WebServer
 
 
