@@ -60,8 +60,7 @@ Backend = Annotated[
     str,
     typer.Option(
         metavar="KIND=ADDRESS",
-        envvar="DARKROOM_BACKEND",
-        help="Let another server draw: comfyui=http://…, a1111=http://… or openai=https://….",
+        help="Let another server draw: comfyui=http://…, a1111=http://… or openai=https://… (DARKROOM_BACKEND).",
     ),
 ]
 Standby = Annotated[
@@ -95,7 +94,7 @@ def up(
     """Run everything on this machine: broker, engine, chatroom, and Discord when DISCORD_TOKEN is set."""
     from bot.cli.up.startup import run_bot
 
-    settings = _load_settings(port=port, host=host, data=data, nats=nats, check=check)
+    settings = _load_settings(port=port, host=host, data=data, nats=nats, picture_check=check)
     options = EngineOptions(memory, vae, quantize, quantize_text, offload, backend)
     run_bot(settings, tuple(model or ("added",)), engine=options, open_browser=open_browser, standby=standby)
 
@@ -134,7 +133,7 @@ def doctor(
 
     findings: list[Finding] = []
     settings = _load_settings(port=port, host=host, data=data, nats=nats)
-    check = EngineCheck(model, quantize, quantize_text, remeasure, offload)
+    check = EngineCheck(model, remeasure, EngineOptions("", "", quantize, quantize_text, offload))
     for finding in run_checks(settings, check):
         findings.append(finding)
         if not as_json:

@@ -18,8 +18,8 @@ from engine.backend.measured_times import MeasuredTimes
 from engine.backend.openai_images import OpenAiImages
 from engine.backend.verdicts import ChecksPictures, Verdicts
 from engine.bus import Bus
-from engine.process.backend_settings import BackendKind, BackendSettings
-from engine.process.settings import PictureCheckSettings, SettingError, WorkerSettings
+from engine.process.setting_sources import SettingError
+from engine.process.settings import BackendKind, BackendSettings, PictureCheckSettings, WorkerSettings
 from engine.worker.process_end import SignalHandlers, act_on_parent_exit
 from engine.worker.worker_profile import WorkerProfile, make_build_label
 
@@ -40,7 +40,7 @@ async def run_backend_worker(settings: WorkerSettings) -> None:
     token = settings.nats_token.get_secret_value()
     key = settings.nats_key.get_secret_value()
     try:
-        bus = await Bus.connect(settings.nats, token, name=settings.name, key=key, ca_file=settings.nats_ca)
+        bus = await Bus.connect(settings.nats, token, name=settings.worker_name, key=key, ca_file=settings.nats_ca)
         try:
             await bus.declare(settings.pools)
             await _run_jobs(bus, backend, settings, wanted)
@@ -81,7 +81,7 @@ def make_worker_profile(settings: WorkerSettings, *, has_check: bool) -> WorkerP
     assert settings.backend is not None
     kind = settings.backend.kind
     return WorkerProfile(
-        settings.name,
+        settings.worker_name,
         f"backend: {kind}",
         ROWS,
         pools=settings.pools,

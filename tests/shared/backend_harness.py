@@ -19,7 +19,7 @@ from engine.backend.measured_times import MeasuredTimes
 from engine.backend.verdicts import ChecksPictures, Verdicts
 from engine.bus.broker.embedded import Broker
 from engine.contract import JobCancelled, JobFailed, JobFinished, JobHandedBack
-from engine.process.backend_settings import BackendSettings
+from engine.process.settings import BackendSettings
 from engine.worker.worker_profile import WorkerProfile
 from shared.bus_harness import JOB, LEASE, BusHarness, wait_until
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from engine.bus.broker.embedded import Broker
-from engine.process.backend_settings import BackendSettings
+from engine.process.settings import BackendSettings
 from shared.backend_harness import run_backend_worker, serve
 from shared.bus_harness import LEASE, BusHarness, wait_until
 from shared.comfyui_stand_in import ComfyUiStandIn

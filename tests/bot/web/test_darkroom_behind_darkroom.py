@@ -16,7 +16,7 @@ from bot.domain.feature import load_features
 from bot.store import JobRecord
 from bot.web.auth import terminal_key
 from engine.contract import ImageToImage, InitImage, Job, JobCancelled, JobFinished, PictureReady, Recipe
-from engine.process.backend_settings import BackendKind, BackendSettings
+from engine.process.settings import BackendKind, BackendSettings
 from shared.backend_harness import open_bus, run_backend_worker
 from shared.bus_harness import JOB, BusHarness, make_job, wait_until
 

@@ -40,7 +40,7 @@ from engine.contract import (
     count_row_steps,
     decode,
 )
-from engine.process.backend_settings import BackendSettings
+from engine.process.settings import BackendSettings
 from shared.backend_harness import open_bus, run_backend_worker, serve
 from shared.bus_harness import JOB, OTHER_JOB, BusHarness, make_job, wait_until
 from shared.comfyui_stand_in import ComfyUiStandIn

@@ -140,7 +140,12 @@ asyncio.run(serve())
 @pytest.mark.asyncio
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the next start ends it")
 async def test_the_server_inherits_no_secret_and_ends_with_a_killed_parent(tmp_path: Path) -> None:
-    secrets = {"DISCORD_TOKEN": "leaked", "DATABASE_URL": "leaked", "PICTURES_URL": "leaked", "ANY_OTHER": "leaked"}
+    secrets = {
+        "DISCORD_TOKEN": "leaked",
+        "DATABASE_URL": "leaked",
+        "DARKROOM_PICTURES_URL": "leaked",
+        "ANY_OTHER": "leaked",
+    }
     parent = await asyncio.create_subprocess_exec(
         sys.executable,
         "-c",

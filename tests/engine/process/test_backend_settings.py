@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from engine.process.backend_settings import parse_backend
+from engine.process.setting_sources import SettingError
+from engine.process.settings import load_settings
 
 
 def test_a_backend_has_a_kind_an_address_and_the_key_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DARKROOM_BACKEND_KEY", "sk-secret")
-    backend = parse_backend("openai=https://images.example/")
+    backend = load_settings(backend="openai=https://images.example/").backend
     assert backend is not None
     assert (backend.kind, backend.url, backend.key.get_secret_value()) == (
         "openai",
@@ -19,9 +20,9 @@ def test_a_backend_has_a_kind_an_address_and_the_key_of_the_environment(monkeypa
         "sk-secret",
     )
     assert "sk-secret" not in repr(backend)
-    assert parse_backend("") is None
+    assert load_settings().backend is None
     monkeypatch.setenv("DARKROOM_BACKEND", "comfyui=http://127.0.0.1:8188")
-    assert parse_backend("") is not None
+    assert load_settings().backend is not None
 
 
 @pytest.mark.sampled
@@ -40,6 +41,6 @@ def test_a_backend_has_a_kind_an_address_and_the_key_of_the_environment(monkeypa
 def test_a_wrong_backend_is_refused_with_a_sentence_that_holds_no_key(
     text: str, workflows: tuple[Path, ...], sentence: str
 ) -> None:
-    with pytest.raises(ValueError, match=sentence) as raised:
-        parse_backend(text, workflows)
+    with pytest.raises(SettingError, match=sentence) as raised:
+        load_settings(backend=text, workflows=workflows)
     assert "sk-secret" not in str(raised.value)
