@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from bot.app.settings import Settings
     from engine.process.settings import WorkerSettings
 
+TERMINAL_MEMBER_ID = "local:terminal"  # the member that the terminal is (`bot.web.middleware.member_of`)
 Data = Annotated[Path | None, typer.Option(help="Folder of the store and the pictures (DARKROOM_DATA).")]
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print JSON on the standard output, all else on the error output.")

@@ -12,7 +12,7 @@ import socket
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any
 
 from pydantic import (
     AfterValidator,
@@ -26,6 +26,7 @@ from pydantic import (
     field_validator,
 )
 
+from engine.process.backend_kinds import join_words, list_forms, load_backend_kinds
 from engine.process.log_format import LogFormat
 from engine.process.offload_request import OffloadRequest, parse_offload
 from engine.process.quantization_request import QuantizationRequest, QuantizationRequests, parse_quantization
@@ -43,13 +44,9 @@ DATABASE_SCHEMES = (
 )
 SIZE_PATTERN = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)\s*(?:([KMGT])(I?))?B?", re.IGNORECASE)
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
-BACKEND_FORM = "comfyui=http://127.0.0.1:8188, a1111=http://… or openai=https://…"
 MIN_BACKEND_SIZE = 16  # pixels
 MIN_TOKEN_CHARACTERS = 16
 NO_SECRET = SecretStr("")
-
-BackendKind = Literal["comfyui", "a1111", "openai"]
-BACKEND_KINDS: tuple[BackendKind, ...] = get_args(BackendKind)
 
 
 def default_data() -> Path:
@@ -205,10 +202,10 @@ class PictureCheckSettings:
 class BackendSettings:
     """A backend. `key`: for `Authorization`; of the form NAME:PASSWORD it is sent as Basic. `size`: pixels; 0: guess.
 
-    `workflows`: files for ComfyUI in API format; none: the built-in ones.
+    `kind`: a folder of `engine.backends`. `workflows`: files for a server that runs such; none: the built-in ones.
     """
 
-    kind: BackendKind
+    kind: str
     url: str
     key: SecretStr = NO_SECRET
     workflows: tuple[Path, ...] = ()
@@ -263,9 +260,7 @@ class WorkerSettings(SharedSettings):
     workflows: Annotated[tuple[AbsolutePath, ...], Field(max_length=3)] = ()
     backend_size: int = Field(0, ge=0, le=2048)
     backend: BackendSettings | None = Field(
-        None,
-        validate_default=True,
-        description="another server that draws: `comfyui=http://…`, `a1111=http://…` or `openai=https://…`",
+        None, validate_default=True, description="another server that draws, as `KIND=ADDRESS`"
     )
     models: Annotated[tuple[str, ...], Field(min_length=1, max_length=64)] = ("added",)
     pools: Annotated[tuple[Name, ...], Field(min_length=1, max_length=16)] = ("default",)
@@ -307,15 +302,16 @@ class WorkerSettings(SharedSettings):
         if not isinstance(value, str):
             return value
         name, _, url = value.partition("=")
-        kind = next((each for each in BACKEND_KINDS if each == name), None)
-        if kind is None or not url:
-            raise ValueError(f"{BACKEND_FORM} is needed")
-        if workflows and kind != "comfyui":
-            raise ValueError("--workflow is for --backend comfyui=… alone")
+        kinds = load_backend_kinds()
+        if name not in kinds or not url:
+            raise ValueError(f"{list_forms()} is needed")
+        if workflows and not kinds[name].takes_workflows:
+            takers = join_words([f"{name}=…" for name, each in kinds.items() if each.takes_workflows])
+            raise ValueError(f"--workflow is for --backend {takers} alone")
         if not re.match(r"^https?://[^\s@?#]+$", url):
             key = name_variable("backend_key")
             raise ValueError(f"an address without a key is needed; the key belongs into {key}")
-        return BackendSettings(kind, url.rstrip("/"), info.data.get("backend_key", NO_SECRET), workflows, size)
+        return BackendSettings(name, url.rstrip("/"), info.data.get("backend_key", NO_SECRET), workflows, size)
 
 
 CORE_SETTINGS = (BotSettings, WorkerSettings)

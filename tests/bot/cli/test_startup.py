@@ -31,6 +31,7 @@ from bot.cli.up.startup import (
 from bot.cli.up.welcome import format_welcome
 from bot.domain.errors import UserError
 from engine.contract import ModelProfile, ModelProgress, Presence
+from engine.process.backend_kinds import list_forms, load_backend_kinds
 
 pytestmark = pytest.mark.asyncio
 WARM = ModelProfile(
@@ -191,10 +192,11 @@ async def test_the_engine_is_told_what_to_offload_and_another_word_is_refused(
 
 async def test_a_backend_is_checked_at_once_passed_on_and_named(tmp_path: Path) -> None:
     settings = load_settings(data=tmp_path)
-    with pytest.raises(UserError, match=r"--backend is not valid: comfyui=http://127.0.0.1:8188, a1111="):
+    with pytest.raises(UserError, match=rf"--backend is not valid: {list_forms()} is needed"):
         run_bot(settings, ("added",), engine=EngineOptions(backend="invokeai=http://127.0.0.1"), open_browser=False)
-    options = EngineOptions(backend="comfyui=http://127.0.0.1:8188")
-    assert options.list_arguments() == ["--backend", "comfyui=http://127.0.0.1:8188"]
+    text = f"{next(iter(load_backend_kinds()))}=http://127.0.0.1:8188"
+    options = EngineOptions(backend=text)
+    assert options.list_arguments() == ["--backend", text]
     backend = load_engine(settings, options).backend
     assert backend is not None
     assert "those of http://127.0.0.1:8188" in format_welcome(settings, ("added",), "http://page", backend.url)
