@@ -21,7 +21,8 @@ from engine.bus.broker.embedded import Broker
 from engine.contract import JobCancelled, JobFailed, JobFinished, JobHandedBack
 from engine.process.backend_settings import BackendSettings
 from engine.worker.worker_profile import WorkerProfile
-from shared.bus_harness import JOB, LEASE, BusHarness, wait_until
+from shared.bus_harness import JOB, LEASE, BusHarness
+from shared.clock import wait_until
 
 ENDS = (JobFinished, JobFailed, JobCancelled, JobHandedBack)
 

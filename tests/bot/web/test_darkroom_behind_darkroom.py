@@ -18,10 +18,11 @@ from bot.web.auth import terminal_key
 from engine.contract import ImageToImage, InitImage, Job, JobCancelled, JobFinished, PictureReady, Recipe
 from engine.process.backend_settings import BackendKind, BackendSettings
 from shared.backend_harness import open_bus, run_backend_worker
-from shared.bus_harness import JOB, BusHarness, make_job, wait_until
+from shared.bus_harness import JOB, BusHarness, make_job
+from shared.clock import wait_until
 
 if TYPE_CHECKING:
-    from tests.bot.web.conftest import WebServer
+    from shared.web_server import WebServer
 
 BACKENDS: tuple[BackendKind, ...] = ("a1111", "openai")
 KINDS = tuple(kind for kind in BACKENDS if kind in load_features())

@@ -19,7 +19,7 @@ from engine.backend.http_client import DRAW_TIMEOUT, BackendHttp
 from engine.contract import Lora
 from shared.a1111_stand_in import A1111StandIn
 from shared.backend_harness import serve
-from shared.bus_harness import wait_until
+from shared.clock import wait_until
 
 
 @pytest.fixture(autouse=True)

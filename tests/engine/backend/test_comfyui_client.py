@@ -15,7 +15,7 @@ from engine.backend.comfyui import ComfyUi, load_built_in_workflows
 from engine.backend.drawing import BackendUnreachable, DrawProgress, DrawRequest
 from engine.backend.http_client import BackendHttp
 from shared.backend_harness import serve
-from shared.bus_harness import wait_until
+from shared.clock import wait_until
 from shared.comfyui_stand_in import ComfyUiStandIn
 
 pytestmark = pytest.mark.asyncio

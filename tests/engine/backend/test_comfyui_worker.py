@@ -42,7 +42,8 @@ from engine.contract import (
 )
 from engine.process.backend_settings import BackendSettings
 from shared.backend_harness import open_bus, run_backend_worker, serve
-from shared.bus_harness import JOB, OTHER_JOB, BusHarness, make_job, wait_until
+from shared.bus_harness import JOB, OTHER_JOB, BusHarness, make_job
+from shared.clock import wait_until
 from shared.comfyui_stand_in import ComfyUiStandIn
 
 BACKEND_STEPS = 4

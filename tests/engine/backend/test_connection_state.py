@@ -17,7 +17,8 @@ from engine.backend.drawing import BackendModel, DrawRequest, KeyRefused, OnProg
 from engine.backend.measured_times import MeasuredTimes
 from engine.backend.offer import make_profile
 from engine.contract import Recipe
-from shared.bus_harness import make_job, wait_until
+from shared.bus_harness import make_job
+from shared.clock import wait_until
 
 MODEL = BackendModel("sd15", "sd15", 64, 8, 64 * 64, ("native",), 4, 1.0)
 
