@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bot.cli import api_keys, describe, flag_aliases, privacy, steer, visitors
+from bot.cli import api_keys, describe, privacy, steer, visitors
 from bot.cli.imagine import command as imagine_command
 from bot.cli.jobs import commands as job_commands
 from bot.cli.models import commands as model_commands
@@ -202,15 +202,15 @@ def lab(context: typer.Context) -> None:
     _run_engine_command("training.lab.__main__", context.args)
 
 
-app.command("flag-alias", context_settings={"ignore_unknown_options": True})(  # values may begin with dashes
-    flag_aliases.flag_alias
-)
 app.command("api-key")(api_keys.api_key)
 for command in (privacy.forget, privacy.export):
     app.command()(command)
 for module in load_parts("cli").values():
     for name, added in module.COMMANDS.items():
-        app.add_typer(added, name=name) if isinstance(added, typer.Typer) else app.command(name)(added)
+        if isinstance(added, typer.Typer):
+            app.add_typer(added, name=name)
+        else:
+            app.command(name, context_settings=getattr(module, "CONTEXT_SETTINGS", None))(added)
 
 
 def _run_engine_command(module: str, args: list[str]) -> None:

@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from simcord.results import InteractionResult
 
     from bot.app.wiring import App
+    from bot.jobs.views import Deliveries
     from bot.services import Services
-    from bot.services.job_views.deliveries import Deliveries
 
 mimetypes.init()  # reads its files now, not at the first upload to the simulated Discord
 

@@ -7,12 +7,11 @@ import pytest
 
 from bot.domain.dto import Member
 from bot.domain.errors import UserError
-from bot.services.init_images.request import InitImages
+from bot.jobs.init_images import InitImages
 from shared import app_harness
 from shared.app_harness import open_app_and_worker, wait_for_end
 from shared.picture_files import make_png
 
-__all__ = []
 pytestmark = pytest.mark.asyncio
 OWNER = Member("local:o", "O", "local", is_owner=True, is_admin=True)
 PICTURE = InitImages((make_png(64, 64),))

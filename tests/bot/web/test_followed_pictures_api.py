@@ -19,8 +19,8 @@ from bot.web.auth import terminal_key
 from engine.contract import Recipe
 from shared.clock import wait_until
 from shared.model_parts import MODEL_PARTS
+from shared.picture_files import make_png
 from shared.web_server import make_form, send_form
-from tests.bot.web.test_init_images_api import make_png
 
 if TYPE_CHECKING:
     from pathlib import Path

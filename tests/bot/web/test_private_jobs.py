@@ -16,9 +16,9 @@ from bot.cli.imagine.progress_display import ProgressDisplay
 from bot.cli.imagine.result import GenerationError
 from bot.domain.dto import Destination
 from bot.domain.texts import PICTURES_DELETED
+from bot.jobs.drawing import Member
+from bot.jobs.views import ORIGINAL_FORBIDDEN
 from bot.policy.permissions import OTHER_GUILD, PRIVATE_JOB
-from bot.services.job_permissions import ORIGINAL_FORBIDDEN
-from bot.services.jobs.job_service import Member
 from shared.web_server import open_session
 from tools.painter import cancel_task
 

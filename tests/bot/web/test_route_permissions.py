@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.asyncio
 
-CHECKS = ("bot.web.sse", "bot.services.job_permissions", "bot.services.jobs.job_service")
+CHECKS = ("bot.web.sse", "bot.jobs.views", "bot.jobs.drawing")
 REVIEW_CHECKS = ("bot.services.moderation.picture_review", "bot.services.moderation.moderation")
 
 
