@@ -22,6 +22,7 @@ from bot.cli.rules import commands as rule_commands
 from bot.cli.rules import kill_switch
 from bot.domain.errors import UserError
 from bot.domain.feature import load_parts
+from engine.process.backend_kinds import list_forms
 
 if TYPE_CHECKING:
     from bot.app.settings import Settings
@@ -58,11 +59,7 @@ QuantizeText = Annotated[str, typer.Option(metavar="HOW", help=QUANTIZE_TEXT_HEL
 Offload = Annotated[str, typer.Option(metavar="WHAT", help=OFFLOAD_HELP)]
 Backend = Annotated[
     str,
-    typer.Option(
-        metavar="KIND=ADDRESS",
-        envvar="DARKROOM_BACKEND",
-        help="Let another server draw: comfyui=http://…, a1111=http://… or openai=https://….",
-    ),
+    typer.Option(metavar="KIND=ADDRESS", envvar="DARKROOM_BACKEND", help=f"Let another server draw: {list_forms()}."),
 ]
 Standby = Annotated[
     bool, typer.Option("--standby", help="If another bot uses the data folder, wait until it ends, then start.")

@@ -11,19 +11,18 @@ from threading import Barrier, BrokenBarrierError
 
 import pytest
 
-from engine.backend import measured_times
-from engine.backend.connection_state import FIRST_WAIT_SECONDS, MAX_KEY_WAIT_SECONDS, ConnectionState
-from engine.backend.drawing import BackendModel, DrawRequest, KeyRefused, OnProgress
-from engine.backend.measured_times import MeasuredTimes
-from engine.backend.offer import make_profile
 from engine.contract import Recipe
+from engine.process.backend_kinds import load_backend_kinds
+from engine.remote import connection_state
+from engine.remote.connection_state import FIRST_WAIT_SECONDS, MAX_KEY_WAIT_SECONDS, ConnectionState, MeasuredTimes
+from engine.remote.drawing import BackendModel, DrawRequest, KeyRefused, OnProgress, make_profile
 from shared.bus_harness import make_job
 from shared.clock import wait_until
 
 MODEL = BackendModel("sd15", "sd15", 64, 8, 64 * 64, ("native",), 4, 1.0)
 
 
-@pytest.mark.parametrize("kind", ["comfyui", "a1111", "openai"])
+@pytest.mark.parametrize("kind", list(load_backend_kinds()))
 def test_no_server_draws_a_picture_that_can_be_steered(kind: str) -> None:
     """Its worker gets no changes, so the bot must refuse them before anybody waits for an answer."""
     assert "amendments" in make_profile(MODEL, kind).lacks
@@ -104,7 +103,7 @@ def test_times_of_pictures_that_end_at_once_are_stored_one_after_another(
             writers.wait(0.1)  # until another writes too
             raise AssertionError("two threads write")
 
-    monkeypatch.setattr(measured_times, "write_atomically", write)
+    monkeypatch.setattr(connection_state, "write_atomically", write)
     with ThreadPoolExecutor(2) as pool:
         ends = [pool.submit(times.record, MODEL, profile, recipe, 1.0) for _ in range(2)]
     for end in ends:

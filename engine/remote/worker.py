@@ -4,35 +4,40 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from importlib import import_module
+from typing import TypeVar
 
 from msgspec.structs import replace
 
-from engine.backend.connection_state import ConnectionState
-from engine.backend.drawing import Backend, BackendUnreachable
-from engine.backend.measured_times import MeasuredTimes
-from engine.backend.remote_engine import RemoteEngine
-from engine.backend.run_pictures import RunPictures
-from engine.backend.verdicts import Verdicts
 from engine.bus import BrokerUnreachable, Bus
-from engine.contract import Blame, Job, Presence, Recipe, Snapshot, find_missing_part
+from engine.contract import AmendmentRequest, Blame, Job, Presence, Recipe, Snapshot, find_missing_part
 from engine.contract.rejection import JobRejected
+from engine.process.backend_kinds import PACKAGE
+from engine.process.backend_settings import BackendSettings
 from engine.process.log_format import log_context
+from engine.process.settings import PictureCheckSettings, WorkerSettings
+from engine.remote.connection_state import ConnectionState, MeasuredTimes
+from engine.remote.drawing import Backend, BackendUnreachable
+from engine.remote.pictures import ChecksPictures, RunPictures, Verdicts
 from engine.worker.active_runs import ActiveRuns
 from engine.worker.heartbeats import Heartbeats
 from engine.worker.intake import Intake
+from engine.worker.job_engine import JobEngine
 from engine.worker.job_puller import JobPuller
+from engine.worker.process_end import SignalHandlers, act_on_parent_exit
 from engine.worker.result_publisher import ResultPublisher
 from engine.worker.run import JobRun
 from engine.worker.snapshot_saver import SnapshotSaver
 from engine.worker.watchdog import Watchdog
 from engine.worker.watched_jobs import WatchedJobs
 from engine.worker.worker_life import run_shutdown_steps, run_until_stopped
-from engine.worker.worker_profile import WorkerProfile
+from engine.worker.worker_profile import WorkerProfile, make_build_label
 
 log = logging.getLogger(__name__)
 
 STOP_SECONDS = 6.0  # a little more than backends take to ask for a stop
+T = TypeVar("T")
 ROWS = 8  # of a grid of four with guidance; a job that the backend would not begin yet waits in the fair queue
 
 
@@ -40,20 +45,14 @@ class BackendWorker:
     """`run` returns after `drain`, and raises `ConnectionEnded` when the process must end."""
 
     def __init__(
-        self,
-        bus: Bus,
-        backend: Backend,
-        profile: WorkerProfile,
-        state: ConnectionState,
-        times: MeasuredTimes,
-        verdicts: Verdicts,
+        self, bus: Bus, backend: Backend, profile: WorkerProfile, state: ConnectionState, verdicts: Verdicts
     ) -> None:
         self._bus = bus
         self._profile = profile
         self._state = state
         self.active_runs = ActiveRuns(RemoteEngine(), verdicts)
         self._result_publisher = ResultPublisher(bus, profile.name, self.active_runs)
-        self._pictures = RunPictures(bus, backend, state, times, self._result_publisher, verdicts)
+        self._pictures = RunPictures(bus, backend, state, self._result_publisher, verdicts)
         self._intake = Intake(
             bus,
             profile.name,
@@ -164,3 +163,105 @@ class BackendWorker:
         """Fail a run once its start is announced."""
         await run.start_announced.wait()
         await self._result_publisher.fail_run(run, sentence, blame)
+
+
+ALL_MODELS = ("added",)  # the settings' default: whatever there is
+
+
+async def run_backend_worker(settings: WorkerSettings) -> None:
+    """Work until SIGTERM or SIGINT, then hand all jobs back.
+
+    Raises `SettingError`, `BrokerUnreachable`, or `ConnectionEnded` where the process must end.
+    """
+    assert settings.backend is not None
+    wanted = () if settings.models == ALL_MODELS else settings.models
+    backend = await open_backend(settings.backend, wanted)
+    token = settings.nats_token.get_secret_value()
+    key = settings.nats_key.get_secret_value()
+    try:
+        bus = await Bus.connect(settings.nats, token, name=settings.name, key=key, ca_file=settings.nats_ca)
+        try:
+            await bus.declare(settings.pools)
+            await _run_jobs(bus, backend, settings, wanted)
+        finally:
+            await bus.close()
+    finally:
+        await backend.close()
+
+
+async def _run_jobs(bus: Bus, backend: Backend, settings: WorkerSettings, wanted: tuple[str, ...]) -> None:
+    assert settings.backend is not None
+    times = await asyncio.to_thread(MeasuredTimes, settings.data)
+    verdicts = Verdicts(await asyncio.to_thread(load_checks, settings.check))
+    state = ConnectionState(backend, settings.backend.kind, times, wanted)
+    profile = make_worker_profile(settings, has_check=verdicts.has_check)
+    worker = BackendWorker(bus, backend, profile, state, verdicts)
+    with SignalHandlers(worker.drain):
+        parent_watch = asyncio.create_task(act_on_parent_exit(settings.parent, worker.drain))
+        try:
+            await worker.run()
+        finally:
+            parent_watch.cancel()
+            verdicts.close()
+
+
+def load_checks(check: PictureCheckSettings | None) -> ChecksPictures | None:
+    """Return the picture check, which alone needs torch; None where no setting names one. Raises `JobRejected`."""
+    if check is None:
+        return None
+    from engine.device.torch_device import choose_device
+    from engine.output.picture_check import JobVerdicts, PictureCheck
+
+    return JobVerdicts(PictureCheck.load(check.folder, check.labels, check.threshold, choose_device()))
+
+
+def make_worker_profile(settings: WorkerSettings, *, has_check: bool) -> WorkerProfile:
+    """Return what the worker announces besides its models. The address stays here: members may see the rest."""
+    assert settings.backend is not None
+    kind = settings.backend.kind
+    return WorkerProfile(
+        settings.name,
+        f"backend: {kind}",
+        ROWS,
+        pools=settings.pools,
+        build=make_build_label(kind),
+        has_picture_check=has_check,
+    )
+
+
+async def open_backend(settings: BackendSettings, wanted: Sequence[str]) -> Backend:
+    """Return the client of the backend's kind. Raises `SettingError` for files that it cannot use."""
+    return await import_module(f"{PACKAGE}.{settings.kind}.client").open_backend(settings, wanted)
+
+
+class RemoteEngine:
+    """A `JobEngine` that has nothing to change: pauses and weights are no words of a backend's API."""
+
+    async def call(self, action: Callable[[JobEngine], T]) -> T:
+        return action(self)
+
+    def cancel(self, job: str) -> int:
+        return 0  # a run counts its steps itself
+
+    def watch(self, job: str, is_watched: bool = True) -> None:
+        """A run looks whether it is watched when a preview arrives."""
+
+    def pause(self, job: str) -> None:
+        """A backend draws on."""
+
+    def resume(self, job: str) -> None:
+        """A backend drew on."""
+
+    def set_job_pace(self, job: str, seconds: float) -> None:
+        """A backend draws as fast as it can."""
+
+    def set_job_weight(self, job: str, weight: float) -> None:
+        """A backend has no shares."""
+
+    def amend(self, job: str, request: AmendmentRequest) -> Recipe:
+        """Refuse every change: the server runs a picture as one call."""
+        raise JobRejected("This picture is drawn by another server, which cannot be steered.", "member")
+
+    def take_snapshots(self, job: str, epoch: int) -> list[Snapshot]:
+        """Return none: a picture that moves to another worker starts over."""
+        return []

@@ -14,9 +14,9 @@ from typing import Any, cast
 import aiohttp
 from yarl import URL
 
-from engine.backend.drawing import MAX_PICTURE_SECONDS, BackendBusy, BackendUnreachable, KeyRefused
 from engine.contract import Blame
 from engine.contract.rejection import JobRejected
+from engine.remote.drawing import MAX_PICTURE_SECONDS, BackendBusy, BackendUnreachable, KeyRefused
 
 MAX_LIST_BYTES = 16 * 1024 * 1024
 MAX_PICTURE_BYTES = 96 * 1024 * 1024  # a picture of 64 MiB in base64
@@ -195,3 +195,12 @@ def decode_base64(text: object, name: str) -> bytes:
         return base64.b64decode(text.partition(",")[2] if text.startswith("data:") else text, validate=True)
     except (ValueError, binascii.Error) as error:
         raise JobRejected(f"{name} sent a picture that is no base64.", "worker") from error
+
+
+def make_headers(key: str) -> dict[str, str]:
+    """Return the header that carries a key; NAME:PASSWORD is sent as Basic (RFC 7617), anything else as Bearer."""
+    if not key:
+        return {}
+    if ":" in key:
+        return {"Authorization": f"Basic {base64.b64encode(key.encode()).decode()}"}
+    return {"Authorization": f"Bearer {key}"}

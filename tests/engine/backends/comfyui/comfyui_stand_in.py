@@ -11,7 +11,7 @@ import asyncio
 import json
 import struct
 import uuid
-from typing import Any
+from typing import Any, cast
 
 from aiohttp import web
 from PIL import Image
@@ -125,11 +125,11 @@ class ComfyUiStandIn:
         for number, node in nodes.items():
             for name, kind in CLASSES[node["class_type"]].items():
                 value = node["inputs"].get(name)
-                is_link = isinstance(value, list) and value[0] in nodes
+                is_link = isinstance(value, list) and cast(Any, value)[0] in nodes
                 types: dict[str, Any] = {TEXT: str, INT: int, FLOAT: (int, float)}
                 fits = value in kind if isinstance(kind, list) else is_link or isinstance(value, types.get(kind, ()))
                 if node["class_type"].startswith("LoadImage") and name == "image":
-                    fits = str(value).removesuffix(" [temp]") in self.uploads
+                    fits = str(node["inputs"].get(name)).removesuffix(" [temp]") in self.uploads
                 if not fits:
                     yield number, {"errors": [{"type": "value_not_in_list", "details": f"{name}: {value}"}]}
 
@@ -186,12 +186,12 @@ class ComfyUiStandIn:
         name = request.match_info["name"]
         if name not in CLASSES:
             return web.json_response({})
-        kinds = {field: [kind, {}] for field, kind in CLASSES[name].items()}
+        kinds: dict[str, Any] = {field: [kind, {}] for field, kind in CLASSES[name].items()}
         return web.json_response({name: {"input": {"required": kinds}, "name": name}})
 
     async def _list_queue(self, request: web.Request) -> web.Response:
-        running = [[1, prompt_id, {}, {}, []] for prompt_id in self._running]
-        waiting = [[2, prompt_id, {}, {}, []] for prompt_id in self._waiting]
+        running: list[Any] = [[1, prompt_id, {}, {}, []] for prompt_id in self._running]
+        waiting: list[Any] = [[2, prompt_id, {}, {}, []] for prompt_id in self._waiting]
         return web.json_response({"queue_running": running, "queue_pending": waiting})
 
     async def _interrupt(self, request: web.Request) -> web.Response:

@@ -1,9 +1,12 @@
-"""Names of a backend's models as members type them, and what their names tell of their native size. Pure."""
+"""Names of a backend's models and samplers: as members type them, and which is which of ours. Pure."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from typing import NamedTuple
+
+from engine.contract import Sampler
 
 MAX_MODELS = 64  # a worker's presence has no more
 LARGE = 1024
@@ -42,3 +45,23 @@ def choose_multiple(size: int) -> int:
 def guess_size(title: str) -> int:
     """Return the native side in pixels that a model's name suggests: servers do not say it."""
     return LARGE if LARGE_MARKS.search(title) else SMALL
+
+
+KARRAS = "karras"
+
+
+class BackendSampler(NamedTuple):
+    """A backend's sampler, and its scheduler of noise levels; "" where the backend has none to choose."""
+
+    name: str
+    scheduler: str = ""
+
+
+PREFERRED: tuple[Sampler, ...] = ("dpmpp_2m_karras", "dpmpp_2m", "euler", "ddim")
+
+
+def sort_samplers(samplers: Collection[Sampler]) -> tuple[Sampler, ...]:
+    """Return them with the best default first: few steps, no noise of its own."""
+    preferred: list[Sampler] = [sampler for sampler in PREFERRED if sampler in samplers]
+    others: list[Sampler] = [sampler for sampler in samplers if sampler not in preferred]
+    return (*preferred, *others)

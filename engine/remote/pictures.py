@@ -1,41 +1,45 @@
-"""Draws the pictures of a run: asks the backend, shows its previews, publishes each picture with its keyframes."""
+"""Draws the pictures of a run: asks the backend, shows its previews, publishes each picture with its keyframes.
+
+A backend's file is checked and encoded anew. The operator's picture check runs in a thread of its own.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
+from typing import NamedTuple, Protocol
 
-from engine.backend.connection_state import ConnectionState
-from engine.backend.draw_requests import (
-    InitImage,
-    check_recipe,
-    finish_picture,
-    fit_init_image,
-    make_request,
-    shrink_preview,
-)
-from engine.backend.drawing import MAX_PICTURE_SECONDS, Backend, BackendBusy, BackendModel, DrawProgress, DrawRequest
-from engine.backend.measured_times import MeasuredTimes
-from engine.backend.verdicts import Verdicts
+from PIL import Image, ImageOps
+
 from engine.bus import BlobMissing, BrokerUnreachable, Bus
 from engine.contract import (
     MAX_FRAME_BYTES,
     MAX_KEYFRAMES,
     Frame,
+    ImageToImage,
+    Job,
     Keyframe,
     Ladder,
     ModelProfile,
     Recipe,
     UpscaleTask,
+    Verdict,
     encode,
+    find_lacking_feature,
+    noise_seed,
     recipe_for_image,
 )
 from engine.contract.rejection import JobRejected
 from engine.picture_files.decoding import open_image
-from engine.picture_files.encoding import encode_thumbnail, read_png_size
+from engine.picture_files.encoding import encode_jpeg, encode_png, encode_thumbnail, read_png_size
 from engine.picture_files.lanczos import upscale_by_lanczos
+from engine.picture_files.parameters import format_parameters
+from engine.remote.connection_state import ConnectionState
+from engine.remote.drawing import MAX_PICTURE_SECONDS, Backend, BackendBusy, BackendModel, DrawProgress, DrawRequest
 from engine.worker.result_publisher import ResultPublisher, fetch_blob
 from engine.worker.run import JobRun
 
@@ -48,18 +52,11 @@ class RunPictures:
     """Belongs to the event loop. Pictures are decoded and encoded in threads."""
 
     def __init__(
-        self,
-        bus: Bus,
-        backend: Backend,
-        state: ConnectionState,
-        times: MeasuredTimes,
-        publisher: ResultPublisher,
-        verdicts: Verdicts,
+        self, bus: Bus, backend: Backend, state: ConnectionState, publisher: ResultPublisher, verdicts: Verdicts
     ) -> None:
         self._bus = bus
         self._backend = backend
         self._state = state
-        self._times = times
         self._publisher = publisher
         self._verdicts = verdicts
         self._slots = asyncio.Semaphore(backend.concurrency)
@@ -126,7 +123,7 @@ class RunPictures:
                 await asyncio.gather(show, return_exceptions=True)
         record_steps(run, image, run.end_step, time.monotonic())
         png = await asyncio.to_thread(finish_picture, content, recipe, image, profile.revision)
-        await asyncio.to_thread(self._times.record, model, profile, recipe_for_image(recipe, image), seconds)
+        await asyncio.to_thread(self._state.times.record, model, profile, recipe_for_image(recipe, image), seconds)
         verdict = await self._verdicts.check_final(run.job, png)
         await self._publisher.publish_content(run, image, "image", png, read_png_size(png), verdict)
         if run.job.ladder:
@@ -233,3 +230,143 @@ class ImagePreviews:
         return encode(
             Ladder(job=self._run.job.id, image=self._image, total_steps=recipe.steps, shape=shape, keyframes=keyframes)
         )
+
+
+PREVIEW_SIDE = 512  # pixels of a preview's longest side
+MAX_UPSCALE = 8
+
+
+def check_recipe(recipe: Recipe, profile: ModelProfile) -> None:
+    """Raise `JobRejected` for a recipe that the backend cannot draw, whatever asked for it."""
+    feature = find_lacking_feature(recipe, profile)
+    if feature is not None:
+        raise JobRejected(f"{profile.name} is behind another server, which takes no {feature}.", "member")
+    if recipe.needs_choice:
+        raise JobRejected(f"{profile.name} has no judge that could choose the best pictures.", "worker")
+    if recipe.sampler not in profile.samplers:
+        raise JobRejected(f"{profile.name} does not take the sampler {recipe.sampler}.", "model")
+    if profile.required == "picture" and not isinstance(recipe.start, ImageToImage):
+        raise JobRejected(f"{profile.name} edits a picture by words: give it one.", "member")
+
+
+class InitImage(NamedTuple):
+    """What a job's pictures begin with, as PNG of the recipe's size; None: nothing."""
+
+    picture: bytes | None = None
+    mask: bytes | None = None
+
+
+def fit_init_image(recipe: Recipe, blobs: Mapping[str, bytes]) -> InitImage:
+    """Return the init image that all pictures of a job share. Decodes it: call it in a thread. Raises `JobRejected`."""
+    size = (recipe.width, recipe.height)
+    start = recipe.start
+    if not isinstance(start, ImageToImage):
+        return InitImage()
+    picture = _fit_png(blobs[start.pictures[0].sha256], size, "init image", "RGB")
+    return InitImage(picture, _fit_png(blobs[start.mask], size, "mask", "L") if start.mask else None)
+
+
+def make_request(recipe: Recipe, image: int, model: BackendModel, init_image: InitImage) -> DrawRequest:
+    """Return the request for one image."""
+    recipe = recipe_for_image(recipe, image)
+    strength = recipe.start.strength if isinstance(recipe.start, ImageToImage) else 1.0
+    return DrawRequest(
+        model=model,
+        prompt=recipe.concepts[0].text,
+        negative=recipe.negative,
+        seed=noise_seed(recipe, image),
+        steps=recipe.steps,
+        guidance=recipe.guidance,
+        sampler=recipe.sampler,
+        width=recipe.width,
+        height=recipe.height,
+        picture=init_image.picture,
+        mask=init_image.mask,
+        strength=strength,
+        tile=recipe.tile,
+        clip_skip=recipe.clip_skip,
+        loras=recipe.loras,
+    )
+
+
+def finish_picture(content: bytes, recipe: Recipe, image: int, revision: str) -> bytes:
+    """Return a backend's file as a PNG with its recipe, at the recipe's size or a whole multiple of it.
+
+    It is decoded and encoded anew: nothing of the file but its pixels goes on. Raises `JobRejected`.
+    """
+    picture = open_image(content, "backend's picture", "worker")
+    if not is_multiple(picture.size, (recipe.width, recipe.height)):
+        picture = ImageOps.fit(picture, (recipe.width, recipe.height), Image.Resampling.LANCZOS)
+    return encode_png(picture, format_parameters(recipe, image, revision, is_by_backend=True))
+
+
+def is_multiple(size: tuple[int, int], wanted: tuple[int, int]) -> bool:
+    """Whether a picture is `wanted` or both of its sides the same small multiple of it: another Darkroom upscales."""
+    factor = size[0] // wanted[0]
+    return 1 <= factor <= MAX_UPSCALE and size == (factor * wanted[0], factor * wanted[1])
+
+
+def shrink_preview(content: bytes) -> bytes:
+    """Return a backend's preview as a small JPEG. Raises `JobRejected`."""
+    picture = open_image(content, "backend's preview", "worker")
+    picture.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE))
+    return encode_jpeg(picture)
+
+
+def _fit_png(content: bytes, size: tuple[int, int], subject: str, mode: str) -> bytes:
+    buffer = BytesIO()
+    picture = ImageOps.fit(open_image(content, subject), size, Image.Resampling.LANCZOS).convert(mode)
+    picture.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+class ChecksPictures(Protocol):
+    """A check with its verdicts by job (`engine.output.picture_check.JobVerdicts`)."""
+
+    def check_preview(self, job: Job, image: int, steps_share: float, decode_x0: Callable[[], Image.Image]) -> Verdict:
+        """Return the verdict on an image's previews, "unchecked" while they show too little."""
+        ...
+
+    def check_final(self, job: Job, content: bytes) -> Verdict:
+        """Return the verdict on a finished PNG."""
+        ...
+
+    def forget_job(self, job: str) -> None: ...
+
+
+class Verdicts:
+    """Belongs to the event loop."""
+
+    def __init__(self, checks: ChecksPictures | None = None) -> None:
+        self._checks = checks
+        self._thread = ThreadPoolExecutor(1, "picture check")
+
+    @property
+    def has_check(self) -> bool:
+        return self._checks is not None
+
+    async def check_preview(self, job: Job, image: int, share: float, jpeg: bytes) -> Verdict:
+        """Return the verdict on a preview of an image of which `share` is done, 0 to 1."""
+        checks = self._checks
+        if checks is None or not job.check:
+            return "unchecked"
+        return await self._run(lambda: checks.check_preview(job, image, share, lambda: open_image(jpeg)))
+
+    async def check_final(self, job: Job, png: bytes) -> Verdict:
+        """Return the verdict on a finished picture."""
+        checks = self._checks
+        if checks is None or not job.check:
+            return "unchecked"
+        return await self._run(lambda: checks.check_final(job, png))
+
+    def forget_job(self, job: str) -> None:
+        """Drop what is known of a job that has left."""
+        if self._checks is not None:
+            self._thread.submit(self._checks.forget_job, job)
+
+    def close(self) -> None:
+        """Drop waiting checks; the current one finishes by itself."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    async def _run(self, work: Callable[[], Verdict]) -> Verdict:
+        return await asyncio.wrap_future(self._thread.submit(work))

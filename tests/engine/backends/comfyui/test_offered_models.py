@@ -12,7 +12,7 @@ from engine.process.backend_settings import BackendSettings
 from shared.backend_harness import run_backend_worker, serve
 from shared.bus_harness import LEASE, BusHarness
 from shared.clock import wait_until
-from shared.comfyui_stand_in import ComfyUiStandIn
+from tests.engine.backends.comfyui.comfyui_stand_in import ComfyUiStandIn
 
 if TYPE_CHECKING:
     from shared.web_server import OpenServer

@@ -8,15 +8,24 @@ import hashlib
 import logging
 import re
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, cast
 
-from engine.backend.drawing import BackendModel, BackendUnreachable, DrawProgress, DrawRequest, OnProgress
-from engine.backend.http_client import BackendHttp, BackendRefusal, as_object, decode_base64
-from engine.backend.model_names import choose_multiple, guess_size, make_name, name_models
-from engine.backend.sampler_titles import BackendSampler, match_a1111_samplers, sort_samplers
-from engine.contract import Lora, Sampler
+from engine.backends.a1111 import BACKEND
+from engine.contract import SAMPLER_TITLES, Lora, Sampler
 from engine.contract.rejection import JobRejected
+from engine.process.backend_settings import BackendSettings
+from engine.remote.drawing import BackendModel, BackendUnreachable, DrawProgress, DrawRequest, OnProgress
+from engine.remote.http_client import BackendHttp, BackendRefusal, as_object, decode_base64, make_headers
+from engine.remote.names import (
+    KARRAS,
+    BackendSampler,
+    choose_multiple,
+    guess_size,
+    make_name,
+    name_models,
+    sort_samplers,
+)
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +38,12 @@ ROOT = "sdapi/v1"
 TASK_PROGRESS = "internal/progress"  # of one task, as the web UI's own page asks
 API_PROGRESS = f"{ROOT}/progress"  # of whatever is drawn, with its task since 1.9
 NETWORK_WORDS = re.compile(r"<\w+:[^>]*>|<(?=\w+:)")  # load a network beside the checkpoint, whatever its kind
+
+
+async def open_backend(settings: BackendSettings, wanted: Sequence[str]) -> Automatic1111:
+    """Return the client."""
+    http = BackendHttp(BACKEND.title, settings.url, make_headers(settings.key.get_secret_value()))
+    return Automatic1111(http, settings.size)
 
 
 class Automatic1111:
@@ -231,3 +246,17 @@ def _list_objects(value: object) -> list[dict[str, Any]]:
     if not isinstance(value, list):
         raise JobRejected("AUTOMATIC1111 answers with no list.", "worker")
     return [cast(dict[str, Any], each) for each in cast(list[object], value) if isinstance(each, dict)]
+
+
+def match_a1111_samplers(names: Collection[str], schedulers: Collection[str]) -> dict[Sampler, BackendSampler]:
+    """Return ours that an AUTOMATIC1111 has, by the titles that both use; Karras may be a scheduler of its own."""
+    return dict(_match_titles(names, schedulers))
+
+
+def _match_titles(names: Collection[str], schedulers: Collection[str]) -> Iterator[tuple[Sampler, BackendSampler]]:
+    for sampler, title in SAMPLER_TITLES.items():
+        base = title.removesuffix(" Karras")
+        if title in names or sampler in names:
+            yield sampler, BackendSampler(title if title in names else sampler)
+        elif base != title and base in names and KARRAS in schedulers:
+            yield sampler, BackendSampler(base, KARRAS)

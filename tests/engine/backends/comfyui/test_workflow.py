@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from engine.backend.comfyui import load_built_in_workflows
-from engine.backend.comfyui_workflow import SlotPlace, WrongWorkflow, parse_workflow
+from engine.backends.comfyui.client import load_built_in_workflows
+from engine.backends.comfyui.workflow import SlotPlace, WrongWorkflow, parse_workflow
 
 TITLED: dict[str, Any] = {
     "3": {

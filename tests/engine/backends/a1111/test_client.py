@@ -12,14 +12,16 @@ import pytest
 from aiohttp import ClientTimeout
 from PIL import Image
 
-from engine.backend import a1111, http_client
-from engine.backend.a1111 import Automatic1111, strip_networks
-from engine.backend.drawing import MAX_PICTURE_SECONDS, BackendUnreachable, DrawProgress, DrawRequest
-from engine.backend.http_client import DRAW_TIMEOUT, BackendHttp
+from engine.backends.a1111 import client as a1111
+from engine.backends.a1111.client import Automatic1111, match_a1111_samplers, strip_networks
 from engine.contract import Lora
-from shared.a1111_stand_in import A1111StandIn
+from engine.remote import http_client
+from engine.remote.drawing import MAX_PICTURE_SECONDS, BackendUnreachable, DrawProgress, DrawRequest
+from engine.remote.http_client import DRAW_TIMEOUT, BackendHttp
+from engine.remote.names import sort_samplers
 from shared.backend_harness import serve
 from shared.clock import wait_until
+from tests.engine.backends.a1111.a1111_stand_in import A1111StandIn
 
 
 @pytest.fixture(autouse=True)
@@ -171,3 +173,11 @@ def test_words_that_load_networks_leave_a_text_even_where_they_are_nested_or_ope
     assert strip_networks(f"<lora:{'n' * 300}:1> lamp").strip() == "lamp"
     assert strip_networks("<lo<x:y>ra:secret:1>") == "<lo ra:secret:1>", "this loads nothing"
     assert strip_networks("<hypernet:x") + " <lora:ink:1>" == " hypernet:x <lora:ink:1>"
+
+
+def test_a_sampler_is_named_with_its_scheduler_or_apart_from_it() -> None:
+    old = match_a1111_samplers({"DPM++ 2M", "DPM++ 2M Karras", "Euler a"}, ())
+    new = match_a1111_samplers({"DPM++ 2M", "Euler a"}, {"karras", "automatic"})
+    assert old["dpmpp_2m_karras"] == ("DPM++ 2M Karras", "")
+    assert new["dpmpp_2m_karras"] == ("DPM++ 2M", "karras")
+    assert sort_samplers(new)[0] == "dpmpp_2m_karras"

@@ -11,12 +11,12 @@ import pytest
 from aiohttp import web
 from PIL import Image
 
-from engine.backend.comfyui import ComfyUi, load_built_in_workflows
-from engine.backend.drawing import BackendUnreachable, DrawProgress, DrawRequest
-from engine.backend.http_client import BackendHttp
+from engine.backends.comfyui.client import ComfyUi, load_built_in_workflows, match_comfyui_samplers
+from engine.remote.drawing import BackendUnreachable, DrawProgress, DrawRequest
+from engine.remote.http_client import BackendHttp
 from shared.backend_harness import serve
 from shared.clock import wait_until
-from shared.comfyui_stand_in import ComfyUiStandIn
+from tests.engine.backends.comfyui.comfyui_stand_in import ComfyUiStandIn
 
 pytestmark = pytest.mark.asyncio
 
@@ -97,3 +97,7 @@ async def test_its_websocket_follows_no_redirect() -> None:
                 pass
         await http.close()
     assert visits == []
+
+
+async def test_a_sampler_is_offered_if_it_and_its_scheduler_are_there() -> None:
+    assert set(match_comfyui_samplers(["euler"], ["normal"])) == {"euler"}

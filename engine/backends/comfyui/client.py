@@ -11,23 +11,35 @@ import json
 import logging
 import struct
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, cast
 
 import aiohttp
 
-from engine.backend.comfyui_workflow import SlotPlace, SlotValue, Workflow, parse_workflow
-from engine.backend.drawing import BackendModel, BackendUnreachable, DrawProgress, DrawRequest, OnProgress
-from engine.backend.http_client import MAX_PICTURE_BYTES, BackendHttp, as_object, clean_line, parse_object, read_body
-from engine.backend.model_names import choose_multiple, guess_size, name_models
-from engine.backend.sampler_titles import BackendSampler, match_comfyui_samplers, sort_samplers
+from engine.backends.comfyui import BACKEND
+from engine.backends.comfyui.workflow import SlotPlace, SlotValue, Workflow, WrongWorkflow, parse_workflow
 from engine.contract import Feature, Sampler
 from engine.contract.rejection import JobRejected
+from engine.process.backend_settings import BackendSettings
+from engine.process.settings import SettingError
+from engine.remote.drawing import BackendModel, BackendUnreachable, DrawProgress, DrawRequest, OnProgress
+from engine.remote.http_client import (
+    MAX_PICTURE_BYTES,
+    BackendHttp,
+    as_object,
+    clean_line,
+    make_headers,
+    parse_object,
+    read_body,
+)
+from engine.remote.names import KARRAS, BackendSampler, choose_multiple, guess_size, name_models, sort_samplers
 
 log = logging.getLogger(__name__)
 
 BUILT_IN = Path(__file__).parent / "workflows"
+MAX_WORKFLOW_BYTES = 4 * 1024 * 1024
 MAX_MESSAGE_BYTES = 8 * 1024 * 1024  # of its websocket
 MAX_ANSWER_BYTES = 64 * 1024  # to an upload
 STOP_SECONDS = 5.0
@@ -38,6 +50,51 @@ PREVIEW_IMAGE = 1  # its binary message: event and format as big-endian integers
 USUAL_STEPS = 20
 USUAL_GUIDANCE = 7.0
 OWN_SAMPLER = BackendSampler("")
+
+# ComfyUI names the method and the spacing of its noise levels apart. It lacks DPM++ 3M without noise.
+COMFYUI_SAMPLERS: Mapping[Sampler, BackendSampler] = MappingProxyType(
+    {
+        "ddpm": BackendSampler("ddpm", "normal"),
+        "ddim": BackendSampler("ddim", "ddim_uniform"),
+        "euler": BackendSampler("euler", "normal"),
+        "euler_karras": BackendSampler("euler", KARRAS),
+        "euler_ancestral": BackendSampler("euler_ancestral", "normal"),
+        "dpmpp_2m": BackendSampler("dpmpp_2m", "normal"),
+        "dpmpp_2m_karras": BackendSampler("dpmpp_2m", KARRAS),
+        "dpmpp_2m_sde": BackendSampler("dpmpp_2m_sde", "normal"),
+        "lcm": BackendSampler("lcm", "sgm_uniform"),
+        "heun": BackendSampler("heun", "normal"),
+        "unipc": BackendSampler("uni_pc", "normal"),
+        "kdpm2": BackendSampler("dpm_2", "normal"),
+    }
+)
+
+
+async def open_backend(settings: BackendSettings, wanted: Sequence[str]) -> ComfyUi:
+    """Return the client. Raises `SettingError` for a workflow that it cannot fill."""
+    workflows = await asyncio.to_thread(load_workflows, settings)
+    http = BackendHttp(BACKEND.title, settings.url, make_headers(settings.key.get_secret_value()))
+    return ComfyUi(http, workflows, settings.size)
+
+
+def load_workflows(settings: BackendSettings) -> tuple[Workflow, ...]:
+    """Return the workflows, those of the settings or the built-in ones. Blocks. Raises `SettingError`."""
+    workflows = tuple(_load_workflow(path) for path in settings.workflows) or load_built_in_workflows()
+    kinds = {(workflow.has_slot("picture"), workflow.has_slot("mask")) for workflow in workflows}
+    if len(kinds) < len(workflows) or (False, True) in kinds:
+        raise SettingError("--workflow: give at most one for text, one with %picture%, one with %picture% and %mask%.")
+    return workflows
+
+
+def _load_workflow(path: Path) -> Workflow:
+    try:
+        if path.stat().st_size > MAX_WORKFLOW_BYTES:
+            raise SettingError(f"The workflow {path.name} is too large.")
+        return parse_workflow(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingError(f"The workflow {path.name} cannot be read: {type(error).__name__}.") from error
+    except WrongWorkflow as error:
+        raise SettingError(f"{path.name}: {error}") from error
 
 
 def load_built_in_workflows() -> tuple[Workflow, ...]:
@@ -296,3 +353,12 @@ def _describe_failure(kind: str, data: Mapping[str, Any]) -> JobRejected:
     if kind == "execution_interrupted":
         return JobRejected("Somebody interrupted the picture in ComfyUI.", "worker")
     return JobRejected(f"ComfyUI failed: {clean_line(str(data.get('exception_message', '')))}"[:300], "model")
+
+
+def match_comfyui_samplers(names: Collection[str], schedulers: Collection[str]) -> dict[Sampler, BackendSampler]:
+    """Return ours that a ComfyUI with these samplers and schedulers has. No schedulers: it has none to choose."""
+    return {
+        sampler: own
+        for sampler, own in COMFYUI_SAMPLERS.items()
+        if own.name in names and (not schedulers or own.scheduler in schedulers)
+    }

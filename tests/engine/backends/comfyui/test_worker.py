@@ -18,9 +18,7 @@ import pytest_asyncio
 from msgspec.structs import replace
 from PIL import Image
 
-from engine.backend.backend_worker import BackendWorker
-from engine.backend.comfyui import ComfyUi
-from engine.backend.drawing import BackendBusy, DrawProgress, DrawRequest, OnProgress
+from engine.backends.comfyui.client import ComfyUi
 from engine.contract import (
     Concept,
     ImageToImage,
@@ -41,10 +39,12 @@ from engine.contract import (
     decode,
 )
 from engine.process.backend_settings import BackendSettings
+from engine.remote.drawing import BackendBusy, DrawProgress, DrawRequest, OnProgress
+from engine.remote.worker import BackendWorker
 from shared.backend_harness import open_bus, run_backend_worker, serve
 from shared.bus_harness import JOB, OTHER_JOB, BusHarness, make_job
 from shared.clock import wait_until
-from shared.comfyui_stand_in import ComfyUiStandIn
+from tests.engine.backends.comfyui.comfyui_stand_in import ComfyUiStandIn
 
 BACKEND_STEPS = 4
 
@@ -199,7 +199,7 @@ async def test_a_price_has_no_waits_in_it(room: ComfyRoom, tmp_path: Path, monke
         return content.getvalue()
 
     monkeypatch.setattr(ComfyUi, "draw", draw)
-    monkeypatch.setattr("engine.backend.run_pictures.time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr("engine.remote.pictures.time", SimpleNamespace(monotonic=lambda: now[0]))
     job = room.make_job()
     assert isinstance(job.task, Recipe)
     assert isinstance((await room.draw(job))[-1], JobFinished)
@@ -312,7 +312,7 @@ async def test_a_drain_ends_although_the_server_does_not_stop(
         await has_ended.wait()
 
     monkeypatch.setattr(ComfyUi, "_stop", stop)
-    monkeypatch.setattr("engine.backend.backend_worker.STOP_SECONDS", 0.05)
+    monkeypatch.setattr("engine.remote.worker.STOP_SECONDS", 0.05)
     room.comfyui.hold = 0
     await room.harness.bot.dispatch(room.make_job())
     await wait_until(lambda: any(run.image_evaluations for run in room.worker.active_runs))
@@ -326,11 +326,11 @@ async def test_a_drain_ends_although_the_server_does_not_stop(
 async def test_while_the_server_is_away_the_worker_offers_nothing_and_says_so_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, free_port: int
 ) -> None:
-    monkeypatch.setattr("engine.backend.connection_state.FIRST_WAIT_SECONDS", 0.02)
-    monkeypatch.setattr("engine.backend.connection_state.MAX_WAIT_SECONDS", 0.05)
+    monkeypatch.setattr("engine.remote.connection_state.FIRST_WAIT_SECONDS", 0.02)
+    monkeypatch.setattr("engine.remote.connection_state.MAX_LOOK_WAIT_SECONDS", 0.05)
     settings = BackendSettings(kind="comfyui", url=f"http://127.0.0.1:{free_port}")
     comfyui = ComfyUiStandIn()
-    with caplog.at_level(logging.INFO, "engine.backend"):
+    with caplog.at_level(logging.INFO, "engine.remote"):
         async with open_bus(tmp_path) as harness, run_backend_worker(harness, settings, tmp_path) as worker:
             await wait_until(lambda: "does not answer" in caplog.text)
             assert harness.bot.workers == {}

@@ -1,8 +1,7 @@
 """OpenAI's image API as a backend: `/v1/images/generations` and `/v1/images/edits`, streamed where the server can.
 
 Servers of that API differ: what one refuses is left out from then on. A server that is a Darkroom also takes seed,
-steps, guidance, sampler and negative prompt, as further fields.
-"""
+steps, guidance, sampler and negative prompt, as further fields."""
 
 from __future__ import annotations
 
@@ -13,15 +12,19 @@ import logging
 import math
 import re
 from collections import defaultdict
-from collections.abc import AsyncIterator, Sequence
-from typing import Any, cast
+from collections.abc import AsyncIterator, Mapping, Sequence
+from io import BytesIO
+from typing import Any, cast, get_args
 
 import aiohttp
+from PIL import Image, ImageOps
 
-from engine.backend.darkroom_fields import describe_darkroom_model, make_darkroom_fields
-from engine.backend.drawing import BackendModel, DrawProgress, DrawRequest, OnProgress
-from engine.backend.event_stream import read_events
-from engine.backend.http_client import (
+from engine.backends.openai import BACKEND
+from engine.contract import Feature, Sampler
+from engine.contract.rejection import JobRejected
+from engine.process.backend_settings import BackendSettings
+from engine.remote.drawing import BackendModel, DrawProgress, DrawRequest, OnProgress
+from engine.remote.http_client import (
     DRAW_TIMEOUT,
     MAX_PICTURE_BYTES,
     BackendHttp,
@@ -29,14 +32,12 @@ from engine.backend.http_client import (
     as_object,
     clean_line,
     decode_base64,
+    make_headers,
     parse_json,
     parse_object,
     read_body,
 )
-from engine.backend.model_names import choose_multiple, name_models
-from engine.backend.openai_mask import make_transparent
-from engine.contract import Feature
-from engine.contract.rejection import JobRejected
+from engine.remote.names import choose_multiple, name_models, sort_samplers
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +56,13 @@ FIXED_SIZES: Sequence[tuple[re.Pattern[str], tuple[tuple[int, int], ...]]] = (
 OPTIONAL_FIELDS = ("stream", "partial_images", "output_format", "response_format")  # some servers know none of them
 LACKS: tuple[Feature, ...] = ("negative", "steps", "guidance", "strength", "tile")
 EVENT_KINDS = ("image_generation", "image_edit")
+
+
+async def open_backend(settings: BackendSettings, wanted: Sequence[str]) -> OpenAiImages:
+    """Return the client."""
+    key = settings.key.get_secret_value()
+    http = BackendHttp(BACKEND.title, settings.url.removesuffix("/v1"), make_headers(key))
+    return OpenAiImages(http, settings.size, wanted)
 
 
 class OpenAiImages:
@@ -224,3 +232,76 @@ def _make_form(fields: dict[str, Any], request: DrawRequest) -> aiohttp.FormData
 def _describe_error(event: dict[str, Any], name: str) -> JobRejected:
     reason = str(as_object(event.get("error", event)).get("message", ""))
     return JobRejected(f"{name} refuses the picture: {clean_line(reason)}", "model")
+
+
+DARKROOM_SIZE = 512
+DARKROOM_STEPS = 20
+DARKROOM_GUIDANCE = 7.0
+
+
+def describe_darkroom_model(name: str, info: Mapping[str, Any], size: int) -> BackendModel:
+    """Return a model as `GET /v1/models` of a Darkroom describes it. `size`: in place of its own; 0: its own."""
+    size = size or _read_number(info.get("size"), 16, 2048, DARKROOM_SIZE)
+    named = info.get("samplers")
+    known: list[Sampler] = [each for each in get_args(Sampler) if isinstance(named, list) and each in cast(Any, named)]
+    title = str(info["id"])
+    return BackendModel(
+        name=name,
+        title=title,
+        size=size,
+        multiple=choose_multiple(size),
+        max_pixels=4 * size * size,
+        samplers=sort_samplers(known) or ("native",),
+        steps=_read_number(info.get("steps"), 1, 1000, DARKROOM_STEPS),
+        guidance=DARKROOM_GUIDANCE,
+        lacks=("tile",),
+        version=hashlib.sha256(title.encode()).hexdigest(),
+    )
+
+
+def make_darkroom_fields(request: DrawRequest) -> dict[str, Any]:
+    """Return a request's further fields. The usual guidance is left out: only the other Darkroom knows its model's."""
+    fields: dict[str, Any] = {"seed": request.seed, "steps": request.steps, "sampler": request.sampler}
+    fields["evaluations"] = "all"  # its own default might skip some, and nothing here says so
+    if request.guidance != request.model.guidance:
+        fields["guidance"] = request.guidance
+    if request.negative:
+        fields["negative_prompt"] = request.negative
+    if request.picture is not None:
+        fields["strength"] = request.strength
+    return fields
+
+
+def _read_number(value: object, least: int, most: int, default: int) -> int:
+    return value if isinstance(value, int) and least <= value <= most else default
+
+
+async def read_events(response: aiohttp.ClientResponse, limit: int) -> AsyncIterator[bytes]:
+    """Yield the data of each whole event. Raises `JobRejected` for an event of more than `limit` bytes."""
+    buffer = bytearray()
+    data = bytearray()
+    async for chunk in response.content.iter_any():
+        buffer += chunk
+        if len(buffer) + len(data) > limit:
+            raise JobRejected("The backend's answer is too long.", "worker")
+        if b"\n" not in chunk:
+            continue
+        *lines, rest = bytes(buffer).split(b"\n")
+        buffer = bytearray(rest)
+        for line in lines:
+            line = line.removesuffix(b"\r")
+            if line.startswith(b"data:"):
+                data += line.removeprefix(b"data:").removeprefix(b" ") + b"\n"
+            elif not line and data:
+                yield bytes(data[:-1])
+                data = bytearray()
+
+
+def make_transparent(picture: bytes, mask: bytes) -> bytes:
+    """Return a PNG of the picture that is transparent where the mask is white. Both are PNGs of one size, our own."""
+    with Image.open(BytesIO(picture)) as pixels, Image.open(BytesIO(mask)) as grey:
+        masked = pixels.convert("RGB")
+        masked.putalpha(ImageOps.invert(grey.convert("L")))
+    buffer = BytesIO()
+    masked.save(buffer, format="PNG")
+    return buffer.getvalue()
