@@ -14,10 +14,10 @@ import pytest
 
 from bot.cli.instance_lock import RunningInstance, announce_instance
 from bot.web.auth import terminal_key
-from tests.bot.web.test_invitations import follow_link, one_time_address, open_session
+from shared.web_server import follow_link, one_time_address, open_session
 
 if TYPE_CHECKING:
-    from tests.bot.web.conftest import OpenServer, WebServer
+    from shared.web_server import OpenServer, WebServer
 
 pytestmark = pytest.mark.asyncio
 

@@ -13,13 +13,7 @@ import pytest
 
 from engine.bus import BrokerUnreachable, Bus
 from engine.bus.broker.embedded import Broker, BrokerError
-
-
-async def wait_until(condition: object, seconds: float = 10.0) -> None:
-    assert callable(condition)
-    async with asyncio.timeout(seconds):
-        while not condition():
-            await asyncio.sleep(0.02)
+from shared.clock import wait_until
 
 
 @pytest.mark.asyncio

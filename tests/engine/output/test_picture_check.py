@@ -34,6 +34,7 @@ from engine.worker.main import load_all_models
 from engine.worker.watchdog import Watchdog
 from engine.worker.worker import Worker
 from engine.worker.worker_profile import WorkerProfile
+from shared.clock import wait_until
 
 RED = Image.new("RGB", (40, 30), "red")
 GREEN = Image.new("RGB", (40, 30), "lime")
@@ -402,12 +403,6 @@ async def harness(tmp_path: Path, affine: Any, monkeypatch: pytest.MonkeyPatch) 
             await asyncio.to_thread(decode_worker.close)
         for bus in (*harness.buses, bot):
             await bus.close()
-
-
-async def wait_until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(TIMEOUT):
-        while not condition():
-            await asyncio.sleep(0.02)
 
 
 @pytest.mark.slow

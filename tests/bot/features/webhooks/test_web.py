@@ -20,11 +20,11 @@ from bot.__main__ import app as darkroom
 from bot.domain.errors import UserError
 from bot.features.webhooks.service import Webhooks
 from bot.features.webhooks.settings import WebhookSettings
-from tests.bot.web.conftest import open_shared_page, wait_until
-from tests.bot.web.test_api_keys import ask, make_key
+from shared.clock import wait_until
+from shared.web_server import ask, make_key, open_shared_page
 
 if TYPE_CHECKING:
-    from tests.bot.web.conftest import OpenServer, WebServer
+    from shared.web_server import OpenServer, WebServer
 
 on_shared_server = pytest.mark.asyncio(loop_scope="module")
 LISTED = (WebhookSettings(hosts=("127.0.0.1",)),)
