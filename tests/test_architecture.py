@@ -281,6 +281,7 @@ def test_the_bot_imports_only_the_contract_of_the_engine() -> None:
         "engine.process.model_settings",
         "engine.process.model_words",
         "engine.prompt.style_guide",
+        "engine.process.quantization_request",
         "engine.process.setting_sources",
         "engine.process.settings",
     }
