@@ -41,8 +41,8 @@ NOTICE_SECONDS = 2.0  # above TRUST_SECONDS: how long an old leader has to notic
 BLOCKING_SECONDS = 3.0  # for one read of the term while the event loop is blocked
 EXIT_CODE = 75  # EX_TEMPFAIL: after a restart it stands by, or is refused while the other bot lives
 OTHER_DATABASE = (
-    "The bot that leads on this broker ({name}) has another database: set DATABASE_URL to that one's, and PICTURES_URL "
-    "to storage that both reach."
+    "The bot that leads on this broker ({name}) has another database: set DATABASE_URL to that one's, and "
+    "DARKROOM_PICTURES_URL to storage that both reach."
 )
 
 

@@ -26,8 +26,8 @@ from shared.bus_harness import (
     hash_content,
     make_job,
     picture_hashes,
-    wait_until,
 )
+from shared.clock import wait_until
 from shared.init_image_jobs import Blobs
 
 __all__ = [

@@ -57,8 +57,8 @@ class Bot:
     def _env(self) -> dict[str, str]:
         clean = {name: value for name, value in os.environ.items() if not name.startswith(OWN_PREFIXES)}
         settings = {
-            "DISCORD_API": self.loopback.api,
-            "DISCORD_GATEWAY": self.loopback.gateway.url,
+            "DARKROOM_DISCORD_API": self.loopback.api,
+            "DARKROOM_DISCORD_GATEWAY": self.loopback.gateway.url,
             "DISCORD_TOKEN": TOKEN,
             "DARKROOM_NATS_TOKEN": self.broker.token,
             "PYTHONWARNINGS": "ignore",

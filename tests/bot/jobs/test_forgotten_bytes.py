@@ -18,7 +18,7 @@ from bot.store.schema.tables import metadata
 from engine.bus import BlobMissing
 from engine.bus.embedded_broker import Broker
 from engine.contract import PictureReady
-from tests.bot.conftest import AppHarness
+from shared.app_harness import AppHarness
 
 pytestmark = pytest.mark.asyncio
 

@@ -20,7 +20,7 @@ from engine.contract import ModelProgress
 
 if TYPE_CHECKING:
     from engine.bus.embedded_broker import Broker
-    from tests.bot.web.conftest import OpenServer, WebServer
+    from shared.web_server import OpenServer, WebServer
 
 
 async def test_healthz_says_ok(server: WebServer) -> None:

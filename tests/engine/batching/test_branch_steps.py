@@ -20,13 +20,13 @@ from shared.init_image_jobs import (
     Blobs,
     draw_scene,
     encode_ladder,
-    encode_picture,
     hash_blobs,
     load_init,
     make_image_to_image,
     run_job,
     to_bytes,
 )
+from shared.picture_files import encode_picture
 
 Make = Callable[..., Any]
 SAMPLERS = ["ddim", "ddpm", "euler", "dpmpp_2m_karras"]

@@ -25,11 +25,11 @@ from shared.init_image_jobs import (
     draw_half_mask,
     draw_scene,
     encode_ladder,
-    encode_picture,
     hash_blobs,
     make_image_to_image,
     run_job,
 )
+from shared.picture_files import encode_picture
 
 Make = Callable[..., Any]
 TIMEOUT = 60.0

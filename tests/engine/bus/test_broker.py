@@ -13,13 +13,7 @@ import pytest
 
 from engine.bus import BrokerUnreachable, Bus
 from engine.bus.embedded_broker import Broker, BrokerError
-
-
-async def wait_until(condition: object, seconds: float = 10.0) -> None:
-    assert callable(condition)
-    async with asyncio.timeout(seconds):
-        while not condition():
-            await asyncio.sleep(0.02)
+from shared.clock import wait_until
 
 
 @pytest.mark.asyncio
@@ -140,7 +134,12 @@ asyncio.run(serve())
 @pytest.mark.asyncio
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the next start ends it")
 async def test_the_server_inherits_no_secret_and_ends_with_a_killed_parent(tmp_path: Path) -> None:
-    secrets = {"DISCORD_TOKEN": "leaked", "DATABASE_URL": "leaked", "PICTURES_URL": "leaked", "ANY_OTHER": "leaked"}
+    secrets = {
+        "DISCORD_TOKEN": "leaked",
+        "DATABASE_URL": "leaked",
+        "DARKROOM_PICTURES_URL": "leaked",
+        "ANY_OTHER": "leaked",
+    }
     parent = await asyncio.create_subprocess_exec(
         sys.executable,
         "-c",

@@ -44,6 +44,7 @@ from engine.contract import (
     Snapshot,
     encode,
 )
+from shared.clock import wait_until
 
 LEASE = 1.0
 JOB = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
@@ -96,12 +97,6 @@ async def connect_bus(broker: Broker) -> AsyncIterator[Callable[[], Any]]:
     yield connect
     for bus in buses:
         await bus.close()
-
-
-async def wait_until(condition: Callable[[], object], seconds: float = 10.0) -> None:
-    async with asyncio.timeout(seconds):
-        while not condition():
-            await asyncio.sleep(0.02)
 
 
 async def take_values(source: AsyncIterator[Any], count: int, seconds: float = 10.0) -> list[Any]:

@@ -26,6 +26,7 @@ from engine.process import load_progress
 from engine.process.load_progress import LINE_INTERVAL_SECONDS, ProgressLines
 from engine.process.settings import load_settings
 from engine.worker import main
+from shared.clock import wait_until
 
 GB = 10**9
 JOB = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
@@ -44,12 +45,6 @@ async def bot(broker: Broker) -> AsyncIterator[Bus]:
     await bus.watch_workers()
     yield bus
     await bus.close()
-
-
-async def wait_until(condition: Any, seconds: float = 60.0) -> None:
-    async with asyncio.timeout(seconds):
-        while not condition():
-            await asyncio.sleep(0.02)
 
 
 @pytest.mark.slow

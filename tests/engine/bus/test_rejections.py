@@ -27,18 +27,9 @@ from engine.bus.deliveries import (
 )
 from engine.bus.embedded_broker import Broker
 from engine.contract import MAX_ROWS, Presence, encode
+from shared.clock import Clock, wait_until
 
 GOOD = Presence(worker="easel", pools=("default",), models=(), device="paper", rows=4, free=4, software_build="test")
-
-
-class Clock:
-    """A clock that a test sets."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 Join = Callable[[], Awaitable[Bus]]
@@ -57,12 +48,6 @@ async def connect_bus(tmp_path: Path) -> AsyncIterator[Join]:
             return bus
 
         yield connect
-
-
-async def wait_until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0.02)
 
 
 @pytest.fixture

@@ -58,6 +58,7 @@ from engine.contract import (
     Snapshot,
     encode,
 )
+from shared.clock import wait_until
 from tools.attack.foreign_subjects import FORBIDDEN, FORBIDDEN_SUBSCRIPTIONS, JOB, OTHER
 
 LEASE = 1.0
@@ -82,12 +83,6 @@ def make_job(job: str = JOB, pool: str = "default") -> Job:
 
 def a_presence(name: str) -> Presence:
     return Presence(worker=name, pools=("default",), models=(), device="none", rows=1, free=1, software_build="test")
-
-
-async def wait_until(condition: Callable[[], object], seconds: float = 10.0) -> None:
-    async with asyncio.timeout(seconds):
-        while not condition():
-            await asyncio.sleep(0.02)
 
 
 class BrokerSite:

@@ -288,12 +288,12 @@ def test_a_worker_chooses_a_quantisation_announces_and_remembers_it(
 
 
 def test_the_doctor_says_how_weights_can_be_stored(wide_folder: Make, tmp_path: Path) -> None:
-    requests = QuantizationRequests("int8", "int4")
-    lines = list_lines(check_model(tmp_path, str(wide_folder("wide_sdxl")), requests=requests), "memory")
+    settings = load_settings(data=tmp_path, quantize="int8", quantize_text="int4")
+    lines = list_lines(check_model(settings, str(wide_folder("wide_sdxl"))), "memory")
     assert lines["weights"][1:3] == (True, lines["weights"][2])
     assert re.match(r"can be stored as int8, float8, int4, gguf \(not nf4, since .*bitsandbytes", lines["weights"][2])
     assert lines["memory"][2].endswith("network in int8 and text encoders in int4")
-    refused = list_lines(check_model(tmp_path, requests=QuantizationRequests("nf4")), "weights")["weights"]
+    refused = list_lines(check_model(load_settings(data=tmp_path, quantize="nf4")), "weights")["weights"]
     assert refused[1:] == (False, refused[2], "Choose of: int8, float8, int4, gguf.")
 
 

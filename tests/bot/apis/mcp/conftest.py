@@ -27,8 +27,9 @@ from bot.services import Services
 from bot.web.app import build_app, run_server
 from bot.web.auth import HostPolicy, terminal_key
 from engine.bus.embedded_broker import Broker
+from shared.clock import wait_until
 from shared.migrated_database import put_migrated_database
-from tests.bot.web.conftest import connect, start_worker, wait_until
+from shared.web_server import connect, start_worker
 from tools.painter import PaintingWorker
 
 ROOT = Path(__file__).parents[4]
