@@ -11,7 +11,7 @@ import pytest
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
-from engine.models.families.embedded import WEIGHTS_FOLDER
+from engine.process.model_words import WEIGHTS_FOLDER
 from tests.training.test_gan_trainers import SHAPE, blobs
 from training.commands import builtin_artwork
 from training.diffusion import denoised_latents

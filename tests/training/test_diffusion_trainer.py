@@ -22,7 +22,7 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from PIL import Image, ImageDraw
 
-from engine.models.families.embedded import WEIGHTS_FOLDER
+from engine.process.model_words import WEIGHTS_FOLDER
 from training.__main__ import main
 from training.commands import builtin_artwork
 from training.commands.focus import Focus, parse_focus, read_focus, write_focus

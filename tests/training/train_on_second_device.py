@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
-from engine.models.families.embedded import WEIGHTS_FOLDER
 from engine.models.judge import JudgeNetwork
+from engine.process.model_words import WEIGHTS_FOLDER
 from tests.training.second_device import NAME, autocast_devices
 from tests.training.test_decoder_trainer import make_pictures as make_decoder_pictures
 from tests.training.test_denoised_latents import make_network
