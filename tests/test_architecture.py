@@ -224,6 +224,18 @@ def test_import_contracts_hold() -> None:
     assert "Contracts:" in completed.stdout
 
 
+def test_no_test_imports_another() -> None:
+    """What several tests need is in `tests/shared`, or in a module beside them."""
+    importers = [
+        f"{_path_of(path)} imports {module}"
+        for folder in ("tests", "tools")
+        for path in sorted((ROOT / folder).rglob("*.py"))
+        for module in sorted(_find_imports(path, typing_too=True))
+        if module.startswith("tests.") and re.search(r"\.(conftest|test_\w+)\b", module)
+    ]
+    assert importers == []
+
+
 def test_no_modules_import_each_other_in_a_circle() -> None:
     """Counts imports for type checkers too, which import-linter leaves out."""
     modules = {_module_of(path): path for path in SOURCES}

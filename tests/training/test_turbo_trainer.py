@@ -16,7 +16,7 @@ from safetensors import safe_open
 
 from engine.contract import FULL_INTERVAL
 from engine.models.lora.lora_files import find_lora, is_compatible
-from tests.training.test_diffusion_trainer import SCHEDULE, tiny_cache, tiny_network
+from shared.training_parts import SCHEDULE, tiny_cache, tiny_network
 from training.__main__ import main
 from training.commands.run_turbo import _make_settings
 from training.diffusion.sampling import sample_latents

@@ -23,8 +23,7 @@ from bot.cli.imagine.result import ImagineResult
 from bot.cli.options import EngineOptions, load_engine
 from bot.domain.errors import UserError
 from engine.calibration.calibration import Calibration
-from tests.engine.models.test_textual_inversion import write_embedding
-from tests.engine.models.text_models import load_pipeline, save_model
+from shared.text_models import load_pipeline, save_model, write_embedding
 
 CALIBRATION = Calibration("float32", 4, 10, "ddim", 1.0, 1.0, 1.0, {1: 1.0}, {"float32": 1.0})
 OPTIONS = "--count 1 --steps 3 --seed 7"

@@ -33,15 +33,6 @@ SAMPLERS = ["ddim", "ddpm", "euler", "dpmpp_2m_karras"]
 
 
 @pytest.fixture
-def build_recipe(recipe: Make) -> Make:
-    def make(text: str = "a red cat", **fields: Any) -> Any:
-        defaults: dict[str, Any] = {"model": "embedded", "guidance": 3.5, "width": 64, "height": 64, "bucket": 2}
-        return recipe(text, **(defaults | fields))
-
-    return make
-
-
-@pytest.fixture
 def draw_unbranched(
     embedded: StableDiffusion, build_recipe: Make, job: Make
 ) -> Callable[..., tuple[LatentsDone, Blobs]]:

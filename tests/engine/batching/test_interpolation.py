@@ -29,15 +29,6 @@ from shared.init_image_jobs import run_job
 Make = Callable[..., Any]
 
 
-@pytest.fixture
-def build_recipe(recipe: Make) -> Make:
-    def make(text: str = "a red cat", **fields: Any) -> Any:
-        defaults: dict[str, Any] = {"model": "embedded", "guidance": 3.5, "width": 64, "height": 64, "bucket": 2}
-        return recipe(text, **(defaults | fields))
-
-    return make
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("sampler", ["ddpm", "dpmpp_2m"])
 def test_an_interpolation_has_plain_pictures_at_its_ends_and_a_mixed_middle(

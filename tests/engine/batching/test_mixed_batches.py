@@ -35,17 +35,6 @@ Make = Callable[..., Any]
 TIMEOUT = 60.0
 
 
-@pytest.fixture
-def build_recipe(recipe: Make) -> Make:
-    """Builds a recipe of the embedded model with a pinned batch shape, so that it alone decides every bit."""
-
-    def make(text: str = "a red cat", **fields: Any) -> Any:
-        defaults: dict[str, Any] = {"model": "embedded", "guidance": 3.5, "width": 64, "height": 64, "bucket": 2}
-        return recipe(text, **(defaults | fields))
-
-    return make
-
-
 def run_together(family: StableDiffusion, jobs: list[tuple[Job, Blobs]]) -> dict[tuple[str, int], torch.Tensor]:
     """Runs all jobs in one engine, each added two steps after the one before."""
     engine = Engine({"embedded": family})

@@ -32,8 +32,7 @@ from engine.process.quantization_request import QuantizationRequests
 from engine.process.settings import load_settings
 from engine.worker.doctor import Finding, check_model
 from engine.worker.main import discover_models, load_all_models
-from tests.engine.models.test_families import by_engine, error
-from tests.engine.models.test_lora_pipeline import write_family_lora
+from shared.small_families import build_recipe, by_engine, error, write_family_lora
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' own
@@ -64,21 +63,6 @@ def load_family(folder: Path, quantization: PartQuantization, data: Path | None 
     assert isinstance(family, DiffusersFamily)
     family.get_network("float32")  # parity needs the same arithmetic, and the pipeline keeps its latents in its format
     return family
-
-
-def build_recipe(make: Make, family: Any, **fields: Any) -> Any:
-    defaults: dict[str, Any] = {
-        "model": family.name,
-        "sampler": "euler",
-        "steps": 3,
-        "width": 64,
-        "height": 64,
-        "guidance": 4.0,
-        "guidance_kind": family.guides,
-        "dtype": "float32",
-        "quantization": family.quantization,
-    }
-    return make("a cat", **(defaults | fields))
 
 
 @pytest.mark.sampled

@@ -2,27 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from engine.process.setting_sources import SettingError
 from engine.process.settings import load_settings, read_token
-
-
-def run(*args: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    clean_environment = {name: value for name, value in os.environ.items() if not name.startswith("DARKROOM_")}
-    return subprocess.run(
-        [sys.executable, "-m", "engine", *args],
-        env=clean_environment | environment,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
+from shared.worker_process import run_worker_command
 
 
 @pytest.mark.sampled
@@ -37,14 +23,14 @@ def run(*args: str, **environment: str) -> subprocess.CompletedProcess[str]:
     ],
 )
 def test_a_bad_setting_is_named_in_one_line(args: tuple[str, ...], message: str) -> None:
-    completed = run("serve", *args)
+    completed = run_worker_command("serve", *args)
     assert completed.returncode == 2
     assert completed.stderr.startswith(message)
     assert completed.stderr.count("\n") == 1
 
 
 def test_an_unknown_option_gives_an_error_without_a_traceback() -> None:
-    completed = run("serve", "--bogus")
+    completed = run_worker_command("serve", "--bogus")
     assert completed.returncode == 2
     assert "--bogus" in completed.stderr
     assert "Traceback" not in completed.stderr
