@@ -1,8 +1,7 @@
-"""What features add to Discord, in their `discord` modules.
+"""What features add to Discord besides commands (`bot.discord.declarations`), in their `discord` modules.
 
-Each may have `COMMANDS`; `DYNAMIC_ITEMS`, buttons and menus that outlive a restart; `BUTTONS` under jobs;
-`REACTIONS`, by their emoji; and `PREFERENCES`, subcommands of `/prefer`. Its `extend_progress` and `extend_final`
-change the cards of jobs.
+Each may have `BUTTONS` under jobs, and `REACTIONS` by their emoji. Its `extend_progress` and `extend_final` change the
+cards of jobs.
 """
 
 from __future__ import annotations
@@ -11,8 +10,6 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
-
-from discord import ui
 
 from bot.domain.feature import load_parts, merge_rows
 from bot.domain.permission import Action
@@ -30,20 +27,6 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class FeatureCommand:
-    """A command of discord.py, or a group.
-
-    `action`: its row in the table of permissions. `rate`: what it is charged for, if that is another action. `help`: a
-    few words for `/help`, where `{name}` stands for a command; empty if those of another command name this one.
-    """
-
-    command: Any  # discord.py types each command by its own parameters
-    action: Action
-    help: str
-    rate: Action | None = None
-
-
-@dataclass(frozen=True)
 class FeatureButton:
     """A button under a job. `kind`: letters, the beginning of its id.
 
@@ -58,26 +41,9 @@ class FeatureButton:
 
 
 @cache
-def list_feature_commands() -> tuple[FeatureCommand, ...]:
-    """Return the commands of all features."""
-    return _collect("COMMANDS")
-
-
-@cache
-def list_feature_items() -> tuple[type[ui.DynamicItem[Any]], ...]:
-    """Return the buttons and menus of all features that outlive a restart."""
-    return _collect("DYNAMIC_ITEMS")
-
-
-def list_preference_commands() -> dict[str, str]:
-    """Return the subcommands of `/prefer` that features add, each with what it has, in a few words."""
-    return merge_rows({}, *_list_attributes("PREFERENCES"))
-
-
-@cache
 def load_feature_buttons() -> Mapping[str, FeatureButton]:
     """Return the buttons of all features by their kind."""
-    return merge_rows({}, *({button.kind: button} for button in _collect("BUTTONS")))
+    return merge_rows({}, *({button.kind: button} for buttons in _list_attributes("BUTTONS") for button in buttons))
 
 
 @cache
@@ -102,10 +68,6 @@ async def extend_final(
         card, added = await extend(services, view, card, limit)
         files += added
     return card, files
-
-
-def _collect(name: str) -> tuple[Any, ...]:
-    return tuple(row for rows in _list_attributes(name) for row in rows)
 
 
 def _list_attributes(name: str) -> list[Any]:
