@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bot.cli import api_keys, describe, flag_aliases, privacy, steer, visitors
+from bot.cli import api_keys, describe, privacy, steer, visitors
 from bot.cli.imagine import command as imagine_command
 from bot.cli.jobs import commands as job_commands
 from bot.cli.models import commands as model_commands
@@ -22,6 +22,7 @@ from bot.cli.rules import commands as rule_commands
 from bot.cli.rules import kill_switch
 from bot.domain.errors import UserError
 from bot.domain.feature import load_parts
+from engine.process.backend_kinds import list_forms
 
 if TYPE_CHECKING:
     from bot.app.settings import Settings
@@ -57,12 +58,7 @@ Quantize = Annotated[str, typer.Option(metavar="HOW", help=QUANTIZE_HELP)]
 QuantizeText = Annotated[str, typer.Option(metavar="HOW", help=QUANTIZE_TEXT_HELP)]
 Offload = Annotated[str, typer.Option(metavar="WHAT", help=OFFLOAD_HELP)]
 Backend = Annotated[
-    str,
-    typer.Option(
-        metavar="KIND=ADDRESS",
-        envvar="DARKROOM_BACKEND",
-        help="Let another server draw: comfyui=http://…, a1111=http://… or openai=https://….",
-    ),
+    str, typer.Option(metavar="KIND=ADDRESS", help=f"Let another server draw: {list_forms()} (DARKROOM_BACKEND).")
 ]
 Standby = Annotated[
     bool, typer.Option("--standby", help="If another bot uses the data folder, wait until it ends, then start.")
@@ -95,7 +91,7 @@ def up(
     """Run everything on this machine: broker, engine, chatroom, and Discord when DISCORD_TOKEN is set."""
     from bot.cli.up.startup import run_bot
 
-    settings = _load_settings(port=port, host=host, data=data, nats=nats, check=check)
+    settings = _load_settings(port=port, host=host, data=data, nats=nats, picture_check=check)
     options = EngineOptions(memory, vae, quantize, quantize_text, offload, backend)
     run_bot(settings, tuple(model or ("added",)), engine=options, open_browser=open_browser, standby=standby)
 
@@ -134,7 +130,7 @@ def doctor(
 
     findings: list[Finding] = []
     settings = _load_settings(port=port, host=host, data=data, nats=nats)
-    check = EngineCheck(model, quantize, quantize_text, remeasure, offload)
+    check = EngineCheck(model, remeasure, EngineOptions("", "", quantize, quantize_text, offload))
     for finding in run_checks(settings, check):
         findings.append(finding)
         if not as_json:
@@ -202,15 +198,15 @@ def lab(context: typer.Context) -> None:
     _run_engine_command("training.lab.__main__", context.args)
 
 
-app.command("flag-alias", context_settings={"ignore_unknown_options": True})(  # values may begin with dashes
-    flag_aliases.flag_alias
-)
 app.command("api-key")(api_keys.api_key)
 for command in (privacy.forget, privacy.export):
     app.command()(command)
 for module in load_parts("cli").values():
     for name, added in module.COMMANDS.items():
-        app.add_typer(added, name=name) if isinstance(added, typer.Typer) else app.command(name)(added)
+        if isinstance(added, typer.Typer):
+            app.add_typer(added, name=name)
+        else:
+            app.command(name, context_settings=getattr(module, "CONTEXT_SETTINGS", None))(added)
 
 
 def _run_engine_command(module: str, args: list[str]) -> None:

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from engine.process.backend_kinds import join_words, list_forms, load_backend_kinds
+
 if TYPE_CHECKING:
     from engine.process.settings import WorkerSettings
 
@@ -61,17 +63,19 @@ SimulatedOption = Annotated[
 RowMsOption = Annotated[float | None, typer.Option(help="Simulated milliseconds per row of a forward; else 0.5.")]
 RowsOption = Annotated[int | None, typer.Option(help="Most rows of a simulated forward; else 32.")]
 
+WORKFLOW_TITLES = join_words([kind.title for kind in load_backend_kinds().values() if kind.takes_workflows])
 BackendOption = Annotated[
     str,
     typer.Option(
         metavar="KIND=ADDRESS",
-        help="Let another server draw: comfyui=http://…, a1111=http://… or openai=https://…; else DARKROOM_BACKEND. "
-        "Its key: DARKROOM_BACKEND_KEY.",
+        help=f"Let another server draw: {list_forms()}; else DARKROOM_BACKEND. Its key: DARKROOM_BACKEND_KEY.",
     ),
 ]
 WorkflowOption = Annotated[
     list[Path] | None,
-    typer.Option(help="For ComfyUI: a workflow in API format with named slots; may be repeated, for pictures, masks."),
+    typer.Option(
+        help=f"For {WORKFLOW_TITLES}: a workflow in API format with named slots; may be repeated, for pictures, masks."
+    ),
 ]
 SizeOption = Annotated[int, typer.Option(help="Native side of the backend's models in pixels; else by their names.")]
 
@@ -113,29 +117,37 @@ def serve(
     size: SizeOption = 0,
 ) -> None:
     """Take jobs from a broker and make their pictures on this machine or by a backend, until SIGTERM."""
-    from engine.process.settings import load_backend_settings, load_settings, load_simulation_settings, read_token
+    from engine.process.setting_sources import SettingError
+    from engine.process.settings import SimulationSettings, load_settings, read_token
 
     token, key = (read_token(path) if path else "" for path in (token_file, key_file))
+    simulation = {name: value for name, value in (("row_ms", row_ms), ("rows", rows)) if value is not None}
+    if simulation and not simulated:
+        raise SettingError("--row-ms and --rows need --simulated.")
     settings = load_settings(
         nats=nats,
         nats_token=token,
         nats_key=key,
-        name=name,
+        worker_name=name,
         models=tuple(model or ()),
         pools=tuple(pool or ()),
         data=data,
         device=device,
-        check=check,
+        picture_check=check,
         upscaler=upscaler,
         memory=memory,
-        graphs=graphs,
+        cuda_graphs=graphs,
         offload=offload,
         vae=vae,
         quantize=quantize,
         quantize_text=quantize_text,
-        simulated=load_simulation_settings(simulated, row_ms=row_ms, rows=rows),
-        backend=load_backend_settings(backend, workflow or (), size),
+        simulated=(simulation or SimulationSettings()) if simulated else None,
+        backend=backend,
+        workflows=tuple(workflow or ()),
+        backend_size=size,
     )
+    if not settings.nats:
+        raise SettingError("Name the broker with --nats or DARKROOM_NATS.")
     asyncio.run(_run_worker(settings))
 
 
@@ -143,7 +155,7 @@ async def _run_worker(settings: WorkerSettings) -> None:
     """Run the worker. If a thread is stuck, end the process at once: a normal exit would wait for it for ever."""
     from engine.process.log_format import configure_stderr
 
-    configure_stderr(settings.log, settings.name)
+    configure_stderr(settings.log_format, settings.worker_name)
     if settings.backend is not None:
         return await _run_backend_worker(settings)
     from engine.bus import ConnectionEnded
@@ -157,8 +169,8 @@ async def _run_worker(settings: WorkerSettings) -> None:
 
 async def _run_backend_worker(settings: WorkerSettings) -> None:
     """Run a worker whose engine is a backend; this loads no torch."""
-    from engine.backend.backend_process import run_backend_worker
     from engine.bus import ConnectionEnded
+    from engine.remote.worker import run_backend_worker
 
     try:
         await run_backend_worker(settings)
@@ -171,7 +183,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("GOMP_SPINCOUNT", GOMP_SPIN_COUNT)  # torch reads it when it loads, later
     from engine.bus.connection import BrokerUnreachable
     from engine.contract.rejection import JobRejected
-    from engine.process.settings import SettingError
+    from engine.process.setting_sources import SettingError
 
     os.umask(0o077)  # new files are their owner's alone
     try:

@@ -23,7 +23,6 @@ from bot.jobs.views import Deliveries, JobViews
 from bot.jobs.word_filter import WordFilter
 from bot.services import Services
 from bot.services.api_keys import ApiKeys
-from bot.services.flag_aliases import FlagAliases
 from bot.services.front_end_actions import FrontEndActions
 from bot.services.jobs.edits import EditService
 from bot.services.ladder_decoder import LadderDecoder
@@ -52,7 +51,7 @@ def wire_services(
     ladder_decoder = LadderDecoder(bus.decode, core.live_workers, core.worker_decoder)
     gallery = Gallery(store, core.picture_store, ladder_decoder.decode, films := FilmCache(core.settings.data / FILMS))
     loader = InitImageLoader(store, core.picture_store, gallery, job_views, upload_decoder, fetch_upload)
-    flag_aliases = FlagAliases(store, catalog.model_names)
+    preferences = Preferences(store)
     page_addresses = PageAddresses()
     word_filter = WordFilter(store, filter_thread, limits=limits, clock=clock)
     admission = _wire_admission(core, queue, job_views, word_filter)
@@ -66,7 +65,7 @@ def wire_services(
         admission=admission,
         job_maker=job_maker,
         init_image_loader=loader,
-        load_aliases=flag_aliases.aliases_for,
+        load_aliases=preferences.load_flag_aliases,
         page_addresses=page_addresses,
         canceller=queue.canceller,
         job_control=queue.control,
@@ -78,8 +77,8 @@ def wire_services(
     front_end, moderation, data_deletion = _wire_deletion(core, queue, rule_admin, films)
     return Services(
         jobs=jobs,
-        variations=VariationService(catalog, job_views, gallery, loader, flag_aliases.aliases_for, job_maker),
-        edits=EditService(catalog, gallery, admission, loader, flag_aliases, job_maker),
+        variations=VariationService(catalog, job_views, gallery, loader, preferences.load_flag_aliases, job_maker),
+        edits=EditService(catalog, gallery, admission, loader, preferences.load_flag_aliases, job_maker),
         init_image_loader=loader,
         upload_upscaler=UploadUpscaler(catalog, admission, loader, job_maker),
         model_choices=ModelChoices(store),
@@ -91,10 +90,9 @@ def wire_services(
         startup_notice=lambda: format_startup(bus.get_startup_progress()),
         page_addresses=page_addresses,
         attended_requests=AttendedRequests(jobs, job_views, gallery, core.feed),
-        preferences=Preferences(store),
+        preferences=preferences,
         front_end=front_end,
         deliveries=Deliveries(store, job_views, clock=clock),
-        flag_aliases=flag_aliases,
         rule_admin=rule_admin,
         word_filter=word_filter,
         worker_decoder=core.worker_decoder,
@@ -120,7 +118,7 @@ def _wire_admission(core: Core, queue: Queue, job_views: JobViews, word_filter: 
         core.live_workers,
         LoadCosts(queue.forecast.estimate_load),
         limits=settings.limits,
-        max_age=settings.max_age,
+        max_age=settings.max_job_age,
         on_admitted=queue.dispatcher.wake,
         clock=core.clock,
     )

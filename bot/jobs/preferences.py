@@ -1,4 +1,7 @@
-"""Members' preferences: pings, speed, visibility, a suffix for every prompt. They hold in every server."""
+"""Members' preferences: pings, speed, visibility, a suffix for every prompt. They hold in every server.
+
+Features may add flag aliases: flags of a member's own, such as `--mine`, that stand for words and flags.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,8 @@ from typing import Literal
 
 from bot.domain.errors import UserError
 from bot.domain.texts import shorten
+from bot.prompt.concepts import clean_prompt
+from bot.prompt.flag_aliases import find_unknown_flags
 from bot.store import Store
 from bot.store.members import preferences as stored
 
@@ -58,6 +63,14 @@ class Preferences:
             raise UserError(f"There is no preference “{shorten(name, 40)}”; there are {', '.join(NAMES)}.")
         value = _parse_value(name, text.strip()) if text.strip() else getattr(Preference(), name)
         return known_preferences(await self._store.write(stored.update_preferences, member, {name: value}))
+
+    async def load_flag_aliases(self, member: str, text: str) -> dict[str, str]:
+        """Return the member's flag aliases that `text` may use, without a read if all its flags are known.
+
+        Raises `UserError` for a text longer than a prompt may be, and for braces that cannot be parsed.
+        """
+        may_use_one = find_unknown_flags(clean_prompt(text))
+        return await self._store.query(stored.load_flag_aliases, member) if may_use_one else {}
 
 
 def _parse_value(name: str, text: str) -> str | bool:

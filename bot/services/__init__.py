@@ -19,7 +19,6 @@ from bot.jobs.variations import UploadUpscaler, VariationService
 from bot.jobs.views import Deliveries, JobViews
 from bot.jobs.word_filter import WordFilter
 from bot.services.api_keys import ApiKeys
-from bot.services.flag_aliases import FlagAliases
 from bot.services.front_end_actions import FrontEndActions
 from bot.services.jobs.edits import EditService
 from bot.services.model_choices import ModelChoices
@@ -60,7 +59,6 @@ class Services:
     deliveries: Deliveries
     preferences: Preferences
     model_choices: ModelChoices
-    flag_aliases: FlagAliases
     rule_admin: RuleAdmin
     word_filter: WordFilter
     picture_review: PictureReview

@@ -21,14 +21,14 @@ import torch
 from PIL.Image import Image
 
 from engine import contract as wire
+from engine.batching.amending import encode_change
+from engine.batching.engine import LatentsDone, StepDone
+from engine.batching.fault_isolation import reject_before_start
+from engine.batching.init_latents import InitLatents, encode_square, load_init_latents
+from engine.batching.input_pictures import load_pictures
+from engine.batching.job_images import check_job
 from engine.contract import Change, Frame, Job, Ladder, Recipe, Verdict
 from engine.contract.rejection import JobRejected
-from engine.core.amending import encode_change
-from engine.core.engine import LatentsDone, StepDone
-from engine.core.fault_isolation import reject_before_start
-from engine.core.init_latents import InitLatents, encode_square, load_init_latents
-from engine.core.input_pictures import load_pictures
-from engine.core.job_images import check_job
 from engine.device.core_turns import CoreTurns, WorkKind
 from engine.device.stopwatch import Stopwatch
 from engine.device.threads import release_team
@@ -39,8 +39,7 @@ from engine.output.latent_encoding import encode_keyframe
 from engine.output.picture_check import JobVerdicts, PictureCheck
 from engine.output.postprocessing import composite, decode_tiled
 from engine.output.previewer import Previewer
-from engine.picture_files.encoding import encode_jpeg, encode_png, encode_thumbnail
-from engine.picture_files.parameters import format_parameters
+from engine.picture_files import encode_jpeg, encode_png, encode_thumbnail, format_parameters
 from engine.preview_maps.map_store import MapStore
 
 log = logging.getLogger(__name__)

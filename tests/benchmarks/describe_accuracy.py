@@ -28,9 +28,9 @@ from bot.images.thumbnail import crop_square
 from bot.jobs.model_catalog import SHIPPED_MODEL
 from bot.prompt.vocabulary import EMBEDDED_VOCABULARY
 from bot.services.prompt_tools.image_to_prompt import PromptSearch, ScoredPrompt
+from engine.batching import diffusion_classifier
+from engine.batching.init_latents import encode_square
 from engine.contract import DescribeRequest
-from engine.core import diffusion_classifier
-from engine.core.init_latents import encode_square
 from engine.models.family import Family
 
 ROWS = 16
@@ -133,10 +133,10 @@ def matches(known_picture: Known, prompt: str) -> tuple[bool, bool]:
 
 def main(args: Sequence[str]) -> None:
     from engine.models.families.embedded import load_embedded
-    from engine.process.settings import upscaler_path
+    from engine.process.settings import load_settings
     from engine.upscaling.super_resolver import SuperResolver
 
-    family = load_embedded(resolver=SuperResolver.load(upscaler_path(), torch.device("cpu")))
+    family = load_embedded(resolver=SuperResolver.load(load_settings().upscaler, torch.device("cpu")))
     pictures = (
         load_artwork(Path(args[1])) if args[:1] == ["--artwork"] else load_files(args) if args else sample_all(family)
     )

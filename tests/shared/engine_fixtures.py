@@ -12,12 +12,12 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from benchmarks.fixtures.small_pipelines import save_small_pipeline
+from engine.batching.engine import Engine, JobFailure, LatentsDone
 from engine.contract import BillingKey, Concept, Dtype, GuidanceKind, Job, Lora, Recipe, Sampler
-from engine.core.engine import Engine, JobFailure, LatentsDone
 from engine.models.families.embedded import load_embedded
 from engine.models.families.stable_diffusion import StableDiffusion
 from engine.models.family import Conditioning
-from engine.plan import Plan, plan
+from engine.sampling import Plan, plan
 
 ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 
@@ -144,6 +144,17 @@ def recipe() -> Callable[..., Recipe]:
             "dtype": "float32",
         }
         return Recipe(concepts=concepts, **(defaults | fields))
+
+    return make
+
+
+@pytest.fixture
+def build_recipe(recipe: Callable[..., Recipe]) -> Callable[..., Recipe]:
+    """Makes a recipe of the embedded model with a pinned batch shape, so that it alone decides every bit."""
+
+    def make(text: str = "a red cat", **fields: Any) -> Recipe:
+        defaults: dict[str, Any] = {"model": "embedded", "guidance": 3.5, "width": 64, "height": 64, "bucket": 2}
+        return recipe(text, **(defaults | fields))
 
     return make
 

@@ -4,24 +4,17 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from io import BytesIO
 
 import torch
 from PIL import Image, ImageDraw
 
+from engine.batching.engine import Engine, JobFailure, LatentsDone
+from engine.batching.init_latents import InitLatents, load_init_latents
+from engine.batching.input_pictures import load_pictures
 from engine.contract import ImageToImage, InitImage, Job, Keyframe, Ladder, Recipe, Snapshot, encode
-from engine.core.engine import Engine, JobFailure, LatentsDone
-from engine.core.init_latents import InitLatents, load_init_latents
-from engine.core.input_pictures import load_pictures
 from engine.models.family import Family
 
 Blobs = dict[str, bytes]
-
-
-def encode_picture(picture: Image.Image, image_format: str = "PNG") -> bytes:
-    buffer = BytesIO()
-    picture.save(buffer, format=image_format)
-    return buffer.getvalue()
 
 
 def draw_scene(size: tuple[int, int] = (64, 64), colour: str = "orange") -> Image.Image:

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from engine.contract import TURBO_STEPS, is_in_interval
 from engine.models.judge import as_images
-from engine.plan.samplers import build_scheduler
+from engine.sampling.samplers import build_scheduler
 from training.core.batch_trainer import BatchTrainer
 from training.core.device import mixed_precision
 from training.core.learner import Learner, cosine_decay, warmup_factor

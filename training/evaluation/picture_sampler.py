@@ -12,8 +12,8 @@ from torch import Tensor
 
 from engine.contract import Dtype, Sampler, add_style, find_style, has_style
 from engine.models.family import TokenConditioned
-from engine.plan import plan
 from engine.prompt.style_guide import StyleGuide
+from engine.sampling import plan
 from training.diffusion.latent_sampling import build_input, initial_noise, sample_latents
 
 ROWS_PER_FORWARD = 64  # of a forward: a larger batch gains nothing on a processor

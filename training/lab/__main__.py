@@ -203,12 +203,13 @@ def lesson(
 def main(args: list[str] | None = None) -> int:
     """Run a command line and return the exit code. A mistake of the user prints one sentence and returns 2."""
     from engine.contract.rejection import JobRejected
+    from engine.process.setting_sources import SettingError
 
     try:
         arguments = sys.argv[1:] if args is None else args
         return int(app(arguments or ["--help"], prog_name="darkroom lab", standalone_mode=False) or 0)
-    except JobRejected as error:
-        typer.echo(f"darkroom: {error.sentence}", err=True)
+    except (JobRejected, SettingError) as error:
+        typer.echo(f"darkroom: {error}", err=True)
         return 2
 
 

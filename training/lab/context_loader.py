@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,17 +45,16 @@ def load_family(model: str) -> TokenConditioned:
     from engine.models import load_model
     from engine.models.families.embedded import load_embedded
     from engine.models.families.stable_diffusion import StableDiffusion
-    from engine.process.settings import default_data, upscaler_path
+    from engine.process.settings import load_settings
     from engine.upscaling.super_resolver import SuperResolver
 
     folder = Path(model)
     device = choose_device()
-    resolver = SuperResolver.load(upscaler_path(), device)
+    settings = load_settings()
+    resolver = SuperResolver.load(settings.upscaler, device)
     if (folder / "unet").is_dir() and (folder / "vae").is_dir() and not (folder / "text_encoder").exists():
         return load_embedded(device, folder, resolver)
-    family = load_model(
-        model, Path(os.environ.get("DARKROOM_DATA") or default_data()), device=device, resolver=resolver
-    )
+    family = load_model(model, settings.data, device=device, resolver=resolver)
     if not isinstance(family, StableDiffusion) or family.guides != "rows":
         raise JobRejected(f"The lab takes Stable Diffusion 1.x and 2.x; {family.name} is something else.", "model")
     return family

@@ -14,7 +14,7 @@ from bot.domain.errors import UserError
 from engine.contract import Presence
 
 READY_SECONDS = 180.0  # importing torch is slow where eight start at once
-BOT_SECRETS = ("DISCORD_TOKEN", "DATABASE_URL", "PICTURES_URL")
+BOT_SECRETS = ("DISCORD_TOKEN", "DATABASE_URL", "DARKROOM_PICTURES_URL")
 
 
 class BenchWorkers:

@@ -20,7 +20,7 @@ from bot.app.settings import Settings, load_settings
 from bot.app.wiring import App, open_app
 from bot.domain.dto import Destination, Member
 from engine.bus import Bus
-from engine.bus.broker.embedded import Broker
+from engine.bus.embedded_broker import Broker
 from engine.process.heap import exempt_from_collection
 
 WEB_DESTINATION = Destination("web")

@@ -15,13 +15,12 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from bot.cli.flag_aliases import load_aliases
 from bot.cli.imagine import http_client
 from bot.cli.imagine.job_inputs import JobInputs
 from bot.cli.imagine.progress_display import ProgressDisplay
 from bot.cli.imagine.result import GenerationError, ImagineResult, check_output_folder, save_result, to_dict
 from bot.cli.instance_lock import find_instance
-from bot.cli.options import load_offload, load_quantization
+from bot.cli.options import AS_CONFIGURED, TERMINAL_MEMBER_ID, EngineOptions, load_engine
 from bot.domain.errors import UserError
 from bot.domain.texts import shorten
 from bot.prompt import parse
@@ -32,6 +31,7 @@ from engine.contract import MAX_COUNT
 
 if TYPE_CHECKING:
     from bot.app.settings import Settings
+    from engine.process.settings import WorkerSettings
 
 NO_INPUTS = JobInputs()
 
@@ -40,8 +40,7 @@ NO_INPUTS = JobInputs()
 class ImagineRequest:
     """What the command line asks for. `options` are named as in `bot.prompt.parse` and win over flags.
 
-    `quantize`, `quantize_text`, `offload`: how weights of a model that is loaded here are stored, and which stay off
-    the device; empty: the environment's.
+    `engine`: how weights of a model that is loaded here are stored, and which stay off the device.
     """
 
     prompt: str
@@ -50,23 +49,20 @@ class ImagineRequest:
     with_film: bool
     as_json: bool
     inputs: JobInputs = NO_INPUTS
-    quantize: str = ""
-    quantize_text: str = ""
-    offload: str = ""
+    engine: EngineOptions = AS_CONFIGURED
 
 
 def run_imagine(request: ImagineRequest, settings: Settings) -> int:
     """Make, write and print the pictures; return the exit code. Raise `UserError` for a bad request."""
     console = Console(file=sys.stderr if request.as_json or not sys.stdout.isatty() else sys.stdout)
-    load_offload(request.offload)
-    load_quantization(request.quantize, request.quantize_text)  # a wrong word is refused before anything is loaded
-    request, picture_count, notes = _resolve_request(request, load_aliases(request.prompt, settings))
+    engine = load_engine(settings, request.engine)  # a wrong word is refused before anything is loaded
+    request, picture_count, notes = _resolve_request(request, _load_aliases(request.prompt, settings))
     check_output_folder(request.output_folder)
     try:
         with ProgressDisplay(console, picture_count) as display:
             for note in notes:
                 display.print_note(note)
-            result = _generate(request, settings, display)
+            result = _generate(request, settings, engine, display)
     except GenerationError as error:
         sys.stderr.write(f"darkroom: {error}\n")
         return 1
@@ -103,18 +99,34 @@ def _resolve_request(request: ImagineRequest, aliases: Mapping[str, str]) -> tup
     return replace(request, prompt=escape_braces(first_request.text)), picture_count, notes
 
 
+def _load_aliases(prompt: str, settings: Settings) -> dict[str, str]:
+    """Return the terminal's flag aliases if `prompt` may use one. If all its flags are known, open no store."""
+    from bot.cli.store_session import run_with_store
+    from bot.jobs.preferences import Preferences
+    from bot.store.drivers.database import find_sqlite_path
+
+    database = find_sqlite_path(settings.database)
+    if not find_unknown_flags(prompt) or (database is not None and not database.is_file()):
+        return {}
+    return run_with_store(
+        settings.database, lambda store: Preferences(store).load_flag_aliases(TERMINAL_MEMBER_ID, prompt)
+    )
+
+
 def _is_model_path(request: ImagineRequest) -> bool:
     """Return whether prompts cannot name the model: a folder, a hub name, `NAME=int8`. It then runs in this process."""
     return any(sign in str(request.options.get("model") or "") for sign in "/=")
 
 
-def _generate(request: ImagineRequest, settings: Settings, display: ProgressDisplay) -> ImagineResult:
+def _generate(
+    request: ImagineRequest, settings: Settings, engine: WorkerSettings, display: ProgressDisplay
+) -> ImagineResult:
     """Use the bot that runs on this data folder, if any: it has the model in memory, and the job joins its batch."""
     instance = None if _is_model_path(request) else find_instance(settings.data)
     if instance is not None:
         result = asyncio.run(_generate_remotely(instance.url, request, settings.data, display))
         if result is not None:
-            if request.quantize or request.quantize_text or request.offload:
+            if request.engine != AS_CONFIGURED:
                 display.print_note("The running Darkroom drew this: its own start says how weights are stored.")
             return result
     from bot.cli.imagine.local_engine import generate  # imports torch
@@ -126,8 +138,7 @@ def _generate(request: ImagineRequest, settings: Settings, display: ProgressDisp
         inputs=request.inputs,
         film=request.with_film,
         display=display,
-        requests=load_quantization(request.quantize, request.quantize_text),
-        offload=load_offload(request.offload),
+        engine=engine,
     )
 
 

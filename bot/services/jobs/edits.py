@@ -21,7 +21,15 @@ from bot.images.image_codec import png_size
 from bot.images.keyframes import ladder_keyframes
 from bot.images.uploads.upload_decoder import DecodedImage
 from bot.jobs.admission import Admission, JobMaker, draw_seed
-from bot.jobs.beginnings import BranchEdit, branch_base, branch_recipe, expand_aliases, nearest_step_note, parse_one
+from bot.jobs.beginnings import (
+    AliasLoader,
+    BranchEdit,
+    branch_base,
+    branch_recipe,
+    expand_aliases,
+    nearest_step_note,
+    parse_one,
+)
 from bot.jobs.init_images import (
     InitImageLoader,
     InitImages,
@@ -46,7 +54,6 @@ from bot.prompt.capability_check import check_capabilities, check_start
 from bot.prompt.final_prompt import final_prompt, prompt_at_step
 from bot.prompt.parsed_prompt import fit_size
 from bot.prompt.remarks import make_turbo_remarks
-from bot.services.flag_aliases import FlagAliases
 from bot.store import JobRecord
 from engine.contract import Recipe, estimate_cost
 
@@ -73,7 +80,7 @@ class EditService:
         gallery: Gallery,
         admission: Admission,
         init_image_loader: InitImageLoader,
-        flag_aliases: FlagAliases,
+        load_aliases: AliasLoader,
         job_maker: JobMaker,
         draw_seed: Callable[[], int] = draw_seed,
     ) -> None:
@@ -81,7 +88,7 @@ class EditService:
         self._gallery = gallery
         self._admission = admission
         self._init_image_loader = init_image_loader
-        self._flag_aliases = flag_aliases
+        self._load_aliases = load_aliases
         self._job_maker = job_maker
         self._draw_seed = draw_seed
 
@@ -237,7 +244,7 @@ class EditService:
         return (await self._job_maker.admit([request], member, destination, key))[0]
 
     async def _expand_aliases(self, text: str, member: Member) -> tuple[str, tuple[str, ...]]:
-        return expand_aliases(text, await self._flag_aliases.aliases_for(member.id, text))
+        return expand_aliases(text, await self._load_aliases(member.id, text))
 
     async def _find_picture(
         self, action: JobAction, job: str, index: int, member: Member

@@ -14,7 +14,7 @@ from bot.web.api import openapi
 from bot.web.routes import list_public_prefixes
 
 if TYPE_CHECKING:
-    from tests.bot.web.conftest import WebServer
+    from shared.web_server import WebServer
 
 pytestmark = pytest.mark.asyncio
 BODY_CALL = re.compile(r"read_(?:picture_)?(?:body|form)\(request, (\w+)\)")
@@ -76,11 +76,9 @@ async def test_answers_are_as_described(server: WebServer) -> None:
         f"/api/jobs/{job}/keyframes": "Keyframes",
         f"/api/jobs/{job}/branch/1": "Steps",
         "/api/rejections": "Rejections",
-        "/api/prefer/options": "FlagAliases",
         "/api/jobs/none": "Error",
     }.items():
         await check("GET", path, schema)
-    await check("PUT", "/api/prefer/options", "FlagAliases", {"name": "mine", "value": "--ar 3:2"})
     upscaled = (await check("POST", f"/api/jobs/{job}/upscale/1", "Accepted"))["id"]
     await server.wait_for_end(upscaled)
     await check("GET", f"/api/jobs/{upscaled}", "Job")

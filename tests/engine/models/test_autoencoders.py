@@ -16,20 +16,20 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from benchmarks.fixtures.reference_pipeline import call_pipeline as by_pipeline
 from benchmarks.fixtures.small_pipelines import save_small_pipeline
 from benchmarks.report.measures import psnr
+from engine.batching.engine import Engine
+from engine.batching.init_latents import load_init_latents
 from engine.calibration.calibration import Calibration
 from engine.contract import ImageToImage, InitImage, ModelPart
 from engine.contract.rejection import JobRejected
-from engine.core.engine import Engine
-from engine.core.init_latents import load_init_latents
 from engine.models import load_folder
 from engine.models.autoencoder import autoencoder_files
 from engine.models.family import with_autoencoder
 from engine.output.decode_worker import DecodeWorker
 from engine.worker.local_run import run_locally
-from tests.engine.models.test_families import by_pipeline
-from tests.engine.models.test_large_decoder import write_decoder
+from shared.small_families import write_decoder
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' own
 

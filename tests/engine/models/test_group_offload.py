@@ -20,9 +20,9 @@ from torch import nn
 from benchmarks.fixtures.reference_pipeline import call_pipeline, make_job
 from benchmarks.fixtures.small_pipelines import save_small_pipeline
 from engine import models
+from engine.batching.engine import Engine, LatentsDone
 from engine.contract import Concept, Lora, Recipe
 from engine.contract.rejection import JobRejected
-from engine.core.engine import Engine, LatentsDone
 from engine.models.families.diffusers_family import DiffusersFamily
 from engine.models.family import Family
 from engine.models.network import group_offload
@@ -37,7 +37,7 @@ from engine.models.network.group_offload import (
 )
 from engine.models.network.layer_sizes import measure_layers
 from engine.process.offload_request import Offload
-from tests.shared.worker_harness import wait_until
+from shared.worker_harness import wait_until
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' own
 CPU = torch.device("cpu")

@@ -21,8 +21,7 @@ from engine.models.autoencoder.large_decoder import LargeDecoder
 from engine.models.families.embedded import load_embedded
 from engine.output.decode_worker import DecodeWorker
 from engine.output.upscaler import Upscaler, upscale_picture
-from engine.picture_files.encoding import encode_png
-from engine.picture_files.lanczos import MAX_SIDE
+from engine.picture_files import MAX_SIDE, encode_png
 from engine.upscaling import super_resolver
 from engine.upscaling.ringing import MAX_EXCESS, clamp_ringing
 from engine.upscaling.super_resolver import BUILT_IN, CLAMP_METADATA, SuperResolver, _tile_boxes
@@ -195,7 +194,7 @@ def test_a_decompression_bomb_is_refused_before_the_decode(resolver: SuperResolv
 def test_finals_of_a_small_model_are_upscaled_but_previews_are_not(
     weights: Make, recipe: Any, job: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from engine.core.engine import LatentsDone, StepDone
+    from engine.batching.engine import LatentsDone, StepDone
 
     monkeypatch.setattr(LargeDecoder, "load", lambda *_: None)
     plain_family = load_embedded()

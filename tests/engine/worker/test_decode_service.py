@@ -19,17 +19,24 @@ from bot.images.films.ladder_film import render_film
 from bot.images.keyframes.decoded_thumbnails import read_estimates, replace_thumbnails
 from bot.images.uploads.upload_decoder import UploadDecoder
 from bot.services.ladder_decoder import LadderDecoder as DecodeClient
+from engine.batching.engine import Engine
 from engine.bus import NoWorkerAnswers
 from engine.contract import DecodeReply, DecodeRequest, Ladder, PictureReady, decode, encode
-from engine.core.engine import Engine
 from engine.output.decode_worker import DecodeWorker
 from engine.worker import decode_service as worker_decoding
 from engine.worker.decode_service import BUSY_ERROR, SLOW_ERROR, WRONG_LATENTS_ERROR, DecodeService
 from engine.worker.watchdog import Watchdog
 from engine.worker.worker import Worker
 from engine.worker.worker_profile import WorkerProfile
-from shared.worker_harness import LONG_STEPS, OTHER_JOB, WorkerHarness, make_job, wait_until, wait_until_midway
-from tests.engine.worker.test_describe_service import make_cache
+from shared.worker_harness import (
+    LONG_STEPS,
+    OTHER_JOB,
+    WorkerHarness,
+    make_cache,
+    make_job,
+    wait_until,
+    wait_until_midway,
+)
 
 
 def pixels(picture: bytes | Image.Image, side: int = 64) -> np.ndarray[Any, Any]:

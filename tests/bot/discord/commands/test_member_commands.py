@@ -15,13 +15,9 @@ from bot.domain.dto import Member
 from bot.domain.errors import UserError
 from bot.store import DatabaseUnavailable
 from bot.store.members import preferences
+from shared.discord_jobs import newest_view, text
 
 pytestmark = pytest.mark.asyncio
-
-
-def text(result: Any) -> str:
-    assert result.response
-    return result.response.content
 
 
 def component_text(result: Any) -> str:
@@ -52,10 +48,6 @@ async def imagine(world: Any, member: Any = None, prompt: str = "red apple", **o
     return await world.wait_for_end(
         await (member or world.alice).slash(world.channel, "imagine", prompt=prompt, **options)
     )
-
-
-async def newest_view(world: Any) -> Any:
-    return (await world.services.job_views.load_recent())[0]
 
 
 def create_moderator(world: Any, name: str = "carol") -> Any:
@@ -321,32 +313,6 @@ async def test_preference_commands_have_the_names_of_midjourney(open_world: Any)
         await world.alice.slash(world.channel, "prefer suffix", value="pale")
         assert (await preferences.load_preference(alice_id)).suffix == "pale"
         assert "**none**" in text(await world.alice.slash(world.channel, "prefer suffix"))
-
-
-async def test_flag_aliases_are_set_listed_used_and_deleted(open_world: Any) -> None:
-    async with open_world() as world:
-        empty_list_reply = await world.alice.slash(world.channel, "prefer option list")
-        assert empty_list_reply.ephemeral
-        assert "no flag alias yet" in text(empty_list_reply)
-        change = await world.alice.slash(
-            world.channel, "prefer option set", name="mine", value="pale `one` --seed 5 --count 1"
-        )
-        assert change.ephemeral
-        assert "From now on: `--mine` stands for **pale" in text(change)
-        result = await world.alice.slash(world.channel, "imagine", prompt="red apple --mine")
-        assert "--mine stands for" in text(result)
-        await world.wait_for_end(result)
-        view = await newest_view(world)
-        assert (view.prompt, view.task.seed) == ("red apple pale `one` --seed 5 --count 1", 5)
-        assert "no flag --mine" in text(await world.bob.slash(world.channel, "imagine", prompt="red apple --mine"))
-        (offer,) = await world.alice.autocomplete(world.channel, "prefer option set", "name", "mi")
-        assert offer["value"] == "mine"
-        assert "`--mine`" in text(await world.alice.slash(world.channel, "prefer option list"))
-        invalid_reply = await world.alice.slash(world.channel, "prefer option set", name="other", value="--steps 9999")
-        assert "--steps 9999 is not possible" in text(invalid_reply)
-        deletion = await world.alice.slash(world.channel, "prefer option set", name="mine")
-        assert "`--mine` is deleted" in text(deletion)
-        assert "no option --mine" in text(await world.alice.slash(world.channel, "prefer option set", name="mine"))
 
 
 # /reproduce
