@@ -20,8 +20,7 @@ from bot.domain.dto import Destination, Member
 from bot.domain.errors import UserError
 from bot.policy.limits import check_job_count
 from bot.store import DatabaseUnavailable, NewJob, PickRequest, Store
-from bot.store.drivers.postgres.connection import Timeouts
-from bot.store.drivers.postgres.driver import READERS, PostgresDatabase
+from bot.store.drivers.postgresql import READERS, PostgresDatabase, Timeouts
 from bot.store.fairness.ledger import Ledger
 from bot.store.jobs import queries
 from engine.contract import Concept, Recipe
