@@ -1,7 +1,6 @@
-"""The changes that members ask for while a job runs: asked for, answered by a worker, and settled when the job ends.
+"""The changes of running jobs: asked for, answered by a worker, and settled when their job ends.
 
-A change and what it does to its job's recipe, rows and cost are one transaction. Each function works inside its
-caller's.
+A change and what it does to its job's recipe, rows and cost are one transaction. Works inside its caller's.
 """
 
 from __future__ import annotations
@@ -19,8 +18,7 @@ from bot.domain.steering import AmendmentKind, AmendmentState, AmendmentView
 from bot.store.fairness.ledger import Ledger
 from bot.store.jobs.records import RELAXED_TIER, JobRecord, decode_record
 from bot.store.schema.tables import amendments, jobs
-from bot.store.transitions.picture_writes import lock_open_job
-from bot.store.transitions.state_change import lock_job
+from bot.store.transitions.job_writes import lock_job, lock_open_job
 from engine.contract import (
     Amendment,
     Change,
@@ -39,34 +37,12 @@ from engine.contract import (
     recipe_at_end,
 )
 
-ENDED_TEXT = "The picture ended before."
-MAX_REQUESTS = 256  # changes that may be asked for of one job, refused ones included
-AmendmentCheck = Callable[[JobRecord, Sequence["AmendmentRecord"], Ledger], Sequence["NewAmendment"]]
 _JOBS: BindParameter[Any] = bindparam("jobs", expanding=True)
 _SELECT_OF_JOBS = select(amendments).where(amendments.c.job.in_(_JOBS)).order_by(amendments.c.job, amendments.c.number)
 _SELECT_WAITING = _SELECT_OF_JOBS.where(amendments.c.state == "waiting")  # each time that changes are sent
-_OF_WAITING = (amendments.c.job == bindparam("of_job"), amendments.c.state == "waiting")
-_SUM_WAITING = select(func.coalesce(func.sum(amendments.c.cost), 0.0)).where(*_OF_WAITING)
+OF_WAITING = (amendments.c.job == bindparam("of_job"), amendments.c.state == "waiting")
+_SUM_WAITING = select(func.coalesce(func.sum(amendments.c.cost), 0.0)).where(*OF_WAITING)
 _SELECT_RECIPE_COST = select(jobs.c.cost - _SUM_WAITING.scalar_subquery()).where(jobs.c.id == bindparam("of_job"))
-_REFUSE_WAITING = update(amendments).where(*_OF_WAITING).values(state="refused", reason=ENDED_TEXT, cost=0.0)
-_INSERT = amendments.insert()
-_UPDATE_ONE = (
-    update(amendments)
-    .where(amendments.c.job == bindparam("of_job"), amendments.c.number == bindparam("of_number"))
-    .values(
-        state=bindparam("new_state"),
-        step=bindparam("new_step"),
-        reason=bindparam("new_reason"),
-        cost=bindparam("new_cost"),
-    )
-)
-_UPDATE_COST = (
-    update(jobs)
-    .where(jobs.c.id == bindparam("of_job"))
-    .values(cost=bindparam("new_cost"), charged=bindparam("new_charged"))
-)
-_UPDATE_RECIPE = _UPDATE_COST.values(task=bindparam("new_task"), rows=bindparam("new_rows"))
-_SELECT_ONE = select(amendments).where(amendments.c.job == bindparam("job"), amendments.c.number == bindparam("number"))
 
 
 @dataclass(frozen=True)
@@ -112,6 +88,87 @@ class AmendmentRecord:
             self.at,
             _name_kind(self.change),
         )
+
+
+def _name_kind(change: Change) -> AmendmentKind:
+    match change:
+        case SetConcepts():
+            return "words"
+        case SetNegative():
+            return "negative"
+        case SetGuidance():
+            return "guidance"
+        case _:
+            return "images"
+
+
+def encode_change(change: Change) -> dict[str, Any]:
+    """Return a change as its column has it."""
+    return cast("dict[str, Any]", msgspec.to_builtins(change))
+
+
+def decode_amendment(row: RowMapping) -> AmendmentRecord:
+    """Convert a row of the table `amendments`."""
+    values: dict[str, Any] = {str(name): value for name, value in row.items()}
+    values["change"] = convert(values["change"], cast("type[Change]", Change))
+    return AmendmentRecord(**values)
+
+
+def list_amendments(connection: Connection, job: str) -> list[AmendmentRecord]:
+    """Return every change that was asked for of a job, in order."""
+    return [decode_amendment(row) for row in connection.execute(_SELECT_OF_JOBS, {"jobs": [job]}).mappings()]
+
+
+def list_waiting(connection: Connection, job_ids: Sequence[str]) -> dict[str, list[AmendmentRecord]]:
+    """Return the changes of these jobs that no worker has answered, in order, by job."""
+    by_job: dict[str, list[AmendmentRecord]] = {}
+    for row in connection.execute(_SELECT_WAITING, {"jobs": list(job_ids)}).mappings():
+        by_job.setdefault(row["job"], []).append(decode_amendment(row))
+    return by_job
+
+
+def sum_waiting_costs(connection: Connection, job: str) -> float:
+    """Return the device-seconds that are reserved for changes that no worker has answered."""
+    return float(connection.execute(_SUM_WAITING, {"of_job": job}).scalar_one())
+
+
+def read_recipe_cost(connection: Connection, job: str) -> float:
+    """Return what is reserved for a job's recipe in device-seconds, without the changes that wait; 0: unknown job."""
+    return max(0.0, connection.execute(_SELECT_RECIPE_COST, {"of_job": job}).scalar_one_or_none() or 0.0)
+
+
+def list_jobs_with_waiting(connection: Connection) -> list[str]:
+    """Return the open jobs with changes that no worker has answered."""
+    query = select(amendments.c.job).join(jobs, jobs.c.id == amendments.c.job)
+    return list(
+        connection.execute(
+            query.where(amendments.c.state == "waiting", jobs.c.state.in_(OPEN_STATES)).distinct()
+        ).scalars()
+    )
+
+
+ENDED_TEXT = "The picture ended before."
+MAX_REQUESTS = 256  # changes that may be asked for of one job, refused ones included
+AmendmentCheck = Callable[[JobRecord, Sequence[AmendmentRecord], Ledger], Sequence[NewAmendment]]
+_REFUSE_WAITING = update(amendments).where(*OF_WAITING).values(state="refused", reason=ENDED_TEXT, cost=0.0)
+_INSERT = amendments.insert()
+_UPDATE_ONE = (
+    update(amendments)
+    .where(amendments.c.job == bindparam("of_job"), amendments.c.number == bindparam("of_number"))
+    .values(
+        state=bindparam("new_state"),
+        step=bindparam("new_step"),
+        reason=bindparam("new_reason"),
+        cost=bindparam("new_cost"),
+    )
+)
+_UPDATE_COST = (
+    update(jobs)
+    .where(jobs.c.id == bindparam("of_job"))
+    .values(cost=bindparam("new_cost"), charged=bindparam("new_charged"))
+)
+_UPDATE_RECIPE = _UPDATE_COST.values(task=bindparam("new_task"), rows=bindparam("new_rows"))
+_SELECT_ONE = select(amendments).where(amendments.c.job == bindparam("job"), amendments.c.number == bindparam("number"))
 
 
 @dataclass(frozen=True)
@@ -266,60 +323,3 @@ def _update_job(connection: Connection, job_record: JobRecord, cost: float, reci
 def count_rows_now(recipe: Recipe) -> int:
     """Return the network rows a step of all images that still develop, once all changes hold."""
     return count_ending_images(recipe) * count_image_rows(recipe_at_end(recipe))
-
-
-def _name_kind(change: Change) -> AmendmentKind:
-    match change:
-        case SetConcepts():
-            return "words"
-        case SetNegative():
-            return "negative"
-        case SetGuidance():
-            return "guidance"
-        case _:
-            return "images"
-
-
-def encode_change(change: Change) -> dict[str, Any]:
-    """Return a change as its column has it."""
-    return cast("dict[str, Any]", msgspec.to_builtins(change))
-
-
-def decode_amendment(row: RowMapping) -> AmendmentRecord:
-    """Convert a row of the table `amendments`."""
-    values: dict[str, Any] = {str(name): value for name, value in row.items()}
-    values["change"] = convert(values["change"], cast("type[Change]", Change))
-    return AmendmentRecord(**values)
-
-
-def list_amendments(connection: Connection, job: str) -> list[AmendmentRecord]:
-    """Return every change that was asked for of a job, in order."""
-    return [decode_amendment(row) for row in connection.execute(_SELECT_OF_JOBS, {"jobs": [job]}).mappings()]
-
-
-def list_waiting(connection: Connection, job_ids: Sequence[str]) -> dict[str, list[AmendmentRecord]]:
-    """Return the changes of these jobs that no worker has answered, in order, by job."""
-    by_job: dict[str, list[AmendmentRecord]] = {}
-    for row in connection.execute(_SELECT_WAITING, {"jobs": list(job_ids)}).mappings():
-        by_job.setdefault(row["job"], []).append(decode_amendment(row))
-    return by_job
-
-
-def sum_waiting_costs(connection: Connection, job: str) -> float:
-    """Return the device-seconds that are reserved for changes that no worker has answered."""
-    return float(connection.execute(_SUM_WAITING, {"of_job": job}).scalar_one())
-
-
-def read_recipe_cost(connection: Connection, job: str) -> float:
-    """Return what is reserved for a job's recipe in device-seconds, without the changes that wait; 0: unknown job."""
-    return max(0.0, connection.execute(_SELECT_RECIPE_COST, {"of_job": job}).scalar_one_or_none() or 0.0)
-
-
-def list_jobs_with_waiting(connection: Connection) -> list[str]:
-    """Return the open jobs with changes that no worker has answered."""
-    query = select(amendments.c.job).join(jobs, jobs.c.id == amendments.c.job)
-    return list(
-        connection.execute(
-            query.where(amendments.c.state == "waiting", jobs.c.state.in_(OPEN_STATES)).distinct()
-        ).scalars()
-    )

@@ -19,7 +19,7 @@ from bot.store.transitions.amendments import (
     list_jobs_with_waiting,
     list_waiting,
 )
-from bot.store.transitions.corrupt_rows import fail_unreadable_jobs
+from bot.store.transitions.job_admin import fail_unreadable_jobs
 from engine.contract import Change, Concept, DropImages, JobAmended, ModelProfile, Recipe, SetConcepts, SplitImage
 from shared.stored_jobs import admit_job, make_new_job
 
