@@ -19,9 +19,9 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from benchmarks.engine import throughput
 from benchmarks.engine.workload import Workload, cast_pipeline
 from benchmarks.report.figure_row import FigureRow
-from engine.models.families.embedded import load_text_encoder
 from engine.models.families.stable_diffusion import StableDiffusion
 from engine.models.family import Family
+from engine.models.text_embedder import load_text_encoder
 
 STEPS = 20
 NO_GPU_NOTE = "no CUDA device here: not measured"

@@ -21,7 +21,7 @@ from benchmarks.report.figure_row import FigureRow
 from engine import models
 from engine.contract import Concept, ControlImage, Recipe
 from engine.models.family import Family
-from engine.models.files.data_folders import CONTROL_FOLDER
+from engine.models.files.added_kind import CONTROL_FOLDER
 from engine.sampling import build_scheduler
 
 STEPS = 4

@@ -25,7 +25,7 @@ from engine.batching.init_latents import load_init_latents
 from engine.batching.input_pictures import load_pictures
 from engine.contract import Concept, Dtype, Recipe, Sampler
 from engine.models.family import Family, HasDefaultSampling
-from engine.models.quantization.quantized_network import find_quantization
+from engine.models.quantization.choice import find_quantization
 from engine.models.whole_pipeline.generic_family import GenericFamily
 
 STEPS = 4

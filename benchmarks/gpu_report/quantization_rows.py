@@ -24,8 +24,8 @@ from engine.models.family import TORCH_DTYPES
 from engine.models.files.model_source import ModelSource
 from engine.models.loading.memory_estimate import InspectedModel
 from engine.models.loading.number_formats import FormatChooser
-from engine.models.quantization.library_configs import find_obstacle
-from engine.models.quantization.part_quantization import PartQuantization
+from engine.models.quantization.choice import PartQuantization
+from engine.models.quantization.stored_quantization import find_obstacle
 
 QUANTIZATIONS: tuple[Quantization, ...] = ("int8", "float8", "int4", "nf4")
 PARITY_GOAL = "≤ 1e-4"

@@ -11,7 +11,7 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from safetensors import SafetensorError
 
-from engine.models.families.embedded import WEIGHTS_FOLDER
+from engine.process.model_words import WEIGHTS_FOLDER
 from training.commands import builtin_artwork
 from training.core import memory_estimate
 from training.diffusion.denoised_latents import Denoiser

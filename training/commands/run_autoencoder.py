@@ -14,8 +14,8 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from safetensors import SafetensorError
 
-from engine.models.families.embedded import WEIGHTS_FOLDER
 from engine.models.judge import load_judge
+from engine.process.model_words import WEIGHTS_FOLDER
 from training.commands import builtin_artwork, user_dataset
 from training.commands.progress import show_progress
 from training.commands.session import Session

@@ -12,7 +12,7 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
 from engine.models.families.embedded import EMBEDDED_MODEL
 from engine.models.family import SMALL_MODEL_SIZE
-from engine.models.files.fingerprint import fingerprint_folder
+from engine.models.files.model_source import fingerprint_folder
 from engine.preview_maps.map_store import MODEL_MAP_FILE, write_map
 from training.commands import builtin_artwork, user_dataset
 from training.commands.focus import Focus

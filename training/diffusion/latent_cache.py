@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from transformers.models.bert.modeling_bert import BertModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from engine.models.families.embedded import TOKENS, load_text_encoder
 from engine.models.judge import as_images
+from engine.models.text_embedder import TOKENS, load_text_encoder
 from training.core.device import mixed_precision
 from training.pictures.artwork import Artwork
 from training.pictures.masked_pictures import ProgressCallback

@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 
 from engine.calibration.calibration import calibrate
-from engine.models.families.embedded import WEIGHTS_FOLDER, load_embedded
+from engine.models.families.embedded import load_embedded
 from engine.models.judge import LabelJudge, load_judge
-from engine.process.model_words import read_style_guide
+from engine.process.model_words import WEIGHTS_FOLDER, read_style_guide
 from engine.upscaling.super_resolver import SuperResolver
 from training.evaluation.context import EvaluationContext, SampleSizes
 from training.evaluation.picture_sampler import PictureSampler

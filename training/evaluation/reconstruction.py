@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from benchmarks.report.figure_row import FigureRow
-from engine.models.families.embedded import WEIGHTS_FOLDER
+from engine.process.model_words import WEIGHTS_FOLDER
 from training.evaluation import goals
 from training.evaluation.context import EvaluationContext
 from training.evaluation.measures import masked_psnr
