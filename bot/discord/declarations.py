@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
-from typing import Any
+from typing import Any, cast
 
 from discord import app_commands, ui
 
@@ -74,8 +74,8 @@ def list_commands() -> Mapping[AnyCommand, Declaration]:
 @cache
 def list_dynamic_items() -> tuple[type[ui.DynamicItem[Any]], ...]:
     """Return the buttons and menus that outlive a restart."""
-    classes: Iterator[type[Any]] = (each for each in _list_values() if isinstance(each, type))
-    return tuple(each for each in classes if issubclass(each, ui.DynamicItem))
+    classes = (each for each in _list_values() if isinstance(each, type))
+    return tuple(cast(Any, each) for each in classes if issubclass(each, ui.DynamicItem))
 
 
 def list_command_actions() -> dict[str, Action]:

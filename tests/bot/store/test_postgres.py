@@ -359,6 +359,7 @@ async def test_the_outcome_of_a_commit_whose_reply_is_lost_is_found_out(postgres
         assert await job_ids(store) == {first, second}
 
 
+@pytest.mark.slow
 async def test_every_acknowledged_admission_survives_crashes_of_the_server(
     server_and_store: tuple[Server, Store], wait_until: Callable[..., Any]
 ) -> None:

@@ -107,6 +107,7 @@ async def test_files_are_removed_with_their_module_also_on_an_event_loop(tmp_pat
     await wait_until(lambda: (gc.collect(), not list((tmp_path / FOLDER_NAME).iterdir()))[1])
 
 
+@pytest.mark.slow
 def test_files_are_removed_at_exit(tmp_path: Path) -> None:
     program = "\n".join(
         [
