@@ -22,22 +22,26 @@ from tests.training.test_denoised_latents import make_network
 from tests.training.test_diffusion_trainer import draw_artwork
 from tests.training.test_gan_trainers import SHAPE, are_same, blobs
 from training.__main__ import main
-from training.commands import builtin_artwork, model_network
+from training.commands import builtin_artwork, run_decoder
 from training.core import checkpoint
 from training.core.run import Budget, TrainingRun
 from training.diffusion.models import load_model, read_dtypes, write_model
-from training.gan.autoencoder_shapes import build_autoencoder
-from training.gan.decoder_evaluator import DecoderEvaluator, measure_decoder
-from training.gan.decoder_pictures import DecoderPictures, encode_large_pictures, render_large_variants, shrink_by_area
+from training.gan.autoencoder_trainer import build_autoencoder
 from training.gan.decoder_trainer import (
+    DecoderEvaluator,
+    DecoderPictures,
     DecoderSettings,
     DecoderTrainer,
     build_large_decoder,
+    encode_large_pictures,
     fit_output_layer,
+    measure_decoder,
     parse_widths,
+    render_large_variants,
+    shrink_by_area,
 )
 from training.gan.losses import gradient_energy, sharpness_loss
-from training.gan.upscaler_pairs import LARGE_SIDE
+from training.gan.upscaler_trainer import LARGE_SIDE
 from training.pictures.artwork import Artwork, is_held_out
 from training.pictures.variants import render_variant
 
@@ -245,9 +249,9 @@ def test_a_stopped_run_resumes_bit_for_bit_and_denoises_once(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     step = DecoderTrainer.step
-    load = model_network.load_caption_encoder
+    load = run_decoder.load_caption_encoder
     loaded = list[int]()
-    monkeypatch.setattr(model_network, "load_caption_encoder", lambda: loaded.append(1) or load())
+    monkeypatch.setattr(run_decoder, "load_caption_encoder", lambda: loaded.append(1) or load())
     monkeypatch.setattr("training.commands.run_decoder.HELD_OUT_PICTURES", 2)
     assert main(command(model, tmp_path / "full")) == 0
 

@@ -16,7 +16,7 @@ from tests.training.test_gan_trainers import SHAPE, blobs
 from training.commands import builtin_artwork
 from training.diffusion import denoised_latents
 from training.diffusion.denoised_latents import STEPS, Denoiser, denoise_latents, open_denoised_latents
-from training.gan.autoencoder_shapes import build_autoencoder
+from training.gan.autoencoder_trainer import build_autoencoder
 
 
 def make_network(**fields: Any) -> UNet2DConditionModel:

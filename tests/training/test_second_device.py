@@ -11,7 +11,7 @@ import torch
 
 import training
 from training.__main__ import main
-from training.core.device import mixed_precision, open_device
+from training.core.learner import mixed_precision, open_device
 
 
 @pytest.mark.slow

@@ -17,12 +17,6 @@ from typing import Annotated, Any, Literal, get_type_hints
 import typer
 
 Out = Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Where the run is kept, and its result at the end.")]
-StartModel = Annotated[
-    str,
-    typer.Option(
-        "--from", metavar="MODEL", help="The starting model: embedded, a diffusers folder, or (diffusion) scratch."
-    ),
-]
 Pictures = Annotated[
     Path | None,
     typer.Option("--data", metavar="FOLDER", help="Pictures of your own; without it the built-in artwork is used."),
