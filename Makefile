@@ -55,7 +55,7 @@ removable: .venv/.dev ## take out each feature, or SOME by SEED (BRIEF=1: few te
 	$(BIN)/python tools/removable.py $(if $(SOME),--some $(SOME)) $(if $(SEED),--seed $(SEED)) $(if $(BRIEF),--brief)
 
 coverage: .venv/.dev ## all tests with coverage by lines and branches, a row for each package
-	$(BIN)/python -m pytest $(XDIST) --cov --cov-report= && $(BIN)/coverage json -q -o out/coverage.json && $(BIN)/python tests/coverage_by_room.py out/coverage.json
+	$(BIN)/python -m pytest $(XDIST) --cov --cov-report= && $(BIN)/coverage json -q -o out/coverage.json && $(BIN)/python tools/coverage_by_room.py out/coverage.json
 
 audit: .venv/.dev ## known vulnerabilities of the pinned versions; asks PyPI, so it needs the internet
 	$(BIN)/pip-audit --strict --disable-pip --no-deps -r constraints.txt
@@ -70,16 +70,16 @@ docs: .venv/.dev ## build the pages of docs/ as a site in out/site; a broken lin
 	$(BIN)/zensical build --strict --clean
 
 attack: .venv/.dev ## attack a Darkroom that it starts: floods, forged cookies, every route and role, its API and its broker; QUICK=1, SEED=n
-	PYTHONPATH=tests $(BIN)/python -m attack $(if $(QUICK),--quick) $(if $(SEED),--seed $(SEED))
+	$(BIN)/python -m tools.attack $(if $(QUICK),--quick) $(if $(SEED),--seed $(SEED))
 
 schemathesis: .venv/.dev ## ask a Darkroom that it starts for everything in its openapi.json, rightly and wrongly; EXAMPLES=100 of each operation, SEED=n
-	PYTHONPATH=tests $(BIN)/python -m attack.schema_fuzzing --examples $(EXAMPLES) $(if $(SEED),--seed $(SEED))
+	$(BIN)/python -m tools.attack.schema_fuzzing --examples $(EXAMPLES) $(if $(SEED),--seed $(SEED))
 
 chaos: .venv/.dev ## inject KILLS=20 faults into a complete installation, about half of them SIGKILL; ENGINE=simulated or real, DATABASE=sqlite or postgres, SEED=n
-	PYTHONPATH=tests $(BIN)/python -m chaos --kills $(KILLS) --engine $(ENGINE) --database $(DATABASE) $(if $(SEED),--seed $(SEED))
+	$(BIN)/python -m tools.chaos --kills $(KILLS) --engine $(ENGINE) --database $(DATABASE) $(if $(SEED),--seed $(SEED))
 
 fuzz: .venv/.dev ## decode CASES=10000 damaged pictures with the real upload decoder; SEED=n
-	PYTHONPATH=tests $(BIN)/python -m fuzz --cases $(CASES) $(if $(SEED),--seed $(SEED))
+	$(BIN)/python -m tools.fuzz --cases $(CASES) $(if $(SEED),--seed $(SEED))
 
 format: .venv/.dev ## let ruff put things in order
 	$(BIN)/ruff check --fix .

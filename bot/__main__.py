@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bot.cli import api_keys, describe, flag_aliases, privacy, steer, visitors
+from bot.cli import api_keys, describe, privacy, steer, visitors
 from bot.cli.imagine import command as imagine_command
 from bot.cli.jobs import commands as job_commands
 from bot.cli.models import commands as model_commands
@@ -22,6 +22,7 @@ from bot.cli.rules import commands as rule_commands
 from bot.cli.rules import kill_switch
 from bot.domain.errors import UserError
 from bot.domain.feature import load_parts
+from engine.process.backend_kinds import list_forms
 
 if TYPE_CHECKING:
     from bot.app.settings import Settings
@@ -58,11 +59,7 @@ QuantizeText = Annotated[str, typer.Option(metavar="HOW", help=QUANTIZE_TEXT_HEL
 Offload = Annotated[str, typer.Option(metavar="WHAT", help=OFFLOAD_HELP)]
 Backend = Annotated[
     str,
-    typer.Option(
-        metavar="KIND=ADDRESS",
-        envvar="DARKROOM_BACKEND",
-        help="Let another server draw: comfyui=http://…, a1111=http://… or openai=https://….",
-    ),
+    typer.Option(metavar="KIND=ADDRESS", envvar="DARKROOM_BACKEND", help=f"Let another server draw: {list_forms()}."),
 ]
 Standby = Annotated[
     bool, typer.Option("--standby", help="If another bot uses the data folder, wait until it ends, then start.")
@@ -202,15 +199,15 @@ def lab(context: typer.Context) -> None:
     _run_engine_command("training.lab.__main__", context.args)
 
 
-app.command("flag-alias", context_settings={"ignore_unknown_options": True})(  # values may begin with dashes
-    flag_aliases.flag_alias
-)
 app.command("api-key")(api_keys.api_key)
 for command in (privacy.forget, privacy.export):
     app.command()(command)
 for module in load_parts("cli").values():
     for name, added in module.COMMANDS.items():
-        app.add_typer(added, name=name) if isinstance(added, typer.Typer) else app.command(name)(added)
+        if isinstance(added, typer.Typer):
+            app.add_typer(added, name=name)
+        else:
+            app.command(name, context_settings=getattr(module, "CONTEXT_SETTINGS", None))(added)
 
 
 def _run_engine_command(module: str, args: list[str]) -> None:

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from engine.process.backend_kinds import join_words, list_forms, load_backend_kinds
+
 if TYPE_CHECKING:
     from engine.process.settings import WorkerSettings
 
@@ -61,17 +63,19 @@ SimulatedOption = Annotated[
 RowMsOption = Annotated[float | None, typer.Option(help="Simulated milliseconds per row of a forward; else 0.5.")]
 RowsOption = Annotated[int | None, typer.Option(help="Most rows of a simulated forward; else 32.")]
 
+WORKFLOW_TITLES = join_words([kind.title for kind in load_backend_kinds().values() if kind.takes_workflows])
 BackendOption = Annotated[
     str,
     typer.Option(
         metavar="KIND=ADDRESS",
-        help="Let another server draw: comfyui=http://…, a1111=http://… or openai=https://…; else DARKROOM_BACKEND. "
-        "Its key: DARKROOM_BACKEND_KEY.",
+        help=f"Let another server draw: {list_forms()}; else DARKROOM_BACKEND. Its key: DARKROOM_BACKEND_KEY.",
     ),
 ]
 WorkflowOption = Annotated[
     list[Path] | None,
-    typer.Option(help="For ComfyUI: a workflow in API format with named slots; may be repeated, for pictures, masks."),
+    typer.Option(
+        help=f"For {WORKFLOW_TITLES}: a workflow in API format with named slots; may be repeated, for pictures, masks."
+    ),
 ]
 SizeOption = Annotated[int, typer.Option(help="Native side of the backend's models in pixels; else by their names.")]
 
@@ -157,8 +161,8 @@ async def _run_worker(settings: WorkerSettings) -> None:
 
 async def _run_backend_worker(settings: WorkerSettings) -> None:
     """Run a worker whose engine is a backend; this loads no torch."""
-    from engine.backend.backend_process import run_backend_worker
     from engine.bus import ConnectionEnded
+    from engine.remote.worker import run_backend_worker
 
     try:
         await run_backend_worker(settings)

@@ -1,8 +1,8 @@
 """Proves that features can be taken out: `python tools/removable.py [NAME …] [--some COUNT --seed N]`.
 
 Each named feature, else every one, is deleted with its tests from a copy of the working tree. What is left must pass
-lint, import rules, types and the core's quick tests. `--some 3 --seed 7` takes three of them, chosen by the seed;
-`--brief` runs only the tests that have tables of all features.
+lint, import rules, types and the core's quick tests. `backends` names every backend, `backends/openai` one of them.
+`--some 3 --seed 7` takes three, chosen by the seed; `--brief` runs only the tests that have tables of all features.
 """
 
 from __future__ import annotations
@@ -15,16 +15,25 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-FEATURES = (Path("bot/features"), Path("bot/apis"))
+FEATURES = (Path("bot/features"), Path("bot/apis"), Path("engine/backends"))
 # Pages that are made from the code: they are written anew, since the code has fewer rows now.
 PAGES = {
     "docs/api-reference.md": "tests/bot/web/test_api_reference.py",
     "docs/access.md": "tests/bot/policy/test_permissions.py",
 }
 CORE_TESTS = ("tests/test_architecture.py", "tests/bot")
+BACKEND_TESTS = (
+    "tests/test_architecture.py",
+    "tests/bot/cli/test_startup.py",
+    "tests/bot/web/test_darkroom_behind_darkroom.py",
+    "tests/engine/backends",
+    "tests/engine/process",
+    "tests/engine/remote",
+)
 BRIEF_TESTS = (
     "tests/test_architecture.py",
     "tests/bot/policy",
@@ -42,12 +51,14 @@ BRIEF_TESTS = (
 def main() -> int:
     """Take out each feature, one at a time; return 1 if anything fails on the rest."""
     options = parse_options()
-    folders = [path.parent for folder in FEATURES for path in (ROOT / folder).glob("*/__init__.py")]
-    known = sorted(folder.name for folder in folders)
-    if unknown := sorted(set(options.names) - set(known)):
-        print(f"There is no feature {unknown[0]!r}: there are {', '.join(known)}.", file=sys.stderr)
-        return 2
-    names = options.names or known
+    known = sorted(
+        f"{folder.name}/{path.parent.name}" for folder in FEATURES for path in (ROOT / folder).glob("*/__init__.py")
+    )
+    for name in options.names:
+        if not any(is_named(each, name) for each in known):
+            print(f"There is no feature {name!r}: there are {', '.join(known)}.", file=sys.stderr)
+            return 2
+    names = [each for each in known if not options.names or any(is_named(each, name) for name in options.names)]
     if options.some:
         names = random.Random(options.seed).sample(names, min(options.some, len(names)))
     failed = [name for name in names if not is_removable(name, is_brief=options.brief)]
@@ -67,14 +78,25 @@ def parse_options() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def is_named(feature: str, name: str) -> bool:
+    """Whether `name` is this FOLDER/NAME, or either half of it."""
+    return name in (feature, *feature.split("/"))
+
+
 def is_removable(name: str, *, is_brief: bool) -> bool:
-    """Delete one feature from a copy of the tree, and check the rest."""
-    with tempfile.TemporaryDirectory(prefix=f"without-{name}-") as folder:
+    """Delete one feature, FOLDER/NAME, from a copy of the tree, and check the rest."""
+    home = next(folder for folder in FEATURES if folder.name == name.partition("/")[0])
+    place = home / name.partition("/")[2]
+    with tempfile.TemporaryDirectory(prefix=f"without-{place.name}-") as folder:
         tree = Path(folder)
         copy_tree(tree)
-        for path in (place / name for folder in FEATURES for place in (tree / folder, tree / "tests" / folder)):
+        for path in (tree / place, tree / "tests" / place):
             shutil.rmtree(path, ignore_errors=True)
-        return all(run_step(name, step, command, tree) for step, command in list_steps(tree, is_brief=is_brief))
+        if home.parts[0] == "engine":
+            steps = list_steps("engine", BACKEND_TESTS)
+        else:
+            steps = [*list_page_steps(), *list_steps("bot", BRIEF_TESTS if is_brief else CORE_TESTS)]
+        return all(run_step(name, step, command, tree) for step, command in steps)
 
 
 def copy_tree(target: Path) -> None:
@@ -88,21 +110,24 @@ def copy_tree(target: Path) -> None:
     (target / ".venv").symlink_to(Path(sys.prefix))
 
 
-def list_steps(tree: Path, *, is_brief: bool) -> list[tuple[str, list[str]]]:
-    """Return the checks, in order: first those that write the generated pages anew."""
-    programs = Path(sys.prefix) / "bin"
-    pages = [
+def list_page_steps() -> list[tuple[str, list[str]]]:
+    """Return the commands that write the generated pages anew."""
+    return [
         (f"write {page}", ["sh", "-c", f"{sys.executable} {script} > {page}.new && mv {page}.new {page}"])
         for page, script in PAGES.items()
     ]
+
+
+def list_steps(package: str, core_tests: Sequence[str]) -> list[tuple[str, list[str]]]:
+    """Return the checks of what is left of a package, in order."""
+    programs = Path(sys.prefix) / "bin"
     tests = [sys.executable, "-m", "pytest", "-q", "-n", "2", "--dist", "loadfile", "-m", "not slow"]
     return [
-        *pages,
         ("lint", [str(programs / "ruff"), "check", "."]),
         ("imports", [str(programs / "lint-imports")]),
-        ("collect", [sys.executable, "-m", "pytest", "-q", "--collect-only", "tests/bot"]),
-        ("types", [str(programs / "basedpyright"), "bot"]),
-        ("tests", [*tests, *(BRIEF_TESTS if is_brief else CORE_TESTS)]),
+        ("collect", [sys.executable, "-m", "pytest", "-q", "--collect-only", f"tests/{package}"]),
+        ("types", [str(programs / "basedpyright"), package]),
+        ("tests", [*tests, *core_tests]),
     ]
 
 

@@ -1,4 +1,4 @@
-"""`darkroom bench discord`: measures the bot over the tests' loopback Discord, in its own process. Needs a checkout."""
+"""`darkroom bench discord`: measures the bot over the loopback Discord, in its own process. Needs a checkout."""
 
 from __future__ import annotations
 
@@ -19,19 +19,18 @@ def run(args: Sequence[str], root: Path = ROOT) -> int:
     """Return the exit code. Raises `UserError` if the tests or their packages are missing."""
     if obstacle := find_obstacle(root):
         raise UserError(obstacle)
-    command = [sys.executable, "-m", "loopback.bench", *args]
+    command = [sys.executable, "-m", "tools.loopback.bench", *args]
     return subprocess.run(command, env=make_environment(root), check=False).returncode
 
 
 def find_obstacle(root: Path = ROOT) -> str:
     """Return why nothing can be measured over the loopback Discord, as one sentence; empty if it can."""
     missing_packages = [name for name in REQUIRED_PACKAGES if find_spec(name) is None]
-    if missing_packages or not (root / "tests" / "loopback" / "bench.py").exists():
-        return "This measures over the tests' loopback Discord: run it in a checkout, after pip install -e '.[dev]'."
+    if missing_packages or not (root / "tools" / "loopback" / "bench.py").exists():
+        return "This measures over the loopback Discord: run it in a checkout, after pip install -e '.[dev]'."
     return ""
 
 
 def make_environment(root: Path = ROOT) -> dict[str, str]:
     """Return the environment in which the tests' modules are found."""
-    python_path = os.pathsep.join((str(root / "tests"), str(root)))
-    return {**os.environ, "PYTHONPATH": python_path, "PYTHONWARNINGS": "ignore"}
+    return {**os.environ, "PYTHONPATH": str(root), "PYTHONWARNINGS": "ignore"}

@@ -24,6 +24,7 @@ from benchmarks.engine.resumption import is_resumed_equal
 from benchmarks.engine.workload import make_job, run_jobs
 from benchmarks.report.figure_row import FigureRow, format_json, format_table
 from benchmarks.report.measures import psnr
+from engine.batching.engine import LatentsDone
 from engine.calibration.calibration import calibrate
 from engine.contract import (
     DRAFT_EVALUATIONS,
@@ -35,11 +36,10 @@ from engine.contract import (
     count_usual_evaluations,
     list_evaluated_steps,
 )
-from engine.core.engine import LatentsDone
 from engine.models.families.embedded import load_embedded
 from engine.models.family import Family
 from engine.models.judge import PromptJudge
-from engine.plan import COLUMNS, Plan, compose
+from engine.sampling import COLUMNS, Plan, compose
 
 # None of them chose where the evaluations lie.
 PROMPTS = (

@@ -10,8 +10,8 @@ from benchmarks.engine.plan_accuracy import measure_plan_rows
 from benchmarks.engine.workload import Workload, run_pipeline
 from benchmarks.report.figure_row import FigureRow
 from benchmarks.report.measures import psnr
+from engine.batching.engine import Engine, LatentsDone
 from engine.contract import Job
-from engine.core.engine import Engine, LatentsDone
 from engine.models.family import Family
 
 STEPS = 25

@@ -16,9 +16,9 @@ import torch
 
 from benchmarks.report.figure_row import FigureRow
 from engine.contract import Sampler
-from engine.plan import COLUMNS, TABLED, Plan, TimestepOptions, build_scheduler, plan, samplers_for
-from engine.plan.probe import UncastableTensor
-from engine.plan.timesteps import set_timesteps
+from engine.sampling import COLUMNS, TABLED, Plan, TimestepOptions, build_scheduler, plan, samplers_for
+from engine.sampling.probe import UncastableTensor
+from engine.sampling.timesteps import set_timesteps
 
 STEPS = 1000
 TIMESTEP_SHIFT = 0.8  # of a noise schedule that depends on the picture's size

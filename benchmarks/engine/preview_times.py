@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.engine.workload import Workload, run_engine, run_pipeline
-from engine.core.engine import StepDone
+from engine.batching.engine import StepDone
 from engine.models.family import Family
 
 

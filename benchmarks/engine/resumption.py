@@ -10,9 +10,9 @@ import torch
 from benchmarks.engine.workload import Workload
 from benchmarks.report.figure_row import FigureRow
 from benchmarks.report.measures import EQUAL_PSNR, psnr
+from engine.batching.engine import Engine, LatentsDone
 from engine.contract import Job, decode, encode
 from engine.contract import Snapshot as Saved
-from engine.core.engine import Engine, LatentsDone
 from engine.models.family import Family
 
 KILL_COUNT = 12

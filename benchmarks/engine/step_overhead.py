@@ -17,8 +17,8 @@ import torch
 
 from benchmarks.engine.workload import Workload
 from benchmarks.report.figure_row import FigureRow
+from engine.batching.engine import Engine, LatentsDone, StepDone
 from engine.contract import Dtype, Frame, Job, Lora
-from engine.core.engine import Engine, LatentsDone, StepDone
 from engine.device.core_turns import WorkKind
 from engine.models.family import Conditioning, Family
 from engine.output.decode_worker import DecodeWorker

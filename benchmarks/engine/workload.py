@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from PIL import Image
 
+from engine.batching.engine import Engine, Event, JobFailure, LatentsDone
+from engine.batching.init_latents import load_init_latents
 from engine.contract import BillingKey, Concept, Dtype, ImageToImage, InitImage, Job, Recipe, Sampler
-from engine.core.engine import Engine, Event, JobFailure, LatentsDone
-from engine.core.init_latents import load_init_latents
 from engine.models.family import TORCH_DTYPES, Family
 from engine.models.library_logging import silence_libraries
 

@@ -22,7 +22,7 @@ from engine import models
 from engine.contract import Concept, ControlImage, Recipe
 from engine.models.family import Family
 from engine.models.files.data_folders import CONTROL_FOLDER
-from engine.plan import build_scheduler
+from engine.sampling import build_scheduler
 
 STEPS = 4
 IMAGE_SIDE = 64

@@ -20,10 +20,10 @@ from benchmarks.report.errors import describe_error
 from benchmarks.report.figure_row import FigureRow
 from benchmarks.report.measures import psnr
 from engine import models
+from engine.batching.engine import Engine, JobFailure, LatentsDone
+from engine.batching.init_latents import load_init_latents
+from engine.batching.input_pictures import load_pictures
 from engine.contract import Concept, Dtype, Recipe, Sampler
-from engine.core.engine import Engine, JobFailure, LatentsDone
-from engine.core.init_latents import load_init_latents
-from engine.core.input_pictures import load_pictures
 from engine.models.family import Family, HasDefaultSampling
 from engine.models.quantization.quantized_network import find_quantization
 from engine.models.whole_pipeline.generic_family import GenericFamily

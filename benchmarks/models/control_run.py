@@ -31,10 +31,10 @@ from benchmarks.models.random_adapters import SCALE as REFERENCE_SCALE
 from benchmarks.models.random_adapters import ensure_adapter
 from benchmarks.models.random_weights import write_network
 from engine import models
+from engine.batching.engine import Engine, JobFailure
+from engine.batching.input_pictures import load_pictures
 from engine.calibration.calibration import calibrate
 from engine.contract import Concept, ControlImage, Dtype, Recipe, ReferenceImage
-from engine.core.engine import Engine, JobFailure
-from engine.core.input_pictures import load_pictures
 from engine.device.torch_device import choose_device
 from engine.models.control.control_network import ControlNet
 from engine.models.families.diffusers_family import DiffusersFamily

@@ -21,9 +21,9 @@ from benchmarks.fixtures.reference_pipeline import make_job
 from benchmarks.models.diffusers_run import print_output_line, read_memory, synchronize_gpu
 from benchmarks.models.weight_bytes import count_stored_bytes
 from engine import models
+from engine.batching.engine import Engine, JobFailure, LatentsDone
 from engine.calibration.calibration import calibrate
 from engine.contract import Concept, Job, ModelProfile, Quantization, Recipe, ReferenceImage
-from engine.core.engine import Engine, JobFailure, LatentsDone
 from engine.device.torch_device import choose_device
 from engine.models.autoencoder import tiled_decode
 from engine.models.families.diffusers_family import DiffusersFamily

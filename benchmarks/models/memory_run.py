@@ -24,8 +24,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from benchmarks.fixtures.reference_pipeline import make_job
 from benchmarks.models.diffusers_run import print_output_line, read_memory, synchronize_gpu
 from engine import models
+from engine.batching.engine import Engine, JobFailure, LatentsDone
 from engine.contract import Concept, Dtype, Recipe, Sampler
-from engine.core.engine import Engine, JobFailure, LatentsDone
 from engine.device.torch_device import choose_device
 from engine.models.family import HasFormats
 from engine.models.files.model_source import find_model

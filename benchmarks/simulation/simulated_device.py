@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from benchmarks.simulation.arrivals import Arrival
+from engine.batching.scheduler import Scheduler
 from engine.contract import BillingKey
-from engine.scheduler import Scheduler
 
 BATCH_LIMIT = 8  # rows a forward
 # Invented milliseconds of a forward by rows, in proportions that a GPU has: small pictures gain by batching.

@@ -1,4 +1,4 @@
-"""The parts that are measured over the tests' loopback Discord, each in a process of its own. They need a checkout."""
+"""The parts that are measured over the loopback Discord, each in a process of its own. They need a checkout."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FAIR_NAME = "one party, 10 asked a second: Jain's index by members heard"
 LIMITED_NAME = "one party: 429 caused by us"
 LATE_NAME = "one party: late finals"
 ROW_NAMES = {"discord": (EDIT_NAME,), "party": (FAIR_NAME, LIMITED_NAME, LATE_NAME)}
-MODULES = {"discord": "loopback.bench_steer", "party": "loopback.bench_party"}
+MODULES = {"discord": "tools.loopback.bench_steer", "party": "tools.loopback.bench_party"}
 
 
 def measure_in_loopback(part: str, *, quick: bool) -> list[FigureRow]:

@@ -21,9 +21,9 @@ from benchmarks.fixtures.small_pipelines import save_small_pipeline
 from benchmarks.report.figure_row import FigureRow
 from benchmarks.steering.scripts import Move, Script, ScriptedModel, draw_script, make_job
 from bot.domain.errors import UserError
+from engine.batching.engine import Engine, JobFailure, LatentsDone
 from engine.contract import AmendmentRequest, Recipe, list_final_images
 from engine.contract.rejection import JobRejected
-from engine.core.engine import Engine, JobFailure, LatentsDone
 from engine.models import load_model
 from engine.models.family import Family
 from engine.models.library_logging import silence_libraries

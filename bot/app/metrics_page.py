@@ -16,7 +16,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from bot.app.metrics import Metrics
-from bot.queue.model_catalog import PoolSummary, group_by_pool
+from bot.jobs.model_catalog import PoolSummary, group_by_pool
 from bot.store import DatabaseUnavailable, Store
 from bot.store.jobs import queue_metrics
 from bot.store.jobs.queue_metrics import JobGroup

@@ -11,23 +11,16 @@ from bot.app.settings import Settings
 from bot.domain.events import Feed
 from bot.images.picture_store import PictureStore
 from bot.images.uploads.upload_decoder import UploadDecoder
-from bot.queue.active_jobs import ActiveJobs
-from bot.queue.amendment_sender import AmendmentSender
-from bot.queue.broker_blobs import BrokerBlobs
-from bot.queue.cancellation import JobCanceller
-from bot.queue.closed_guilds import ClosedGuildWatcher
-from bot.queue.dispatcher import Dispatcher
-from bot.queue.eta import Forecast
-from bot.queue.external_changes import ExternalChangeWatcher
-from bot.queue.job_completion import JobCompletion
-from bot.queue.job_rerouter import JobRerouter
-from bot.queue.model_catalog import ModelCatalog
-from bot.queue.patrol import Patrol
-from bot.queue.pause_priority import JobControl
-from bot.queue.preview_relay import PreviewRelay
-from bot.queue.results.amendment_answers import AmendmentAnswers
-from bot.queue.results.consumer import ResultConsumer
-from bot.queue.results.ingest import ResultIngest
+from bot.jobs.active_jobs import ActiveJobs
+from bot.jobs.completion import BrokerBlobs, JobCompletion
+from bot.jobs.control import ClosedGuildWatcher, ExternalChangeWatcher, JobCanceller, JobControl
+from bot.jobs.dispatch import AmendmentSender, Dispatcher, JobRerouter
+from bot.jobs.forecast import Forecast
+from bot.jobs.ingest import ResultIngest
+from bot.jobs.model_catalog import ModelCatalog
+from bot.jobs.patrol import Patrol
+from bot.jobs.previews import PreviewRelay
+from bot.jobs.results import AmendmentAnswers, ResultConsumer
 from bot.store import Store
 from engine.bus import Bus
 from engine.contract import Presence

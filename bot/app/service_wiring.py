@@ -11,31 +11,25 @@ from bot.images.film_cache import FILMS, FilmCache
 from bot.images.gallery import Gallery
 from bot.images.uploads.image_links import FetchFile
 from bot.images.uploads.upload_decoder import UploadDecoder
+from bot.jobs.admission import Admission, JobMaker
+from bot.jobs.attended_requests import AttendedRequests
+from bot.jobs.costs import LoadCosts, WorkCharges
+from bot.jobs.drawing import JobService
+from bot.jobs.history import History
+from bot.jobs.init_images import InitImageLoader, PageAddresses
+from bot.jobs.preferences import Preferences
+from bot.jobs.variations import UploadUpscaler, VariationService
+from bot.jobs.views import Deliveries, JobViews
+from bot.jobs.word_filter import WordFilter
 from bot.services import Services
-from bot.services.admission.admission import Admission
-from bot.services.admission.load_costs import LoadCosts
-from bot.services.admission.word_filter import WordFilter
-from bot.services.admission.work_charges import WorkCharges
 from bot.services.api_keys import ApiKeys
-from bot.services.flag_aliases import FlagAliases
 from bot.services.front_end_actions import FrontEndActions
-from bot.services.init_images.loader import InitImageLoader
-from bot.services.init_images.request import PageAddresses
-from bot.services.job_views.deliveries import Deliveries
-from bot.services.job_views.history import History
-from bot.services.job_views.job_views import JobViews
-from bot.services.jobs.attended_request import AttendedRequests
 from bot.services.jobs.edits import EditService
-from bot.services.jobs.job_maker import JobMaker
-from bot.services.jobs.job_service import JobService
-from bot.services.jobs.upload_upscales import UploadUpscaler
-from bot.services.jobs.variations import VariationService
 from bot.services.ladder_decoder import LadderDecoder
 from bot.services.model_choices import ModelChoices
 from bot.services.moderation.moderation import Moderation
 from bot.services.moderation.picture_review import PictureReview
 from bot.services.parties.party_service import PartyService
-from bot.services.preferences import Preferences
 from bot.services.privacy.data_deletion import DataDeletion
 from bot.services.privacy.data_export import DataExport
 from bot.services.prompt_tools.image_to_prompt import ImageToPrompt
@@ -57,7 +51,7 @@ def wire_services(
     ladder_decoder = LadderDecoder(bus.decode, core.live_workers, core.worker_decoder)
     gallery = Gallery(store, core.picture_store, ladder_decoder.decode, films := FilmCache(core.settings.data / FILMS))
     loader = InitImageLoader(store, core.picture_store, gallery, job_views, upload_decoder, fetch_upload)
-    flag_aliases = FlagAliases(store, catalog.model_names)
+    preferences = Preferences(store)
     page_addresses = PageAddresses()
     word_filter = WordFilter(store, filter_thread, limits=limits, clock=clock)
     admission = _wire_admission(core, queue, job_views, word_filter)
@@ -71,7 +65,7 @@ def wire_services(
         admission=admission,
         job_maker=job_maker,
         init_image_loader=loader,
-        flag_aliases=flag_aliases,
+        load_aliases=preferences.load_flag_aliases,
         page_addresses=page_addresses,
         canceller=queue.canceller,
         job_control=queue.control,
@@ -83,8 +77,8 @@ def wire_services(
     front_end, moderation, data_deletion = _wire_deletion(core, queue, rule_admin, films)
     return Services(
         jobs=jobs,
-        variations=VariationService(catalog, job_views, gallery, loader, flag_aliases, job_maker),
-        edits=EditService(catalog, gallery, admission, loader, flag_aliases, job_maker),
+        variations=VariationService(catalog, job_views, gallery, loader, preferences.load_flag_aliases, job_maker),
+        edits=EditService(catalog, gallery, admission, loader, preferences.load_flag_aliases, job_maker),
         init_image_loader=loader,
         upload_upscaler=UploadUpscaler(catalog, admission, loader, job_maker),
         model_choices=ModelChoices(store),
@@ -96,10 +90,9 @@ def wire_services(
         startup_notice=lambda: format_startup(bus.get_startup_progress()),
         page_addresses=page_addresses,
         attended_requests=AttendedRequests(jobs, job_views, gallery, core.feed),
-        preferences=Preferences(store),
+        preferences=preferences,
         front_end=front_end,
         deliveries=Deliveries(store, job_views, clock=clock),
-        flag_aliases=flag_aliases,
         rule_admin=rule_admin,
         word_filter=word_filter,
         worker_decoder=core.worker_decoder,

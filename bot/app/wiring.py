@@ -26,10 +26,9 @@ from bot.domain.feature import load_parts, merge_rows
 from bot.images.picture_store import PictureStore
 from bot.images.uploads.image_links import FetchFile, fetch_file
 from bot.images.uploads.upload_decoder import WORKER_TIMEOUT, UploadDecoder
+from bot.jobs.retention import OrphanFiles, Retention, RetentionLimits
 from bot.services import Services
 from bot.services.parties.conductor import PartyConductor
-from bot.services.storage.file_cleanup import OrphanFiles
-from bot.services.storage.retention import Retention, RetentionLimits
 from bot.store import Store
 from engine.bus import Bus
 from engine.contract.rejection import JobRejected

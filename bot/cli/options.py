@@ -12,6 +12,7 @@ from bot.domain.errors import UserError
 from engine.process.offload_request import OffloadRequest, load_offload_request
 from engine.process.quantization_request import QuantizationRequests, load_requests
 
+TERMINAL_MEMBER_ID = "local:terminal"  # the member that the terminal is (`bot.web.middleware.member_of`)
 Data = Annotated[Path | None, typer.Option(help="Folder of the store and the pictures (DARKROOM_DATA).")]
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print JSON on the standard output, all else on the error output.")

@@ -88,9 +88,9 @@ def _build_forget_service(settings: Settings, store: Store) -> DataDeletion:
     from bot.domain.events import Feed
     from bot.images.film_cache import FILMS, FilmCache
     from bot.images.picture_store import PictureStore
+    from bot.jobs.retention import FileCleanup
     from bot.services.front_end_actions import FrontEndActions
     from bot.services.privacy.data_deletion import DataDeletion
-    from bot.services.storage.file_cleanup import FileCleanup
 
     films = FilmCache(settings.data / FILMS)
 

@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from bot.domain.errors import UserError
 from bot.images.uploads.upload_decoder import MAX_UPLOAD_BYTES
-from bot.services.init_images.request import RemoteFile
+from bot.jobs.init_images import RemoteFile
 
 MAX_FILE_BYTES = MAX_UPLOAD_BYTES  # bytes of one picture
 DOWNLOAD_FAILED = "Discord did not let me download {}. Please send it again."

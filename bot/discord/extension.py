@@ -1,4 +1,4 @@
-"""What features add to Discord: their `discord` modules have `COMMANDS`, and may have `DYNAMIC_ITEMS`."""
+"""What features add to Discord: their `discord` modules may have `COMMANDS`, `DYNAMIC_ITEMS` and `PREFERENCES`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from discord import ui
 
-from bot.domain.feature import load_parts
+from bot.domain.feature import load_parts, merge_rows
 from bot.domain.permission import Action
 
 
@@ -29,7 +29,7 @@ class FeatureCommand:
 @cache
 def list_feature_commands() -> tuple[FeatureCommand, ...]:
     """Return the commands of all features."""
-    return tuple(command for module in load_parts("discord").values() for command in module.COMMANDS)
+    return tuple(command for module in load_parts("discord").values() for command in getattr(module, "COMMANDS", ()))
 
 
 @cache
@@ -37,3 +37,8 @@ def list_feature_items() -> tuple[type[ui.DynamicItem[Any]], ...]:
     """Return the buttons and menus of all features that outlive a restart."""
     parts = load_parts("discord").values()
     return tuple(item for module in parts for item in getattr(module, "DYNAMIC_ITEMS", ()))
+
+
+def list_preference_commands() -> dict[str, str]:
+    """Return the subcommands of `/prefer` that features add (`PREFERENCES`), each with what it has, in a few words."""
+    return merge_rows({}, *(getattr(module, "PREFERENCES", {}) for module in load_parts("discord").values()))

@@ -5,7 +5,8 @@ name and loads where it needs them, so the shell starts without SQL and HTTP:
 
 - `tables`: its SQL tables. `store`: its SQL, with functions that the core calls inside a transaction (`load_hooks`).
 - `service`: `open_service`, an async context manager over the wired application that yields a `RunningFeature`.
-- `discord`: `COMMANDS` and `DYNAMIC_ITEMS` (`bot.discord.extension`). `cli`: `COMMANDS`, its shell commands by name.
+- `discord`: `COMMANDS`, `DYNAMIC_ITEMS` and more (`bot.discord.extension`). `cli`: `COMMANDS`, its shell commands by
+  name, with `CONTEXT_SETTINGS`.
 - `web`: `ROUTES`, and what its addresses need (`bot.web.routes`).
 
 The core names no feature, and no feature imports another.

@@ -9,26 +9,22 @@ from typing import TypeVar, cast
 from bot.domain.events import Feed
 from bot.images.gallery import Gallery
 from bot.images.uploads.upload_decoder import UploadDecoder
-from bot.queue.model_catalog import ModelCatalog
-from bot.services.admission.word_filter import WordFilter
+from bot.jobs.attended_requests import AttendedRequests
+from bot.jobs.drawing import JobService
+from bot.jobs.history import History
+from bot.jobs.init_images import InitImageLoader, PageAddresses
+from bot.jobs.model_catalog import ModelCatalog
+from bot.jobs.preferences import Preferences
+from bot.jobs.variations import UploadUpscaler, VariationService
+from bot.jobs.views import Deliveries, JobViews
+from bot.jobs.word_filter import WordFilter
 from bot.services.api_keys import ApiKeys
-from bot.services.flag_aliases import FlagAliases
 from bot.services.front_end_actions import FrontEndActions
-from bot.services.init_images.loader import InitImageLoader
-from bot.services.init_images.request import PageAddresses
-from bot.services.job_views.deliveries import Deliveries
-from bot.services.job_views.history import History
-from bot.services.job_views.job_views import JobViews
-from bot.services.jobs.attended_request import AttendedRequests
 from bot.services.jobs.edits import EditService
-from bot.services.jobs.job_service import JobService
-from bot.services.jobs.upload_upscales import UploadUpscaler
-from bot.services.jobs.variations import VariationService
 from bot.services.model_choices import ModelChoices
 from bot.services.moderation.moderation import Moderation
 from bot.services.moderation.picture_review import PictureReview
 from bot.services.parties.party_service import PartyService
-from bot.services.preferences import Preferences
 from bot.services.privacy.data_deletion import DataDeletion
 from bot.services.privacy.data_export import DataExport
 from bot.services.prompt_tools.image_to_prompt import ImageToPrompt
@@ -63,7 +59,6 @@ class Services:
     deliveries: Deliveries
     preferences: Preferences
     model_choices: ModelChoices
-    flag_aliases: FlagAliases
     rule_admin: RuleAdmin
     word_filter: WordFilter
     picture_review: PictureReview

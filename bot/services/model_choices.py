@@ -5,7 +5,7 @@ from __future__ import annotations
 from bot.store import Store
 from bot.store.members import preferences as stored
 
-MODEL_KEY = "api_model"  # beside the preferences that members set by words (`bot.services.preferences`)
+MODEL_KEY = "api_model"  # beside the preferences that members set by words (`bot.jobs.preferences`)
 
 
 class ModelChoices:

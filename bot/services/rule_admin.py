@@ -13,6 +13,7 @@ from dataclasses import replace
 
 from bot.domain.dto import Member
 from bot.domain.errors import UserError
+from bot.jobs.quota import QuotaReport, check_action, quota_line, refuse_if_closed_or_blocked, report_quotas
 from bot.policy import permissions
 from bot.policy.limits import Limits
 from bot.policy.rules import (
@@ -34,8 +35,6 @@ from bot.policy.rules.effective_rules import is_applicable
 from bot.policy.rules.explanations import NO_NAMES, DisplayNames, Explanation, explain_decision, format_for_sentence
 from bot.policy.rules.rule import normalise_subject
 from bot.policy.rules.value_parser import find_setting, parse_list, parse_value
-from bot.services.admission.quota_check import check_action, refuse_if_closed_or_blocked
-from bot.services.admission.quota_report import QuotaReport, quota_line, report_quotas
 from bot.store import Store
 from bot.store import rules as rule_store
 from bot.store.fairness.ledger import Ledger, run_with_ledger
@@ -218,7 +217,7 @@ class RuleAdmin:
         """Close the guild (kill switch): admit no new job and cancel every open one. Return how many were cancelled.
 
         No job is admitted from the moment this begins. What a cancelled job did not use is refunded. If an outage
-        interrupts it, the server stays closed, and a periodic task cancels the rest (`bot.queue.closed_guilds`).
+        interrupts it, the server stays closed, and a periodic task cancels the rest (`bot.jobs.control`).
         """
         await self.mark_closed(member, reason)
         jobs = await self._store.query(queries.list_open_ids, None if member.guild == EVERYWHERE else member.guild)

@@ -1,4 +1,4 @@
-"""Requests of other programs' APIs, whose clients wait for their pictures (`bot.services.jobs.attended_request`)."""
+"""Requests of other programs' APIs, whose clients wait for their pictures (`bot.jobs.attended_requests`)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from aiohttp import web
 
 from bot.domain.dto import AcceptedJob
-from bot.services.jobs.attended_request import AttendedRequest, DrawnPicture, PictureRequest
+from bot.jobs.attended_requests import AttendedRequest, DrawnPicture, PictureRequest
 from bot.web.media import wait_while_connected
 from bot.web.middleware import is_signed_out, member_of, signed_out_error
 from bot.web.sse import SERVICES, SHUTDOWN

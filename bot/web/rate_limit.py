@@ -39,8 +39,6 @@ CORE_ROUTE_ACTIONS: Mapping[str, Action] = MappingProxyType(
         "POST /api/invitations": "prefer",
         "DELETE /api/invitations": "prefer",
         "POST /api/describe": "describe",
-        "GET /api/prefer/options": "job",
-        "PUT /api/prefer/options": "prefer",
         "GET /api/jobs": "list",
         "POST /api/jobs": "imagine",
         "GET /api/jobs/{id}": "job",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from bot.services.jobs.derived_recipes import can_interpolate
+from bot.jobs.recipe import can_interpolate
 from bot.web.steering_payloads import serialize_steering
 from engine.contract import (
     Branch,

@@ -1,6 +1,6 @@
 """Renders `docs/discord.webp`: a channel in which the real bot and its real worker draw.
 
-Run `PYTHONPATH=tests python docs/pictures/channel.py`. The channel is in the tests' loopback Discord. Chromium
+Run `PYTHONPATH=. python docs/pictures/channel.py`. The channel is in the loopback Discord. Chromium
 shows its messages in a page that imitates Discord's client. Texts, pictures and buttons are what the bot posted.
 """
 
@@ -24,8 +24,8 @@ from typing import Any
 
 from PIL import Image, ImageChops
 
-from loopback.members import Person
-from loopback.server import TOKEN, Loopback, wait_until
+from tools.loopback.members import Person
+from tools.loopback.server import TOKEN, Loopback, wait_until
 
 TARGET = Path(__file__).parents[1] / "discord.webp"
 WIDTH = 1180

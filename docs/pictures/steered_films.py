@@ -1,7 +1,7 @@
 """Renders the films of `docs/steering.md` and `docs/parties.md`: a fox becomes a terrier, and a party of five.
 
 Run `PYTHONPATH=.:tests python docs/pictures/steered_films.py`. The real bot and its real worker draw, the first picture
-for the page, the second in the tests' loopback Discord. The films are those that the bot offers.
+for the page, the second in the loopback Discord. The films are those that the bot offers.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from channel import JOB_TIMEOUT, read_page_url, run_darkroom, wait_for_model
 
 from benchmarks.steering.page_reader import open_page
 from bot.web.auth import terminal_key
-from loopback.members import Person
-from loopback.server import Loopback, wait_until
+from tools.loopback.members import Person
+from tools.loopback.server import Loopback, wait_until
 
 HERE = Path(__file__).parent
 SEED = 7

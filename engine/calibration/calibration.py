@@ -35,8 +35,8 @@ from engine.models.family import (
 from engine.models.picture_edits import EditsPictures
 from engine.models.pictures.picture_support import PictureSupport
 from engine.models.quantization.quantized_network import find_quantization
-from engine.plan import NotTabled
 from engine.process.atomic_file import write_atomically
+from engine.sampling import NotTabled
 
 log = logging.getLogger(__name__)
 

@@ -1,6 +1,6 @@
 """Evaluations: at which steps of a recipe the network is evaluated. Between two of them a step is arithmetic. Pure.
 
-`engine.plan.composition` has that arithmetic. Bot and engine decide by the functions here alike.
+`engine.sampling.composition` has that arithmetic. Bot and engine decide by the functions here alike.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ Sampler = Literal[
     "native",
 ]
 # A step of these takes several forwards, corrects an earlier step, remembers more than one step, or is the model's own
-# scheduler's (`NOT_TABLED_REASONS` in `engine.plan`). The image runs through the unmodified pipeline; it shares
+# scheduler's (`NOT_TABLED_REASONS` in `engine.sampling`). The image runs through the unmodified pipeline; it shares
 # forwards but cannot move to another worker midway.
 PIPELINE_SAMPLERS: tuple[Sampler, ...] = ("heun", "unipc", "kdpm2", "dpmpp_3m", "native")
 # These evaluate the network twice at each step but the last: 2N - 1 times in N steps. The others do so once a step.

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 from msgspec.structs import replace
 
+from engine.batching.events import LatentsDone
 from engine.contract import Job, Recipe, recipe_at_end
-from engine.core.events import LatentsDone
 from engine.prompt.emphasis import strip_emphasis
 
 

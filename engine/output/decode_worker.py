@@ -21,14 +21,14 @@ import torch
 from PIL.Image import Image
 
 from engine import contract as wire
+from engine.batching.amending import encode_change
+from engine.batching.engine import LatentsDone, StepDone
+from engine.batching.fault_isolation import reject_before_start
+from engine.batching.init_latents import InitLatents, encode_square, load_init_latents
+from engine.batching.input_pictures import load_pictures
+from engine.batching.job_images import check_job
 from engine.contract import Change, Frame, Job, Ladder, Recipe, Verdict
 from engine.contract.rejection import JobRejected
-from engine.core.amending import encode_change
-from engine.core.engine import LatentsDone, StepDone
-from engine.core.fault_isolation import reject_before_start
-from engine.core.init_latents import InitLatents, encode_square, load_init_latents
-from engine.core.input_pictures import load_pictures
-from engine.core.job_images import check_job
 from engine.device.core_turns import CoreTurns, WorkKind
 from engine.device.stopwatch import Stopwatch
 from engine.device.threads import release_team

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from engine.batching.trajectory import LatentKeyframe
 from engine.contract import MAX_ESTIMATE_BYTES, Keyframe
-from engine.core.trajectory import LatentKeyframe
 
 
 def encode_latents(latents: torch.Tensor | None) -> bytes | None:

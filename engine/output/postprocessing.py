@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from PIL import Image, ImageFilter, ImageOps
 
-from engine.core.init_latents import MASK_THRESHOLD, InitLatents
+from engine.batching.init_latents import MASK_THRESHOLD, InitLatents
 
 TILE_MARGIN = 4  # latents of the opposite edge around a tile
 FEATHER_SHARE = 1 / 256  # of the shorter side: four pixels of 1024, as A1111's mask blur

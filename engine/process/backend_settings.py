@@ -6,30 +6,37 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 
-BackendKind = Literal["comfyui", "a1111", "openai"]
+from engine.process.backend_kinds import join_words, list_forms, load_backend_kinds
+
 KIND_VARIABLE = "DARKROOM_BACKEND"
 KEY_VARIABLE = "DARKROOM_BACKEND_KEY"
 MIN_SIZE = 16  # pixels
-FORM = "comfyui=http://127.0.0.1:8188, a1111=http://… or openai=https://…"
 
 
 class BackendSettings(BaseModel):
     """A backend. `key`: for `Authorization`; of the form NAME:PASSWORD it is sent as Basic. `size`: pixels; 0: guess.
 
-    `workflows`: files for ComfyUI in API format; none: the built-in ones.
+    `kind`: a folder of `engine.backends`. `workflows`: files for a server that runs such; none: the built-in ones.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    kind: BackendKind
+    kind: str
     url: str
     key: SecretStr = SecretStr("")
     workflows: Annotated[tuple[Path, ...], Field(max_length=3)] = ()
     size: Annotated[int, Field(ge=0, le=2048)] = 0
+
+    @field_validator("kind")
+    @classmethod
+    def _check_kind(cls, value: str) -> str:
+        if value not in load_backend_kinds():
+            raise ValueError(f"{list_forms()} is needed")
+        return value
 
     @field_validator("url")
     @classmethod
@@ -62,10 +69,12 @@ def parse_backend(text: str, workflows: Sequence[Path] = (), size: int = 0) -> B
             raise ValueError("--workflow and --size need --backend.")
         return None
     kind, _, url = text.partition("=")
-    if kind not in get_args(BackendKind) or not url:
-        raise ValueError(f"--backend: {FORM} is needed.")
-    if workflows and kind != "comfyui":
-        raise ValueError("--workflow is for --backend comfyui=… alone.")
+    kinds = load_backend_kinds()
+    if kind not in kinds or not url:
+        raise ValueError(f"--backend: {list_forms()} is needed.")
+    if workflows and not kinds[kind].takes_workflows:
+        takers = join_words([f"{name}=…" for name, each in kinds.items() if each.takes_workflows])
+        raise ValueError(f"--workflow is for --backend {takers} alone.")
     key = SecretStr(os.environ.get(KEY_VARIABLE, ""))
     try:
         values = {"kind": kind, "url": url, "key": key, "workflows": tuple(workflows), "size": size}

@@ -8,10 +8,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 
+from engine.batching.events import BatchRun
 from engine.calibration.calibration import Calibration
 from engine.calibration.refinement import Refinement
 from engine.contract import Recipe
-from engine.core.events import BatchRun
 from engine.model_cache.cache import ModelCache
 from engine.models.family import Family
 from engine.worker.active_runs import ActiveRuns

@@ -12,9 +12,9 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
+from engine.batching.fault_isolation import DeviceLost
 from engine.contract import DecodeReply, DecodeRequest, ModelProfile, estimate_decode_ms
 from engine.contract.rejection import JobRejected
-from engine.core.fault_isolation import DeviceLost
 from engine.model_cache.cache import ModelCache
 from engine.models.family import Family
 from engine.output.decode_worker import DecodeWorker

@@ -1,7 +1,7 @@
 """Image-to-prompt requests: one at a time, forward by forward, between the steps of running jobs.
 
-A forward takes about a second at most, so no step waits longer than that. `engine.core.diffusion_classifier` does the
-computation. Every failure becomes an error sentence in the reply.
+A forward takes about a second at most, so no step waits longer than that. `engine.batching.diffusion_classifier` does
+the computation. Every failure becomes an error sentence in the reply.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ import logging
 from collections.abc import Callable, Sequence
 from functools import partial
 
+from engine.batching import diffusion_classifier
+from engine.batching.diffusion_classifier import ClassifierRow, Noising
+from engine.batching.fault_isolation import DeviceLost, check_device
 from engine.contract import DescribeReply, DescribeRequest, Dtype, ModelProfile
 from engine.contract.rejection import JobRejected
-from engine.core import diffusion_classifier
-from engine.core.diffusion_classifier import ClassifierRow, Noising
-from engine.core.fault_isolation import DeviceLost, check_device
 from engine.device.core_turns import WorkKind
 from engine.device.memory import is_out_of_memory
 from engine.device.threads import compute_in_thread

@@ -16,9 +16,9 @@ from typing import TypeVar
 
 import torch
 
-from engine.core.engine import Engine, Event
-from engine.core.events import BatchRun
-from engine.core.fault_isolation import DeviceLost
+from engine.batching.engine import Engine, Event
+from engine.batching.events import BatchRun
+from engine.batching.fault_isolation import DeviceLost
 from engine.device.core_turns import CoreTurns, WorkKind
 from engine.device.stopwatch import Stopwatch
 from engine.device.threads import release_team

@@ -8,11 +8,11 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from engine.batching.engine import Engine, Event, JobFailure, StepDone
+from engine.batching.engine import LatentsDone as Finished
+from engine.batching.job_images import prepare_plan
 from engine.contract import Frame, Job, Recipe, find_done_share
 from engine.contract.rejection import JobRejected
-from engine.core.engine import Engine, Event, JobFailure, StepDone
-from engine.core.engine import LatentsDone as Finished
-from engine.core.job_images import prepare_plan
 from engine.device.core_turns import CoreTurns, WorkKind
 from engine.models.family import Family
 from engine.output.candidates import choose_candidates

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from engine.batching.engine import Engine
 from engine.bus import Bus
 from engine.calibration.calibration import Calibration, read_device_name
 from engine.contract import ModelProgress
 from engine.contract.rejection import JobRejected
-from engine.core.engine import Engine
 from engine.device.core_turns import CoreTurns
 from engine.device.memory_budget import model_budget
 from engine.device.threads import compute_in_thread

@@ -6,9 +6,9 @@ import asyncio
 import logging
 from collections.abc import Sequence
 
+from engine.batching.job_images import prepare_plan, reason_to_decline
 from engine.bus import BrokerUnreachable, Bus
 from engine.contract import Job, JobModelLoading, ModelProgress, Recipe
-from engine.core.job_images import prepare_plan, reason_to_decline
 from engine.device.threads import compute_in_thread
 from engine.model_cache.cache import ModelCache
 from engine.worker.active_runs import ActiveRuns

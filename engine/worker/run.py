@@ -37,7 +37,7 @@ from engine.contract import (
 from engine.worker.job_engine import JobEngine
 
 if TYPE_CHECKING:
-    from engine.core.engine import LatentsDone, StepDone  # they bring torch
+    from engine.batching.engine import LatentsDone, StepDone  # they bring torch
 
 SMOOTHING = 0.05  # weight of the newest step in the measured time of a step
 SLOW_PACE = 0.25  # seconds from step to step: a job this slow leaves its rows to others nearly all of the time

@@ -14,13 +14,13 @@ from concurrent.futures import Future
 from contextlib import suppress
 from typing import TypeVar
 
+from engine.batching.amending import has_new_texts
+from engine.batching.engine import LatentsDone, StepDone
+from engine.batching.init_latents import InitLatents
 from engine.bus import BlobMissing, BrokerUnreachable, Bus
 from engine.bus.latest import LatestByKey
 from engine.contract import MAX_FRAME_BYTES, AmendmentRequest, Frame, Job, Recipe, UpscaleTask, Verdict
 from engine.contract.rejection import JobRejected
-from engine.core.amending import has_new_texts
-from engine.core.engine import LatentsDone, StepDone
-from engine.core.init_latents import InitLatents
 from engine.models.pictures.picture_conditions import PictureConditions
 from engine.output.candidates import choose_candidates
 from engine.output.decode_worker import DecodeWorker

@@ -20,7 +20,7 @@ from engine.calibration.measurement import TIMED_BUCKETS
 from engine.contract import Dtype, GuidanceKind, Lora, Recipe, Sampler
 from engine.model_cache.cache import ModelEntry
 from engine.models.family import Conditioning
-from engine.plan import TABLED, Plan, plan, samplers_for
+from engine.sampling import TABLED, Plan, plan, samplers_for
 
 NAME = "simulated"
 FORWARD_FIXED_MS = 1.0  # of a forward with any number of rows

@@ -12,10 +12,10 @@ from types import MappingProxyType
 
 from msgspec.structs import replace
 
+from engine.batching.engine import Engine, Event, JobFailure, LatentsDone, StepDone
 from engine.bus import BrokerUnreachable, Bus
 from engine.calibration.calibration import Calibration
 from engine.contract import Presence, Snapshot
-from engine.core.engine import Engine, Event, JobFailure, LatentsDone, StepDone
 from engine.device.core_turns import WorkKind
 from engine.model_cache.cache import ModelCache
 from engine.model_cache.loaded_models import LoadedModels

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import random
 import re
 import sys
@@ -12,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from attack.campaign import Evidence
-from attack.forgeries import forge_cookies
-from attack.report import build_rows
-from attack.room import ROOT
-from attack.room_watch import find_log_damage, find_quantile
-from attack.route_matrix import Caller, Matrix
-from attack.visitors import Answer, Tally, Visitor
-from tests.bot.web.test_route_permissions import TABLE, Route
+from tools.attack.campaign import Evidence
+from tools.attack.forgeries import forge_cookies
+from tools.attack.report import build_rows
+from tools.attack.room import ROOT
+from tools.attack.room_watch import find_log_damage, find_quantile
+from tools.attack.route_matrix import Caller, Matrix
+from tools.attack.route_table import ROUTES, Route
+from tools.attack.visitors import Answer, Tally, Visitor
 
 # Not of these: speed and memory, which another program on this machine changes.
 MUST_HOLD = (
@@ -46,11 +45,9 @@ MUST_HOLD = (
 @pytest.mark.asyncio
 @pytest.mark.timeout(600)
 async def test_a_short_campaign_gains_nothing(tmp_path: Path) -> None:
-    path = os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
-    env = os.environ | {"PYTHONPATH": path}
-    command = [sys.executable, "-m", "attack", "--quick", "--seed", "7", "--json", "--out", str(tmp_path)]
+    command = [sys.executable, "-m", "tools.attack", "--quick", "--seed", "7", "--json", "--out", str(tmp_path)]
     process = await asyncio.create_subprocess_exec(
-        *command, cwd=ROOT, env=env, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+        *command, cwd=ROOT, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
     )
     output, errors = await process.communicate()
     assert output, errors.decode()
@@ -96,7 +93,7 @@ def test_no_forged_cookie_is_the_valid_one() -> None:
 def test_a_route_without_a_rule_is_found() -> None:
     matrix = Matrix([], {}, Tally())
     paths: dict[str, dict[str, object]] = {}
-    for route in TABLE:
+    for route in ROUTES:
         if route.path != "/static":
             paths.setdefault(route.path, {})[route.method.lower()] = {}
     matrix.compare_routes({"paths": paths})
@@ -120,7 +117,7 @@ async def test_the_matrix_finds_rights_beyond_the_rules() -> None:
         tally = Tally()
         await Matrix([Caller(OpenDoor(rank, "", tally), rank)], jobs, tally).run()
         gained[rank] = tally.gained_rights
-    closed = [route for route in TABLE if route.who != "everybody" or route.path == "/api/entrance"]
+    closed = [route for route in ROUTES if route.who != "everybody" or route.path == "/api/entrance"]
     assert len(gained["nobody"]) == sum(3 if "{id}" in route.path else 1 for route in closed)
     assert any("DELETE /api/jobs/{id}, job another's" in one for one in gained["visitor"])
     assert any("GET /api/jobs/{id}, job private" in one for one in gained["visitor"])

@@ -25,12 +25,12 @@ import torch
 from PIL import Image
 
 from bot.images.thumbnail import crop_square
+from bot.jobs.model_catalog import SHIPPED_MODEL
 from bot.prompt.vocabulary import EMBEDDED_VOCABULARY
-from bot.queue.model_catalog import SHIPPED_MODEL
 from bot.services.prompt_tools.image_to_prompt import PromptSearch, ScoredPrompt
+from engine.batching import diffusion_classifier
+from engine.batching.init_latents import encode_square
 from engine.contract import DescribeRequest
-from engine.core import diffusion_classifier
-from engine.core.init_latents import encode_square
 from engine.models.family import Family
 
 ROWS = 16

@@ -32,9 +32,9 @@ from benchmarks.engine.users_plot import UserMeasurement
 from benchmarks.engine.workload import SAMPLER_MIX, Workload, time_engine
 from benchmarks.report.figure_row import FigureRow
 from benchmarks.simulation import simulated_day
+from engine.batching.engine import Engine
 from engine.calibration.calibration import Calibration
 from engine.contract import Recipe, count_row_steps
-from engine.core.engine import Engine
 from engine.models.families.embedded import build_pipeline
 from engine.models.families.stable_diffusion import StableDiffusion
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from chaos.campaign import Plan, run_campaign
-from chaos.installation import Build
-from chaos.report import format_rows
+from tools.chaos.campaign import Plan, run_campaign
+from tools.chaos.installation import Build
+from tools.chaos.report import format_rows
 
 KINDS = ("kill-worker", "kill-bot", "kill-broker", "lose-store", "repeat", "lie")
 

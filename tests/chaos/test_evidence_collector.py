@@ -7,10 +7,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from chaos.evidence_collector import count_messages_left
 from engine.bus import Bus
 from engine.bus.broker.embedded import Broker
 from engine.contract import JobFinished
+from tools.chaos.evidence_collector import count_messages_left
 
 JOB = "01M8CK6KB8DZPRNE2EHA4CJX54"
 

@@ -6,8 +6,8 @@ from collections import Counter
 
 import pytest
 
-from chaos.__main__ import main
-from chaos.faults import KILL_KINDS, LEASE, SERVER_ONLY_KINDS, SQLITE_ONLY_KINDS, draw_faults, list_possible_kinds
+from tools.chaos.__main__ import main
+from tools.chaos.faults import KILL_KINDS, LEASE, SERVER_ONLY_KINDS, SQLITE_ONLY_KINDS, draw_faults, list_possible_kinds
 
 WORKERS = ("w1", "w2")
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from chaos.hostile_client import ODD_BLOCKS, ODD_NAMES, HostileClient
-from chaos.observer import ClaimRecord, Observer
 from engine.bus import Bus
 from engine.bus.broker.embedded import Broker
 from engine.contract import JobStarted
+from tools.chaos.hostile_client import ODD_BLOCKS, ODD_NAMES, HostileClient
+from tools.chaos.observer import ClaimRecord, Observer
 
 JOB = "01M8CK6KB8DZPRNE2EHA4CJX54"
 

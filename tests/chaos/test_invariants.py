@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import pytest
 
-from chaos.evidence import (
+from tools.chaos.evidence import (
     Accepted,
     Account,
     AmendmentRow,
@@ -24,8 +24,8 @@ from chaos.evidence import (
     Setback,
     ToldAmendment,
 )
-from chaos.invariants import check_invariants
-from chaos.report import format_bound, quantile
+from tools.chaos.invariants import check_invariants
+from tools.chaos.report import format_bound, quantile
 
 WISH = JobSpec("red apple", 1, 10, 1)
 WEB = "web"

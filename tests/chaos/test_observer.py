@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from chaos.observer import ClaimRecord, Loss, Observer
+from tools.chaos.observer import ClaimRecord, Loss, Observer
 
 
 def test_a_step_after_the_last_preview_is_reached_no_sooner_than_that_preview() -> None:

@@ -20,10 +20,10 @@ from bot.images.image_codec import decode_image
 from bot.web.app import build_app, run_server
 from bot.web.auth import terminal_key
 from engine import models
+from engine.batching.engine import Engine
 from engine.bus import Bus, BusLimits
 from engine.bus.broker.embedded import Broker
 from engine.contract import ModelProfile, Recipe
-from engine.core.engine import Engine
 from engine.output.decode_worker import DecodeWorker
 from engine.worker.watchdog import Watchdog
 from engine.worker.worker import Worker

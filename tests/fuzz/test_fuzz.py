@@ -11,10 +11,10 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from bot.images.uploads.upload_decoder import DecodedImage
-from fuzz.campaign import find_problem, run_campaign
-from fuzz.damage import KINDS, draw_case
-from fuzz.report import as_json, format_rows
-from fuzz.seeds import make_seeds
+from tools.fuzz.campaign import find_problem, run_campaign
+from tools.fuzz.damage import KINDS, draw_case
+from tools.fuzz.report import as_json, format_rows
+from tools.fuzz.seeds import make_seeds
 
 
 @pytest.mark.slow

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import pytest_asyncio
 
-from loopback.bot_process import Bot, run_bot
-from loopback.known_deviations import find_unexplained
-from loopback.members import Act, Person
-from loopback.server import Loopback, wait_until
-from shared.painter import PaintingWorker
+from tools.loopback.bot_process import Bot, run_bot
+from tools.loopback.known_deviations import find_unexplained
+from tools.loopback.members import Act, Person
+from tools.loopback.server import Loopback, wait_until
+from tools.painter import PaintingWorker
 
 if TYPE_CHECKING:
     from simcord.backend.models import Message

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, cast
 
 import pytest
 
-from loopback import bench
-from loopback.bench import (
+from tools.loopback import bench
+from tools.loopback.bench import (
     HANG,
     STALLED,
     count_finals_behind_previews,
@@ -22,14 +22,14 @@ from loopback.bench import (
     measure_stalled,
     stalled_row,
 )
-from loopback.bench_kills import POINTS, QUICK_POINTS
-from loopback.bench_load import LoadResult, LoadSize
-from loopback.bench_steer import SHOWN_TIMEOUT, SteeredMessage, build_row
-from loopback.recorded_request import File, RecordedRequest
-from loopback.server import Loopback
+from tools.loopback.bench_kills import POINTS, QUICK_POINTS
+from tools.loopback.bench_load import LoadResult, LoadSize
+from tools.loopback.bench_steer import SHOWN_TIMEOUT, SteeredMessage, build_row
+from tools.loopback.recorded_request import File, RecordedRequest
+from tools.loopback.server import Loopback
 
 if TYPE_CHECKING:
-    from loopback.members import Act
+    from tools.loopback.members import Act
 
 JOBS = [f"01ARZ3NDEKTSV4RRFFQ69G5F{number:02}" for number in range(STALLED.jobs)]
 EDIT = "/webhooks/1/token/messages/@original"

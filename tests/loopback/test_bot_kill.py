@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from loopback.bench import kill_rows
-from loopback.bench_kills import QUICK_POINTS, run_kills
+from tools.loopback.bench import kill_rows
+from tools.loopback.bench_kills import QUICK_POINTS, run_kills
 
 
 @pytest.mark.slow

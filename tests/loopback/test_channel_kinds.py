@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from loopback.members import Person
-from loopback.server import wait_until
+from tools.loopback.members import Person
+from tools.loopback.server import wait_until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

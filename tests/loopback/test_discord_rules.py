@@ -12,8 +12,8 @@ import aiohttp
 import pytest
 import pytest_asyncio
 
-from loopback.members import Person
-from loopback.server import TOKEN, Loopback
+from tools.loopback.members import Person
+from tools.loopback.server import TOKEN, Loopback
 
 pytestmark = pytest.mark.asyncio
 

@@ -12,8 +12,8 @@ import discord
 import pytest
 from PIL import Image
 
-from loopback.exploration import Explorer
-from loopback.server import wait_until
+from tools.loopback.exploration import Explorer
+from tools.loopback.server import wait_until
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(240)]
 

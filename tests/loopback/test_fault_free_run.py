@@ -9,9 +9,9 @@ import aiohttp
 import pytest
 from PIL import Image
 
-from loopback.members import Person
-from loopback.server import wait_until
-from loopback.world import CDN_URL
+from tools.loopback.members import Person
+from tools.loopback.server import wait_until
+from tools.loopback.world import CDN_URL
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

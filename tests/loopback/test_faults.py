@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from loopback.faults import EDITS
-from loopback.server import wait_until
+from tools.loopback.faults import EDITS
+from tools.loopback.server import wait_until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

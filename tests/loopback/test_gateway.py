@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from loopback.members import Person
-from loopback.plain_bot import PlainBot, run_plain_bot
-from loopback.server import Loopback, wait_until
+from tools.loopback.members import Person
+from tools.loopback.plain_bot import PlainBot, run_plain_bot
+from tools.loopback.server import Loopback, wait_until
 
 pytestmark = pytest.mark.asyncio
 
@@ -95,7 +95,7 @@ async def test_each_shard_serves_its_own_servers(open_plain: Open) -> None:
 
 async def test_a_client_with_a_wrong_token_is_rejected(open_plain: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     loopback, _, _ = make_world()
-    monkeypatch.setattr("loopback.plain_bot.TOKEN", "wrong")
+    monkeypatch.setattr("tools.loopback.plain_bot.TOKEN", "wrong")
     async with loopback.open():
         with pytest.raises(Exception, match="Improper token"):
             async with open_plain(loopback):

@@ -9,10 +9,10 @@ from typing import Any
 import discord
 import pytest
 
-from loopback.known_deviations import find_unexplained, find_unused
-from loopback.members import Person
-from loopback.plain_bot import PlainBot, make_file, run_plain_bot
-from loopback.server import Loopback, wait_until
+from tools.loopback.known_deviations import find_unexplained, find_unused
+from tools.loopback.members import Person
+from tools.loopback.plain_bot import PlainBot, make_file, run_plain_bot
+from tools.loopback.server import Loopback, wait_until
 
 pytestmark = pytest.mark.asyncio
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from loopback.known_deviations import DEVIATIONS, Deviation, find_unexplained
-from loopback.openapi import Finding, RequestValidator
+from tools.loopback.known_deviations import DEVIATIONS, Deviation, find_unexplained
+from tools.loopback.openapi import Finding, RequestValidator
 
 POST = ("POST", "/channels/1/messages")
 EDIT = ("PATCH", "/channels/1/messages/2")

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from loopback.server import wait_until
+from tools.loopback.server import wait_until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

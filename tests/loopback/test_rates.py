@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loopback.rates import BLOCK_SECONDS, GLOBAL, INVALID, Rates, Verdict
+from tools.loopback.rates import BLOCK_SECONDS, GLOBAL, INVALID, Rates, Verdict
 
 EDIT = "/channels/1/messages/2"
 TOKEN = "/webhooks/7/{}/messages/@original"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -12,17 +12,18 @@ from typing import Any
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from engine.backend.backend_process import build_backend, load_workflows
-from engine.backend.backend_worker import ROWS, BackendWorker
-from engine.backend.connection_state import ConnectionState
-from engine.backend.measured_times import MeasuredTimes
-from engine.backend.verdicts import ChecksPictures, Verdicts
 from engine.bus.broker.embedded import Broker
 from engine.contract import JobCancelled, JobFailed, JobFinished, JobHandedBack
 from engine.process.backend_settings import BackendSettings
+from engine.remote.connection_state import ConnectionState, MeasuredTimes
+from engine.remote.http_client import BackendHttp, make_headers
+from engine.remote.pictures import ChecksPictures, Verdicts
+from engine.remote.worker import ROWS, BackendWorker, open_backend
 from engine.worker.worker_profile import WorkerProfile
 from shared.bus_harness import JOB, LEASE, BusHarness, wait_until
 
+KEY = "sk-a-secret-key"
+Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
 ENDS = (JobFinished, JobFailed, JobCancelled, JobHandedBack)
 
 
@@ -75,12 +76,12 @@ async def run_backend_worker(
     checks: ChecksPictures | None = None,
 ) -> AsyncGenerator[BackendWorker]:
     """A worker whose engine is this backend; it is drained at the end."""
-    backend = build_backend(settings, await asyncio.to_thread(load_workflows, settings), ())
+    backend = await open_backend(settings, ())
     times = await asyncio.to_thread(MeasuredTimes, folder)
     state = ConnectionState(backend, settings.kind, times)
     profile = WorkerProfile(name, f"backend: {settings.kind}", ROWS)
     verdicts = Verdicts(checks)
-    worker = BackendWorker(await harness.connect(), backend, profile, state, times, verdicts)
+    worker = BackendWorker(await harness.connect(), backend, profile, state, verdicts)
     task = asyncio.create_task(worker.run())
     try:
         yield worker
@@ -89,3 +90,16 @@ async def run_backend_worker(
         await asyncio.gather(task, return_exceptions=True)
         await backend.close()
         verdicts.close()
+
+
+@asynccontextmanager
+async def talk_to(answer: Answer) -> AsyncGenerator[BackendHttp]:
+    """A backend that answers every request so, and a client of it."""
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", answer)
+    async with serve(app) as url:
+        http = BackendHttp("The image server", url, make_headers(KEY))
+        try:
+            yield http
+        finally:
+            await http.close()

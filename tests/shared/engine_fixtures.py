@@ -12,12 +12,12 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from benchmarks.fixtures.small_pipelines import save_small_pipeline
+from engine.batching.engine import Engine, JobFailure, LatentsDone
 from engine.contract import BillingKey, Concept, Dtype, GuidanceKind, Job, Lora, Recipe, Sampler
-from engine.core.engine import Engine, JobFailure, LatentsDone
 from engine.models.families.embedded import load_embedded
 from engine.models.families.stable_diffusion import StableDiffusion
 from engine.models.family import Conditioning
-from engine.plan import Plan, plan
+from engine.sampling import Plan, plan
 
 ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 

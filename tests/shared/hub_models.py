@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 
-from model_hub.repositories import HubRepository, make_repository
+from tools.model_hub.repositories import HubRepository, make_repository
 
 WEIGHTS = random.Random(1).randbytes(200_000)
 INDEX: dict[str, object] = {

@@ -9,10 +9,10 @@ from io import BytesIO
 import torch
 from PIL import Image, ImageDraw
 
+from engine.batching.engine import Engine, JobFailure, LatentsDone
+from engine.batching.init_latents import InitLatents, load_init_latents
+from engine.batching.input_pictures import load_pictures
 from engine.contract import ImageToImage, InitImage, Job, Keyframe, Ladder, Recipe, Snapshot, encode
-from engine.core.engine import Engine, JobFailure, LatentsDone
-from engine.core.init_latents import InitLatents, load_init_latents
-from engine.core.input_pictures import load_pictures
 from engine.models.family import Family
 
 Blobs = dict[str, bytes]

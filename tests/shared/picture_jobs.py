@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from PIL import Image, ImageDraw
 
+from engine.batching.engine import Engine, JobFailure, LatentsDone
 from engine.contract import Job
-from engine.core.engine import Engine, JobFailure, LatentsDone
 from engine.models.family import Family
 from shared.init_image_jobs import Blobs, add_job
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from engine.models.families.embedded import WEIGHTS_FOLDER
-from engine.plan import COLUMNS, Plan, TimestepOptions
+from engine.sampling import COLUMNS, Plan, TimestepOptions
 
 Config = dict[str, Any]
 

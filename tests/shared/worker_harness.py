@@ -6,9 +6,9 @@ import asyncio
 import time
 from typing import Any
 
+from engine.batching.engine import Engine
 from engine.bus.broker.embedded import Broker
 from engine.contract import Job
-from engine.core.engine import Engine
 from engine.models.family import Family
 from engine.output.decode_worker import DecodeWorker
 from engine.output.upscaler import Upscaler

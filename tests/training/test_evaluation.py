@@ -15,8 +15,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFilter
 
 from benchmarks.report.figure_row import format_json, format_table
+from engine.batching.engine import Engine
 from engine.contract import Job, Recipe
-from engine.core.engine import Engine
 from engine.models.families.embedded import WEIGHTS_FOLDER
 from engine.models.family import Family
 from engine.models.judge import (

@@ -16,7 +16,7 @@ import torch
 from engine.contract import FULL_INTERVAL, Dtype, is_in_interval
 from engine.contract.rejection import JobRejected
 from engine.models.family import Family, TokenConditioned
-from engine.plan import COLUMNS, Plan
+from engine.sampling import COLUMNS, Plan
 
 MAX_ROWS = 16  # of a forward over latents of the embedded model's size or smaller
 MAX_LATENTS = 16 * 16  # latents of a row at that size; larger rows need more memory, so fewer share a forward

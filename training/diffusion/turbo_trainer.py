@@ -26,7 +26,7 @@ from torch import Tensor
 
 from engine.contract import TURBO_STEPS, is_in_interval
 from engine.models.judge import as_images
-from engine.plan.samplers import build_scheduler
+from engine.sampling.samplers import build_scheduler
 from training.core.learner import (
     BatchTrainer,
     Learner,

@@ -24,9 +24,9 @@ from engine.contract.rejection import JobRejected
 from engine.models.families.embedded import WEIGHTS_FOLDER, load_embedded
 from engine.models.family import TokenConditioned
 from engine.models.judge import JudgeOutput, LabelJudge, load_judge
-from engine.plan import plan
 from engine.process.model_words import read_style_guide
 from engine.prompt.style_guide import StyleGuide
+from engine.sampling import plan
 from engine.upscaling.super_resolver import SuperResolver
 from training.diffusion.latent_sampling import build_input, initial_noise, sample_latents
 from training.evaluation.judge_trainer import held_back_pairs, render_pairs

@@ -11,7 +11,7 @@ from PIL import Image
 from engine.contract import MAX_STEPS
 from engine.contract.rejection import JobRejected
 from engine.models.family import TokenConditioned
-from engine.plan import Plan, plan
+from engine.sampling import Plan, plan
 from training.diffusion.latent_sampling import OnStep, SamplingInput, build_input, initial_noise, sample_latents
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from engine.batching.noise import slerp
 from engine.contract.rejection import JobRejected
-from engine.core.noise import slerp
 from training.diffusion.latent_sampling import SamplingInput, initial_noise
 from training.lab.contact_sheet import Tile, draw_sheet
 from training.lab.context import ExperimentResult, LabContext

@@ -8,7 +8,7 @@ from typing import cast
 
 import torch
 
-from engine.core.noise import slerp
+from engine.batching.noise import slerp
 
 
 def mix_states(empty: torch.Tensor, states: Sequence[torch.Tensor], weights: Sequence[float]) -> torch.Tensor:

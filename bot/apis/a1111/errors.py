@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from bot.services.jobs.attended_request import FeedClosed, PicturesMissing
+from bot.jobs.attended_requests import FeedClosed, PicturesMissing
 from bot.web.middleware import Refusal
 
 CHALLENGE = 'Basic realm="Darkroom"'  # its clients send Basic

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from aiohttp import web
 
 from bot.domain.events import Feed
-from bot.services.jobs.attended_request import AttendedRequest
+from bot.jobs.attended_requests import AttendedRequest
 
 
 @dataclass

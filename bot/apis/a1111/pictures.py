@@ -9,7 +9,7 @@ from PIL import Image, ImageOps
 
 from bot.domain.dto import Member
 from bot.images.image_codec import decode_image, encode_image, read_recipe_text, resize_image
-from bot.services.init_images.loader import InitImageLoader
+from bot.jobs.init_images import InitImageLoader
 
 
 async def invert_mask(loader: InitImageLoader, member: Member, mask: bytes) -> bytes:

@@ -15,7 +15,7 @@ from bot.apis.a1111.names import NO_UPSCALER, choose_upscaler
 from bot.apis.a1111.open_requests import OPEN_REQUESTS, OpenRequest
 from bot.apis.a1111.pictures import resize_png
 from bot.domain.errors import UserError
-from bot.services.jobs.attended_request import AttendedRequest, FeedClosed, PicturesMissing
+from bot.jobs.attended_requests import AttendedRequest, FeedClosed, PicturesMissing
 from bot.web.attendance import attend_accepted, read_pictures
 from bot.web.base64_pictures import decode_picture, encode_base64
 from bot.web.middleware import member_of

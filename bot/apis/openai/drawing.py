@@ -18,8 +18,8 @@ from bot.apis.openai.bodies import DrawBody
 from bot.apis.openai.picture_requests import build_request, name_flag
 from bot.domain.concurrency import race
 from bot.domain.errors import UserError
-from bot.services.init_images.request import InitImages
-from bot.services.jobs.attended_request import AttendedRequest, FeedClosed, PicturesMissing, Preview
+from bot.jobs.attended_requests import AttendedRequest, FeedClosed, PicturesMissing, Preview
+from bot.jobs.init_images import InitImages
 from bot.store import DatabaseUnavailable
 from bot.web.attendance import admit_attended
 from bot.web.middleware import STATUS_SENTENCES, Refusal

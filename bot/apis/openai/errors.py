@@ -8,7 +8,7 @@ from types import MappingProxyType
 from aiohttp import web
 
 from bot.domain.errors import HttpStatus, UserError
-from bot.services.jobs.attended_request import FeedClosed, PicturesMissing
+from bot.jobs.attended_requests import FeedClosed, PicturesMissing
 from bot.web.middleware import Refusal
 
 DEFAULT_RETRY_SECONDS = 5  # after a limit that does not say when it ends

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from bot.apis.openai.bodies import JsonEditBody
 from bot.apis.openai.errors import FieldError
 from bot.domain.errors import UserError
-from bot.services.init_images.request import ImageInput, InitImages, JobImageRef, resolve_url
+from bot.jobs.init_images import ImageInput, InitImages, JobImageRef, resolve_url
 from bot.web.base64_pictures import DATA_URL, decode_picture
 
 

@@ -11,11 +11,11 @@ from typing import Any
 from bot.apis.openai.bodies import DrawBody
 from bot.apis.openai.errors import FieldError
 from bot.domain.errors import UserError
+from bot.jobs.attended_requests import PictureRequest
+from bot.jobs.init_images import InitImages
+from bot.jobs.model_catalog import ModelCatalog
 from bot.prompt.parsed_prompt import MAX_RATIO
 from bot.prompt.permutations import escape_braces
-from bot.queue.model_catalog import ModelCatalog
-from bot.services.init_images.request import InitImages
-from bot.services.jobs.attended_request import PictureRequest
 from engine.contract import MAX_COUNT
 
 QUALITY_FACTORS: Mapping[str, float] = MappingProxyType({"low": 0.5, "high": 2.0, "hd": 2.0})  # on the usual steps

@@ -21,8 +21,8 @@ from bot.apis.openai.drawing import DRAWING_ERRORS, Drawing, DrawingError, Event
 from bot.apis.openai.errors import shape_error
 from bot.apis.openai.image_references import read_picture_urls
 from bot.domain.errors import UserError
-from bot.services.init_images.request import InitImages
-from bot.services.jobs.attended_request import DrawnPicture, FeedClosed, PicturesMissing
+from bot.jobs.attended_requests import DrawnPicture, FeedClosed, PicturesMissing
+from bot.jobs.init_images import InitImages
 from bot.web.attendance import read_pictures
 from bot.web.request_body import read_picture_body
 from bot.web.sse import SERVICES

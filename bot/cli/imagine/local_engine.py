@@ -33,13 +33,7 @@ from bot.images.keyframes import ladder_keyframes
 from bot.images.picture_store import ContentMissing, PictureStore
 from bot.images.uploads.image_links import split_leading_links
 from bot.images.uploads.upload_decoder import UploadDecoder
-from bot.prompt import build_recipe, parse
-from bot.prompt.capability_check import check_capabilities, check_start
-from bot.prompt.final_prompt import prompt_at_step
-from bot.services.init_images.loaded import LoadedInitImages, decode_init_images
-from bot.services.job_permissions import refusal_reason
-from bot.services.jobs.derived_recipes import interpolation_recipes, pin_batch_shape
-from bot.services.jobs.recipe_init import (
+from bot.jobs.beginnings import (
     BranchEdit,
     branch_base,
     branch_recipe,
@@ -49,6 +43,12 @@ from bot.services.jobs.recipe_init import (
     with_init_images,
     with_input_aspect,
 )
+from bot.jobs.init_images import LoadedInitImages, decode_init_images
+from bot.jobs.recipe import interpolation_recipes, pin_batch_shape
+from bot.jobs.views import refusal_reason
+from bot.prompt import build_recipe, parse
+from bot.prompt.capability_check import check_capabilities, check_start
+from bot.prompt.final_prompt import prompt_at_step
 from bot.store import JobRecord, Store
 from engine.contract import BillingKey, Frame, Job, ModelProfile, Recipe, estimate_cost, list_final_images
 from engine.contract.evaluations import count_requested_evaluations

@@ -15,13 +15,12 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from bot.cli.flag_aliases import load_aliases
 from bot.cli.imagine import http_client
 from bot.cli.imagine.job_inputs import JobInputs
 from bot.cli.imagine.progress_display import ProgressDisplay
 from bot.cli.imagine.result import GenerationError, ImagineResult, check_output_folder, save_result, to_dict
 from bot.cli.instance_lock import find_instance
-from bot.cli.options import load_offload, load_quantization
+from bot.cli.options import TERMINAL_MEMBER_ID, load_offload, load_quantization
 from bot.domain.errors import UserError
 from bot.domain.texts import shorten
 from bot.prompt import parse
@@ -60,7 +59,7 @@ def run_imagine(request: ImagineRequest, settings: Settings) -> int:
     console = Console(file=sys.stderr if request.as_json or not sys.stdout.isatty() else sys.stdout)
     load_offload(request.offload)
     load_quantization(request.quantize, request.quantize_text)  # a wrong word is refused before anything is loaded
-    request, picture_count, notes = _resolve_request(request, load_aliases(request.prompt, settings))
+    request, picture_count, notes = _resolve_request(request, _load_aliases(request.prompt, settings))
     check_output_folder(request.output_folder)
     try:
         with ProgressDisplay(console, picture_count) as display:
@@ -101,6 +100,20 @@ def _resolve_request(request: ImagineRequest, aliases: Mapping[str, str]) -> tup
         return request, picture_count, []
     notes = [ALIAS_NOTE.format(name, shorten(aliases[name], 100)) for name in find_unknown_flags(request.prompt)]
     return replace(request, prompt=escape_braces(first_request.text)), picture_count, notes
+
+
+def _load_aliases(prompt: str, settings: Settings) -> dict[str, str]:
+    """Return the terminal's flag aliases if `prompt` may use one. If all its flags are known, open no store."""
+    from bot.cli.store_session import run_with_store
+    from bot.jobs.preferences import Preferences
+    from bot.store.drivers.database import find_sqlite_path
+
+    database = find_sqlite_path(settings.database)
+    if not find_unknown_flags(prompt) or (database is not None and not database.is_file()):
+        return {}
+    return run_with_store(
+        settings.database, lambda store: Preferences(store).load_flag_aliases(TERMINAL_MEMBER_ID, prompt)
+    )
 
 
 def _is_model_path(request: ImagineRequest) -> bool:

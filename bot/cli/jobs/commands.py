@@ -1,7 +1,7 @@
 """`darkroom jobs`: lists, shows and changes jobs for the operator, with or without a running bot.
 
 Reads and writes the store that the settings name. A running bot notices changes there within a second or two
-(`bot.queue.external_changes`). Slow imports happen inside the commands.
+(`bot.jobs.control`). Slow imports happen inside the commands.
 """
 
 from __future__ import annotations

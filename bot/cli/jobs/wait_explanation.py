@@ -21,8 +21,8 @@ from bot.cli.store_session import load_store_settings
 from bot.domain.errors import UserError
 from bot.domain.job_states import is_end
 from bot.domain.texts import format_duration, format_job_count, shorten
-from bot.queue.active_jobs import ActiveJobs
-from bot.queue.eta import Forecast
+from bot.jobs.active_jobs import ActiveJobs
+from bot.jobs.forecast import Forecast
 from bot.store import JobRecord, Store
 from bot.store.jobs import queries
 from bot.web.auth import terminal_key

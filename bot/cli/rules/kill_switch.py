@@ -1,7 +1,7 @@
 """`darkroom rules close` and `darkroom rules open`: the kill switch of one server or of the whole bot.
 
 The rule holds as soon as it is written. A running bot cancels open jobs there on its next rounds
-(`bot.queue.closed_guilds`), a stopped bot when it starts.
+(`bot.jobs.control`), a stopped bot when it starts.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from typing import Literal, get_args
 
 from bot.domain.dto import JobAction, JobView
 from bot.images import moderation_status
-from bot.services.jobs.derived_recipes import can_interpolate
+from bot.jobs.recipe import can_interpolate
 from engine.contract import Recipe, is_draft, list_final_images
 
 ButtonKind = Literal[

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
     from bot.discord.client import DarkroomClient
     from bot.domain.dto import JobView
+    from bot.jobs.quota import QuotaReport
     from bot.services import Services
-    from bot.services.admission.quota_report import QuotaReport
 
     Interaction = discord.Interaction[DarkroomClient]
 

@@ -19,8 +19,8 @@ from bot.discord.commands.generation.reproduce import reproduce
 from bot.discord.commands.generation.walk import walk
 from bot.discord.commands.help import show_help
 from bot.discord.commands.limits_overview import show_info
-from bot.discord.commands.member.flag_aliases import prefer
 from bot.discord.commands.member.mine import JobSelect, PageButton, mine
+from bot.discord.commands.member.prefer import prefer
 from bot.discord.commands.member.privacy import ForgetButton, forget_me, my_data
 from bot.discord.commands.member.shortcuts import fast, public, relax, stealth, turbo
 from bot.discord.commands.queue import cancel, queue

@@ -21,7 +21,7 @@ from bot.discord.components.forms import (
 from bot.discord.components.idempotency import submit_once
 from bot.discord.responses import member_of, respond_with_jobs
 from bot.domain.errors import UserError
-from bot.services.jobs.variations import VARIATION_STRENGTHS
+from bot.jobs.variations import VARIATION_STRENGTHS
 from engine.contract import Recipe, recipe_at_end
 
 if TYPE_CHECKING:
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from bot.discord.cards.button_layout import Button
     from bot.discord.client import DarkroomClient
     from bot.domain.dto import AcceptedJob, Destination, JobView, Member
-    from bot.services.jobs.variations import VariationService
-    from bot.services.preferences import Preference
+    from bot.jobs.preferences import Preference
+    from bot.jobs.variations import VariationService
 
     Interaction = discord.Interaction[DarkroomClient]
 

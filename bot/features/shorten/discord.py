@@ -66,7 +66,7 @@ async def shorten(interaction: discord.Interaction[DarkroomClient], prompt: Rang
 async def _expand_aliases(interaction: discord.Interaction[DarkroomClient], text: str) -> str:
     """Expand the member's flag aliases."""
     return expand_flag_aliases(
-        text, await interaction.client.services.flag_aliases.aliases_for(member_of(interaction).id, text)
+        text, await interaction.client.services.preferences.load_flag_aliases(member_of(interaction).id, text)
     )[0]
 
 

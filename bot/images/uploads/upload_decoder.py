@@ -29,7 +29,7 @@ MEMORY_LIMIT = (
 DECODER_COUNT = 2  # uploads decoded at once
 MAX_WAITING = 32  # uploads that wait: each is held in memory
 WORKER_TIMEOUT = 60.0  # wall clock for a worker's pictures: on a busy machine a good one must not count as bad
-MAX_WORKER_BYTES = 96 * 2**20  # as `bot.queue.results.ingest.MAX_BYTES` allows, and more
+MAX_WORKER_BYTES = 96 * 2**20  # as `bot.jobs.ingest.MAX_BYTES` allows, and more
 ASPECT_TOLERANCE = 0.02  # relative difference of two aspect ratios that count as equal
 
 _FORMAT_NAMES = (

@@ -20,19 +20,27 @@ from bot.images.gallery import Gallery
 from bot.images.image_codec import png_size
 from bot.images.keyframes import ladder_keyframes
 from bot.images.uploads.upload_decoder import DecodedImage
-from bot.prompt import ParsedPrompt
-from bot.prompt.capability_check import check_capabilities, check_start
-from bot.prompt.final_prompt import final_prompt, prompt_at_step
-from bot.prompt.parsed_prompt import fit_size
-from bot.prompt.remarks import make_turbo_remarks
-from bot.queue.job_request import JobRequest
-from bot.queue.model_catalog import ModelCatalog
-from bot.services.admission.admission import Admission
-from bot.services.flag_aliases import FlagAliases
-from bot.services.init_images.loaded import LoadedInitImages, combine_init_images
-from bot.services.init_images.loader import InitImageLoader
-from bot.services.init_images.request import InitImages, JobImageRef, RemoteFile
-from bot.services.jobs.derived_recipes import (
+from bot.jobs.admission import Admission, JobMaker, draw_seed
+from bot.jobs.beginnings import (
+    AliasLoader,
+    BranchEdit,
+    branch_base,
+    branch_recipe,
+    expand_aliases,
+    nearest_step_note,
+    parse_one,
+)
+from bot.jobs.init_images import (
+    InitImageLoader,
+    InitImages,
+    JobImageRef,
+    LoadedInitImages,
+    RemoteFile,
+    combine_init_images,
+)
+from bot.jobs.model_catalog import ModelCatalog
+from bot.jobs.recipe import (
+    JobRequest,
     keep_conditioning,
     pin_batch_shape,
     remix_recipe,
@@ -41,15 +49,11 @@ from bot.services.jobs.derived_recipes import (
     without_controls,
     without_start,
 )
-from bot.services.jobs.job_maker import JobMaker, draw_seed
-from bot.services.jobs.recipe_init import (
-    BranchEdit,
-    branch_base,
-    branch_recipe,
-    expand_aliases,
-    nearest_step_note,
-    parse_one,
-)
+from bot.prompt import ParsedPrompt
+from bot.prompt.capability_check import check_capabilities, check_start
+from bot.prompt.final_prompt import final_prompt, prompt_at_step
+from bot.prompt.parsed_prompt import fit_size
+from bot.prompt.remarks import make_turbo_remarks
 from bot.store import JobRecord
 from engine.contract import Recipe, estimate_cost
 
@@ -76,7 +80,7 @@ class EditService:
         gallery: Gallery,
         admission: Admission,
         init_image_loader: InitImageLoader,
-        flag_aliases: FlagAliases,
+        load_aliases: AliasLoader,
         job_maker: JobMaker,
         draw_seed: Callable[[], int] = draw_seed,
     ) -> None:
@@ -84,7 +88,7 @@ class EditService:
         self._gallery = gallery
         self._admission = admission
         self._init_image_loader = init_image_loader
-        self._flag_aliases = flag_aliases
+        self._load_aliases = load_aliases
         self._job_maker = job_maker
         self._draw_seed = draw_seed
 
@@ -240,7 +244,7 @@ class EditService:
         return (await self._job_maker.admit([request], member, destination, key))[0]
 
     async def _expand_aliases(self, text: str, member: Member) -> tuple[str, tuple[str, ...]]:
-        return expand_aliases(text, await self._flag_aliases.aliases_for(member.id, text))
+        return expand_aliases(text, await self._load_aliases(member.id, text))
 
     async def _find_picture(
         self, action: JobAction, job: str, index: int, member: Member

@@ -19,13 +19,12 @@ from bot.domain.job_states import is_end
 from bot.domain.periodic import run_periodically
 from bot.domain.texts import PICTURES_DELETED, clean_text
 from bot.images.picture_store import PictureStore
+from bot.jobs.control import JobCanceller
+from bot.jobs.retention import DropCopies, FileCleanup
+from bot.jobs.views import make_job_ref, missing_job_error
 from bot.policy.permissions import Action, forbidden_reason
 from bot.policy.rules import EffectiveRules
-from bot.queue.cancellation import JobCanceller
 from bot.services.front_end_actions import FrontEndActions, Report
-from bot.services.job_permissions import make_job_ref
-from bot.services.job_views.job_views import missing_job_error
-from bot.services.storage.file_cleanup import DropCopies, FileCleanup
 from bot.store import JobRecord, Store
 from bot.store.deletion import deletion_steps
 from bot.store.jobs import destinations

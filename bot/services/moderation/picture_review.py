@@ -9,8 +9,8 @@ from bot.domain.dto import JobView, Member
 from bot.domain.errors import UserError
 from bot.images.gallery import Gallery
 from bot.images.moderation_status import held_images
+from bot.jobs.views import JobViews
 from bot.policy.permissions import Action, JobRef, forbidden_reason
-from bot.services.job_views.job_views import JobViews
 from bot.store import Store
 from bot.store.moderation.reviews import list_waiting_jobs, review_picture
 

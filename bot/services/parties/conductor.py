@@ -16,6 +16,8 @@ from bot.domain.errors import UserError
 from bot.domain.job_states import is_end
 from bot.domain.periodic import run_periodically
 from bot.domain.steering import SteeringRequest
+from bot.jobs.active_jobs import ActiveJob, ActiveJobs
+from bot.jobs.control import JobControl
 from bot.policy.party import (
     Phrase,
     WordsChange,
@@ -26,8 +28,6 @@ from bot.policy.party import (
     is_worth_a_change,
 )
 from bot.policy.rules import EffectiveRules
-from bot.queue.active_jobs import ActiveJob, ActiveJobs
-from bot.queue.pause_priority import JobControl
 from bot.services.steering.steering_check import presume_recipe
 from bot.services.steering.steering_service import SteeringService
 from bot.store import JobRecord, Store

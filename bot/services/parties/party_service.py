@@ -14,13 +14,13 @@ from bot.domain.errors import UserError
 from bot.domain.job_states import is_end
 from bot.domain.party import PartyBoard, PartyPhrase
 from bot.domain.texts import shorten
+from bot.jobs.drawing import JobService
+from bot.jobs.quota import check_action, refuse_if_closed_or_blocked
+from bot.jobs.views import JobViews
+from bot.jobs.word_filter import WordFilter
 from bot.policy.party import PartyTalk, collect_opinions, list_live_phrases
 from bot.policy.rules import EffectiveRules
 from bot.prompt.concepts import clean_prompt
-from bot.services.admission.quota_check import check_action, refuse_if_closed_or_blocked
-from bot.services.admission.word_filter import WordFilter
-from bot.services.job_views.job_views import JobViews
-from bot.services.jobs.job_service import JobService
 from bot.store import JobRecord, Store
 from bot.store import parties as stored
 from bot.store.parties import PartyRecord

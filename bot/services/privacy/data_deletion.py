@@ -15,8 +15,8 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from bot.domain.events import Feed, JobEnded
 from bot.domain.job_states import is_end
 from bot.domain.texts import PICTURES_DELETED
+from bot.jobs.retention import remove_all_files
 from bot.services.front_end_actions import FrontEndActions
-from bot.services.storage.retention import remove_all_files
 from bot.store import DatabaseUnavailable, Store, StoredPicture
 from bot.store.deletion import erasure, retention
 from bot.store.deletion.erasure import ErasureRequest

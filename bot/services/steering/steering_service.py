@@ -1,6 +1,6 @@
 """Changes running jobs at their members' wish: what may be asked, by whom, and at whose expense.
 
-It only writes what was asked for. `bot.queue.amendment_sender` sends it until the job's worker has answered, and the
+It only writes what was asked for. `bot.jobs.dispatch` sends it until the job's worker has answered, and the
 worker decides from which step on a change holds.
 """
 
@@ -20,19 +20,17 @@ from bot.domain.dto import Member
 from bot.domain.errors import UserError
 from bot.domain.events import Feed, JobSteered
 from bot.domain.steering import AmendmentView, SteeringAnswer, SteeringOutlook, SteeringRequest
+from bot.jobs.active_jobs import ActiveJobs
+from bot.jobs.model_catalog import ModelCatalog
+from bot.jobs.quota import check_action, cost_checks, raise_latest_refusal, refuse_if_closed_or_blocked, relaxed_checks
+from bot.jobs.recipe import member_key
+from bot.jobs.views import JobViews, make_job_ref, refusal_reason
+from bot.jobs.word_filter import WordFilter
 from bot.policy.limits import Limits
 from bot.policy.permissions import forbidden_reason
 from bot.policy.rules import EffectiveRules, resolve
 from bot.policy.rules.member_texts import amended_texts
 from bot.prompt.capability_check import check_features
-from bot.queue.active_jobs import ActiveJobs
-from bot.queue.job_request import member_key
-from bot.queue.model_catalog import ModelCatalog
-from bot.services.admission.quota_check import check_action, refuse_if_closed_or_blocked
-from bot.services.admission.spending_check import cost_checks, raise_latest_refusal, relaxed_checks
-from bot.services.admission.word_filter import WordFilter
-from bot.services.job_permissions import make_job_ref, refusal_reason
-from bot.services.job_views.job_views import JobViews
 from bot.services.steering.requested_changes import RequestedChange, work_out_changes
 from bot.services.steering.steering_check import check_changes, presume_recipe, require_steerable
 from bot.store import JobRecord, Store

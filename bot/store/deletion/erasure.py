@@ -20,7 +20,7 @@ from bot.store.deletion.retention import BATCH_SIZE, record_reasons
 from bot.store.members.api_keys import KEY_MEMBER_PREFIX
 from bot.store.parties import leave_parties
 from bot.store.schema.deletion_tables import deleted_jobs, erasure_requests
-from bot.store.schema.member_tables import api_keys, flag_aliases, preferences, sessions
+from bot.store.schema.member_tables import api_keys, preferences, sessions
 from bot.store.schema.tables import accounts, amendments, destinations, favourites, incidents, jobs
 
 MEMBER_INCIDENT_KINDS = (
@@ -80,16 +80,17 @@ def mark_batch_deleted(connection: Connection, request: ErasureRequest, now: flo
 
 def erase_member_data(connection: Connection, request: ErasureRequest) -> None:
     """Delete what belongs to no job of theirs: preferences, favourites, sessions, a program's key, what they say in
-    parties, and the name in incidents and in changes of others' jobs. What they changed there stays: those pictures are
-    made of it.
+    parties, what features keep of them, and the name in incidents and in changes of others' jobs. What they changed
+    there stays: those pictures are made of it.
     """
     leave_parties(connection, request.member, request.guild, request.requested_at)
+    for erase_member in load_hooks("erase_member"):
+        erase_member(connection, request.member, request.guild, request.requested_at)
     favourite_conditions = [favourites.c.member == request.member, favourites.c.at <= request.requested_at]
     if request.guild:
         favourite_conditions.append(favourites.c.job.in_(select(jobs.c.id).where(jobs.c.guild == request.guild)))
     else:
         connection.execute(preferences.delete().where(preferences.c.member == request.member))
-        connection.execute(flag_aliases.delete().where(flag_aliases.c.member == request.member))
         _delete_sessions(connection, request)
         _delete_key(connection, request)
     connection.execute(favourites.delete().where(*favourite_conditions))

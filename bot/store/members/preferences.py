@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from sqlalchemy import Connection, bindparam, select
 
+from bot.domain.feature import load_hooks, merge_rows
 from bot.store.schema.member_tables import preferences as chosen
 from bot.store.schema.tables import favourites
 
@@ -41,3 +42,8 @@ def list_favourites(connection: Connection, member: str) -> list[tuple[str, int]
     query = select(favourites.c.job, favourites.c.image).where(favourites.c.member == member)
     rows = connection.execute(query.order_by(favourites.c.at.desc()).limit(MAX_FAVOURITES))
     return [(row.job, row.image) for row in rows]
+
+
+def load_flag_aliases(connection: Connection, member: str) -> dict[str, str]:
+    """Return the flags of a member's own that features keep, and what each stands for."""
+    return merge_rows({}, *(load(connection, member) for load in load_hooks("load_flag_aliases")))

@@ -1,23 +1,16 @@
-"""Tables of the members' preferences and flag aliases, which hold in every server, of visitors' sessions and API keys.
+"""Tables of the members' preferences, which hold in every server, of visitors' sessions and API keys.
+
 Same metadata as `bot.store.schema.tables`.
 """
 
 from __future__ import annotations
 
-from sqlalchemy import JSON, Column, Float, Index, String, Table, Text
+from sqlalchemy import JSON, Column, Float, Index, String, Table
 
 from bot.store.schema.tables import metadata
 
 preferences = Table(
     "preferences", metadata, Column("member", String(64), primary_key=True), Column("values", JSON, nullable=False)
-)
-
-flag_aliases = Table(  # flag aliases
-    "options",
-    metadata,
-    Column("member", String(64), primary_key=True),
-    Column("name", String(24), primary_key=True),
-    Column("value", Text, nullable=False),
 )
 
 sessions = Table(  # of visitors to the chatroom

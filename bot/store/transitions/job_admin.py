@@ -1,7 +1,7 @@
 """Job administration for the operator, from outside the bot's process: list, cancel, requeue.
 
 It makes the bot's transitions (`job_transitions`) and marks their audit lines. A running bot detects changes by these
-lines (`bot.queue.external_changes`). Works inside its caller's transaction.
+lines (`bot.jobs.control`). Works inside its caller's transaction.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def cancel_job(connection: Connection, job: str, now: float) -> JobRecord | None
 def requeue_job(connection: Connection, job: str, now: float) -> Transition | None:
     """Queue a sent or running job again as its next attempt, and reset its count of attempts without progress.
 
-    None if no worker has it. A running bot revokes the claim (`bot.queue.external_changes`), and the job resumes from
+    None if no worker has it. A running bot revokes the claim (`bot.jobs.control`), and the job resumes from
     its newest snapshot.
     """
     row = connection.execute(select(jobs).where(jobs.c.id == job).with_for_update()).mappings().first()

@@ -72,14 +72,14 @@ def lock_open_job(connection: Connection, job: str, epoch: int) -> RowMapping | 
 
 
 def delete_other_images(connection: Connection, present: Sequence[StoredPicture], job_record: JobRecord) -> None:
-    """Delete results of images that the finished recipe does not make. `bot.services.storage` removes their files."""
+    """Delete results of images that the finished recipe does not make. `bot.jobs.retention` removes their files."""
     for one in present:
         if one.kind in RESULT_KINDS and one.image not in job_record.final_images:
             connection.execute(_DELETE_PICTURE, {"job": one.job, "at": one.image, "as": one.kind})
 
 
 def delete_results(connection: Connection, job: str) -> None:
-    """Delete all results of a job, which is drawn anew. `bot.services.storage` removes their files."""
+    """Delete all results of a job, which is drawn anew. `bot.jobs.retention` removes their files."""
     connection.execute(pictures.delete().where(pictures.c.job == job, pictures.c.kind.in_(RESULT_KINDS)))
 
 

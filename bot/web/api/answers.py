@@ -155,7 +155,6 @@ SCHEMAS: Mapping[str, Schema] = {
         keyframes=list_of(object_of(step="integer", url="string")),
         captions=list_of(object_of(step="integer", text="string", speaker="string")),
     ),
-    "FlagAliases": object_of(options=map_of("string")),
     "Suggestions": object_of(
         model="string", tried_texts="integer", prompts=list_of(SUGGESTION), sentence="string", notes=list_of("string")
     ),

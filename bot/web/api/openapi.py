@@ -48,7 +48,6 @@ TAGS: Mapping[str, str] = {
     "media": "Results",
     "edits": "Continue from a picture",
     "describe": "Image to prompt",
-    "flag_aliases": "Flag aliases",
     "review": "Review",
     "pages": "Chatroom",
     "metrics": "Operation",

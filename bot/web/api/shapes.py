@@ -9,7 +9,7 @@ import msgspec
 
 from bot.images.films.formats import FILM_FORMATS, MEDIA_TYPES
 from bot.web import media, metrics, pages, sse
-from bot.web.api import describe, edits, flag_aliases, jobs, review, steering, wait_reason
+from bot.web.api import describe, edits, jobs, review, steering, wait_reason
 from bot.web.routes import Shape
 
 FILMS = tuple(MEDIA_TYPES[kind] for kind in FILM_FORMATS)
@@ -53,8 +53,6 @@ SHAPES: Mapping[Callable[..., Any], Shape] = {
     steering.amend: Shape("Amendments", 202, steering.AmendBody),
     steering.list_amendments: Shape("Amendments"),
     describe.describe_picture: Shape("Suggestions", body=describe.DescribeBody, files=("picture",)),
-    flag_aliases.list_aliases: Shape("FlagAliases"),
-    flag_aliases.set_alias: Shape("FlagAliases", body=flag_aliases.FlagAliasBody),
     wait_reason.get_wait_reason: Shape("WaitReason"),
     review.get_held_picture: _file("image/png"),
     review.show_picture: Shape("Job"),

@@ -40,11 +40,11 @@ from engine.models.text.prompt_key import PromptKey, list_texts
 from engine.models.text.text_cache import TextCache
 from engine.models.textual_inversion.embedding_collection import spell_words
 from engine.models.whole_pipeline.pipeline_support import WholePipelineSupport
-from engine.plan import Plan, plan, samplers_for
 from engine.preview_maps.known_maps import LatentSpace
 from engine.process.offload_request import Offload
 from engine.prompt.emphasis import strip_emphasis
 from engine.prompt.substitutes import replace_nouns
+from engine.sampling import Plan, plan, samplers_for
 
 
 class DiffusersFamily(AddedFiles, WholePipelineSupport, PictureSupport, ABC):

@@ -19,7 +19,7 @@ from engine.models.families.picture_editing import NeedsPicture, split_pictures
 from engine.models.family import Conditioning
 from engine.models.pictures.conditioner import Additions, PictureConditioner
 from engine.models.text.prompt_key import PromptKey
-from engine.plan import Plan, TimestepOptions, plan
+from engine.sampling import Plan, TimestepOptions, plan
 
 GUIDANCE = 3.5  # the pipeline's own default
 TOKENS = 512  # of T5

@@ -19,7 +19,7 @@ from engine.models.families.flow_matching import make_even_sigmas
 from engine.models.families.picture_editing import PictureEditing, split_pictures
 from engine.models.family import Conditioning
 from engine.models.text.prompt_key import PromptKey
-from engine.plan import Plan, TimestepOptions, plan
+from engine.sampling import Plan, TimestepOptions, plan
 
 GUIDANCE = 4.0  # the pipelines' own default
 TOKENS = 512

@@ -15,7 +15,7 @@ from engine.models.families.few_step_models import choose_guidance
 from engine.models.families.flow_matching import compute_mu, make_even_sigmas
 from engine.models.family import Conditioning
 from engine.models.text.prompt_key import PromptKey
-from engine.plan import Plan, TimestepOptions, plan
+from engine.sampling import Plan, TimestepOptions, plan
 
 GUIDANCE = 4.0  # the pipeline's own default
 TOKENS = 256

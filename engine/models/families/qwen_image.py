@@ -21,8 +21,8 @@ from engine.models.families.picture_editing import NeedsPicture, split_pictures
 from engine.models.family import Conditioning
 from engine.models.picture_edits import EditedPictures
 from engine.models.text.prompt_key import PromptKey
-from engine.plan import Plan, TimestepOptions, plan
 from engine.prompt.emphasis import strip_emphasis
+from engine.sampling import Plan, TimestepOptions, plan
 
 GUIDANCE = 4.0  # the pipeline's own default
 TOKENS = 1024

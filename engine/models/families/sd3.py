@@ -15,7 +15,7 @@ from engine.models.families.flow_matching import compute_mu
 from engine.models.family import Conditioning
 from engine.models.pictures.conditioner import Additions, ForwardInputs
 from engine.models.text.prompt_key import PromptKey
-from engine.plan import Plan, TimestepOptions, plan
+from engine.sampling import Plan, TimestepOptions, plan
 
 GUIDANCE = 7.0  # the pipeline's own default
 TOKENS = 256  # of T5; the CLIPs read 77

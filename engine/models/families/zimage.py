@@ -16,7 +16,7 @@ from engine.models.families.few_step_models import choose_guidance
 from engine.models.families.flow_matching import compute_mu, make_even_sigmas
 from engine.models.family import Conditioning
 from engine.models.text.prompt_key import PromptKey
-from engine.plan import Plan, TimestepOptions, plan
+from engine.sampling import Plan, TimestepOptions, plan
 
 GUIDANCE = 6.0  # the pipeline's default of 5, as our G
 TOKENS = 512

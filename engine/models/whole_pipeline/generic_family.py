@@ -31,9 +31,9 @@ from engine.models.whole_pipeline.pipeline_traits import PipelineTraits
 from engine.pipelines.call_arguments import make_arguments
 from engine.pipelines.network_call import NetworkCall, NetworkForward, join_calls
 from engine.pipelines.pipeline_clone import NETWORK_NAMES, clone_pipeline
-from engine.plan import NotTabled, Plan, build_scheduler
 from engine.preview_maps.known_maps import LatentSpace
 from engine.process.offload_request import Offload
+from engine.sampling import NotTabled, Plan, build_scheduler
 
 log = logging.getLogger(__name__)
 

@@ -14,11 +14,11 @@ import torch
 from engine.contract import Dtype, Lora, Sampler
 from engine.models.family import TORCH_DTYPES
 from engine.pipelines.network_call import NetworkForward
-from engine.plan import build_scheduler
+from engine.sampling import build_scheduler
 
 
 class WholePipelineSupport:
-    """Implements `engine.core.pipeline_image.PipelineSource` for a family."""
+    """Implements `engine.batching.pipeline_image.PipelineSource` for a family."""
 
     network_name: ClassVar[str]
     no_guidance: ClassVar[float] = 1.0  # the pipeline's value for our guidance of 1

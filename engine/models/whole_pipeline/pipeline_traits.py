@@ -11,7 +11,7 @@ from typing import Any, cast
 from engine.contract import GuidanceKind, Sampler
 from engine.contract.rejection import JobRejected
 from engine.pipelines.pipeline_clone import NETWORK_NAMES
-from engine.plan import is_flow, samplers_for
+from engine.sampling import is_flow, samplers_for
 
 DEFAULT_GUIDANCE = 5.0
 MAX_GUIDANCE = 30.0

@@ -30,7 +30,7 @@ BEGINS = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} ")
 
 def record(message: str, *args: object, error: BaseException | None = None, **extra: object) -> logging.LogRecord:
     exc_info = None if error is None else (type(error), error, error.__traceback__)
-    entry = logging.LogRecord("bot.queue", logging.WARNING, __file__, 1, message, args, exc_info)
+    entry = logging.LogRecord("bot.jobs", logging.WARNING, __file__, 1, message, args, exc_info)
     vars(entry).update(extra)
     return entry
 
@@ -64,7 +64,7 @@ def test_a_json_line_has_every_field():
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", parsed_line.pop("time"))
     assert parsed_line == {
         "level": "warning",
-        "logger": "bot.queue",
+        "logger": "bot.jobs",
         "message": f"job {JOB}: sent",
         "job": JOB,
         "worker": "here",

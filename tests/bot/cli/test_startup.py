@@ -32,6 +32,7 @@ from bot.cli.up.startup import (
 from bot.cli.up.welcome import format_welcome
 from bot.domain.errors import UserError
 from engine.contract import ModelProfile, ModelProgress, Presence
+from engine.process.backend_kinds import list_forms, load_backend_kinds
 
 pytestmark = pytest.mark.asyncio
 WARM = ModelProfile(
@@ -187,9 +188,9 @@ async def test_the_engine_is_told_what_to_offload_and_another_word_is_refused(
 
 
 async def test_a_backend_is_checked_at_once_passed_on_and_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"--backend: comfyui=http://127.0.0.1:8188, a1111="):
+    with pytest.raises(UserError, match=rf"--backend: {list_forms()} is needed"):
         check_backend("invokeai=http://127.0.0.1")
-    backend = "comfyui=http://127.0.0.1:8188"
+    backend = f"{next(iter(load_backend_kinds()))}=http://127.0.0.1:8188"
     check_backend(backend)
     assert EngineOptions(backend=backend).list_arguments() == ["--backend", backend]
     settings = load_settings(data=tmp_path)

@@ -27,7 +27,7 @@ from bot.policy.rates import TokenBuckets
 from engine.bus import Bus
 from engine.bus.broker.embedded import Broker
 from shared.migrated_database import put_migrated_database
-from shared.painter import PaintingWorker, cancel_task
+from tools.painter import PaintingWorker, cancel_task
 
 if TYPE_CHECKING:
     from simcord.actors import MemberActor
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from simcord.results import InteractionResult
 
     from bot.app.wiring import App
+    from bot.jobs.views import Deliveries
     from bot.services import Services
-    from bot.services.job_views.deliveries import Deliveries
 
 mimetypes.init()  # reads its files now, not at the first upload to the simulated Discord
 

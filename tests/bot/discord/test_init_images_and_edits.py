@@ -16,7 +16,7 @@ from bot.discord.components.branches import MAX_KEYFRAMES, spread_steps
 from bot.discord.components.keyframe_menu import CONTINUE_HINT
 from bot.domain.dto import Destination, Member
 from bot.domain.errors import UserError
-from bot.services.init_images.request import InitImages
+from bot.jobs.init_images import InitImages
 from engine.contract import Branch, ImageToImage
 from shared.discord_jobs import imagine
 from shared.discord_staff import list_custom_ids, read_followups, read_form_fields, read_text

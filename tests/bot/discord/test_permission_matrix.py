@@ -137,8 +137,6 @@ COMMANDS: dict[str, tuple[Action, Mapping[str, Any]]] = {
     "prefer suffix": ("prefer", {}),
     "prefer remix": ("prefer", {}),
     "prefer auto_dm": ("prefer", {}),
-    "prefer option set": ("prefer", {"name": "mine", "value": "--ar 3:2"}),
-    "prefer option list": ("prefer", {}),
     "help": ("help", {}),
     "my-data": ("export", {}),
     "forget-me": ("forget", {}),
@@ -166,8 +164,9 @@ COMMANDS: dict[str, tuple[Action, Mapping[str, Any]]] = {
     "moderation check": ("set", {"switch": "off"}),
 }
 for row in read_feature_rows("commands"):
-    name, action, options = row.split(" ", 2)
-    COMMANDS[name] = (action, json.loads(options))
+    head, _, options = row.partition(" {")
+    name, action = head.rsplit(" ", 1)
+    COMMANDS[name] = (action, json.loads(f"{{{options}"))
 MENUS: Mapping[str, Action] = {
     "Reproduce": "reproduce",
     "Use as prompt": "prompt",

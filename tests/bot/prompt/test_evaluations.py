@@ -11,11 +11,11 @@ from msgspec.structs import replace
 from bot.discord.cards.button_layout import build_finished_rows
 from bot.domain.errors import UserError
 from bot.domain.texts import format_footer
+from bot.jobs.beginnings import BranchEdit, branch_recipe
+from bot.jobs.model_catalog import SHIPPED_MODEL
+from bot.jobs.recipe import remix_recipe
+from bot.jobs.variations import finish_recipe
 from bot.prompt import build_recipe, parse
-from bot.queue.model_catalog import SHIPPED_MODEL
-from bot.services.jobs.derived_recipes import remix_recipe
-from bot.services.jobs.recipe_init import BranchEdit, branch_recipe
-from bot.services.jobs.variations import finish_recipe
 from engine.contract import (
     Amendment,
     Branch,

@@ -12,15 +12,14 @@ from hypothesis import strategies as st
 
 from bot.domain.errors import UserError
 from bot.domain.texts import drop_one_time_notes
+from bot.jobs.model_catalog import DEFAULT_POOL, CatalogEntry
+from bot.jobs.recipe import remix_recipe, renew_recipe, vary_recipe
 from bot.prompt import build_recipe as to_recipe
 from bot.prompt import make_remarks, parse
 from bot.prompt.emphasis import remove_emphasis
 from bot.prompt.flags import OUR_FLAGS, prompt_title, split_flags
 from bot.prompt.loras import RequestedLora
 from bot.prompt.sampler_names import find_sampler
-from bot.queue.job_request import renew_recipe
-from bot.queue.model_catalog import DEFAULT_POOL, CatalogEntry
-from bot.services.jobs.derived_recipes import remix_recipe, vary_recipe
 from engine.contract import PIPELINE_SAMPLERS, SAMPLER_TITLES, Lora, ModelProfile, Recipe, Sampler, decode, encode
 
 SAMPLERS: tuple[Sampler, ...] = get_args(Sampler)

@@ -10,14 +10,7 @@ import pytest
 
 from bot.domain.errors import UserError
 from bot.images.uploads.upload_decoder import DecodedImage
-from bot.prompt import build_recipe, make_remarks, parse
-from bot.prompt.capability_check import check_capabilities, check_start
-from bot.prompt.picture_flags import RequestedControl, RequestedReference
-from bot.queue.job_request import renew_recipe
-from bot.queue.model_catalog import DEFAULT_POOL, CatalogEntry
-from bot.services.init_images.loaded import LoadedInitImages, combine_init_images
-from bot.services.jobs.derived_recipes import remix_recipe, vary_recipe, without_controls
-from bot.services.jobs.recipe_init import (
+from bot.jobs.beginnings import (
     BranchEdit,
     branch_recipe,
     unused_start_notes,
@@ -26,6 +19,12 @@ from bot.services.jobs.recipe_init import (
     with_init_images,
     with_input_aspect,
 )
+from bot.jobs.init_images import LoadedInitImages, combine_init_images
+from bot.jobs.model_catalog import DEFAULT_POOL, CatalogEntry
+from bot.jobs.recipe import remix_recipe, renew_recipe, vary_recipe, without_controls
+from bot.prompt import build_recipe, make_remarks, parse
+from bot.prompt.capability_check import check_capabilities, check_start
+from bot.prompt.picture_flags import RequestedControl, RequestedReference
 from engine.contract import (
     Branch,
     ControlModel,

@@ -8,9 +8,9 @@ import msgspec
 import pytest
 
 from bot.domain.errors import UserError
+from bot.jobs.recipe import remix_recipe, replace_start, reroll_recipe, vary_recipe, without_start
 from bot.prompt import build_recipe as to_recipe
 from bot.prompt import parse
-from bot.services.jobs.derived_recipes import remix_recipe, replace_start, reroll_recipe, vary_recipe, without_start
 from engine.contract import ImageToImage, InitImage, Lora, ModelProfile, Recipe, count_row_steps, estimate_cost
 from engine.contract.samplers import SAMPLER_TITLES
 

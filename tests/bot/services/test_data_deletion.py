@@ -22,11 +22,11 @@ from bot.domain.dto import Delivery, Destination, Member
 from bot.domain.errors import UserError
 from bot.domain.events import Feed
 from bot.images.picture_store import PictureStore
+from bot.jobs.retention import FileCleanup
+from bot.jobs.views import missing_job_error
 from bot.services.front_end_actions import FrontEndActions
-from bot.services.job_views.job_views import missing_job_error
 from bot.services.privacy.data_deletion import DataDeletion
 from bot.services.privacy.data_export import DataExport
-from bot.services.storage.file_cleanup import FileCleanup
 from bot.store import DatabaseUnavailable, Store, leader_terms, parties
 from bot.store.deletion import erasure
 from bot.store.fairness.ledger import Ledger

@@ -10,7 +10,7 @@ import pytest
 
 from bot.domain.dto import Member
 from bot.domain.errors import UserError
-from bot.services.init_images.request import InitImages
+from bot.jobs.init_images import InitImages
 from bot.store.jobs import queries
 from engine.contract import Branch, Concept, ImageToImage, InitImage, estimate_cost
 from tests.bot.conftest import make_png

@@ -22,13 +22,13 @@ from bot.domain.errors import UserError
 from bot.images.image_codec import png_size
 from bot.images.thumbnail import MAX_SIDE, crop_square
 from bot.images.uploads.upload_decoder import DecodedImage, UploadDecoder
+from bot.jobs.costs import WorkMeter
+from bot.jobs.init_images import RemoteFile
+from bot.jobs.model_catalog import SHIPPED_MODEL
 from bot.policy.limits import Limits
 from bot.policy.rules import Rule, resolve
 from bot.prompt.prompt_scores import EMPTY_TEXT, PromptScores
 from bot.prompt.vocabulary import EMBEDDED_VOCABULARY, GENERAL_VOCABULARY, build_prompt, choose_vocabulary
-from bot.queue.model_catalog import SHIPPED_MODEL
-from bot.services.admission.work_charges import WorkMeter
-from bot.services.init_images.request import RemoteFile
 from bot.services.prompt_tools.image_to_prompt import (
     MAX_COST,
     MAX_MEMBERS,

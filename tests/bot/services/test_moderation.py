@@ -12,7 +12,7 @@ from bot.domain.dto import Member
 from bot.domain.errors import UserError
 from bot.domain.incidents import SENTENCES, Incident, incident_sentence
 from bot.domain.texts import PICTURES_DELETED
-from bot.services.admission.word_filter import MAX_REQUESTS, TOO_COMPLEX, TOO_MANY_REQUESTS
+from bot.jobs.word_filter import MAX_REQUESTS, TOO_COMPLEX, TOO_MANY_REQUESTS
 from bot.services.front_end_actions import Report
 from bot.store.deletion import deletion_steps
 from bot.store.jobs import queries

@@ -23,7 +23,7 @@ from bot.images.moderation_status import NO_CHECK, held_images, hold_reasons, is
 from bot.store.jobs.records import StoredPicture
 from bot.store.schema.tables import incidents
 from engine.contract import Presence
-from shared.painter import PaintingWorker, cancel_task
+from tools.painter import PaintingWorker, cancel_task
 
 MODERATOR = Member("local:mo", "Mo", "local", is_moderator=True)
 BOB = Member("local:bob", "Bob", "local")

@@ -15,11 +15,11 @@ from bot.domain.dto import Member, PictureRef
 from bot.domain.errors import UserError
 from bot.domain.texts import format_footer
 from bot.images.image_codec import decode_image, encode_image
+from bot.jobs.beginnings import branch_base, remix_base
+from bot.jobs.recipe import can_interpolate
 from bot.policy.rules.member_texts import member_texts
 from bot.prompt.capability_check import check_sampler
 from bot.prompt.final_prompt import final_prompt, prompt_at_step
-from bot.services.jobs.derived_recipes import can_interpolate
-from bot.services.jobs.recipe_init import branch_base, remix_base
 from bot.web.serializers import serialize_job
 from engine.contract import (
     Amendment,

@@ -18,9 +18,9 @@ from bot.domain.dto import Member
 from bot.domain.errors import UserError
 from bot.domain.events import JobSteered
 from bot.domain.steering import SteeringRequest
+from bot.jobs.quota import check_task
 from bot.policy.limits import Limits
 from bot.policy.rules import resolve
-from bot.services.admission.quota_check import check_task
 from bot.services.steering.steering_check import require_steerable
 from bot.store.members import export
 from bot.store.transitions.amendments import check_held

@@ -10,9 +10,9 @@ import pytest
 from msgspec.structs import replace
 
 from bot.domain.dto import JobView, Member
+from bot.jobs.word_filter import MAX_REQUESTS, WordFilter
 from bot.policy.limits import Limits
 from bot.policy.rules import EffectiveRules
-from bot.services.admission.word_filter import MAX_REQUESTS, WordFilter
 from bot.services.moderation.visibility import can_publish
 from bot.store import Store
 from engine.contract import Concept

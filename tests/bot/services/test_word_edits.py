@@ -7,7 +7,7 @@ import pytest
 
 from bot.domain.dto import Member
 from bot.domain.errors import UserError
-from bot.services.init_images.request import InitImages
+from bot.jobs.init_images import InitImages
 from tests.bot import conftest
 from tests.bot.conftest import make_png
 from tests.bot.services.test_edits import open_app_and_worker, stored_names, wait_for_end

@@ -23,7 +23,7 @@ from bot.store.schema.tables import metadata
 from shared.stored_jobs import admit_job, make_new_job
 
 VERSION_TABLE = "alembic_version"
-FEATURE_TABLES = {"webhooks": ("webhooks", "webhook_deliveries")}
+FEATURE_TABLES = {"flag_aliases": ("options",), "webhooks": ("webhooks", "webhook_deliveries")}
 SELECT_SEASON = text("SELECT season FROM jobs")
 LATER_MIGRATION = """
 import sqlalchemy as sa

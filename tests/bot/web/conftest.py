@@ -29,7 +29,7 @@ from bot.web.middleware import HOST_POLICY
 from engine.bus import Bus
 from engine.bus.broker.embedded import Broker
 from shared.migrated_database import put_migrated_database
-from shared.painter import PaintFunction, PaintingWorker, cancel_task, paint_disc, paint_solid
+from tools.painter import PaintFunction, PaintingWorker, cancel_task, paint_disc, paint_solid
 
 STEPS = 24
 FLAGS = [

@@ -18,7 +18,7 @@ import pytest
 from bot.web import connections
 from bot.web.connections import ConnectionLimits, ConnectionTable, address_group, raise_descriptor_limit
 from bot.web.middleware import SECURITY_HEADERS
-from shared.painter import cancel_task
+from tools.painter import cancel_task
 
 if TYPE_CHECKING:
     from tests.bot.web.conftest import OpenServer, WebServer

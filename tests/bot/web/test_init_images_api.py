@@ -15,7 +15,7 @@ from bot.domain.errors import UserError
 from bot.images.films.formats import MEDIA_TYPES, available_formats
 from bot.web import request_body
 from bot.web.request_body import MEMBER_LIMIT, FormMemory
-from shared.painter import paint_solid
+from tools.painter import paint_solid
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

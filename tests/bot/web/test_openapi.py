@@ -76,11 +76,9 @@ async def test_answers_are_as_described(server: WebServer) -> None:
         f"/api/jobs/{job}/keyframes": "Keyframes",
         f"/api/jobs/{job}/branch/1": "Steps",
         "/api/rejections": "Rejections",
-        "/api/prefer/options": "FlagAliases",
         "/api/jobs/none": "Error",
     }.items():
         await check("GET", path, schema)
-    await check("PUT", "/api/prefer/options", "FlagAliases", {"name": "mine", "value": "--ar 3:2"})
     upscaled = (await check("POST", f"/api/jobs/{job}/upscale/1", "Accepted"))["id"]
     await server.wait_for_end(upscaled)
     await check("GET", f"/api/jobs/{upscaled}", "Job")

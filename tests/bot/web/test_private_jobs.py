@@ -16,10 +16,10 @@ from bot.cli.imagine.progress_display import ProgressDisplay
 from bot.cli.imagine.result import GenerationError
 from bot.domain.dto import Destination
 from bot.domain.texts import PICTURES_DELETED
+from bot.jobs.drawing import Member
+from bot.jobs.views import ORIGINAL_FORBIDDEN
 from bot.policy.permissions import OTHER_GUILD, PRIVATE_JOB
-from bot.services.job_permissions import ORIGINAL_FORBIDDEN
-from bot.services.jobs.job_service import Member
-from shared.painter import cancel_task
+from tools.painter import cancel_task
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from bot.domain.events import QueueMoved
-from bot.services.jobs.job_service import Destination, Member
+from bot.jobs.drawing import Destination, Member
 from bot.web.sse import STREAMS
 from engine.contract import ModelProgress
 

@@ -59,10 +59,9 @@ from engine.contract import (
     Snapshot,
     encode,
 )
+from tools.attack.foreign_subjects import FORBIDDEN, FORBIDDEN_SUBSCRIPTIONS, JOB, OTHER
 
 LEASE = 1.0
-JOB = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
-OTHER = "01ARZ3NDEKTSV4RRFFQ69G5FAW"
 DAY = "2026-11-26"
 SEED = worker_keys.create_key("far", ["default"], DAY)[1]
 
@@ -225,86 +224,6 @@ async def _check_requests(worker: Bus, bot: Bus, name: str = "far.away") -> None
     )
     await worker.publish_progress(name, ("default",), ModelProgress())
     await wait_until(lambda: bot.model_progress.get_progress(name) == ModelProgress())
-
-
-FORBIDDEN = [
-    f"results.other.{JOB}",
-    "results.far",
-    f"results.far.{JOB}.more",
-    f"work.default.{JOB}.1",
-    f"work.big.{JOB}.1",
-    f"$KV.cancelled.{JOB}",
-    "$KV.workers.other.default",
-    "$KV.workers.far",
-    "$KV.workers.far.big",
-    "$KV.workers.far.default.x",
-    "$O.blobs.C.abc",
-    "$KV.leaders.bot",
-    f"want.{JOB}",
-    f"steer.{JOB}",
-    "embed",
-    f"amend.default.{JOB}",
-    "progress.other.default",
-    "progress.far.big",
-    "describe.embedded",
-    "decode.default.embedded",
-    "dead.results.far",
-    f"dead.work.big.{JOB}.1",
-    "_INBOX.other.1",
-    "$JS.ACK.work.pool-big.1.1.1.1.0",
-    "$JS.ACK.results.settle.1.1.1.1.0",
-    "$JS.API.INFO",
-    "$JS.API.STREAM.NAMES",
-    "$JS.API.STREAM.LIST",
-    *(
-        f"$JS.API.STREAM.{action}.{stream}"
-        for action in ("CREATE", "UPDATE", "DELETE", "PURGE", "INFO", "MSG.GET", "MSG.DELETE", "SNAPSHOT")
-        for stream in ("work", "results", "KV_claims", "KV_snapshots", "OBJ_blobs")
-    ),
-    "$JS.API.DIRECT.GET.results",
-    f"$JS.API.DIRECT.GET.results.results.other.{JOB}",
-    "$JS.API.DIRECT.GET.KV_snapshots",
-    "$JS.API.DIRECT.GET.work",
-    "$JS.API.DIRECT.GET.KV_workers.$KV.workers.other",
-    "$JS.API.CONSUMER.CREATE.work",
-    "$JS.API.CONSUMER.CREATE.work.pool-default.work.>",
-    "$JS.API.CONSUMER.DURABLE.CREATE.work.pool-default",
-    "$JS.API.CONSUMER.DELETE.work.pool-default",
-    "$JS.API.CONSUMER.PAUSE.work.pool-default",
-    "$JS.API.CONSUMER.LIST.work",
-    "$JS.API.CONSUMER.MSG.NEXT.work.pool-big",
-    "$JS.API.CONSUMER.INFO.work.pool-big",
-    "$JS.API.CONSUMER.MSG.NEXT.results.settle",
-    "$SYS.REQ.SERVER.PING",
-]
-FORBIDDEN_SUBSCRIPTIONS = [
-    ">",
-    "results.>",
-    "work.>",
-    "$KV.>",
-    "$KV.claims.>",
-    "$KV.workers.*",
-    "$KV.workers.far.*",
-    "_INBOX.>",
-    "_INBOX.*.*",
-    "_INBOX.other.>",
-    "frames.*",
-    "loading.*",
-    "progress.*.*",
-    "embed",
-    "describe.*",
-    "describe.embedded",
-    "decode.default.*",
-    "decode.*.*",
-    "decode.big.*",
-    "decode.big.embedded",
-    "amend.>",
-    "amend.*.*",
-    "amend.big.*",
-    "$JS.>",
-    "$SYS.>",
-    "dead.>",
-]
 
 
 @pytest.mark.asyncio

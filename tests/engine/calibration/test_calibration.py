@@ -29,7 +29,7 @@ from engine.calibration.calibration import (
 from engine.calibration.measurement import BUCKETS_BUDGET_SECONDS, BUDGET_SECONDS, TIMED_BUCKETS, Clock
 from engine.contract import ModelProfile, decode, encode
 from engine.models.families.stable_diffusion import StableDiffusion
-from engine.plan import plan
+from engine.sampling import plan
 from shared.engine_fixtures import SCHEDULE, Affine
 
 

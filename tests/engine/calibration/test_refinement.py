@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from engine.batching.engine import Engine
 from engine.calibration.calibration import (
     MAX_STORED,
     Calibration,
@@ -21,7 +22,6 @@ from engine.calibration.calibration import (
     write_calibrations,
 )
 from engine.calibration.refinement import MAX_SAMPLES, MIN_SAMPLES, Refinement
-from engine.core.engine import Engine
 
 ESTIMATE = Calibration(
     "bfloat16", 2, 20, "dpmpp_2m", 10_000.0, 100.0, 20_000.0, {1: 10_000.0, 2: 20_000.0}, {"bfloat16": 20_000.0}

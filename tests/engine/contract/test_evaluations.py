@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from bot.queue.model_catalog import SHIPPED_MODEL
+from bot.jobs.model_catalog import SHIPPED_MODEL
 from engine.contract import (
     PIPELINE_SAMPLERS,
     Amendment,

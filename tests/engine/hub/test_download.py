@@ -26,9 +26,9 @@ from engine.hub.download import Download, check_disk_space, plan_download, run_d
 from engine.hub.errors import HubError, explain_error
 from engine.hub.part_selection import WantedPart, select_part
 from engine.hub.repository import Repository, RepositoryFile, fetch_repository, search_hub
-from model_hub.repositories import make_repository, read_folder
-from model_hub.server import TOKEN, ModelHub
 from shared.hub_models import FILES, WEIGHTS, make_model
+from tools.model_hub.repositories import make_repository, read_folder
+from tools.model_hub.server import TOKEN, ModelHub
 
 WEIGHTS_PATH = "unet/diffusion_pytorch_model.fp16.safetensors"
 

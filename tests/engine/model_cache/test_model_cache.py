@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import save_file
 
 from benchmarks.fixtures.small_pipelines import save_small_pipeline
+from engine.batching.engine import Engine
 from engine.bus import Bus, BusLimits
 from engine.bus.broker.embedded import Broker
 from engine.calibration.calibration import Calibration, measure_calibration
@@ -33,7 +34,6 @@ from engine.contract import (
     Recipe,
 )
 from engine.contract.rejection import JobRejected
-from engine.core.engine import Engine
 from engine.model_cache import cache as model_cache
 from engine.model_cache import catalog_file, discovery
 from engine.model_cache.cache import ModelCache, ModelEntry

@@ -18,11 +18,11 @@ from safetensors.torch import save_file
 
 from benchmarks.fixtures.small_pipelines import save_small_pipeline
 from benchmarks.report.measures import psnr
+from engine.batching.engine import Engine
+from engine.batching.init_latents import load_init_latents
 from engine.calibration.calibration import Calibration
 from engine.contract import ImageToImage, InitImage, ModelPart
 from engine.contract.rejection import JobRejected
-from engine.core.engine import Engine
-from engine.core.init_latents import load_init_latents
 from engine.models import load_folder
 from engine.models.autoencoder import autoencoder_files
 from engine.models.family import with_autoencoder

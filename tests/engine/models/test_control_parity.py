@@ -20,11 +20,11 @@ from PIL import Image
 
 from benchmarks.fixtures.small_controls import build_adapter, build_controlnet, save_control
 from benchmarks.fixtures.small_pipelines import save_small_pipeline
+from engine.batching.engine import Engine, LatentsDone
 from engine.contract import ControlImage, Job, Recipe
-from engine.core.engine import Engine, LatentsDone
 from engine.models import load_model
 from engine.models.families.diffusers_family import DiffusersFamily
-from engine.plan import build_scheduler
+from engine.sampling import build_scheduler
 from shared.init_image_jobs import add_job, draw_scene, encode_picture, hash_blobs, make_image_to_image, run_job
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' own

@@ -16,10 +16,10 @@ from PIL import Image
 from benchmarks.fixtures.reference_pipeline import call_pipeline as by_pipeline
 from benchmarks.fixtures.small_pipelines import save_small_pipeline
 from benchmarks.report.measures import psnr
+from engine.batching.engine import Engine
+from engine.batching.model_inputs import build_conditioning
 from engine.contract import Concept, Job, Recipe
 from engine.contract.rejection import JobRejected
-from engine.core.engine import Engine
-from engine.core.model_inputs import build_conditioning
 from engine.models import load_folder
 from engine.models.families.few_step_models import choose_guidance, find_few_step_sampling
 from engine.models.families.stable_diffusion import StableDiffusion

@@ -22,7 +22,7 @@ from engine.contract import ImageToImage, Recipe
 from engine.models import load_folder
 from engine.models.families.embedded import build_pipeline
 from engine.models.families.stable_diffusion import StableDiffusion
-from engine.plan import build_scheduler
+from engine.sampling import build_scheduler
 from shared.init_image_jobs import (
     Blobs,
     draw_half_mask,

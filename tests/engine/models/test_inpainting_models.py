@@ -14,13 +14,13 @@ import torch
 
 from benchmarks.fixtures.picture_pipelines import call_inpainting
 from benchmarks.fixtures.small_pipelines import save_small_pipeline
+from engine.batching.engine import Engine
+from engine.batching.input_pictures import load_pictures
+from engine.batching.job_images import check_job
 from engine.calibration.calibration import Calibration
 from engine.calibration.measurement import probe_recipe
 from engine.contract import PIPELINE_SAMPLERS, Branch, Job, ModelPart, Recipe
 from engine.contract.rejection import JobRejected
-from engine.core.engine import Engine
-from engine.core.input_pictures import load_pictures
-from engine.core.job_images import check_job
 from engine.models.loading.pipeline_loader import load_training_pipeline
 from shared.init_image_jobs import add_job, draw_half_mask, draw_scene, encode_picture, make_image_to_image
 from shared.picture_jobs import run_engine, run_picture_jobs

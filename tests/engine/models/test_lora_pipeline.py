@@ -13,10 +13,10 @@ from peft import LoraConfig
 from safetensors.torch import save_file
 
 from benchmarks.fixtures.small_pipelines import save_small_pipeline
+from engine.batching.engine import Engine, LatentsDone
 from engine.calibration.calibration import Calibration
 from engine.contract import TURBO_LORA, Lora
 from engine.contract.rejection import JobRejected
-from engine.core.engine import Engine, LatentsDone
 from engine.models import load_folder, load_model
 from engine.models.families.embedded import build_pipeline, load_embedded
 from engine.models.lora import lora_pipeline

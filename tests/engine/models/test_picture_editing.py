@@ -14,10 +14,10 @@ import torch
 from PIL import Image
 
 from benchmarks.fixtures.reference_pipeline import call_pipeline
+from engine.batching.engine import Engine
+from engine.batching.init_latents import load_init_latents
 from engine.contract import MAX_INIT_IMAGES, Branch, ImageToImage, InitImage, Job, Recipe
 from engine.contract.rejection import JobRejected
-from engine.core.engine import Engine
-from engine.core.init_latents import load_init_latents
 from engine.models.picture_edits import EditsPictures, fit_edited_size, is_edit
 from tests.engine.models.test_families import build_recipe, error
 

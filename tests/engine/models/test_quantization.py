@@ -18,11 +18,11 @@ from benchmarks.fixtures.reference_pipeline import call_pipeline, load_quantized
 from benchmarks.fixtures.wide_pipelines import save_pipeline
 from benchmarks.models.weight_bytes import count_stored_bytes
 from engine import models
+from engine.batching.engine import Engine
+from engine.batching.job_images import reason_to_decline
 from engine.calibration.calibration import Calibration, calibration_key
 from engine.contract import Quantization
 from engine.contract.rejection import JobRejected
-from engine.core.engine import Engine
-from engine.core.job_images import reason_to_decline
 from engine.models.families.diffusers_family import DiffusersFamily
 from engine.models.files.fingerprint import fingerprint_folder
 from engine.models.files.model_source import ModelSource, find_model

@@ -17,11 +17,11 @@ from safetensors.torch import load_file, save_file
 from benchmarks.fixtures.picture_pipelines import call_with_references, load_reference_pipeline
 from benchmarks.fixtures.small_ip_adapters import save_small_ip_adapter
 from benchmarks.fixtures.small_pipelines import save_small_pipeline
+from engine.batching.engine import Engine
+from engine.batching.job_images import check_job
 from engine.calibration.calibration import Calibration
 from engine.contract import Concept, Job, Recipe, ReferenceImage
 from engine.contract.rejection import JobRejected
-from engine.core.engine import Engine
-from engine.core.job_images import check_job
 from engine.models import load_model
 from engine.models.reference.adapter_files import MAX_CONFIG_BYTES
 from engine.models.reference.reference_conditioner import ReferenceConditioner

@@ -11,12 +11,12 @@ import torch
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 
 from benchmarks.report.measures import psnr
+from engine.batching.engine import Engine
 from engine.contract import Concept, Recipe
-from engine.core.engine import Engine
 from engine.models import load_folder
 from engine.models.families.embedded import build_pipeline
 from engine.models.families.stable_diffusion import StableDiffusion
-from engine.plan import build_scheduler
+from engine.sampling import build_scheduler
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' own
 

@@ -11,11 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from engine.batching.engine import Engine
+from engine.batching.job_images import reason_to_decline
 from engine.calibration.calibration import Calibration
 from engine.contract import Concept, ModelPart, ReferenceImage
 from engine.contract.rejection import JobRejected
-from engine.core.engine import Engine
-from engine.core.job_images import reason_to_decline
 from engine.models.textual_inversion import embedding_files
 from tests.engine.models.test_families import by_engine, by_pipeline, error
 from tests.engine.models.text_models import load_family, load_pipeline, save_model

@@ -11,9 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
+from engine.batching.engine import Engine, LatentsDone, StepDone
 from engine.contract import Branch, Concept, ImageToImage, InitImage, Job, Ladder, NoiseAncestor, UpscaleMethod, decode
 from engine.contract.rejection import JobRejected
-from engine.core.engine import Engine, LatentsDone, StepDone
 from engine.output.decode_worker import DecodeWorker
 from engine.output.upscaler import upscale_picture
 from engine.picture_files.encoding import encode_png

@@ -19,11 +19,11 @@ import pytest_asyncio
 import torch
 from PIL import Image
 
+from engine.batching.engine import Engine, StepDone
 from engine.bus import Bus, BusLimits
 from engine.bus.broker.embedded import Broker
 from engine.contract import Frame, Job, JobFailed, JobFinished, JobStarted, PictureReady, UpscaleTask
 from engine.contract.rejection import JobRejected
-from engine.core.engine import Engine, StepDone
 from engine.output.decode_worker import DecodeWorker
 from engine.output.picture_check import PictureCheck
 from engine.picture_files.encoding import encode_png

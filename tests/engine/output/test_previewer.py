@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from engine.batching.engine import Engine, LatentsDone, StepDone
 from engine.contract import Job
-from engine.core.engine import Engine, LatentsDone, StepDone
 from engine.models.families.stable_diffusion import StableDiffusion
 from engine.output.decode_worker import CLOSE_PRIORITY, FIT_PRIORITY, DecodeWorker
 from engine.output.previewer import Previewer, fit_preview_map, to_array

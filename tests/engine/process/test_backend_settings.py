@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
+from engine.process.backend_kinds import list_forms, load_backend_kinds
 from engine.process.backend_settings import parse_backend
+
+KIND = next(name for name, kind in load_backend_kinds().items() if not kind.takes_workflows)
 
 
 def test_a_backend_has_a_kind_an_address_and_the_key_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DARKROOM_BACKEND_KEY", "sk-secret")
-    backend = parse_backend("openai=https://images.example/")
+    backend = parse_backend(f"{KIND}=https://images.example/")
     assert backend is not None
-    assert (backend.kind, backend.url, backend.key.get_secret_value()) == (
-        "openai",
-        "https://images.example",
-        "sk-secret",
-    )
+    assert (backend.kind, backend.url, backend.key.get_secret_value()) == (KIND, "https://images.example", "sk-secret")
     assert "sk-secret" not in repr(backend)
     assert parse_backend("") is None
-    monkeypatch.setenv("DARKROOM_BACKEND", "comfyui=http://127.0.0.1:8188")
+    monkeypatch.setenv("DARKROOM_BACKEND", f"{KIND}=http://127.0.0.1:8188")
     assert parse_backend("") is not None
 
 
@@ -28,12 +28,12 @@ def test_a_backend_has_a_kind_an_address_and_the_key_of_the_environment(monkeypa
 @pytest.mark.parametrize(
     ("text", "workflows", "sentence"),
     [
-        ("invokeai=http://127.0.0.1", (), "comfyui=http://127.0.0.1:8188, a1111="),
-        ("comfyui", (), "is needed"),
-        ("openai=https://me:sk-secret@images.example", (), "the key belongs into DARKROOM_BACKEND_KEY"),
-        ("openai=https://images.example?key=sk-secret", (), "the key belongs into DARKROOM_BACKEND_KEY"),
-        ("a1111=ftp://127.0.0.1", (), "an address without a key is needed"),
-        ("a1111=http://127.0.0.1", (Path("x.json"),), "--workflow is for --backend comfyui"),
+        ("invokeai=http://127.0.0.1", (), re.escape(list_forms())),
+        (KIND, (), "is needed"),
+        (f"{KIND}=https://me:sk-secret@images.example", (), "the key belongs into DARKROOM_BACKEND_KEY"),
+        (f"{KIND}=https://images.example?key=sk-secret", (), "the key belongs into DARKROOM_BACKEND_KEY"),
+        (f"{KIND}=ftp://127.0.0.1", (), "an address without a key is needed"),
+        (f"{KIND}=http://127.0.0.1", (Path("x.json"),), "--workflow is for --backend"),
         ("", (Path("x.json"),), "need --backend"),
     ],
 )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bot.queue.model_catalog import SHIPPED_MODEL
+from bot.jobs.model_catalog import SHIPPED_MODEL
 from engine.contract.rejection import JobRejected
 from engine.process.chosen_quantization import find_requests
 from engine.process.model_settings import (

@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 
 from benchmarks.fixtures.small_pipelines import PIPELINE_BUILDERS
 from bot.prompt.emphasis import remove_emphasis
+from engine.batching.engine import Engine
 from engine.contract import Concept
-from engine.core.engine import Engine
 from engine.models.families.stable_diffusion import StableDiffusion
 from engine.models.registry import FAMILY_BY_PIPELINE
 from engine.models.text import prompt_chunks
-from engine.plan import build_scheduler
 from engine.prompt.emphasis import MAX_WEIGHT, split_by_weight, strip_emphasis
+from engine.sampling import build_scheduler
 from tests.engine.models.test_families import by_engine, error
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' own

@@ -195,7 +195,7 @@ def test_a_decompression_bomb_is_refused_before_the_decode(resolver: SuperResolv
 def test_finals_of_a_small_model_are_upscaled_but_previews_are_not(
     weights: Make, recipe: Any, job: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from engine.core.engine import LatentsDone, StepDone
+    from engine.batching.engine import LatentsDone, StepDone
 
     monkeypatch.setattr(LargeDecoder, "load", lambda *_: None)
     plain_family = load_embedded()

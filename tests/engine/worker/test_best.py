@@ -15,11 +15,11 @@ import torch
 from msgspec.structs import replace
 from PIL import Image
 
+from engine.batching.events import LatentsDone, StepDone
+from engine.batching.job_images import build_images
 from engine.bus.buckets.claims import Claim
 from engine.contract import Amendment, Concept, Frame, JobFinished, Ladder, PictureReady, Recipe, SetConcepts, decode
 from engine.contract.rejection import JobRejected
-from engine.core.events import LatentsDone, StepDone
-from engine.core.job_images import build_images
 from engine.models.families.stable_diffusion import StableDiffusion
 from engine.output.candidates import choose_candidates, join_concepts
 from engine.worker import snapshot_saver

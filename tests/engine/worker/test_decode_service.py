@@ -19,9 +19,9 @@ from bot.images.films.ladder_film import render_film
 from bot.images.keyframes.decoded_thumbnails import read_estimates, replace_thumbnails
 from bot.images.uploads.upload_decoder import UploadDecoder
 from bot.services.ladder_decoder import LadderDecoder as DecodeClient
+from engine.batching.engine import Engine
 from engine.bus import NoWorkerAnswers
 from engine.contract import DecodeReply, DecodeRequest, Ladder, PictureReady, decode, encode
-from engine.core.engine import Engine
 from engine.output.decode_worker import DecodeWorker
 from engine.worker import decode_service as worker_decoding
 from engine.worker.decode_service import BUSY_ERROR, SLOW_ERROR, WRONG_LATENTS_ERROR, DecodeService

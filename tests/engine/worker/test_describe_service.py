@@ -16,12 +16,12 @@ from PIL import Image
 
 from benchmarks.fixtures.small_pipelines import save_small_pipeline
 from engine import models
+from engine.batching.diffusion_classifier import ClassifierRow, noise_image, prediction_errors, split_rows
+from engine.batching.engine import Engine
+from engine.batching.init_latents import encode_square
 from engine.bus import Bus, NoWorkerAnswers
 from engine.contract import DescribeReply, DescribeRequest, ModelProfile, encode
 from engine.contract.rejection import JobRejected
-from engine.core.diffusion_classifier import ClassifierRow, noise_image, prediction_errors, split_rows
-from engine.core.engine import Engine
-from engine.core.init_latents import encode_square
 from engine.device.core_turns import WorkKind
 from engine.model_cache.cache import ModelCache, ModelEntry
 from engine.model_cache.loaded_models import LoadedModels

@@ -14,7 +14,7 @@ from PIL import Image
 
 from benchmarks.fixtures.small_pipelines import save_small_pipeline
 from engine import models
-from engine.core.engine import Engine, StepDone
+from engine.batching.engine import Engine, StepDone
 from engine.device.core_turns import CoreTurns, WorkKind
 from engine.output.picture_check import JobVerdicts
 from engine.picture_files.encoding import encode_png

@@ -11,9 +11,9 @@ import pytest
 import torch
 from msgspec.structs import replace
 
+from engine.batching.engine import StepDone
 from engine.bus import Claim
 from engine.contract import Amendment, AmendmentRequest, Concept, DropImages, Frame, Recipe, SetConcepts, SetGuidance
-from engine.core.engine import StepDone
 from engine.worker.run import JobRun
 from engine.worker.run_output import RunOutput
 from shared.worker_harness import make_job, wait_until

@@ -13,10 +13,10 @@ import pytest_asyncio
 from msgspec.structs import replace
 from PIL import Image
 
+from engine.batching.engine import Engine
+from engine.batching.job_images import reason_to_decline
 from engine.bus import BusMessage
 from engine.contract import JobFailed, JobFinished, JobStarted, PictureReady, UpscaleTask
-from engine.core.engine import Engine
-from engine.core.job_images import reason_to_decline
 from engine.model_cache.cache import ModelCache, ModelEntry
 from engine.model_cache.loaded_models import LoadedModels
 from engine.output.decode_worker import DecodeWorker

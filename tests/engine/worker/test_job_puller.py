@@ -7,8 +7,8 @@ from typing import Any, cast
 
 import pytest
 
-from engine.backend.remote_engine import RemoteEngine
-from engine.backend.verdicts import Verdicts
+from engine.remote.pictures import Verdicts
+from engine.remote.worker import RemoteEngine
 from engine.worker.active_runs import ActiveRuns
 from engine.worker.job_puller import JobPuller
 from shared.bus_harness import make_job

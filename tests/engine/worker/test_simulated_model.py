@@ -14,11 +14,11 @@ import pytest
 import pytest_asyncio
 import torch
 
+from engine.batching.engine import Engine
 from engine.bus.broker.embedded import Broker
 from engine.contract import JobFinished, JobStarted, PictureReady
-from engine.core.engine import Engine
 from engine.output.decode_worker import DecodeWorker
-from engine.plan import TABLED
+from engine.sampling import TABLED
 from engine.worker.local_run import run_locally
 from engine.worker.simulated_model import NAME, SimulatedModel, build_calibration, forward_ms
 from shared.worker_harness import JOB, LEASE, OTHER_JOB, WorkerHarness, hash_local_pictures, make_job, wait_until

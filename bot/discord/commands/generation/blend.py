@@ -13,7 +13,7 @@ from bot.discord.attachments import to_remote_file
 from bot.discord.commands.generation.imagine import MIN_STRENGTH
 from bot.discord.responses import respond_with_jobs
 from bot.domain.errors import UserError
-from bot.services.init_images.request import InitImages
+from bot.jobs.init_images import InitImages
 
 if TYPE_CHECKING:
     from bot.discord.client import DarkroomClient

@@ -12,7 +12,7 @@ from bot.discord.attachments import to_remote_file
 from bot.discord.checks import reply_on_error
 from bot.discord.commands.generation import autocomplete
 from bot.discord.commands.generation.imagine import submit_prompt
-from bot.services.init_images.request import InitImages
+from bot.jobs.init_images import InitImages
 from engine.contract import MAX_COUNT
 
 if TYPE_CHECKING:

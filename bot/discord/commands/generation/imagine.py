@@ -18,7 +18,7 @@ from bot.discord.components import branches
 from bot.discord.job_choice import MAX_CHOICE_CHARS, MAX_CHOICES, recent_jobs_autocomplete
 from bot.discord.responses import member_of, respond_with_jobs
 from bot.domain.errors import UserError
-from bot.services.init_images.request import InitImages
+from bot.jobs.init_images import InitImages
 from engine.contract import MAX_COUNT, MAX_STEPS
 
 if TYPE_CHECKING:

@@ -22,12 +22,12 @@ from bot.discord.commands.member.thumbnail import render_thumbnail
 from bot.discord.job_choice import job_label
 from bot.discord.responses import NO_MENTIONS, member_of
 from bot.domain.job_states import is_end
-from bot.services.job_views.history import HistoryFilter
+from bot.jobs.history import HistoryFilter
 
 if TYPE_CHECKING:
     from bot.discord.client import DarkroomClient
     from bot.domain.dto import JobView
-    from bot.services.job_views.history import HistoryPage
+    from bot.jobs.history import HistoryPage
 
     Interaction = discord.Interaction[DarkroomClient]
 

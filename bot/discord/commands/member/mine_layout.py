@@ -17,7 +17,7 @@ from bot.domain.texts import escape_discord, shorten
 
 if TYPE_CHECKING:
     from bot.domain.dto import Destination
-    from bot.services.job_views.history import HistoryEntry, HistoryFilter, HistoryPage
+    from bot.jobs.history import HistoryEntry, HistoryFilter, HistoryPage
 
 FILTER_TITLES: Mapping[HistoryFilter, str] = MappingProxyType(
     {"all": "All", "favourites": "Favourites", "waiting": "Waiting", "unshown": "Not shown"}

@@ -1,6 +1,6 @@
 """`/prefer`: a member's preferences, shown and set. They hold in every server.
 
-`suffix`, `remix`, `auto_dm` and `option` have Midjourney's names; `set` changes every preference but the aliases.
+`suffix`, `remix` and `auto_dm` have Midjourney's names; `set` changes every preference. Features may add subcommands.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from discord import app_commands
 from discord.app_commands import Choice, Range
 
 from bot.discord.checks import reply_on_error
+from bot.discord.extension import list_preference_commands
 from bot.discord.responses import member_of, send_ephemeral
 from bot.domain.texts import escape_discord
-from bot.services.preferences import CHOICES, MAX_SUFFIX, NAMES, Preference
+from bot.jobs.preferences import CHOICES, MAX_SUFFIX, NAMES, Preference
 
 if TYPE_CHECKING:
     from bot.discord.client import DarkroomClient
@@ -106,8 +107,10 @@ async def suggest_values(interaction: discord.Interaction[DarkroomClient], curre
 def render_preferences(preferences: Preference, mention: Callable[[str], str]) -> str:
     """Return all preferences, one a line, and how to change one: `mention` names a command."""
     hint = f"""-# {mention("prefer set")} with a name and a value changes one; without a value it is back to its \
-default. {mention("prefer option list")} has your flag aliases."""
-    return "\n".join(["**Your preferences**", *(render_preference(name, preferences) for name in NAMES), hint])
+default."""
+    further = [f" {mention(command)} {words}." for command, words in list_preference_commands().items()]
+    shown = [render_preference(name, preferences) for name in NAMES]
+    return "\n".join(["**Your preferences**", *shown, hint + "".join(further)])
 
 
 def render_preference(name: str, preferences: Preference) -> str:

@@ -18,7 +18,7 @@ from bot.apis.a1111.upscaling import TargetSize
 from bot.domain.errors import UserError
 from bot.prompt import build_recipe, parse
 from engine.contract import Sampler
-from tests.shared.painter import make_profile
+from tools.painter import make_profile
 
 ALL_SAMPLERS: tuple[Sampler, ...] = get_args(Sampler)
 PROFILE = msgspec.structs.replace(make_profile(), samplers=ALL_SAMPLERS)

@@ -28,8 +28,8 @@ from bot.web.app import build_app, run_server
 from bot.web.auth import HostPolicy, terminal_key
 from engine.bus.broker.embedded import Broker
 from shared.migrated_database import put_migrated_database
-from shared.painter import PaintingWorker
 from tests.bot.web.conftest import connect, start_worker, wait_until
+from tools.painter import PaintingWorker
 
 ROOT = Path(__file__).parents[4]
 

@@ -10,10 +10,10 @@ import pytest
 from bot.apis.openai.bodies import DrawBody, decode_fields
 from bot.apis.openai.errors import FieldError
 from bot.apis.openai.picture_requests import build_request, count_pictures, parse_size
-from bot.queue.model_catalog import ModelCatalog
-from bot.services.init_images.request import InitImages
+from bot.jobs.init_images import InitImages
+from bot.jobs.model_catalog import ModelCatalog
 from engine.contract import Presence
-from shared.painter import make_profile
+from tools.painter import make_profile
 
 PICTURE = InitImages((b"a picture",))
 

@@ -14,8 +14,8 @@ from PIL import Image, ImageDraw
 from benchmarks.fixtures.small_controls import build_controlnet, save_control
 from benchmarks.fixtures.small_pipelines import save_small_pipeline
 from bot.__main__ import app
-from model_hub.repositories import make_repository, read_folder
-from model_hub.server import ModelHub
+from tools.model_hub.repositories import make_repository, read_folder
+from tools.model_hub.server import ModelHub
 
 
 def draw_sketch() -> Image.Image:

@@ -12,9 +12,9 @@ import pytest
 from bot.__main__ import app
 from bot.domain.errors import UserError
 from engine.hub.catalogue import PartEntry, read_part_catalogue
-from model_hub.repositories import make_repository, read_folder
-from model_hub.server import ModelHub
 from shared.hub_models import FILES, WEIGHTS
+from tools.model_hub.repositories import make_repository, read_folder
+from tools.model_hub.server import ModelHub
 
 Run = Callable[..., str]
 WEIGHTS_NAME = "diffusion_pytorch_model"

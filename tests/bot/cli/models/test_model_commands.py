@@ -17,9 +17,9 @@ from bot.__main__ import app
 from bot.domain.errors import UserError
 from engine.hub.catalogue import find_entry
 from engine.process.model_settings import read_model_settings
-from model_hub.repositories import make_repository
-from model_hub.server import ModelHub
 from shared.hub_models import FILES, WEIGHTS, make_model
+from tools.model_hub.repositories import make_repository
+from tools.model_hub.server import ModelHub
 
 Run = Callable[..., str]
 ROOT = Path(__file__).parents[4]

@@ -17,7 +17,7 @@ from bot.discord.commands.member.mine_layout import FILTER_TITLES, MineLayout, r
 from bot.discord.job_choice import MAX_CHOICE_CHARS, filter_jobs, job_label
 from bot.domain.dto import Destination, JobView, PictureRef
 from bot.domain.texts import format_footer
-from bot.services.job_views.history import HistoryEntry, HistoryPage
+from bot.jobs.history import HistoryEntry, HistoryPage
 from engine.contract import Concept, Lora, NoiseAncestor, Recipe, UpscaleTask
 from engine.picture_files.parameters import format_parameters
 

@@ -18,18 +18,16 @@ from bot.discord.checks import list_command_actions
 from bot.discord.commands.command_limits import check_limits, count_characters
 from bot.discord.commands.generation import autocomplete
 from bot.discord.commands.help import MENTIONED_COMMANDS, render_help
-from bot.discord.commands.member.flag_aliases import render_aliases
 from bot.discord.commands.member.prefer import render_preferences
 from bot.discord.commands.registry import COMMANDS, build_payload
 from bot.discord.extension import list_feature_commands
 from bot.discord.job_choice import MAX_CHOICE_CHARS, MAX_CHOICES
 from bot.discord.permissions import PERMISSIONS_AFTER_TOKEN, SEND_IN_THREADS
+from bot.jobs.model_catalog import SHIPPED_MODEL
+from bot.jobs.preferences import NAMES as PREFERENCES
+from bot.jobs.preferences import Preference
 from bot.policy.permissions import ACTIONS
 from bot.prompt.default_cost import format_default_cost
-from bot.queue.model_catalog import SHIPPED_MODEL
-from bot.services.flag_aliases import MAX_ALIASES
-from bot.services.preferences import NAMES as PREFERENCES
-from bot.services.preferences import Preference
 from engine.contract import SAMPLER_TITLES, Lora
 
 ROOT = Path(__file__).resolve().parents[4]
@@ -186,13 +184,6 @@ def test_the_list_of_preferences_says_how_to_change_one() -> None:
     lines = render_preferences(Preference(), lambda name: f"</{name}:17>").split("\n")
     assert len(lines) == len(PREFERENCES) + 2
     assert lines[-1].startswith("-# </prefer set:17> with a name and a value changes one")
-
-
-def test_all_flag_aliases_fit_one_message() -> None:
-    aliases = {f"{'x' * 22}{n:02}": "*" * 500 for n in range(MAX_ALIASES)}
-    message = render_aliases(aliases, "</prefer option set:1234567890123456789>")
-    assert len(message) <= 2000
-    assert message.count("`--") == MAX_ALIASES
 
 
 def test_prefer_set_offers_every_preference() -> None:

@@ -323,32 +323,6 @@ async def test_preference_commands_have_the_names_of_midjourney(open_world: Any)
         assert "**none**" in text(await world.alice.slash(world.channel, "prefer suffix"))
 
 
-async def test_flag_aliases_are_set_listed_used_and_deleted(open_world: Any) -> None:
-    async with open_world() as world:
-        empty_list_reply = await world.alice.slash(world.channel, "prefer option list")
-        assert empty_list_reply.ephemeral
-        assert "no flag alias yet" in text(empty_list_reply)
-        change = await world.alice.slash(
-            world.channel, "prefer option set", name="mine", value="pale `one` --seed 5 --count 1"
-        )
-        assert change.ephemeral
-        assert "From now on: `--mine` stands for **pale" in text(change)
-        result = await world.alice.slash(world.channel, "imagine", prompt="red apple --mine")
-        assert "--mine stands for" in text(result)
-        await world.wait_for_end(result)
-        view = await newest_view(world)
-        assert (view.prompt, view.task.seed) == ("red apple pale `one` --seed 5 --count 1", 5)
-        assert "no flag --mine" in text(await world.bob.slash(world.channel, "imagine", prompt="red apple --mine"))
-        (offer,) = await world.alice.autocomplete(world.channel, "prefer option set", "name", "mi")
-        assert offer["value"] == "mine"
-        assert "`--mine`" in text(await world.alice.slash(world.channel, "prefer option list"))
-        invalid_reply = await world.alice.slash(world.channel, "prefer option set", name="other", value="--steps 9999")
-        assert "--steps 9999 is not possible" in text(invalid_reply)
-        deletion = await world.alice.slash(world.channel, "prefer option set", name="mine")
-        assert "`--mine` is deleted" in text(deletion)
-        assert "no option --mine" in text(await world.alice.slash(world.channel, "prefer option set", name="mine"))
-
-
 # /reproduce
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from bot.discord.cards.job_cards import render_refusal
 from bot.discord.commands.member import privacy
-from bot.services.job_views.job_views import REMOVAL_SENTENCES
+from bot.jobs.views import REMOVAL_SENTENCES
 
 pytestmark = pytest.mark.asyncio
 

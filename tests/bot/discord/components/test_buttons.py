@@ -11,7 +11,7 @@ from PIL import Image
 
 from bot.domain.dto import Member
 from bot.domain.errors import UserError
-from bot.services.jobs.variations import VARIATION_STRENGTHS
+from bot.jobs.variations import VARIATION_STRENGTHS
 from shared.discord_jobs import create_moderator, imagine
 
 pytestmark = pytest.mark.asyncio

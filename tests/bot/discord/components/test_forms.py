@@ -31,9 +31,9 @@ from bot.prompt.permutations import escape_braces
 from bot.services.front_end_actions import Report
 from bot.services.moderation.moderation import MAX_REASON
 from engine.contract import UpscaleTask
-from loopback.known_deviations import find_unexplained
-from loopback.openapi import FILE, RequestValidator
 from shared.sample_views import JOB, make_recipe, make_view
+from tools.loopback.known_deviations import find_unexplained
+from tools.loopback.openapi import FILE, RequestValidator
 
 NASTY = "@everyone <@5> **x** {a, b} \\{c\\} [a](http://b.c) `y` \u202e"
 words = st.text(max_size=2000) | st.text(alphabet="{},\\ab -:", max_size=200)

@@ -26,14 +26,14 @@ from bot.discord.settings import (
     ui_parts,
 )
 from bot.domain.dto import Member
+from bot.jobs.model_catalog import SHIPPED_MODEL
 from bot.policy.limits import Limits
 from bot.policy.rules.catalogue import SETTINGS, Setting
 from bot.policy.rules.effective_rules import resolve
 from bot.policy.rules.explanations import Explanation
 from bot.policy.rules.rule import SCOPES, Rule, RuleChange, RuleStep, RuleValue, Scope
-from bot.queue.model_catalog import SHIPPED_MODEL
-from loopback.known_deviations import find_unexplained
-from loopback.openapi import FILE, RequestValidator
+from tools.loopback.known_deviations import find_unexplained
+from tools.loopback.openapi import FILE, RequestValidator
 
 GUILD = "discord:5"
 NASTY = "@everyone <@5> **x** [a](http://b.c) `y` \u202e" + "z" * 300

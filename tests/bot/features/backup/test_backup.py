@@ -41,8 +41,8 @@ from bot.store.drivers.database import find_sqlite_path
 from bot.store.jobs import destinations, queries
 from engine.bus import Bus
 from engine.bus.broker.embedded import Broker
-from shared.painter import PaintingWorker, cancel_task
 from shared.stored_jobs import admit_job, finish_job, make_new_job
+from tools.painter import PaintingWorker, cancel_task
 
 ROOT = Path(__file__).parents[4]
 

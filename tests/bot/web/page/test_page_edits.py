@@ -10,8 +10,8 @@ from PIL import Image
 from playwright.async_api import Locator, Page, expect
 
 from engine.contract import ImageToImage, Recipe
-from shared.painter import paint_solid
 from shared.web_visitor import draw_picture, open_page, send_prompt, wait_for_card, wait_until_finished
+from tools.painter import paint_solid
 
 if TYPE_CHECKING:
     from tests.bot.web.conftest import WebServer

@@ -1,0 +1,419 @@
+"""Dispatch: sends jobs to the broker in fair order, and no more than live workers have free rows for.
+
+The dispatcher sleeps until its wake event (a job arrived or ended, a worker changed). It records a job as sent in SQL
+before it submits it, so `republish` restores what the broker lacks. The rerouter moves jobs out of pools that can no
+longer run them. The amendment sender repeats changes of running jobs until a worker answers. All know the store and the
+bus; nothing of front ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
+
+import msgspec
+
+from bot.domain.events import Feed, QueueMoved
+from bot.domain.periodic import run_periodically
+from bot.domain.texts import INIT_IMAGE_GONE
+from bot.images.picture_store import ContentMissing
+from bot.jobs.active_jobs import ActiveJob, ActiveJobs
+from bot.jobs.completion import BrokerBlobs, JobCompletion
+from bot.jobs.forecast import Forecast, QueuePlace
+from bot.jobs.model_catalog import ModelCatalog, PoolSummary, group_by_pool
+from bot.jobs.recipe import renew_recipe
+from bot.policy.limits import Limits
+from bot.policy.queue_bypass import QueueBypass
+from bot.policy.rules.running_limits import RunningLimits
+from bot.policy.worker_losses import is_on_probation
+from bot.store import DatabaseUnavailable, JobRecord, PickRequest, Store, Transition, rules
+from bot.store.jobs.amendments import AmendmentRecord, list_jobs_with_waiting, list_waiting, read_recipe_cost
+from bot.store.transitions import pool_changes
+from engine.bus import BrokerUnreachable, Bus
+from engine.contract import (
+    MAX_AMENDMENTS_AT_ONCE,
+    AmendJob,
+    AmendmentRequest,
+    Job,
+    MalformedMessage,
+    Presence,
+    Recipe,
+    required_blobs,
+)
+from engine.process.log_format import log_context
+
+log = logging.getLogger(__name__)
+
+# most rows of newcomers beyond the workers' rows: as a share, and absolute
+MAX_OVERBOOK_SHARE = 12.0
+MAX_OVERBOOK_ROWS = 96
+IDLE_SECONDS = 1.0  # longest sleep without a wake event
+PUBLISH_SECONDS = 1.0  # least time between two publications of queue places
+
+
+def overbook_share(rows: int) -> float:
+    """Return how far newcomers may exceed a pool's rows, as a share of them.
+
+    A small pool has room for a grid or two: without this, nine members who arrive together would each wait for the last
+    step of another before their first. In a large pool rows become free soon, so there the share is 1.
+    """
+    return max(1.0, min(MAX_OVERBOOK_SHARE, MAX_OVERBOOK_ROWS / max(1, rows)))
+
+
+class Dispatcher:
+    """Run `run` as a task. `wake_event` is set when a job arrives or ends, or a worker changes."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        bus: Bus,
+        active_jobs: ActiveJobs,
+        feed: Feed,
+        forecast: Forecast,
+        models: ModelCatalog,
+        blobs: BrokerBlobs,
+        completion: JobCompletion,
+        wake_event: asyncio.Event,
+        limits: Limits,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._store = store
+        self._bus = bus
+        self._active_jobs = active_jobs
+        self._feed = feed
+        self._forecast = forecast
+        self._models = models
+        self._blobs = blobs
+        self._completion = completion
+        self._limits = limits
+        self._clock = clock
+        self._bypass = QueueBypass()
+        self._wake_event = wake_event
+        self._must_republish = True  # the broker may lack jobs that SQL has as sent
+        self._published: dict[str, QueueMoved] = {}
+        self._published_at = 0.0
+
+    def wake(self) -> None:
+        """Wake the dispatcher: something changed."""
+        self._wake_event.set()
+
+    async def handle_reconnect(self) -> None:
+        """Publish everything again, since the broker was away."""
+        self._active_jobs.losses.record_outage(self._clock())
+        self._must_republish = True
+        self.wake()
+
+    async def prepare(self) -> None:
+        """Load models, jobs, workers before the first request. Raises `BrokerUnreachable`, `DatabaseUnavailable`."""
+        self._active_jobs.losses.record_outage(self._clock())  # nobody saw what broke while no bot ran
+        await self._models.load()
+        await self._completion.load_active()
+        self._bus.add_reconnect_callback(self.handle_reconnect)
+        await self._bus.watch_workers(self.wake)
+
+    async def run(self) -> None:
+        """Dispatch until cancelled. Wait out an outage of broker or database."""
+        while True:
+            self._wake_event.clear()
+            try:
+                await self.run_round()
+            except (BrokerUnreachable, DatabaseUnavailable) as error:
+                log.warning("dispatch: %s", error)
+                self._must_republish = True
+                await asyncio.sleep(IDLE_SECONDS)
+            except MalformedMessage as error:  # a corrupt row: the next round begins by failing it
+                log.error("dispatch: %s", error)
+                self._must_republish = True
+            try:
+                async with asyncio.timeout(IDLE_SECONDS):
+                    await self._wake_event.wait()
+            except TimeoutError:
+                continue
+
+    async def run_round(self) -> None:
+        """Dispatch all that fits now. Raises `BrokerUnreachable` and `DatabaseUnavailable`."""
+        if self._must_republish:
+            await self._bus.declare()  # after the reconnection this may have failed, for example on a full disk
+            await self.republish()
+            self._must_republish = False
+        await self._models.refresh()
+        guild_limits = self._forecast.guild_limits = await self._store.query(rules.load_guild_limits)
+        for pool_info in group_by_pool(self._bus.workers).values():
+            while transition := await self._pick_next(pool_info, guild_limits):
+                self._active_jobs.put(transition.record, self._clock())
+                await self._submit_or_fail(transition.record)
+        await self._publish_places()
+
+    async def _pick_next(self, pool_info: PoolSummary, guild_limits: RunningLimits) -> Transition | None:
+        """Mark the pool's next job as sent in SQL, and return the transition."""
+        now = self._clock()
+        loaded_models = self._bypass.bypass_models(pool_info.pool, pool_info.loaded_models, now)
+        request = PickRequest(
+            pool_info.pool,
+            pool_info.models,
+            self._limits.running,
+            running_limits=guild_limits,
+            bypass=self._bypass,
+            paused_rows=self._active_jobs.count_paused_rows(pool_info.pool, pool_info.rows, pool_info.free_rows, now),
+            loaded_models=None if pool_info.models <= loaded_models else pool_info.models & loaded_models,
+        )
+        return await self._store.pick_job(request, pool_info.rows, overbook_share(pool_info.rows), now)
+
+    async def republish(self) -> None:
+        """Submit every sent or running job again; the broker ignores those that it has.
+
+        Skips a job with waiting results, since it may be done. A job that was claimed before the broker lost its store
+        is submitted all the same: its claim is lost, and its worker has stopped. A running job on probation is not:
+        the patrol brings it back once its worker is lost.
+        """
+        reported_jobs = await self._bus.list_reported_jobs()
+        first_epoch = await self._bus.read_first_epoch()
+        for record in await self._completion.load_active():
+            is_lost = 0 < record.epoch < first_epoch
+            is_left_to_patrol = record.state == "running" and is_on_probation(record.attempts_without_progress)
+            if not record.cancelling and (is_lost or not (record.id in reported_jobs or is_left_to_patrol)):
+                await self._submit_or_fail(record)
+
+    async def _submit_or_fail(self, record: JobRecord) -> None:
+        """Submit a job, or fail it: a job that cannot be published must not block those behind it."""
+        try:
+            with log_context(record.id):
+                await self.submit(record)
+        except (BrokerUnreachable, DatabaseUnavailable):
+            raise
+        except Exception:
+            log.exception("job %s: cannot be handed to a worker", record.id)
+            await self._completion.fail(record.id, "It could not be handed to a worker.", "us")
+
+    async def submit(self, record: JobRecord) -> None:
+        """Publish this attempt, with its input pictures. Idempotent.
+
+        A job that waits for its next attempt is left to the patrol, which submits it then. Raises `BrokerUnreachable`
+        or `DatabaseUnavailable`.
+        """
+        if record.id in self._active_jobs.next_attempt_at:
+            return
+        try:
+            for sha256 in required_blobs(record.task):
+                await self._blobs.put(sha256)
+        except ContentMissing:
+            await self._completion.fail(record.id, INIT_IMAGE_GONE, "us")
+            return
+        except BrokerUnreachable:
+            raise
+        except OSError as error:  # the patrol submits it again; the jobs behind it do not wait
+            log.warning("job %s: not sent yet: %s", record.id, error)
+            return
+        if await self._bus.dispatch(await self._to_current_job(record)) and record.state == "running":
+            log.warning("job %s: published again after the broker lost it", record.id)
+        if self._feed.is_watched(record.id):
+            await self._bus.request_previews(record.id)
+        log.info("job %s: sent, attempt %d", record.id, record.attempt)
+
+    async def _to_current_job(self, record: JobRecord) -> Job:
+        """Return the wire value. A job that has not started uses its model's current weights.
+
+        Its cost is that of its recipe: the worker adds what waiting changes cost once they hold.
+        """
+        cost = await self._store.query(read_recipe_cost, record.id)
+        job = msgspec.structs.replace(record.to_job(), cost=cost)
+        if isinstance(job.task, Recipe) and not record.step:
+            with suppress(KeyError):
+                task, notes = renew_recipe(job.task, self._models.find_entry(job.task.model))
+                if notes:
+                    log.warning("job %s: %s", record.id, notes[0])
+                return msgspec.structs.replace(job, task=task)
+        return job
+
+    async def _publish_places(self) -> None:
+        """Publish the changed places of waiting jobs, if anybody listens."""
+        now = self._clock()
+        if not self._feed.has_subscribers or now - self._published_at < PUBLISH_SECONDS:
+            return
+        self._published_at = now
+        layout = await self._forecast.get_layout()
+        events = {job: self._to_queue_event(job, place) for job, place in layout.places.items()}
+        for job, event in events.items():
+            if not _is_same_place(self._published.get(job), event):
+                self._feed.publish(event)
+        self._published = events
+
+    def _to_queue_event(self, job: str, place: QueuePlace) -> QueueMoved:
+        return QueueMoved(
+            job,
+            place.jobs_ahead,
+            self._forecast.estimate_wait(place),
+            self._forecast.describe_startup(place.pool, place.model),
+        )
+
+
+def _is_same_place(old: QueueMoved | None, new: QueueMoved) -> bool:
+    """Return True if a member would see no difference: the same place, and an ETA within 10 %."""
+    if old is None or (old.jobs_ahead, old.startup_notice) != (new.jobs_ahead, new.startup_notice):
+        return False
+    old_eta = old.eta
+    new_eta = new.eta
+    return old_eta == new_eta or (
+        old_eta is not None and new_eta is not None and abs(old_eta - new_eta) <= 0.1 * old_eta
+    )
+
+
+INTERVAL_SECONDS = 2.0
+ANY_MODEL = frozenset({""})  # the empty model name: any worker of the pool can run the job
+
+
+class JobRerouter:
+    """Run `run` as a task."""
+
+    def __init__(
+        self,
+        store: Store,
+        bus: Bus,
+        active_jobs: ActiveJobs,
+        completion: JobCompletion,
+        models: ModelCatalog,
+        workers: Callable[[], Mapping[str, Presence]],
+        *,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._store = store
+        self._bus = bus
+        self._active_jobs = active_jobs
+        self._completion = completion
+        self._models = models
+        self._workers = workers
+        self._clock = clock
+        self._page_cursors: dict[str, str] = {}  # pool → job after which the next round continues: some can never move
+
+    async def run(self) -> None:
+        """Run rounds until cancelled. Retry after an outage of broker or database."""
+        await run_periodically(self.run_round, INTERVAL_SECONDS, "rerouting", log, pauses_first=True)
+
+    async def run_round(self) -> None:
+        """Check all sent jobs, and one page of waiting jobs per pool. Raises `BrokerUnreachable` and
+        `DatabaseUnavailable`.
+        """
+        live_pools = group_by_pool(self._workers())
+        if not live_pools:
+            return
+        for active_job in [run for run in self._active_jobs.by_id.values() if run.record.pool not in live_pools]:
+            await self._recall_job(active_job)
+        movable_models = {
+            pool: _find_movable_models(pool, live_pools)
+            for pool in await self._store.query(pool_changes.list_waiting_pools)
+        }
+        self._page_cursors = {
+            pool: await self._move_page(pool, models) for pool, models in movable_models.items() if models
+        }
+
+    async def _move_page(self, pool: str, models: Collection[str]) -> str:
+        """Move the movable jobs of one page. Return the job after which the next page begins, empty to start over."""
+        records, cursor = await self._store.query(
+            pool_changes.list_waiting_jobs, pool, models, self._page_cursors.get(pool, "")
+        )
+        for record in records:
+            await self._move_job(record)
+        return cursor
+
+    async def _recall_job(self, active_job: ActiveJob) -> None:
+        """Queue a sent, unclaimed job again if its pool has no workers and another pool can run it."""
+        if (
+            self._find_other_pool(active_job.record) is None
+            or active_job.record.cancelling
+            or self._active_jobs.results_behind_until > self._clock()
+        ):
+            return
+        if await self._bus.get_holder(active_job.record.id) is None:
+            audit_note = f"nobody serves the pool {active_job.record.pool}"
+            await self._completion.requeue(
+                active_job.record.id, step=active_job.step, audit_note=audit_note, cause="lost"
+            )
+
+    async def _move_job(self, record: JobRecord) -> None:
+        pool = self._find_other_pool(record)
+        if pool is not None and await self._store.reroute_job(record.id, pool, self._clock()) is not None:
+            log.warning("job %s: from the pool %s to %s, where its model is offered", record.id, record.pool, pool)
+            self._completion.on_rows_freed()
+
+    def _find_other_pool(self, record: JobRecord) -> str | None:
+        """Return another pool that can run the job; None if there is none."""
+        if isinstance(record.task, Recipe):
+            pool = self._models.choose_pool(record.task.model, record.task.revision, recipe=record.task)
+        else:
+            pool = self._models.choose_live_pool(record.pool)
+        return None if pool == record.pool else pool
+
+
+def _find_movable_models(pool: str, live_pools: Mapping[str, PoolSummary]) -> frozenset[str]:
+    """Return the models for which a job may leave a pool: offered in another pool and not in this one."""
+    all_models = frozenset[str]().union(*(pool_info.models for pool_info in live_pools.values()))
+    return all_models - live_pools[pool].models if pool in live_pools else all_models | ANY_MODEL
+
+
+REPEAT_SECONDS = 1.0
+
+
+class AmendmentSender:
+    """Run `run` as a task."""
+
+    def __init__(self, store: Store, bus: Bus, active_jobs: ActiveJobs) -> None:
+        self._store = store
+        self._bus = bus
+        self._active_jobs = active_jobs
+        self._waiting: set[str] | None = None  # jobs that may have waiting changes; None: SQL knows
+        self._woken: set[str] = set()
+        self._wake_event = asyncio.Event()
+
+    def wake(self, job: str) -> None:
+        """Send a job's waiting changes now."""
+        self._woken.add(job)
+        self._wake_event.set()
+
+    async def run(self) -> None:
+        """Send until cancelled. Wait out an outage of broker or database."""
+        repeat_at = 0.0
+        while True:
+            now = asyncio.get_running_loop().time()
+            is_repeat = now >= repeat_at
+            try:
+                await self.run_round(is_repeat=is_repeat)
+            except (BrokerUnreachable, DatabaseUnavailable) as error:
+                log.warning("changes: %s", error)
+            repeat_at = now + REPEAT_SECONDS if is_repeat else repeat_at
+            await self._wait(repeat_at)
+
+    async def _wait(self, until: float) -> None:
+        try:
+            async with asyncio.timeout_at(until):
+                await self._wake_event.wait()
+        except TimeoutError:
+            return
+
+    async def run_round(self, *, is_repeat: bool = True) -> None:
+        """Send the waiting changes of the woken jobs, or of all. Raises `BrokerUnreachable`, `DatabaseUnavailable`."""
+        self._wake_event.clear()
+        if self._waiting is None:
+            self._waiting = set(await self._store.query(list_jobs_with_waiting))
+        woken = self._woken
+        self._woken = set()
+        self._waiting |= woken
+        jobs = self._waiting if is_repeat else woken
+        if not jobs:
+            return
+        by_job = await self._store.query(list_waiting, sorted(jobs))
+        self._waiting -= jobs - by_job.keys() - self._woken
+        for job, waiting in by_job.items():
+            await self._send(job, waiting)
+
+    async def _send(self, job: str, waiting: Sequence[AmendmentRecord]) -> None:
+        """Send a job's changes to the claim that we know. Without one they wait for the next."""
+        active_job = self._active_jobs.by_id.get(job)
+        if active_job is None or not active_job.is_claimed:
+            return
+        requests = tuple(AmendmentRequest(each.number, each.change) for each in waiting[:MAX_AMENDMENTS_AT_ONCE])
+        record = active_job.record
+        await self._bus.send_amendments(record.pool, AmendJob(job=job, epoch=record.epoch, requests=requests))

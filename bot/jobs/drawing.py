@@ -1,0 +1,276 @@
+"""Makes jobs from prompts, and cancels, pauses, prioritises and favours jobs. Front ends are adapters over it.
+
+Every refusal is a `UserError` with one sentence for the member.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
+from functools import partial
+
+from bot.domain.dto import AcceptedJob, Destination, JobAction, Member
+from bot.domain.errors import UserError
+from bot.domain.texts import shorten
+from bot.images.gallery import Gallery
+from bot.jobs.admission import Admission, JobMaker, draw_seed
+from bot.jobs.beginnings import (
+    AliasLoader,
+    is_edit_requested,
+    unused_strength_note,
+    with_followed_pictures,
+    with_init_images,
+    with_input_aspect,
+)
+from bot.jobs.control import JobCanceller, JobControl
+from bot.jobs.init_images import InitImageLoader, InitImages, LoadedInitImages, PageAddresses, split_leading_urls
+from bot.jobs.model_catalog import CatalogEntry, ModelCatalog
+from bot.jobs.recipe import JobRequest, interpolation_recipes, offline_note, pin_batch_shape
+from bot.jobs.views import JobViews, make_job_ref
+from bot.policy.permissions import forbidden_reason
+from bot.policy.rules import EffectiveRules
+from bot.prompt import ParsedPrompt, ParseResult, build_recipe, make_remarks, parse
+from bot.prompt.capability_check import check_capabilities, check_start
+from bot.prompt.suffix import add_end_prompt_suffix, add_suffix
+from bot.store import Store
+from bot.store.members import preferences
+from engine.contract import Presence, Recipe, estimate_cost
+from engine.prompt.style_guide import StyleGuide
+
+NO_EDITOR = "No worker has a model that edits pictures by words, such as FLUX.2, FLUX.1 Kontext or Qwen-Image-Edit."
+SUFFIX_ADDED = "Your suffix was added: “{}”."
+
+
+class JobService:
+    """`draw_seed` returns a new seed, `style_guides` are by model.
+
+    Jobs from finished pictures are in `VariationService` and `EditService`.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        catalog: ModelCatalog,
+        job_views: JobViews,
+        gallery: Gallery,
+        admission: Admission,
+        init_image_loader: InitImageLoader,
+        load_aliases: AliasLoader,
+        job_maker: JobMaker,
+        canceller: JobCanceller,
+        job_control: JobControl,
+        workers: Callable[[], Mapping[str, Presence]],
+        page_addresses: PageAddresses,
+        effective_rules: Callable[[Member], Awaitable[EffectiveRules]],
+        style_guides: Mapping[str, StyleGuide],
+        clock: Callable[[], float] = time.time,
+        draw_seed: Callable[[], int] = draw_seed,
+    ) -> None:
+        self._store = store
+        self._catalog = catalog
+        self._job_views = job_views
+        self._gallery = gallery
+        self._admission = admission
+        self._init_image_loader = init_image_loader
+        self._load_aliases = load_aliases
+        self._job_maker = job_maker
+        self._cancelling = canceller
+        self._job_control = job_control
+        self._workers = workers
+        self._page_addresses = page_addresses
+        self._effective_rules = effective_rules
+        self._style_guides = style_guides
+        self._clock = clock
+        self._draw_seed = draw_seed
+
+    async def imagine(
+        self,
+        text: str,
+        member: Member,
+        destination: Destination,
+        *,
+        key: str | None = None,
+        is_exact: bool = False,
+        suffix: str = "",
+        init_images: InitImages | None = None,
+        action: JobAction = "imagine",
+        **options: object,
+    ) -> list[AcceptedJob]:
+        """Admit a prompt as jobs, one for each permutation; all of them or none. Raises `UserError`.
+
+        `options` override the flags in the text: steps, seed, guidance, interval, sampler, model, count, ar, fast,
+        turbo, evaluations, draft, best, negative, strength, edit, stop, tile, mix, chaos, raw, repeat, quality,
+        walk, frames, control, reference, vae, clip_skip; `lora` adds to them. An interpolation (`walk`) makes as
+        many jobs as its pictures need. An `edit` takes a model that edits, unless one is named.
+
+        With `init_images` the prompt may be empty, and without --ar they give the aspect ratio, as a control picture
+        does. URLs at the beginning of the text are init images too, from Discord or our page.
+
+        `suffix` goes behind the prompt, with a note, as on each flag alias. `is_exact` pins the batch shape, so that
+        load cannot change the last bits. The same `key` again returns the same jobs.
+        """
+        text, init_images = split_leading_urls(text, init_images, self._page_addresses)
+        full_text = add_suffix(text, suffix if text else "")
+        parsed = await self._parse(
+            text, full_text, suffix, member, options, allow_empty=bool(init_images and init_images.pictures)
+        )
+        if key is None and any(parsed_prompt.end_prompt for parsed_prompt in parsed.prompts):
+            key = f"walk:{self._clock()}:{self._draw_seed()}"  # links the jobs of an interpolation
+        parsed = await self._choose_editors(parsed, member, len(init_images.pictures) if init_images else 0)
+        if init_images is None:
+            requests = self._build_requests(parsed, action, None, is_exact=is_exact)
+            return await self._job_maker.admit(requests, member, destination, key)
+        actions = self._list_actions(parsed, action, len(init_images.pictures))
+        count = len(parsed.prompts)
+        relaxed = any(parsed_prompt.relaxed for parsed_prompt in parsed.prompts)
+        for checked_action in actions:
+            if existing_jobs := await self._admission.check_before_content(
+                checked_action, member, key, full_text, count=count, relaxed=relaxed
+            ):
+                return existing_jobs
+        async with self._init_image_loader.open_init_images(member, init_images) as loaded_images:
+            requests = self._build_requests(parsed, actions[-1], loaded_images, is_exact=is_exact)
+            return await self._job_maker.admit(requests, member, destination, key, loaded_images)
+
+    async def _parse(
+        self,
+        text: str,
+        full_text: str,
+        suffix: str,
+        member: Member,
+        options: Mapping[str, object],
+        *,
+        allow_empty: bool,
+    ) -> ParseResult:
+        """Parse a prompt with the member's flag aliases. `full_text`: the text with its suffix."""
+        aliases = await self._load_aliases(member.id, full_text)
+        parsed = parse(
+            full_text,
+            self._catalog.find_entry(None).profile,
+            models=self._catalog.model_names(),
+            options=options,
+            allow_empty=allow_empty,
+            aliases=aliases,
+        )
+        suffix_notes = (SUFFIX_ADDED.format(shorten(suffix, 100)),) if full_text != text else ()
+        parsed_prompts = tuple(
+            replace(parsed_prompt, end_prompt=add_end_prompt_suffix(parsed_prompt.end_prompt, suffix, aliases))
+            if parsed_prompt.end_prompt
+            else parsed_prompt
+            for parsed_prompt in parsed.prompts
+        )
+        return ParseResult(parsed_prompts, (*suffix_notes, *parsed.notes))
+
+    def _build_requests(
+        self, parsed: ParseResult, action: JobAction, loaded_images: LoadedInitImages | None, *, is_exact: bool
+    ) -> list[JobRequest]:
+        """Return the job requests. Raises `UserError` if a model cannot draw one."""
+        default_entry = self._catalog.find_entry(None)
+        requests = list[JobRequest]()
+        inputs, input_notes = (loaded_images.inputs, loaded_images.notes) if loaded_images else ((), ())
+        for parsed_prompt in parsed.prompts:
+            entry = self._catalog.find_entry(parsed_prompt.model) if parsed_prompt.model else default_entry
+            style_guide = self._style_guides.get(entry.profile.name)
+            recipes = _build_recipes(
+                parsed_prompt, entry, self._draw_seed(), loaded_images, style_guide, is_exact=is_exact
+            )
+            is_default = entry.profile.name == default_entry.profile.name
+            model_notes = () if is_default else make_remarks(parsed_prompt, entry.profile)
+            strength_notes = unused_strength_note(parsed_prompt, loaded_images, entry.profile)
+            notes = tuple(dict.fromkeys((*input_notes, *parsed.notes, *model_notes, *strength_notes)))
+            notes = notes if entry.is_live else (*notes, offline_note(entry, bool(self._workers())))
+            shown_prompt = " ".join(parsed_prompt.text.split())
+            requests += [
+                JobRequest(
+                    action,
+                    shown_prompt,
+                    notes,
+                    recipe,
+                    entry.pool_for(recipe),
+                    estimate_cost(recipe, entry.profile),
+                    relaxed=parsed_prompt.relaxed,
+                    inputs=inputs,
+                )
+                for recipe in recipes
+            ]
+        return requests
+
+    async def _choose_editors(self, parsed: ParseResult, member: Member, pictures: int) -> ParseResult:
+        """Return the prompts, each edit without a model with one that edits, if possible one that the member may use.
+
+        `pictures`: how many init images there are. Raises `UserError` if there is none.
+        """
+        if not any(prompt.edit and not prompt.model for prompt in parsed.prompts):
+            return parsed
+        rules = await self._effective_rules(member)
+        if (editor := self._catalog.find_editor(partial(rules.allows, "models"), pictures)) is None:
+            raise UserError(NO_EDITOR)
+        prompts = (
+            replace(prompt, model=editor.profile.name) if prompt.edit and not prompt.model else prompt
+            for prompt in parsed.prompts
+        )
+        return replace(parsed, prompts=tuple(prompts))
+
+    def _list_actions(self, parsed: ParseResult, action: JobAction, pictures: int) -> tuple[JobAction, ...]:
+        """Return what the member must be allowed; the last is what the jobs are called.
+
+        Who may not edit pictures may not have them edited by words either.
+        """
+        profiles = [self._catalog.find_entry(prompt.model).profile for prompt in parsed.prompts]
+        if any(map(is_edit_requested, parsed.prompts, profiles)):
+            return "edit", action
+        return ("blend",) if pictures > 1 else (action,)
+
+    async def cancel(self, job: str, member: Member) -> str:
+        """Cancel the member's own job, or as a moderator one of their guild; say what happened. Raises `UserError`."""
+        record = await self._job_views.load_record(job)
+        if reason := forbidden_reason("cancel", member, make_job_ref(record)):
+            raise UserError(reason, 403)
+        return await self._cancelling.cancel(job)
+
+    async def pause(self, job: str, member: Member, *, is_paused: bool = True) -> str:
+        """Pause a running job, for a quarter of an hour at most, or with `is_paused` False resume it.
+
+        It needs the permission to cancel. Nothing stores it: a job that moves to another worker runs on. Raises
+        `UserError`.
+        """
+        record = await self._job_views.load_record(job)
+        if reason := forbidden_reason("pause", member, make_job_ref(record)):
+            raise UserError(reason, 403)
+        return await (self._job_control.pause if is_paused else self._job_control.resume)(record)
+
+    async def set_priority(self, job: str, weight: float) -> str:
+        """Set a running job's share of its author's rows. For the operator. Nothing stores it. Raises `UserError`."""
+        return await self._job_control.prioritise(await self._job_views.load_record(job), weight)
+
+    async def toggle_favourite(self, job: str, index: int, member: Member) -> bool:
+        """Toggle a finished image as a favourite of the member's; return whether it is one now. Raises `UserError`."""
+        await self._gallery.find_visible(job, index)
+        return await self._store.write(preferences.toggle_favourite, member.id, job, index, self._clock())
+
+
+def _build_recipes(
+    parsed_prompt: ParsedPrompt,
+    entry: CatalogEntry,
+    seed: int,
+    loaded_images: LoadedInitImages | None,
+    style_guide: StyleGuide | None,
+    *,
+    is_exact: bool,
+) -> list[Recipe]:
+    """Return the recipe of a prompt, or those of its interpolation. Raises `UserError` if the model cannot draw it."""
+    base_recipe = build_recipe(
+        with_input_aspect(parsed_prompt, loaded_images), entry.profile, seed, style_guide=style_guide
+    )
+    base_recipe = with_init_images(base_recipe, parsed_prompt, loaded_images, entry.profile)
+    base_recipe = with_followed_pictures(base_recipe, parsed_prompt, loaded_images, entry.profile)
+    recipes = (
+        interpolation_recipes(base_recipe, parsed_prompt.end_prompt, parsed_prompt.frames)
+        if parsed_prompt.end_prompt
+        else [base_recipe]
+    )
+    check_capabilities(recipes[0], entry.profile)
+    check_start(recipes[0], entry.profile)
+    return [pin_batch_shape(recipe) if is_exact else recipe for recipe in recipes]

@@ -1,1 +1,0 @@
-"""Reads the workers' results from the broker and stores them."""

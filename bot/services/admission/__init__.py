@@ -1,1 +1,0 @@
-"""The checks before a job is admitted: word filter, rules, quota."""

@@ -1,1 +1,0 @@
-"""Init images: where they come from, and their part of a recipe."""

@@ -1,1 +1,0 @@
-"""Removes old pictures and files without a row."""

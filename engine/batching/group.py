@@ -1,0 +1,263 @@
+"""A group: the entries of one key, which may share a batch, and the choice of its next batch.
+
+Within a group the order is start-time fair queueing by cost. Each pick takes the least served tier, in it the least
+served guild, user and job; a job's images go by step. A node's `work_share` is the part of its work that is in this
+group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from heapq import heapify, heappop, heapreplace
+from typing import Generic
+
+from engine.batching.share_tree import E, Seat, ShareNode
+from engine.batching.step_time_limit import Demand, StepTimeLimiter
+
+MAX_OVERTAKEN_STEPS = 8  # steps for which new jobs may delay an overtaken image
+
+
+class Group(Generic[E]):
+    """`unserved_jobs`: jobs that were never served; serving one removes it.
+
+    `rates`: (node of the whole tree, virtual milliseconds charged per device-millisecond of this group).
+    """
+
+    def __init__(self, key: Hashable, unserved_jobs: set[str]) -> None:
+        self.key = key
+        self._unserved_jobs = unserved_jobs
+        self.group_root: ShareNode[E] = ShareNode()
+        self.seats: dict[int, Seat[E]] = {}  # by number
+        self.rates: list[tuple[ShareNode[E], float]] = []
+        self.nodes: list[ShareNode[E]] = []  # of its tree
+        self.overtaken: list[Seat[E]] = []  # seats that the proposed batch overtakes
+        self.highest_cost = 0.0  # the cost of the most expensive batch so far
+        self._step_time_limiter = StepTimeLimiter()
+
+    def join(self, seat: Seat[E]) -> None:
+        seat.key, seat.group_node, seat.overtaken_at = self.key, self.group_root.add_seat(seat), None
+        self.seats[seat.number] = seat
+
+    def leave(self, seat: Seat[E]) -> None:
+        assert seat.group_node is not None
+        seat.group_node.remove_seat(seat)
+        del self.seats[seat.number]
+
+    def update_shares(self, tree_root: ShareNode[E]) -> None:
+        """Recompute work shares and rates, after an entry joined, left, paused or changed its weight."""
+        self.nodes = list(self.group_root.descendants())
+        self.rates = []
+        self._set_work_share(self.group_root, tree_root)
+        self._set_rates(self.group_root, tree_root, 1.0)
+
+    def _set_work_share(self, node: ShareNode[E], tree_node: ShareNode[E]) -> float:
+        """Return the part of the node's share in this group: for a job with three of four images here, 3/4."""
+        node.weight = tree_node.weight
+        if node.seats:
+            node.work_share = len(node.seats) / len(tree_node.seats)
+        else:
+            total_weight = sum(child.weight for child in tree_node.children.values())
+            child_pairs = [(child, tree_node.children[child.name]) for child in node.children.values()]
+            node.work_share = (
+                sum(tree_child.weight * self._set_work_share(child, tree_child) for child, tree_child in child_pairs)
+                / total_weight
+            )
+        return node.work_share
+
+    def _set_rates(self, node: ShareNode[E], tree_node: ShareNode[E], node_share: float) -> None:
+        total_weight = sum(child.weight * child.work_share for child in node.children.values())
+        for child in node.children.values():
+            tree_child = tree_node.children[child.name]
+            child_share = node_share * child.weight * child.work_share / total_weight
+            child.device_share = child_share
+            self.rates.append((tree_child, child_share / child.weight))
+            self._set_rates(child, tree_child, child_share)
+
+    def choose_batch(self, limit: int, step: int) -> list[Seat[E]]:
+        """Return the next batch, in order of arrival; a single wider seat runs alone. Changes no times."""
+        self.overtaken = []
+        seats = list(self.seats.values())
+        rows = 0
+        for seat in seats:
+            seat.refresh()
+            seat.is_chosen = False
+            rows += seat.rows
+        limit = (
+            self._step_time_limiter.limit_rows(self._user_demands(seats), limit, seats[0].forward_times)
+            if seats
+            else limit
+        )
+        if rows <= limit:
+            return seats
+        return sorted(self._fill_fairly(limit, step), key=_by_arrival)
+
+    def _user_demands(self, seats: list[Seat[E]]) -> list[Demand]:
+        """Return the rows that each user has now."""
+        rows: dict[tuple[str, ...], int] = {}
+        device_shares: dict[tuple[str, ...], float] = {}
+        for seat in seats:
+            assert seat.group_node is not None
+            assert seat.group_node.parent is not None
+            user = seat.account_path[:3]
+            rows[user] = rows.get(user, 0) + seat.rows
+            device_shares[user] = seat.group_node.parent.device_share
+        return [Demand(user, rows[user], device_shares[user]) for user in rows]
+
+    def _fill_fairly(self, limit: int, step: int) -> list[Seat[E]]:
+        for node in self.nodes:
+            node.planned_time = node.time
+            node.is_overtaken = False
+        batch: list[Seat[E]] = []
+        for seat in self._leading_seats(step):
+            if not batch or seat.rows <= limit:
+                _add_to_batch(seat, batch)
+                limit -= seat.rows
+        _build_heaps(self.group_root)
+        too_wide: list[Seat[E]] = []
+        while limit > 0 and self.group_root.heap:
+            node = self.group_root
+            while not node.queue:
+                node = node.heap[0][3]
+            seat = node.queue.pop()
+            if batch and seat.rows > limit:
+                too_wide.append(seat)
+            else:
+                _add_to_batch(seat, batch)
+                limit -= seat.rows
+                self._mark_overtaken(too_wide)
+            _update_heaps(node)
+        return batch
+
+    def _mark_overtaken(self, too_wide: list[Seat[E]]) -> None:
+        """Mark seats that are too wide for the remaining rows as overtaken.
+
+        The first such seat of each user leads the next batch.
+        """
+        for seat in too_wide:
+            assert seat.group_node is not None
+            assert seat.group_node.parent is not None
+            if not seat.group_node.parent.is_overtaken:
+                seat.group_node.parent.is_overtaken = True
+                self.overtaken.append(seat)
+        too_wide.clear()
+
+    def _leading_seats(self, step: int) -> list[Seat[E]]:
+        """Return the seats before the fair order: long overtaken seats, then new jobs, then other overtaken seats."""
+        overtaken = sorted((seat for seat in self.seats.values() if seat.overtaken_at is not None), key=_by_overtaking)
+        long_overtaken = [seat for seat in overtaken if _by_overtaking(seat) + MAX_OVERTAKEN_STEPS < step]
+        newcomers: dict[tuple[str, ...], Seat[E]] = {}  # one of each user
+        for seat in self.seats.values():
+            if (
+                seat.account_path[3] in self._unserved_jobs
+                and seat.account_path[:3] not in newcomers
+                and self._can_lead(seat)
+            ):
+                newcomers[seat.account_path[:3]] = seat
+        leading = {seat.number: seat for seat in (*long_overtaken, *newcomers.values(), *overtaken)}
+        return list(leading.values())
+
+    def _can_lead(self, seat: Seat[E]) -> bool:
+        """Return whether a new job's seat may lead the batch: no owner level is more than one batch ahead.
+
+        So splitting work into many one-step jobs gains nothing.
+        """
+        assert seat.group_node is not None
+        owners = [*seat.group_node.path()][1:]
+        return all(
+            node.parent is None
+            or (node.time - node.parent.virtual_time()) * node.weight * node.work_share <= self.highest_cost
+            for node in owners
+        )
+
+    def charge(self, served: list[Seat[E]], costs: list[float], step: int) -> None:
+        """Charge the served seats."""
+        self.highest_cost = max(self.highest_cost, sum(costs))
+        self._step_time_limiter.charge(_rows_by_user(served))
+        self.group_root.served_count = 0
+        for node in self.nodes:
+            node.served_count = 0
+        for seat, cost in zip(served, costs, strict=True):
+            assert seat.group_node is not None
+            seat.overtaken_at = None
+            self._unserved_jobs.discard(seat.account_path[3])
+            for node in seat.group_node.path():
+                node.time += cost / (node.weight * node.work_share)
+                node.served_count += 1
+                node.last_step = step
+        for parent in {node.parent for seat in served if seat.group_node for node in seat.group_node.path()}:
+            assert parent is not None
+            _catch_up_served(parent)
+        for seat in self.overtaken:
+            if seat.overtaken_at is None and seat.number in self.seats:
+                seat.overtaken_at = step
+        self.overtaken = []
+
+
+def _rows_by_user(seats: list[Seat[E]]) -> dict[Hashable, int]:
+    rows: dict[Hashable, int] = {}
+    for seat in seats:
+        rows[seat.account_path[:3]] = rows.get(seat.account_path[:3], 0) + seat.rows
+    return rows
+
+
+def _add_to_batch(seat: Seat[E], batch: list[Seat[E]]) -> None:
+    assert seat.group_node is not None
+    seat.is_chosen = True
+    batch.append(seat)
+    for node in seat.group_node.path():
+        node.planned_time += seat.cost / (node.weight * node.work_share)
+
+
+def _build_heaps(node: ShareNode[E]) -> bool:
+    """Build the queues and heaps, the least served first. Return whether any unchosen seat is beneath."""
+    if node.seats:
+        node.queue = [seat for seat in node.seats if not seat.is_chosen]
+        if len(node.queue) > 1:
+            node.queue.sort(key=_by_progress)
+        return bool(node.queue)
+    node.heap = [
+        (child.planned_time, child.last_step, child.serial, child)
+        for child in node.children.values()
+        if _build_heaps(child)
+    ]
+    heapify(node.heap)
+    return bool(node.heap)
+
+
+def _update_heaps(job: ShareNode[E]) -> None:
+    """Update the heaps above a job that was on top of each: its time or its queue has changed."""
+    node = job
+    has_more = bool(job.queue)
+    while (parent := node.parent) is not None:
+        if has_more:
+            heapreplace(parent.heap, (node.planned_time, node.last_step, node.serial, node))
+        else:
+            heappop(parent.heap)
+        node = parent
+        has_more = bool(parent.heap)
+
+
+def _catch_up_served(parent: ShareNode[E]) -> None:
+    """Keep fully served nodes from saving credit.
+
+    If all of a node's images were in the batch, lift its virtual time to that of its least served sibling with images
+    left out.
+    """
+    children = parent.children.values()
+    waiting = [child.time for child in children if child.served_count < child.image_count]
+    least_time = min(waiting) if waiting else max(child.time for child in children)
+    for child in children:
+        if child.served_count == child.image_count and child.time < least_time:
+            child.time = least_time
+
+
+def _by_progress(seat: Seat[E]) -> tuple[int, int]:
+    return -seat.entry.k, -seat.number
+
+
+def _by_arrival(seat: Seat[E]) -> int:
+    return seat.number
+
+
+def _by_overtaking(seat: Seat[E]) -> int:
+    return -1 if seat.overtaken_at is None else seat.overtaken_at

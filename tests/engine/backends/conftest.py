@@ -1,0 +1,7 @@
+"""What the tests of backends share: the servers of the web tests."""
+
+from __future__ import annotations
+
+from tests.bot.web.conftest import broker, open_server
+
+__all__ = ["broker", "open_server"]
