@@ -164,7 +164,6 @@ PURE = [
     "benchmarks.simulation.simulated_device",
     "training.lab.tensor_math",
     "training.lab.contact_sheet",
-    "training.lab.sample_pictures",
     "training.lab.word_sums",
 ]
 IO = {
