@@ -58,8 +58,7 @@ Quantize = Annotated[str, typer.Option(metavar="HOW", help=QUANTIZE_HELP)]
 QuantizeText = Annotated[str, typer.Option(metavar="HOW", help=QUANTIZE_TEXT_HELP)]
 Offload = Annotated[str, typer.Option(metavar="WHAT", help=OFFLOAD_HELP)]
 Backend = Annotated[
-    str,
-    typer.Option(metavar="KIND=ADDRESS", envvar="DARKROOM_BACKEND", help=f"Let another server draw: {list_forms()}."),
+    str, typer.Option(metavar="KIND=ADDRESS", help=f"Let another server draw: {list_forms()} (DARKROOM_BACKEND).")
 ]
 Standby = Annotated[
     bool, typer.Option("--standby", help="If another bot uses the data folder, wait until it ends, then start.")
@@ -92,7 +91,7 @@ def up(
     """Run everything on this machine: broker, engine, chatroom, and Discord when DISCORD_TOKEN is set."""
     from bot.cli.up.startup import run_bot
 
-    settings = _load_settings(port=port, host=host, data=data, nats=nats, check=check)
+    settings = _load_settings(port=port, host=host, data=data, nats=nats, picture_check=check)
     options = EngineOptions(memory, vae, quantize, quantize_text, offload, backend)
     run_bot(settings, tuple(model or ("added",)), engine=options, open_browser=open_browser, standby=standby)
 
@@ -131,7 +130,7 @@ def doctor(
 
     findings: list[Finding] = []
     settings = _load_settings(port=port, host=host, data=data, nats=nats)
-    check = EngineCheck(model, quantize, quantize_text, remeasure, offload)
+    check = EngineCheck(model, remeasure, EngineOptions("", "", quantize, quantize_text, offload))
     for finding in run_checks(settings, check):
         findings.append(finding)
         if not as_json:

@@ -117,29 +117,37 @@ def serve(
     size: SizeOption = 0,
 ) -> None:
     """Take jobs from a broker and make their pictures on this machine or by a backend, until SIGTERM."""
-    from engine.process.settings import load_backend_settings, load_settings, load_simulation_settings, read_token
+    from engine.process.setting_sources import SettingError
+    from engine.process.settings import SimulationSettings, load_settings, read_token
 
     token, key = (read_token(path) if path else "" for path in (token_file, key_file))
+    simulation = {name: value for name, value in (("row_ms", row_ms), ("rows", rows)) if value is not None}
+    if simulation and not simulated:
+        raise SettingError("--row-ms and --rows need --simulated.")
     settings = load_settings(
         nats=nats,
         nats_token=token,
         nats_key=key,
-        name=name,
+        worker_name=name,
         models=tuple(model or ()),
         pools=tuple(pool or ()),
         data=data,
         device=device,
-        check=check,
+        picture_check=check,
         upscaler=upscaler,
         memory=memory,
-        graphs=graphs,
+        cuda_graphs=graphs,
         offload=offload,
         vae=vae,
         quantize=quantize,
         quantize_text=quantize_text,
-        simulated=load_simulation_settings(simulated, row_ms=row_ms, rows=rows),
-        backend=load_backend_settings(backend, workflow or (), size),
+        simulated=(simulation or SimulationSettings()) if simulated else None,
+        backend=backend,
+        workflows=tuple(workflow or ()),
+        backend_size=size,
     )
+    if not settings.nats:
+        raise SettingError("Name the broker with --nats or DARKROOM_NATS.")
     asyncio.run(_run_worker(settings))
 
 
@@ -147,7 +155,7 @@ async def _run_worker(settings: WorkerSettings) -> None:
     """Run the worker. If a thread is stuck, end the process at once: a normal exit would wait for it for ever."""
     from engine.process.log_format import configure_stderr
 
-    configure_stderr(settings.log, settings.name)
+    configure_stderr(settings.log_format, settings.worker_name)
     if settings.backend is not None:
         return await _run_backend_worker(settings)
     from engine.bus import ConnectionEnded
@@ -175,7 +183,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("GOMP_SPINCOUNT", GOMP_SPIN_COUNT)  # torch reads it when it loads, later
     from engine.bus.connection import BrokerUnreachable
     from engine.contract.rejection import JobRejected
-    from engine.process.settings import SettingError
+    from engine.process.setting_sources import SettingError
 
     os.umask(0o077)  # new files are their owner's alone
     try:

@@ -52,7 +52,7 @@ LONG_FUNCTIONS = {
     "engine/bus/streams.py:build_stream_configs": "one argument a line",
     "engine/batching/trajectory.py:__init__": "one argument a line",
     "engine/models/__init__.py:load_source": "one argument a line",
-    "engine/picture_files/parameters.py:format_parameters": "one argument a line",
+    "engine/picture_files.py:format_parameters": "one argument a line",
     "engine/worker/worker.py:__init__": "one argument a line",
     "training/commands/evaluate.py:evaluate": "one argument a line",
 }
@@ -137,21 +137,16 @@ PURE = [
     "engine.batching.diffusion_classifier",
     "engine.contract",
     "engine.contract.codec",
-    "engine.contract.features",
+    "engine.contract.presence",
     "engine.remote.names",
     "engine.contract.cost",
     "engine.contract.fields",
-    "engine.contract.guidance",
-    "engine.contract.job",
-    "engine.contract.keyframes",
+    "engine.contract.evaluations",
     "engine.contract.messages",
-    "engine.contract.presence",
     "engine.contract.recipe",
     "engine.contract.recipe_images",
     "engine.contract.rejection",
-    "engine.contract.requests",
     "engine.contract.samplers",
-    "engine.contract.style_words",
     "engine.batching.keyframe_steps",
     "engine.sampling",
     "training.diffusion.latent_sampling",
@@ -228,6 +223,18 @@ def test_import_contracts_hold() -> None:
     assert "Contracts:" in completed.stdout
 
 
+def test_no_test_imports_another() -> None:
+    """What several tests need is in `tests/shared`, or in a module beside them."""
+    importers = [
+        f"{_path_of(path)} imports {module}"
+        for folder in ("tests", "tools")
+        for path in sorted((ROOT / folder).rglob("*.py"))
+        for module in sorted(_find_imports(path, typing_too=True))
+        if module.startswith("tests.") and re.search(r"\.(conftest|test_\w+)\b", module)
+    ]
+    assert importers == []
+
+
 def test_no_modules_import_each_other_in_a_circle() -> None:
     """Counts imports for type checkers too, which import-linter leaves out."""
     modules = {_module_of(path): path for path in SOURCES}
@@ -261,17 +268,15 @@ def test_the_command_loads_nothing_heavy_before_it_parses_arguments() -> None:
     code = "import sys, bot.__main__; print(sorted({name.partition('.')[0] for name in sys.modules}))"
     completed = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     loaded_modules = set(ast.literal_eval(completed.stdout))
-    assert loaded_modules.isdisjoint(
-        {"aiohttp", "discord", "sqlalchemy", "nats", "PIL", "pydantic_settings", "msgspec"}
-    )
+    assert loaded_modules.isdisjoint({"aiohttp", "discord", "sqlalchemy", "nats", "PIL", "pydantic", "msgspec"})
 
 
 EDGES = {"bot.cli.imagine.local_engine": "`darkroom imagine` without a running house is an engine in this process"}
 
 
 def test_the_bot_imports_only_the_contract_of_the_engine() -> None:
-    """The bot imports of the engine only the wire contract, the bus, log lines, size texts and the operator's choices
-    for models. Modules that start an engine, or fetch models for it, may import more.
+    """The bot imports of the engine only the wire contract, the bus, log lines, size texts, settings and the operator's
+    choices for models. Modules that start an engine, or fetch models for it, may import more.
     """
     allowed_modules = {
         "engine.contract",
@@ -282,18 +287,14 @@ def test_the_bot_imports_only_the_contract_of_the_engine() -> None:
         "engine.process.model_settings",
         "engine.process.model_words",
         "engine.prompt.style_guide",
-        "engine.process.offload_request",
         "engine.process.quantization_request",
+        "engine.process.setting_sources",
+        "engine.process.settings",
     }
     entry_points = {
-        "bot.cli.up.startup": {
-            "engine.bus.broker.embedded",
-            "engine.process.settings",
-            "engine.process.load_progress",
-            "engine.process.heap",
-        },
-        "bot.cli.up.welcome": {"engine.hub.offered_models"},
-        "bot.cli.doctor": {"engine.bus.broker.embedded", "engine.worker.doctor"},
+        "bot.cli.up.startup": {"engine.bus.embedded_broker", "engine.process.load_progress", "engine.process.heap"},
+        "bot.cli.up.welcome": {"engine.hub.added_models"},
+        "bot.cli.doctor": {"engine.bus.embedded_broker", "engine.worker.doctor"},
         **{edge: {"engine"} for edge in EDGES},
     }
     violations = []

@@ -78,7 +78,7 @@ def test_every_container_is_confined(files: list[str], find_program: Callable[..
 
 
 def test_the_broker_of_the_compose_file_is_the_tested_version() -> None:
-    from engine.bus.broker.server import find_server
+    from engine.bus.embedded_broker import find_server
 
     version = subprocess.run([str(find_server()), "--version"], capture_output=True, text=True, check=True).stdout
     raw = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
@@ -86,7 +86,7 @@ def test_the_broker_of_the_compose_file_is_the_tested_version() -> None:
 
 
 def test_the_broker_of_the_compose_file_syncs_and_knows_two_accounts() -> None:
-    from engine.bus.broker import worker_permissions
+    from engine.bus import worker_permissions
 
     text = (ROOT / "docker" / "nats.conf").read_text()
     assert "sync_interval: always" in text
@@ -106,7 +106,7 @@ def make_secrets() -> dict[str, str]:
 @pytest.mark.asyncio
 async def test_bot_and_engine_reach_the_broker_of_the_compose_file_with_its_secrets(tmp_path: Path) -> None:
     from engine.bus import BrokerUnreachable, Bus
-    from engine.bus.broker.server import find_free_port, find_server
+    from engine.bus.embedded_broker import find_free_port, find_server
 
     env = await asyncio.to_thread(make_secrets)
     assert env.keys() == COMPOSE_SECRETS.keys()

@@ -5,7 +5,6 @@ It builds the random weights in a cache folder. All models take about 40 minutes
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -75,9 +74,9 @@ def parse_part_names(text: str) -> tuple[str, ...]:
 
 
 def default_cache_folder() -> Path:
-    from engine.process.settings import default_data
+    from engine.process.settings import find_data_folder
 
-    return Path(os.environ.get("DARKROOM_DATA") or default_data()) / "cache" / CACHE_FOLDER
+    return find_data_folder() / "cache" / CACHE_FOLDER
 
 
 def measure_models(

@@ -20,7 +20,7 @@ from typing import Any
 TIMEOUT_SECONDS = 1800.0  # seconds after which a side counts as failed
 STOP_TIMEOUT_SECONDS = 60.0
 # Settings of a real bot on this machine, which the benchmark's processes must not inherit.
-PRIVATE_PREFIXES = ("DISCORD_", "DARKROOM_", "DATABASE_URL", "PICTURES_URL", "PUBLIC_URL", "ALLOWED_HOSTS")
+PRIVATE_PREFIXES = ("DISCORD_", "DARKROOM_", "DATABASE_URL")
 
 
 @dataclass(frozen=True)

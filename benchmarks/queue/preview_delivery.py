@@ -24,7 +24,7 @@ from benchmarks.queue.system.timestamp_worker import WORKER_NAME, read_timestamp
 from benchmarks.report.figure_row import FigureRow
 from bot.cli.instance_lock import find_instance
 from engine.bus import Bus
-from engine.bus.broker.embedded import Broker
+from engine.bus.embedded_broker import Broker
 
 PAGE_COUNT = 100
 FRAME_COUNT = 150

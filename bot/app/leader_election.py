@@ -26,10 +26,10 @@ from bot.domain.errors import UserError
 from bot.domain.periodic import run_periodically
 from bot.store import DatabaseUnavailable, LeaderTerm, Store, leader_terms, read_store_id
 from engine.bus import BrokerUnreachable, Bus, Claim, ClaimHolder
-from engine.bus.buckets.leader_lease import open_leader_lease
+from engine.bus.claims import open_leader_lease
 
 if TYPE_CHECKING:
-    from engine.bus.buckets.leader_lease import LeaderLease
+    from engine.bus.claims import LeaderLease
 
 log = logging.getLogger(__name__)
 
@@ -41,8 +41,8 @@ NOTICE_SECONDS = 2.0  # above TRUST_SECONDS: how long an old leader has to notic
 BLOCKING_SECONDS = 3.0  # for one read of the term while the event loop is blocked
 EXIT_CODE = 75  # EX_TEMPFAIL: after a restart it stands by, or is refused while the other bot lives
 OTHER_DATABASE = (
-    "The bot that leads on this broker ({name}) has another database: set DATABASE_URL to that one's, and PICTURES_URL "
-    "to storage that both reach."
+    "The bot that leads on this broker ({name}) has another database: set DATABASE_URL to that one's, and "
+    "DARKROOM_PICTURES_URL to storage that both reach."
 )
 
 

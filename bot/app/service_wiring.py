@@ -118,7 +118,7 @@ def _wire_admission(core: Core, queue: Queue, job_views: JobViews, word_filter: 
         core.live_workers,
         LoadCosts(queue.forecast.estimate_load),
         limits=settings.limits,
-        max_age=settings.max_age,
+        max_age=settings.max_job_age,
         on_admitted=queue.dispatcher.wake,
         clock=core.clock,
     )

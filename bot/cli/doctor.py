@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bot.cli.instance_lock import check_port_free, find_instance
-from bot.cli.options import load_offload, load_quantization
+from bot.cli.options import AS_CONFIGURED, EngineOptions, load_engine
 from bot.domain.errors import UserError
 from engine.process.log_format import escape
 
@@ -46,10 +46,8 @@ class EngineCheck:
     """What the engine's check loads, how and where its weights are kept, and whether the device is measured anew."""
 
     model: str = "embedded"
-    quantize: str = ""
-    quantize_text: str = ""
     remeasure: bool = False
-    offload: str = ""
+    options: EngineOptions = AS_CONFIGURED
 
 
 def run_checks(settings: Settings, engine_check: EngineCheck | None = None) -> Iterator[Finding]:
@@ -71,7 +69,7 @@ def check_python() -> Finding:
 
 def check_broker(settings: Settings) -> Finding:
     """Check the embedded server's binary, or the broker that DARKROOM_NATS names."""
-    from engine.bus.broker.embedded import BrokerError, find_server
+    from engine.bus.embedded_broker import BrokerError, find_server
 
     if settings.nats:
         return _check_reachable(str(settings.nats))
@@ -167,7 +165,7 @@ async def _check_token(api: str, token: str) -> Finding:
             return Finding("discord", False, f"Discord answered {response.status}", "Try again in a minute.")
     except (aiohttp.ClientError, TimeoutError, ValueError, KeyError) as error:
         summary = f"Discord could not be reached ({type(error).__name__}), so the token is unchecked"
-        return Finding("discord", False, summary, "Check the network, a proxy, and DISCORD_API.")
+        return Finding("discord", False, summary, "Check the network, a proxy, and DARKROOM_DISCORD_API.")
 
 
 def check_workers(settings: Settings) -> Iterator[Finding]:
@@ -204,15 +202,13 @@ def check_engine(settings: Settings, check: EngineCheck) -> Iterator[Finding]:
     from engine.worker.doctor import check_model, check_picture_check
 
     try:
-        requests = load_quantization(check.quantize, check.quantize_text)
-        offload = load_offload(check.offload)
+        engine = load_engine(settings, check.options)
     except UserError as error:
-        yield Finding("weights", False, error.sentence, "Mend the option or the variable.")
+        yield Finding("settings", False, error.sentence, "Mend the option, the variable or the file.")
         return
-    lines = check_model(settings.data, check.model, force=check.remeasure, requests=requests, offload=offload)
-    yield from (Finding(*line) for line in lines)
-    if settings.check:
-        yield from (Finding(*line) for line in check_picture_check(settings.check))
+    yield from (Finding(*line) for line in check_model(engine, check.model, force=check.remeasure))
+    if engine.check is not None:
+        yield from (Finding(*line) for line in check_picture_check(engine.check))
 
 
 def findings_to_json(findings: Sequence[Finding]) -> str:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from bot.domain.errors import UserError
-from engine.process.offload_request import OffloadRequest, load_offload_request
-from engine.process.quantization_request import QuantizationRequests, load_requests
+
+if TYPE_CHECKING:
+    from bot.app.settings import Settings
+    from engine.process.settings import WorkerSettings
 
 TERMINAL_MEMBER_ID = "local:terminal"  # the member that the terminal is (`bot.web.middleware.member_of`)
 Data = Annotated[Path | None, typer.Option(help="Folder of the store and the pictures (DARKROOM_DATA).")]
@@ -31,7 +33,7 @@ class EngineOptions:
     """What an engine's command line is given beside its models: budget, as 12GB, autoencoder, how weights are kept,
     and what stays off the device.
 
-    With a `backend`, as KIND=ADDRESS, another server draws. Empty: as the environment says.
+    With a `backend`, as KIND=ADDRESS, another server draws. Empty: as variables and file say.
     """
 
     memory: str = ""
@@ -54,17 +56,15 @@ class EngineOptions:
         return [part for option, value in options.items() if value for part in (option, value)]
 
 
-def load_quantization(network: str, text: str) -> QuantizationRequests:
-    """Return how weights are to be stored. Raises `UserError` for an unknown word."""
-    try:
-        return load_requests(network, text)
-    except ValueError as error:
-        raise UserError(str(error)) from error
+AS_CONFIGURED = EngineOptions()
 
 
-def load_offload(word: str = "") -> OffloadRequest:
-    """Return what is to be kept off the device. Raises `UserError` for an unknown word."""
+def load_engine(settings: Settings, options: EngineOptions = AS_CONFIGURED) -> WorkerSettings:
+    """Return the settings of an engine on this machine, by options, variables and file. Raises `UserError`."""
+    from engine.process.setting_sources import SettingError
+    from engine.process.settings import load_settings
+
     try:
-        return load_offload_request(word)
-    except ValueError as error:
+        return load_settings(data=settings.data, picture_check=settings.picture_check, **asdict(options))
+    except SettingError as error:
         raise UserError(str(error)) from error

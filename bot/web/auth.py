@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 COOKIE_NAME = "darkroom"
 KEY_BYTES = 32
-PROXY_REFUSED = "The chatroom is behind a proxy: set PUBLIC_URL and open the one-time address."
+PROXY_REFUSED = "The chatroom is behind a proxy: set DARKROOM_PUBLIC_URL and open the one-time address."
 MAX_INVITATIONS = 20  # with more, the oldest expires
 FORM_TYPES = frozenset({"application/x-www-form-urlencoded", "multipart/form-data", "text/plain"})
 CUSTOM_HEADERS = ("X-Darkroom", "Idempotency-Key")  # headers that another site's form cannot send
@@ -87,7 +87,7 @@ def is_loopback(name: str) -> bool:
 
 @dataclass(frozen=True)
 class HostPolicy:
-    """The hosts and origins that the chatroom answers to: its bound address, PUBLIC_URL and allowed hosts."""
+    """The hosts and origins that the chatroom answers to: its bound address, DARKROOM_PUBLIC_URL and allowed hosts."""
 
     bound_host: str
     public_host: str = ""
@@ -130,7 +130,7 @@ class HostPolicy:
         host = headers.get("Host", "")
         if not self.is_known_host(host):
             raise UserError(
-                f"The host name {parse_host_name(host)!r} is not allowed here: add it to ALLOWED_HOSTS.", 403
+                f"The host name {parse_host_name(host)!r} is not allowed here: add it to DARKROOM_ALLOWED_HOSTS.", 403
             )
         origin = headers.get("Origin")
         if origin is not None and not self.is_own_origin(origin, host):

@@ -53,7 +53,11 @@ img { width: 380px; border-radius: 8px; margin: 6px 0; display: block }
 @asynccontextmanager
 async def run_darkroom(loopback: Loopback, folder: Path) -> AsyncIterator[None]:
     """Run `darkroom up` with the loopback as its Discord."""
-    settings = {"DISCORD_API": loopback.api, "DISCORD_GATEWAY": loopback.gateway.url, "DISCORD_TOKEN": TOKEN}
+    settings = {
+        "DARKROOM_DISCORD_API": loopback.api,
+        "DARKROOM_DISCORD_GATEWAY": loopback.gateway.url,
+        "DISCORD_TOKEN": TOKEN,
+    }
     command = [sys.executable, "-m", "bot", "up", "--port", "0", "--data", str(folder)]
     process = await asyncio.create_subprocess_exec(*command, env=os.environ | settings)
     try:

@@ -18,7 +18,7 @@ from engine.contract import Branch, ImageToImage, Ladder, MalformedMessage, Reci
 from engine.contract.rejection import JobRejected
 from engine.models.family import Family, with_autoencoder
 from engine.models.picture_edits import EditedPicture, EditedPictures, fit_edited_size, is_edit
-from engine.picture_files.decoding import open_image
+from engine.picture_files import open_image
 
 UNREADABLE_KEYFRAMES = "The keyframes that the picture branches from cannot be read."
 MASK_THRESHOLD = 128  # lighter parts of a mask are painted anew

@@ -8,7 +8,7 @@ from engine.contract import Recipe
 from engine.contract.rejection import JobRejected
 from engine.models.family import Family, TakesPictures, with_autoencoder
 from engine.models.pictures.picture_conditions import PictureConditions
-from engine.picture_files.decoding import open_image
+from engine.picture_files import open_image
 
 
 def check_pictures(recipe: Recipe, family: Family) -> None:

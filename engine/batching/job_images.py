@@ -36,7 +36,7 @@ from engine.models.family import Family, HasSingleFormat, TakesLoras, TakesPictu
 from engine.models.picture_edits import EditsPictures, is_edit
 from engine.models.pictures.picture_conditions import PictureConditions
 from engine.models.quantization.quantized_network import find_quantization
-from engine.pipelines.call_arguments import refuse_unsupported_recipe
+from engine.pipelines.network_call import refuse_unsupported_recipe
 from engine.sampling import NotTabled, Plan, compose
 
 log = logging.getLogger(__name__)

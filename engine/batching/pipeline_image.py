@@ -22,10 +22,8 @@ from engine.contract import MAX_KEYFRAMES, Blame, Dtype, Job, Lora, Recipe, coun
 from engine.contract.rejection import JobRejected
 from engine.device.memory import is_out_of_memory
 from engine.models.family import EncodesPrompts, TakesLoras
-from engine.pipelines.call_arguments import make_arguments
-from engine.pipelines.coroutine_thread import CoroutineThread, Message, ThreadEnd
-from engine.pipelines.network_call import NetworkCall, NetworkForward
-from engine.pipelines.pipeline_clone import SamplerProgress, clone_pipeline
+from engine.pipelines.forward_batcher import CoroutineThread, Message, ThreadEnd
+from engine.pipelines.network_call import NetworkCall, NetworkForward, SamplerProgress, clone_pipeline, make_arguments
 
 log = logging.getLogger(__name__)
 

@@ -7,9 +7,9 @@
 
 from __future__ import annotations
 
+from engine.bus.blobs import BlobMissing
 from engine.bus.bot_client import BotClient, NoWorkerAnswers
-from engine.bus.buckets.blobs import BlobMissing
-from engine.bus.buckets.claims import Claim, ClaimHolder, StaleEpoch
+from engine.bus.claims import Claim, ClaimHolder, StaleEpoch
 from engine.bus.connection import BrokerUnreachable, ConnectionEnded
 from engine.bus.deliveries import BusMessage
 from engine.bus.streams import BusLimits

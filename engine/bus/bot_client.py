@@ -7,23 +7,26 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import secrets
 from base64 import b64decode
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
-from typing import cast
+from dataclasses import dataclass
+from typing import Any, TypeVar, cast
 
+import msgspec
+from msgspec.structs import replace
+from nats.aio.msg import Msg
 from nats.errors import BadSubscriptionError, ConnectionClosedError, NoRespondersError
 from nats.js.errors import APIError, NotFoundError
+from nats.js.kv import KV_OP
 
 from engine.bus import subjects
-from engine.bus.connection import BrokerUnreachable, translate_errors
+from engine.bus.connection import REPLY_HEADER, BrokerUnreachable, has_reply_header, translate_errors
 from engine.bus.connection_base import BusBase, OpenConnection
-from engine.bus.deliveries import BusMessage, PullConsumer
-from engine.bus.hardened_client import has_reply_header
-from engine.bus.model_progress import ModelProgressRegistry
+from engine.bus.deliveries import BusMessage, PullConsumer, RejectionLog
 from engine.bus.streams import ensure_consumer, pool_consumer_config, result_consumer_config
-from engine.bus.worker_registry import WorkerRegistry
 from engine.contract import (
     AmendJob,
     ControlMessage,
@@ -38,6 +41,7 @@ from engine.contract import (
     JobModelLoading,
     MalformedMessage,
     ModelProgress,
+    Name,
     Presence,
     Result,
     decode,
@@ -274,3 +278,164 @@ async def _next_result(consumer: PullConsumer[Result]) -> BusMessage[Result] | N
         log.warning("%s", error)
         await asyncio.sleep(0.5)
         return None
+
+
+EXPIRY_SECONDS = 10.0  # seconds: a report expires; its worker is done or gone
+K = TypeVar("K")
+V = TypeVar("V")
+MAX_ENTRIES = 256  # entries: (worker, pool) pairs, and as many models
+
+
+class ModelProgressRegistry:
+    """Bounded, since any client with the token may send reports."""
+
+    def __init__(self, rejections: RejectionLog) -> None:
+        self._rejections = rejections
+        self._reports: dict[tuple[str, str], tuple[ModelProgress, float]] = {}
+        self._sizes: dict[str, int] = {}
+
+    async def on_message(self, msg: Msg) -> None:
+        """Store one worker's report in one of its pools."""
+        worker, pool = subjects.parse_progress_subject(msg.subject)
+        try:
+            msgspec.convert((worker, pool), tuple[Name, Name])
+            progress = decode(msg.data, ModelProgress)
+        except (MalformedMessage, msgspec.ValidationError) as error:
+            self._rejections.record(f"the progress of worker {worker[:64]}", str(error))
+            return
+        _put_newest(self._reports, (worker, pool), (progress, asyncio.get_running_loop().time()))
+        if progress.model and progress.size:
+            _put_newest(self._sizes, progress.model, progress.size)
+
+    def get_model_size(self, model: str) -> int:
+        """Return a model's size in bytes, as last reported; 0: unknown."""
+        return self._sizes.get(model, 0)
+
+    def get_newest(self, pool: str | None, *, excluded: Collection[str] = ()) -> ModelProgress | None:
+        """Return the newest report in one pool or in all, without the workers `excluded`."""
+        reports = [
+            report
+            for (worker, report_pool), report in self._current_reports()
+            if worker not in excluded and pool in (None, report_pool)
+        ]
+        return reports[-1] if reports else None
+
+    def get_progress(self, worker: str) -> ModelProgress | None:
+        """Return one worker's current or just finished progress."""
+        return next((report for (name, _), report in self._current_reports() if name == worker), None)
+
+    def _current_reports(self) -> list[tuple[tuple[str, str], ModelProgress]]:
+        earliest = asyncio.get_running_loop().time() - EXPIRY_SECONDS
+        return [(key, report) for key, (report, reported_at) in self._reports.items() if reported_at >= earliest]
+
+
+def _put_newest(entries: dict[K, V], key: K, value: V) -> None:
+    """Insert as the newest; drop the oldest where there are too many."""
+    entries.pop(key, None)
+    entries[key] = value
+    if len(entries) > MAX_ENTRIES:
+        del entries[next(iter(entries))]
+
+
+MAX_EXAMINED_BYTES = 64 * 1024  # bytes: a larger malformed presence is not examined
+
+
+@dataclass(frozen=True)
+class Announcement:
+    """A worker's latest presence, and until when (loop time) it counts in each pool."""
+
+    presence: Presence
+    valid_until: Mapping[str, float]
+
+    def limit_to_live_pools(self, now: float) -> Presence | None:
+        """Return the presence, limited to the pools announced within a lease; None where there are none."""
+        pools = tuple(pool for pool in self.presence.pools if self.valid_until.get(pool, 0.0) >= now)
+        if pools == self.presence.pools:
+            return self.presence
+        return replace(self.presence, pools=pools) if pools else None
+
+
+class WorkerRegistry:
+    """Live workers by name. It calls `on_change` when a worker comes, goes, or changes its presence."""
+
+    def __init__(self, lease: float, rejections: RejectionLog, on_change: Callable[[], None] = lambda: None) -> None:
+        self._lease = lease
+        self._rejections = rejections
+        self._announcements: dict[str, Announcement] = {}
+        self.on_change = on_change
+
+    def get_live_workers(self) -> dict[str, Presence]:
+        """Return every live worker by name; forget the expired."""
+        now = asyncio.get_running_loop().time()
+        live = {name: announcement.limit_to_live_pools(now) for name, announcement in self._announcements.items()}
+        for name in [name for name, presence in live.items() if presence is None]:
+            log.warning("worker %s has not been heard of for %.0f s", name, self._lease)
+            del self._announcements[name]
+        return {name: presence for name, presence in live.items() if presence is not None}
+
+    async def on_message(self, msg: Msg) -> None:
+        self.handle_message(msg.subject, msg.data, msg.headers or {})
+
+    def handle_message(self, subject: str, payload: bytes, headers: Mapping[str, str]) -> None:
+        """Handle a put or a delete in the bucket."""
+        if REPLY_HEADER in headers:
+            self._rejections.record(f"a message on {subject}", "it is a reply of the broker, not a worker's message")
+        elif payload:
+            self._handle_announcement(subject, payload)
+        elif KV_OP in headers:
+            self._remove(*subjects.parse_presence_subject(subject))
+
+    def _remove(self, name: str, pool: str) -> None:
+        announcement = self._announcements.get(name)
+        if announcement is None or pool not in announcement.valid_until:
+            return
+        remaining = {
+            other_pool: expiry for other_pool, expiry in announcement.valid_until.items() if other_pool != pool
+        }
+        if remaining:
+            self._announcements[name] = Announcement(announcement.presence, remaining)
+        else:
+            del self._announcements[name]
+            log.info("worker %s has left", name)
+        self.on_change()
+
+    def _handle_announcement(self, subject: str, payload: bytes) -> None:
+        """Handle one announcement: worker and pool of its subject must match the payload."""
+        worker, pool = subjects.parse_presence_subject(subject)
+        try:
+            presence = decode(payload, Presence)
+        except MalformedMessage as error:
+            self._rejections.record(
+                f"worker {worker or subject} announces {_describe_invalid_field(payload, str(error))}", str(error)
+            )
+            return
+        if worker != presence.worker or pool not in presence.pools:
+            self._rejections.record(
+                f"on {subject} somebody announces the worker {presence.worker} in the pools {','.join(presence.pools)}",
+                "it does not count there",
+            )
+            return
+        self._store_presence(presence, pool)
+
+    def _store_presence(self, presence: Presence, pool: str) -> None:
+        now = asyncio.get_running_loop().time()
+        old = self._announcements.get(presence.worker)
+        announced: Mapping[str, float] = old.valid_until if old else {}
+        valid_until = {pool: expiry for pool, expiry in announced.items() if pool in presence.pools}
+        announcement = Announcement(presence, {**valid_until, pool: now + self._lease})
+        self._announcements[presence.worker] = announcement
+        if old is None or old.limit_to_live_pools(now) != announcement.limit_to_live_pools(now):
+            self.on_change()
+
+
+def _describe_invalid_field(payload: bytes, error: str) -> str:
+    """Return the invalid field and its value, as `rows 50000`; `itself` where they are unknown."""
+    match = re.search(r"at `\$\.(\w{1,32})`", error)
+    if match is None or len(payload) > MAX_EXAMINED_BYTES:
+        return "itself"
+    try:
+        fields: Any = msgspec.msgpack.decode(payload)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError, ValueError, TypeError):
+        return "itself"
+    value = cast(dict[str, object], fields).get(match[1]) if isinstance(fields, dict) else None
+    return f"{match[1]} {value!r:.40}" if isinstance(value, int | float | str) else match[1]

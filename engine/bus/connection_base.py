@@ -11,18 +11,16 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, Self, TypeVar
+from typing import Generic, NamedTuple, Self, TypeVar
 
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js.kv import KeyValue
 
 from engine.bus import subjects
-from engine.bus.buckets.blobs import BlobStore
+from engine.bus.blobs import BlobStore
 from engine.bus.connection import BrokerUnreachable, Credentials, connect, translate_errors, wait_until_closed
-from engine.bus.deliveries import DeadLetters
-from engine.bus.latest import LatestByKey
-from engine.bus.rejections import RejectionLog
+from engine.bus.deliveries import DeadLetters, RejectionLog
 from engine.bus.streams import BusLimits, declare_streams, has_consumer
 from engine.contract import MalformedMessage, decode
 
@@ -188,3 +186,33 @@ class BusBase:
         """Remove a blob; a missing one is fine."""
         with translate_errors("drop a blob"):
             await self.blobs.drop(sha256)
+
+
+K = TypeVar("K")
+
+
+class LatestByKey(Generic[K, V]):
+    """`put` never waits. `get` waits for a value and takes the key that has waited longest."""
+
+    def __init__(self) -> None:
+        self._values: dict[K, V] = {}
+        self._has_values = asyncio.Event()
+
+    def put(self, key: K, value: V) -> None:
+        """Replace an earlier value in place: the key keeps its turn."""
+        self._values[key] = value
+        self._has_values.set()
+
+    def put_first(self, key: K, value: V) -> None:
+        """Replace an earlier value, and give the key the next turn."""
+        self._values = {key: value} | {other: kept for other, kept in self._values.items() if other != key}
+        self._has_values.set()
+
+    async def get(self) -> V:
+        while not self._values:
+            self._has_values.clear()
+            await self._has_values.wait()
+        return self._values.pop(next(iter(self._values)))
+
+    def __len__(self) -> int:
+        return len(self._values)

@@ -9,40 +9,39 @@ import asyncio
 import hashlib
 import logging
 import secrets
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.js.errors import KeyNotFoundError
 
 from engine.bus import subjects
-from engine.bus.buckets.claims import Claim, ClaimHolder, Claims
-from engine.bus.buckets.snapshots import SnapshotStore
-from engine.bus.connection import translate_errors
-from engine.bus.connection_base import BusBase, OpenConnection
+from engine.bus.claims import Claim, ClaimHolder, Claims
+from engine.bus.connection import BrokerUnreachable, translate_errors
+from engine.bus.connection_base import BusBase, LatestByKey, OpenConnection
 from engine.bus.deliveries import BusMessage, PullConsumer
-from engine.bus.latest import LatestByKey
-from engine.bus.request_replies import (
-    DecodeHandler,
-    DescribeHandler,
-    EmbedHandler,
-    answer_decode,
-    answer_describe,
-    answer_embed,
-)
+from engine.bus.snapshots import SnapshotStore
 from engine.bus.streams import pool_consumer_config
 from engine.contract import (
     MAX_COUNT,
     AmendJob,
     AmendmentLog,
     ControlMessage,
+    DecodeReply,
+    DecodeRequest,
+    DescribeReply,
+    DescribeRequest,
+    EmbedReply,
+    EmbedRequest,
     Frame,
     Job,
     JobModelLoading,
+    MalformedMessage,
     ModelProgress,
     Presence,
     Result,
     Snapshot,
+    decode,
     encode,
 )
 
@@ -274,3 +273,47 @@ class WorkerClient(BusBase):
                 self._decode_subscriptions[subject] = subscription
             for subject in self._decode_subscriptions.keys() - wanted_subjects:
                 await self._decode_subscriptions.pop(subject).unsubscribe()
+
+
+EmbedHandler = Callable[[Sequence[str]], Awaitable[Sequence[Sequence[float]]]]
+DescribeHandler = Callable[[DescribeRequest], Awaitable[DescribeReply]]
+DecodeHandler = Callable[[DecodeRequest], Awaitable[DecodeReply]]
+
+
+async def answer_decode(handler: DecodeHandler, msg: Msg) -> None:
+    """Reply with thumbnails, or with the reason why there are none."""
+    try:
+        reply = await handler(decode(msg.data, DecodeRequest))
+    except MalformedMessage as error:
+        reply = DecodeReply(error=f"The request is malformed: {error}"[:500])
+    try:
+        with translate_errors("answer with thumbnails"):
+            await msg.respond(encode(reply))
+    except BrokerUnreachable as error:
+        log.warning("%s", error)
+
+
+async def answer_describe(handler: DescribeHandler, msg: Msg) -> None:
+    """Reply with prediction errors, or with the reason why there are none. A failed send is only logged."""
+    try:
+        reply = await handler(decode(msg.data, DescribeRequest))
+    except MalformedMessage as error:
+        reply = DescribeReply(error=f"The request is malformed: {error}"[:500])
+    try:
+        with translate_errors("answer an image-to-prompt request"):
+            await msg.respond(encode(reply))
+    except BrokerUnreachable as error:
+        log.warning("%s", error)
+
+
+async def answer_embed(handler: EmbedHandler, msg: Msg) -> EmbedReply:
+    """Return the vectors, or the reason why there are none."""
+    try:
+        texts = decode(msg.data, EmbedRequest).texts
+        vectors = await handler(texts)
+        return EmbedReply(vectors=tuple(tuple(float(x) for x in vector) for vector in vectors))
+    except MalformedMessage as error:
+        return EmbedReply(error=f"The request is malformed: {error}"[:500])
+    except Exception:
+        log.exception("embedding failed")
+        return EmbedReply(error="This worker failed to embed the texts.")

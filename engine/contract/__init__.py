@@ -7,24 +7,18 @@ bounded: bytes from another process are untrusted until `decode` has accepted th
 All public names can be imported from here, except `rejection.JobRejected` and `fields.AccountName`. They lie in these
 files:
 
-- `fields`: versions, limits, bounded field types, and the base of all messages.
-- `samplers`: the samplers' names.
-- `amendments`: what members change while a picture develops; `steering`: what that means at each step;
-  `amendment_check`: why a change cannot be.
-- `recipe`: the recipe and its parts. `recipe_images`: the recipe and noise of one image. `style_words`: whether a text
-  names a style. `guidance`: its guided steps and network rows. `evaluations`: the steps at which the network is
-  evaluated. `turbo`: a model's own LoRA for few steps.
-- `job`: the job, its task and who pays for it. `cost`: what a recipe costs on a model.
-- `edits`: which recipes edit a picture. `offered_parts`: whether a worker has a recipe's parts. `features`: whether a
-  model can do what a recipe uses.
-- `messages`: previews, results and control messages of a job. `keyframes`: ladders and snapshots.
-- `presence`: what a worker announces. `requests`: what it answers at once, without a job.
+- `fields`: versions, limits, bounded field types, and the base of all messages. `samplers`: the samplers' names.
+- `amendments`: what members change while a picture develops; `steering`: what that means at each step, and why a change
+  cannot be.
+- `recipe`: the recipe and its parts. `recipe_images`: what follows from it for one image, and names in its texts.
+  `evaluations`: the steps at which its network is evaluated or guided. `cost`: what it costs on a model.
+- `messages`: the job, its previews, results and control messages, its stored states, requests without a job.
+- `presence`: what a worker announces, and whether a model has what a recipe uses.
 - `codec`: bytes from and to values. `rejection`: the exception for a job that the engine refuses or fails.
 """
 
 from __future__ import annotations
 
-from engine.contract.amendment_check import find_amendment_problem, find_amendments_problem
 from engine.contract.amendments import (
     Amendment,
     AmendmentNumber,
@@ -38,23 +32,29 @@ from engine.contract.amendments import (
 )
 from engine.contract.codec import MalformedMessage, OtherVersion, convert, decode, decode_json, encode
 from engine.contract.cost import count_row_steps, estimate_cost, estimate_decode_ms
-from engine.contract.edits import is_edit
-from engine.contract.embedding_names import compile_embedding_names, find_embeddings
 from engine.contract.evaluations import (
     DRAFT_EVALUATIONS,
     MIN_EVALUATIONS,
     count_evaluations,
+    count_image_rows,
     count_requested_evaluations,
+    count_rows,
     count_usual_evaluations,
     find_borders,
     find_done_share,
+    find_guidance_borders,
+    find_guided_steps,
     find_last_evaluation,
     find_next_evaluation,
+    has_negative_weight,
     has_skipped_steps,
     is_draft,
+    is_guided,
+    is_in_interval,
     list_evaluated_steps,
+    needs_unconditional_row,
+    pinned_bucket,
 )
-from engine.contract.features import find_lacking_feature
 from engine.contract.fields import (
     FULL_INTERVAL,
     MAX_AMENDMENTS,
@@ -107,26 +107,22 @@ from engine.contract.fields import (
     Version,
     VersionedValue,
 )
-from engine.contract.guidance import (
-    count_image_rows,
-    count_rows,
-    find_guidance_borders,
-    find_guided_steps,
-    has_negative_weight,
-    is_guided,
-    is_in_interval,
-    needs_unconditional_row,
-    pinned_bucket,
-)
-from engine.contract.job import BillingKey, Job, Task, UpscaleTask, required_blobs
-from engine.contract.keyframes import AmendmentLog, Keyframe, Ladder, Snapshot
 from engine.contract.messages import (
     MAX_AMENDMENTS_AT_ONCE,
     MAX_PACE_SECONDS,
     AmendJob,
+    AmendmentLog,
     AmendmentRequest,
+    BillingKey,
     ControlMessage,
+    DecodeReply,
+    DecodeRequest,
+    DescribeReply,
+    DescribeRequest,
+    EmbedReply,
+    EmbedRequest,
     Frame,
+    Job,
     JobAmended,
     JobCancelled,
     JobFailed,
@@ -134,12 +130,31 @@ from engine.contract.messages import (
     JobHandedBack,
     JobModelLoading,
     JobStarted,
+    Keyframe,
+    Ladder,
     PictureReady,
     Result,
+    Snapshot,
+    Task,
+    UpscaleTask,
+    required_blobs,
 )
-from engine.contract.offered_parts import MissingPart, find_missing_part
-from engine.contract.part_fields import make_part_fields
-from engine.contract.presence import ControlModel, ModelProfile, ModelProgress, Presence
+from engine.contract.presence import (
+    TURBO_GUIDANCE,
+    TURBO_LORA,
+    TURBO_SAMPLER,
+    TURBO_STEPS,
+    ControlModel,
+    MissingPart,
+    ModelProfile,
+    ModelProgress,
+    Presence,
+    find_lacking_feature,
+    find_missing_part,
+    find_turbo,
+    is_edit,
+    is_turbo,
+)
 from engine.contract.recipe import (
     Branch,
     ControlImage,
@@ -155,25 +170,23 @@ from engine.contract.recipe import (
 from engine.contract.recipe_images import (
     add_style,
     candidate_index,
+    compile_embedding_names,
+    find_embeddings,
     find_style,
+    has_style,
     keep_style,
+    make_part_fields,
     map_step,
     noise_seed,
     recipe_for_image,
-)
-from engine.contract.requests import (
-    DecodeReply,
-    DecodeRequest,
-    DescribeReply,
-    DescribeRequest,
-    EmbedReply,
-    EmbedRequest,
 )
 from engine.contract.samplers import PIPELINE_SAMPLERS, SAMPLER_TITLES, Sampler
 from engine.contract.steering import (
     ImageLife,
     Timeline,
     count_ending_images,
+    find_amendment_problem,
+    find_amendments_problem,
     find_ancestor,
     find_life,
     is_snapshot_of_recipe,
@@ -188,8 +201,6 @@ from engine.contract.steering import (
     settle_amendments,
     settle_fades,
 )
-from engine.contract.style_words import has_style
-from engine.contract.turbo import TURBO_GUIDANCE, TURBO_LORA, TURBO_SAMPLER, TURBO_STEPS, find_turbo, is_turbo
 
 __all__ = [
     "DRAFT_EVALUATIONS",

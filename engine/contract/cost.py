@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import lru_cache
 
-from engine.contract.edits import is_edit
-from engine.contract.evaluations import count_between, list_evaluated_steps
-from engine.contract.guidance import count_image_rows, find_guided_steps, is_guided, pinned_bucket
-from engine.contract.presence import ControlModel, ModelProfile
+from engine.contract.evaluations import (
+    count_between,
+    count_image_rows,
+    find_guided_steps,
+    is_guided,
+    list_evaluated_steps,
+    pinned_bucket,
+)
+from engine.contract.presence import ControlModel, ModelProfile, is_edit
 from engine.contract.recipe import ImageToImage, Recipe
 from engine.contract.samplers import SECOND_ORDER_SAMPLERS
 from engine.contract.steering import count_ending_images, iterate_segments

@@ -1,4 +1,4 @@
-"""The messages about one job: previews, results, and what its worker is told while it runs."""
+"""Jobs, all that is said of them while they run, what keeps their progress, and requests without a job."""
 
 from __future__ import annotations
 
@@ -9,25 +9,40 @@ from msgspec import Meta, Struct
 from engine.contract.amendments import Amendment, AmendmentNumber, Change
 from engine.contract.fields import (
     MAX_AMENDMENTS,
+    MAX_CANDIDATES,
     MAX_COUNT,
+    MAX_ESTIMATE_BYTES,
     MAX_FRAME_BYTES,
+    MAX_KEYFRAMES,
+    MAX_NOISINGS,
+    MAX_STEPS,
+    MAX_THUMBNAIL_BYTES,
+    AccountName,
     Blame,
     CandidateIndex,
+    CandidateText,
+    Coordinate,
     Epoch,
     Fraction,
     Id,
     Index,
+    LatentBytes,
     Milliseconds,
     Name,
     Seconds,
     Sentence,
     Sha256,
     Side,
+    SquaredError,
     Step,
+    TensorSide,
+    Text,
+    UnixSeconds,
     UpscaleMethod,
     Verdict,
     VersionedValue,
 )
+from engine.contract.recipe import Recipe
 
 MAX_AMENDMENTS_AT_ONCE = 16  # in one message
 MAX_PACE_SECONDS = 60.0  # from step to step
@@ -169,3 +184,176 @@ class JobHandedBack(VersionedValue, frozen=True, kw_only=True):
 
 
 Result = JobStarted | PictureReady | JobAmended | JobFinished | JobFailed | JobCancelled | JobHandedBack
+
+
+class UpscaleTask(VersionedValue, frozen=True, kw_only=True):
+    """Upscale one finished picture, named by its SHA-256 in the blob bucket.
+
+    A worker without a super-resolver uses Lanczos where "gan" is requested; its `PictureReady` says which one it
+    used.
+    """
+
+    source: Sha256
+    factor: Annotated[int, Meta(ge=2, le=8)] = 4
+    method: UpscaleMethod = "lanczos"
+
+
+Task = Recipe | UpscaleTask
+
+
+def required_blobs(task: Task) -> tuple[str, ...]:
+    """Return the SHA-256 of each blob that a worker needs for the task."""
+    return (task.source,) if isinstance(task, UpscaleTask) else task.required_blobs
+
+
+class BillingKey(Struct, frozen=True, forbid_unknown_fields=True):
+    """Who a job's cost is charged to. The same four fields decide the fair order in the queue and in the batch."""
+
+    tier: AccountName
+    guild: AccountName
+    user: AccountName
+    weight: Annotated[float, Meta(gt=0, le=1000)] = 1.0
+
+
+class Job(VersionedValue, frozen=True, kw_only=True):
+    """A task with an id and an owner. `cost` is in calibrated device-seconds, `deadline` in seconds since 1970.
+
+    `check`: a worker with a picture check classifies the finished pictures, and previews once they show enough.
+    """
+
+    id: Id
+    task: Task
+    billing_key: BillingKey
+    cost: Seconds
+    pool: Name = "default"
+    attempt: Annotated[int, Meta(ge=1, le=1_000_000)] = 1
+    deadline: UnixSeconds
+    ladder: bool = True
+    check: bool = False
+
+
+class EmbedRequest(VersionedValue, frozen=True, kw_only=True):
+    """Ask for the embedding of each text."""
+
+    texts: Annotated[tuple[Text, ...], Meta(min_length=1, max_length=64)]
+
+
+class EmbedReply(VersionedValue, frozen=True, kw_only=True):
+    """Unit vectors, one per text (mean-pooled, L2-normalised), or the reason why there are none."""
+
+    vectors: Annotated[tuple[Annotated[tuple[Coordinate, ...], Meta(max_length=4096)], ...], Meta(max_length=64)] = ()
+    error: Sentence = ""
+
+
+class DescribeRequest(VersionedValue, frozen=True, kw_only=True):
+    """Ask how well a model predicts an image's noise under each text (Li et al. 2023, arXiv 2303.16203).
+
+    `revision`: the model's; empty: the one that the worker has, as in a recipe. `picture`: a PNG; the model sees its
+    middle square at the native size. Each text is tried with the same `draws` noisings, from number `first` on of one
+    fixed sequence.
+    """
+
+    model: Name
+    revision: Annotated[str, Meta(max_length=64)] = ""
+    picture: Annotated[bytes, Meta(min_length=1, max_length=MAX_FRAME_BYTES)]
+    texts: Annotated[tuple[CandidateText, ...], Meta(min_length=1, max_length=MAX_CANDIDATES)]
+    first: Annotated[int, Meta(ge=0, le=1000)] = 0
+    draws: Annotated[int, Meta(ge=1, le=MAX_NOISINGS)] = 1
+
+
+class DescribeReply(VersionedValue, frozen=True, kw_only=True):
+    """For each text the mean squared error of the noise at each draw, or the reason why there is none.
+
+    `may_retry_elsewhere`: this worker cannot answer now, another may.
+    """
+
+    errors: Annotated[
+        tuple[Annotated[tuple[SquaredError, ...], Meta(max_length=MAX_NOISINGS)], ...], Meta(max_length=MAX_CANDIDATES)
+    ] = ()
+    error: Sentence = ""
+    may_retry_elsewhere: bool = False
+
+
+class DecodeRequest(VersionedValue, frozen=True, kw_only=True):
+    """Decode the x0 of a ladder's keyframes into thumbnails, with the model revision that made them.
+
+    `width`, `height` and `tile` are the recipe's. Each of `latents` is float16, C-order, in the shape that follows from
+    them.
+    """
+
+    model: Name
+    revision: Annotated[str, Meta(min_length=1, max_length=64)]
+    width: Side
+    height: Side
+    tile: bool = False
+    latents: Annotated[
+        tuple[Annotated[bytes, Meta(min_length=2, max_length=MAX_ESTIMATE_BYTES)], ...],
+        Meta(min_length=1, max_length=MAX_KEYFRAMES),
+    ]
+
+
+class DecodeReply(VersionedValue, frozen=True, kw_only=True):
+    """One JPEG for each of the latents, or the reason why there are none."""
+
+    thumbnails: Annotated[
+        tuple[Annotated[bytes, Meta(min_length=1, max_length=MAX_THUMBNAIL_BYTES)], ...], Meta(max_length=MAX_KEYFRAMES)
+    ] = ()
+    error: Sentence = ""
+
+
+class Keyframe(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """One keyframe: an x0 thumbnail (JPEG, WebP); at every fourth also the latents to continue from (fp32, C-order).
+
+    A stopped picture also keeps latents at its last keyframe. With latents come `history`, x0 as latents, and
+    `draw_count`: how many noise draws came before. `estimate`: x0 in float16 where a linear map made the thumbnail, to
+    decode it on request.
+    """
+
+    step: Step
+    thumbnail: Annotated[bytes, Meta(max_length=MAX_FRAME_BYTES)]
+    latent: Annotated[bytes, Meta(max_length=4 * 1024 * 1024)] | None = None
+    history: Annotated[bytes, Meta(max_length=4 * 1024 * 1024)] | None = None
+    draw_count: Annotated[int, Meta(ge=1, le=2 * MAX_STEPS)] | None = None
+    estimate: Annotated[bytes, Meta(max_length=MAX_ESTIMATE_BYTES)] | None = None
+
+
+class Ladder(VersionedValue, frozen=True, kw_only=True):
+    """All keyframes of one image: at most 48, evenly spaced in log-SNR; deterministic, part of the result."""
+
+    job: Id
+    image: Index
+    total_steps: Step
+    shape: Annotated[tuple[TensorSide, ...], Meta(max_length=4)]
+    keyframes: Annotated[tuple[Keyframe, ...], Meta(max_length=MAX_KEYFRAMES)]
+
+
+class Snapshot(VersionedValue, frozen=True, kw_only=True):
+    """An unfinished image, enough to continue elsewhere: its next step, latents `x` and history (fp32, C-order).
+
+    It holds no noise: that is a function of the recipe and the step. `keyframes` holds the x0 latents (fp32) of the
+    keyframes so far, each with its step. `split_step`: the step of the split that made the image, if one did.
+    `followed_changes`: the number and the step of each change of the recipe that its steps followed.
+    """
+
+    job: Id
+    image: CandidateIndex
+    epoch: Epoch
+    next_step: Step
+    shape: Annotated[tuple[TensorSide, ...], Meta(max_length=4)]
+    x: LatentBytes
+    history: LatentBytes
+    keyframes: Annotated[tuple[tuple[Step, LatentBytes], ...], Meta(max_length=MAX_KEYFRAMES)] = ()
+    split_step: Step | None = None
+    followed_changes: Annotated[tuple[tuple[AmendmentNumber, Step], ...], Meta(max_length=MAX_AMENDMENTS)] = ()
+
+
+class AmendmentLog(VersionedValue, frozen=True, kw_only=True):
+    """What has been changed about an unfinished job, for the next worker: written before a change is acknowledged.
+
+    `last_number`: the last change that was answered; those up to there that are not in `amendments` were refused.
+    """
+
+    job: Id
+    epoch: Epoch
+    last_number: AmendmentNumber
+    amendments: Annotated[tuple[Amendment, ...], Meta(max_length=MAX_AMENDMENTS)] = ()

@@ -1,12 +1,15 @@
-"""What workers announce: their models, their free rows, and how far a model is."""
+"""What a worker announces of itself and its models, and whether a model has what a recipe uses."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Literal, NamedTuple
 
 from msgspec import Meta, Struct
 
+from engine.contract.evaluations import has_skipped_steps
 from engine.contract.fields import (
+    FULL_INTERVAL,
     MAX_INIT_IMAGES,
     MAX_ROWS,
     MAX_STEPS,
@@ -22,7 +25,7 @@ from engine.contract.fields import (
     Side,
     VersionedValue,
 )
-from engine.contract.recipe import Lora, ModelPart
+from engine.contract.recipe import Branch, ControlImage, ImageToImage, Lora, ModelPart, Recipe, ReferenceImage
 from engine.contract.samplers import Sampler
 
 
@@ -96,3 +99,108 @@ class ModelProgress(VersionedValue, frozen=True, kw_only=True):
     phase: Literal["prepare", "load", "measure", "ready"] = "prepare"
     done: Fraction = 0.0
     size: ByteCount = 0
+
+
+PartKind = Literal[
+    "skipped layers", "textual inversion", "control network", "reference adapter", "autoencoder", "preprocessor"
+]
+
+
+class MissingPart(NamedTuple):
+    """What a worker lacks; skipped layers have no name."""
+
+    kind: PartKind
+    name: str = ""
+
+
+def find_missing_part(recipe: Recipe, model: ModelProfile) -> MissingPart | None:
+    """Return the first part of the recipe that a worker lacks, by what it announces; None: it has all."""
+    return next(_list_missing_parts(recipe, model), None)
+
+
+def _list_missing_parts(recipe: Recipe, model: ModelProfile) -> Iterator[MissingPart]:
+    if recipe.clip_skip > model.max_clip_skip:
+        yield MissingPart("skipped layers")
+    yield from _list_missing("textual inversion", recipe.embeddings, model.embeddings)
+    yield from _list_missing("control network", recipe.controls, model.controls)
+    yield from _list_missing("reference adapter", recipe.references, model.references)
+    yield from _list_missing("autoencoder", (recipe.autoencoder,) if recipe.autoencoder else (), model.autoencoders)
+    for control in recipe.controls:
+        if control.preprocessor not in ("none", *model.preprocessors):
+            yield MissingPart("preprocessor", control.preprocessor)
+
+
+def _list_missing(
+    kind: PartKind,
+    needed: Sequence[ModelPart | ControlImage | ReferenceImage],
+    offered: Sequence[ModelPart | ControlModel],
+) -> Iterator[MissingPart]:
+    for part in needed:
+        if not any(part.name == other.name and part.revision in ("", other.revision) for other in offered):
+            yield MissingPart(kind, part.name)
+
+
+def find_lacking_feature(recipe: Recipe, model: ModelProfile) -> Feature | None:
+    """Return the first feature that the recipe uses and the model lacks; None: it can draw the recipe."""
+    return next((feature for feature in _list_used_features(recipe, model) if feature in model.lacks), None)
+
+
+def _list_used_features(recipe: Recipe, model: ModelProfile) -> Iterator[Feature]:
+    """Yield what the recipe uses. Steps and guidance count where they are not the model's usual ones."""
+    used: dict[Feature, bool] = {
+        "mix": recipe.mixed,
+        "walk": recipe.interpolation is not None,
+        "weights": [concept.weight for concept in recipe.concepts] != [1.0],
+        "negative": bool(recipe.negative),
+        "steps": recipe.steps != model.steps,
+        "guidance": recipe.guidance not in (1.0, model.guidance) or recipe.chaos > 0,
+        "interval": recipe.guidance_interval != FULL_INTERVAL,
+        "variation": bool(recipe.lineage),
+        "tile": recipe.tile,
+        "stop": recipe.stop_at < 1.0,
+        "branch": isinstance(recipe.start, Branch),
+        "amendments": bool(recipe.amendments),
+        "evaluations": has_skipped_steps(recipe),
+    }
+    for feature, is_used in used.items():
+        if is_used:
+            yield feature
+    if isinstance(recipe.start, ImageToImage):
+        yield from _list_start_features(recipe.start)
+
+
+def _list_start_features(start: ImageToImage) -> Iterator[Feature]:
+    """Yield what the init images use. Beside a mask the strength only says how much of its inside may stay."""
+    yield "picture"
+    if start.mask is not None:
+        yield "mask"
+    elif not start.has_whole_pictures:
+        yield "strength"
+    if len(start.pictures) > 1:
+        yield "blend"
+
+
+def is_edit(recipe: Recipe, model: ModelProfile) -> bool:
+    """Return whether this model edits the recipe's init images by words, rather than starts from them."""
+    start = recipe.start
+    if not model.edits or not isinstance(start, ImageToImage):
+        return False
+    is_possible = start.has_whole_pictures and len(start.pictures) <= model.max_edit_pictures
+    return model.required == "picture" or is_possible
+
+
+TURBO_LORA = "turbo"
+TURBO_STEPS = 4
+TURBO_GUIDANCE = 1.0
+TURBO_SAMPLER: Sampler = "lcm"
+
+
+def find_turbo(model: ModelProfile) -> Lora | None:
+    """Return the model's turbo LoRA; None if it has none, or if its schedule does not suit the sampler."""
+    loras = (lora for lora in model.loras if lora.name == TURBO_LORA)
+    return next(loras, None) if TURBO_SAMPLER in model.samplers else None
+
+
+def is_turbo(recipe: Recipe) -> bool:
+    """Return whether its images are drawn by the turbo LoRA with its sampler."""
+    return recipe.sampler == TURBO_SAMPLER and any(lora.name == TURBO_LORA for lora in recipe.loras)

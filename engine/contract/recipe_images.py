@@ -1,14 +1,24 @@
-"""What each single image of a recipe is made with: its own recipe, the seed of its noise, its keyframe's step."""
+"""What follows from a recipe: recipe and noise of each image, names in its texts, added parts by their fields."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+from types import MappingProxyType
 
 import msgspec
 
-from engine.contract.fields import MAX_TEXT
-from engine.contract.recipe import Concept, Interpolation, NoiseAncestor, Recipe
-from engine.contract.style_words import has_style
+from engine.contract.fields import MAX_TEXT, Preprocessor
+from engine.contract.recipe import (
+    Concept,
+    ControlImage,
+    Interpolation,
+    ModelPart,
+    NoiseAncestor,
+    Recipe,
+    ReferenceImage,
+)
 
 
 def recipe_for_image(recipe: Recipe, image: int) -> Recipe:
@@ -129,3 +139,84 @@ def map_step(keyframe_step: int, keyframe_steps: int, steps: int) -> int:
     remaining difference.
     """
     return -(-keyframe_step * steps // keyframe_steps)
+
+
+# What people write for a style, whatever the model. Some are things as well, such as *pencil*: where a text has one of
+# them, its pictures only have one style. Words that are nearly always something else (*flat*, *soft*) are left out.
+_STYLE_WORDS = re.compile(
+    r"\b(?:(?:style|render|photo|photograph|painting|watercolou?r|sketch|drawing|doodle|engraving|woodcut|mosaic|"
+    r"cartoon|illustration|comic|icon|sticker|logo|pencil|crayon|voxel|pastel|vector|silhouette|blueprint|caricature|"
+    r"fresco|lithograph)(?:s|es)?|styled|[23] ?d|8 ?bit|rendering|flat design|soft shading|(?:cel|toon) shad(?:ing|ed)|"
+    r"(?:photo|hyper|sur)? ?real(?:ism|istic)|photography|monochrome|gr[ae]y ?scale|sepia|black (?:and|&) white|"
+    r"(?:impression|expression|cub|minimal|pointill)is(?:m|t|tic)|painted|engraved|sketched|sketchy|illustrated|"
+    r"hand drawn|cartoon(?:y|ish)|oil on canvas|in (?:oil|ink)s?|ink wash|gouache|charcoal|chalk|stained glass|anime|"
+    r"manga|(?:pixel|clip|line|digital|concept|pop) ?art|art (?:deco|nouveau)|low poly|isometric|graffiti|claymation|"
+    r"origami|paper ?cut|ukiyo e)\b",
+    re.IGNORECASE,
+)
+
+
+def has_style(text: str) -> bool:
+    """Return whether the text names a style; a hyphen counts as a space."""
+    return _STYLE_WORDS.search(text.replace("-", " ")) is not None
+
+
+@lru_cache(maxsize=64)
+def compile_embedding_names(names: tuple[str, ...]) -> re.Pattern[str]:
+    """Return the pattern of these names: a match is the name with its brackets, group 1 or 2 the name alone.
+
+    Longer names win. Without names it matches nothing.
+    """
+    if not names:
+        return re.compile(r"(?!)()()")
+    choices = "|".join(re.escape(name) for name in sorted(names, key=lambda name: (-len(name), name)))
+    # Only ASCII letters have two cases here: names have no others, and `ſ` is no `s`.
+    return re.compile(rf"<((?ai:{choices}))>|(?<![\w<-])((?ai:{choices}))(?![\w>-])")
+
+
+def find_embeddings(texts: Iterable[str], embeddings: Sequence[ModelPart]) -> tuple[ModelPart, ...]:
+    """Return those whose names occur in the texts, in their own order."""
+    pattern = compile_embedding_names(tuple(part.name for part in embeddings))
+    written_names = {(match[1] or match[2]).lower() for text in texts for match in pattern.finditer(text)}
+    return tuple(part for part in embeddings if part.name.lower() in written_names)
+
+
+REFERENCE_MODULE = "ip-adapter"
+MODULES: Mapping[Preprocessor, str] = MappingProxyType(
+    {"none": "none", "canny": "canny", "depth": "depth", "pose": "openpose", "lineart": "lineart"}
+)
+
+
+def make_part_fields(recipe: Recipe) -> dict[str, str]:
+    """Return the fields of a recipe's parts, in order; none for a recipe without them. Pictures are named by their
+    SHA-256.
+    """
+    units = (*map(_control_unit, recipe.controls), *map(_reference_unit, recipe.references))
+    fields = {f"ControlNet {index}": f'"{unit}"' for index, unit in enumerate(units)}
+    if recipe.autoencoder is not None:
+        fields["VAE"] = recipe.autoencoder.name
+        fields |= {"VAE hash": recipe.autoencoder.revision[:10]} if recipe.autoencoder.revision else {}
+    if recipe.clip_skip:
+        fields["Clip skip"] = str(recipe.clip_skip + 1)
+    if recipe.embeddings:
+        hashes = ", ".join(f"{part.name}: {part.revision[:12]}" for part in recipe.embeddings)
+        fields["TI hashes"] = f'"{hashes}"'
+    if recipe.quantization != "none":
+        fields["Diffusion in Low Bits"] = recipe.quantization
+    return fields
+
+
+def _control_unit(control: ControlImage) -> str:
+    return (
+        f"{_describe_network(MODULES[control.preprocessor], control)}, Guidance Start: {control.start:g}, "
+        f"Guidance End: {control.stop:g}, Picture: {control.picture[:10]}"
+    )
+
+
+def _reference_unit(reference: ReferenceImage) -> str:
+    return f"{_describe_network(REFERENCE_MODULE, reference)}, Picture: {reference.picture[:10]}"
+
+
+def _describe_network(module: str, image: ControlImage | ReferenceImage) -> str:
+    revision = f" [{image.revision[:8]}]" if image.revision else ""
+    return f"Module: {module}, Model: {image.name}{revision}, Weight: {image.scale:g}"

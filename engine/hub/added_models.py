@@ -17,11 +17,10 @@ import msgspec
 from msgspec import Meta, Struct
 
 from engine.contract import Name
-from engine.hub.checksums import is_intact
-from engine.hub.errors import HubError, explain_disk_error
-from engine.hub.part_kinds import FOLDER_BY_KIND, PART_KINDS, WEIGHT_SUFFIXES, PartKind
-from engine.hub.repository import RepositoryFile, is_safe
+from engine.hub.catalogue import FOLDER_BY_KIND, PART_KINDS, WEIGHT_SUFFIXES, PartKind
+from engine.hub.repository import HubError, RepositoryFile, explain_disk_error, is_intact, is_safe
 from engine.process.atomic_file import write_atomically
+from engine.process.model_settings import EMBEDDED_MODEL, read_model_settings
 
 MODELS_FOLDER = FOLDER_BY_KIND["model"]  # in the data folder
 PARTIAL_FOLDER = ".partial"  # in a kind's folder: downloads that have not ended
@@ -218,3 +217,26 @@ def _is_file_intact(path: Path, file: RepositoryFile, on_bytes: Callable[[int], 
         return is_intact(path, file, on_bytes)
     except OSError:
         return False
+
+
+ADDED_MODELS = "added"  # in place of a model's name: all of these
+MAX_OFFERED = 64  # models that a worker may announce
+
+
+def list_offered(data: Path) -> list[str]:
+    """Return their names. Raises `ModelSettingsError` where the settings of the models cannot be read."""
+    default = read_model_settings(data).default
+    chosen = [default] if default and _is_here(data, default) else []
+    return list(dict.fromkeys([*chosen, EMBEDDED_MODEL, *list_added(data)]))[:MAX_OFFERED]
+
+
+def expand_names(names: tuple[str, ...], data: Path) -> list[str]:
+    """Return the names, with `added` replaced by what it stands for. Raises `ModelSettingsError`."""
+    expanded = [each for name in names for each in (list_offered(data) if name == ADDED_MODELS else [name])]
+    return list(dict.fromkeys(expanded))
+
+
+def _is_here(data: Path, name: str) -> bool:
+    path = data / MODELS_FOLDER / name
+    is_file = any(path.with_name(f"{name}{suffix}").is_file() for suffix in WEIGHT_SUFFIXES)
+    return name == EMBEDDED_MODEL or path.is_dir() or is_file

@@ -9,14 +9,13 @@ import functools
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated
+from typing import Annotated, Literal, get_args
 
 import msgspec
 from msgspec import Meta, Struct
 from rapidfuzz import fuzz, process
 
 from engine.contract import Name, Quantization, Sampler
-from engine.hub.part_kinds import PartKind
 
 CATALOGUE_FILE = Path(__file__).with_name("catalogue.yaml")
 PARTS_FILE = Path(__file__).with_name("parts.yaml")
@@ -142,3 +141,32 @@ def suggest_names(name: str, known_names: Iterable[str]) -> list[str]:
         name.casefold(), list(known_names), scorer=fuzz.WRatio, score_cutoff=MIN_LIKENESS, limit=3
     )
     return [str(match[0]) for match in matches]
+
+
+SAFETENSORS_SUFFIX = ".safetensors"
+GGUF_SUFFIX = ".gguf"
+WEIGHT_SUFFIXES = (SAFETENSORS_SUFFIX, GGUF_SUFFIX)  # of models and parts that are one file
+PICKLE_SUFFIXES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")  # which can run code when they are opened
+
+PartKind = Literal["model", "controlnet", "ip-adapter", "vae", "lora", "embedding"]
+PART_KINDS: tuple[PartKind, ...] = get_args(PartKind)
+FOLDER_BY_KIND: Mapping[PartKind, str] = MappingProxyType(
+    {
+        "model": "models",
+        "controlnet": "controlnets",
+        "ip-adapter": "ip-adapters",
+        "vae": "vaes",
+        "lora": "loras",
+        "embedding": "embeddings",
+    }
+)
+TITLES: Mapping[PartKind, str] = MappingProxyType(
+    {
+        "model": "model",
+        "controlnet": "control network",
+        "ip-adapter": "reference adapter",
+        "vae": "autoencoder",
+        "lora": "LoRA",
+        "embedding": "textual inversion",
+    }
+)

@@ -25,10 +25,18 @@ from engine.hub.added_models import (
     write_manifest,
     write_manifest_file,
 )
-from engine.hub.checksums import is_intact
-from engine.hub.errors import HubError, explain_disk_error, explain_error, get_endpoint
-from engine.hub.part_kinds import WEIGHT_SUFFIXES
-from engine.hub.repository import LIBRARY_NAME, Repository, RepositoryFile, fetch_repository
+from engine.hub.catalogue import WEIGHT_SUFFIXES
+from engine.hub.repository import (
+    LIBRARY_NAME,
+    HubError,
+    Repository,
+    RepositoryFile,
+    explain_disk_error,
+    explain_error,
+    fetch_repository,
+    get_endpoint,
+    is_intact,
+)
 
 PART_SUFFIX = ".part"
 SPARE_BYTES = 512 * 2**20  # bytes of the disk that a download leaves free

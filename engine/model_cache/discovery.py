@@ -56,8 +56,8 @@ CALIBRATION_FILE = "calibration.json"
 class LoadContext:
     """Model directory, device and settings.
 
-    `use_cuda_graphs`, `offload`: as `graphs` and `offload` of `engine.process.settings.WorkerSettings`. `budget`: bytes
-    for models, by which `offload` and `quantize` choose.
+    `use_cuda_graphs`, `offload`: as `cuda_graphs` and `offload` of `engine.process.settings.WorkerSettings`. `budget`:
+    bytes for models, by which `offload` and `quantize` choose.
     """
 
     data: Path

@@ -7,7 +7,7 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 
 from engine.contract.rejection import JobRejected
-from engine.hub.offered_models import expand_names
+from engine.hub.added_models import expand_names
 from engine.model_cache.cache import make_too_large_error
 from engine.model_cache.discovery import LoadContext, discover_models
 from engine.process.model_settings import ModelSettingsError

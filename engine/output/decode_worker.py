@@ -39,8 +39,7 @@ from engine.output.latent_encoding import encode_keyframe
 from engine.output.picture_check import JobVerdicts, PictureCheck
 from engine.output.postprocessing import composite, decode_tiled
 from engine.output.previewer import Previewer
-from engine.picture_files.encoding import encode_jpeg, encode_png, encode_thumbnail
-from engine.picture_files.parameters import format_parameters
+from engine.picture_files import encode_jpeg, encode_png, encode_thumbnail, format_parameters
 from engine.preview_maps.map_store import MapStore
 
 log = logging.getLogger(__name__)

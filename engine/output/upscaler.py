@@ -12,7 +12,7 @@ import torch
 
 from engine.contract import UpscaleMethod
 from engine.device.threads import limit_to_one_core
-from engine.picture_files.lanczos import encode_upscaled, open_source, upscale_by_lanczos
+from engine.picture_files import encode_upscaled, open_source, upscale_by_lanczos
 from engine.upscaling.super_resolver import OnTile, SuperResolver
 
 

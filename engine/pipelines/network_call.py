@@ -1,4 +1,6 @@
-"""A call to a network's forward, analysed so that a batch can join calls of several images by rows.
+"""An unmodified pipeline's call: its arguments, its clone with two hooks, and its network's forwards.
+
+A call to a network's forward is analysed so that a batch can join calls of several images by rows.
 
 A leaf of the arguments is *rows* (a tensor, or a list, with one entry for each row of the first argument), *time* (a
 timestep without a dimension, which every diffusers network also accepts per row) or *one for all*: equal in all joined
@@ -7,15 +9,21 @@ calls. Nothing here runs a network.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import inspect
 import weakref
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, wraps
 from typing import Any, cast
 
 import torch
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
+
+from engine.contract import FULL_INTERVAL, Recipe, has_skipped_steps, noise_seed
+from engine.contract.rejection import JobRejected
+from engine.prompt.emphasis import strip_emphasis
 
 TIMESTEP_NAMES = ("timestep", "timesteps", "t", "r", "timestep_ratio")
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
@@ -224,3 +232,207 @@ def split_output(output: Any, counts: Sequence[int], total_rows: int) -> list[An
         split_parts = [split_output(value, counts, total_rows) for value in cast(Sequence[Any], output)]
         return [kind(part[n] for part in split_parts) for n in range(len(counts))]
     raise ValueError("the network's output does not consist of rows")
+
+
+def refuse_unsupported_recipe(recipe: Recipe) -> None:
+    """Raise `JobRejected` for a recipe that only the batching engine supports."""
+    prefix = f"With the sampler {recipe.sampler}, this model's pictures go through its own pipeline as a whole, which"
+    if [concept.weight for concept in recipe.concepts] != [1.0]:
+        raise JobRejected(f"{prefix} takes one prompt without weights.", "member")
+    if recipe.lineage:
+        raise JobRejected(f"{prefix} supports no variations.", "member")
+    if recipe.guidance_interval != FULL_INTERVAL:
+        raise JobRejected(f"{prefix} applies guidance at every step.", "member")
+    if has_skipped_steps(recipe):
+        raise JobRejected(f"{prefix} evaluates the network at every step.", "member")
+    if recipe.controls or recipe.references:
+        raise JobRejected(f"{prefix} takes no control or reference pictures: take the sampler ddim.", "member")
+    if recipe.start is not None or recipe.stop_at < 1.0 or recipe.tile or recipe.mixed or recipe.interpolation:
+        limits = "starts from noise, runs to the end, and supports no tiles, mixed prompts or walks"
+        raise JobRejected(
+            f"{prefix} {limits}: take the sampler ddim, or another model where this one has none.", "member"
+        )
+
+
+def make_arguments(pipeline: Any, recipe: Recipe, image: int, output_type: str, no_guidance: float) -> dict[str, Any]:
+    """Return the arguments of `pipeline(...)` for one image; only those in its signature.
+
+    `no_guidance` is this pipeline's value for our guidance of 1. Sizes are not binned and prompts not cleaned: whether
+    a pipeline can clean them depends on other installed packages.
+    """
+    parameters = inspect.signature(type(pipeline).__call__).parameters
+    scale = recipe.guidance - 1.0 + no_guidance
+    has_guidance_rows = (
+        "true_cfg_scale" in parameters and recipe.guidance_kind == "rows"
+    )  # guidance_scale is then an input of the network
+    arguments: dict[str, Any] = {
+        "prompt": " ".join(strip_emphasis(concept.text) for concept in recipe.concepts),
+        "negative_prompt": strip_emphasis(recipe.negative) or _choose_empty_negative(pipeline),
+        "width": recipe.width,
+        "height": recipe.height,
+        "num_inference_steps": recipe.steps,
+        "eta": recipe.eta,
+        "true_cfg_scale" if has_guidance_rows else "guidance_scale": scale,
+        "num_images_per_prompt": 1,
+        "generator": torch.Generator().manual_seed(noise_seed(recipe, image)),
+        "output_type": output_type,
+        "use_resolution_binning": False,
+        "clean_caption": False,
+    }
+    if recipe.steps != 2:
+        arguments["intermediate_timesteps"] = None  # Sana Sprint's default only fits two steps
+    if not has_guidance_rows and "true_cfg_scale" in parameters:
+        del arguments["negative_prompt"]  # no unconditional row runs, so a negative prompt has no effect
+    return {name: value for name, value in arguments.items() if name in parameters}
+
+
+def _choose_empty_negative(pipeline: Any) -> str | None:
+    """Return the empty negative prompt. SDXL encodes an empty text but uses zeros for None; others need a text."""
+    return None if pipeline.config.get("force_zeros_for_empty_prompt") else ""
+
+
+NETWORK_NAMES = (
+    "unet",
+    "transformer",
+    "transformer_2",
+    "prior",
+    "decoder",
+)  # the networks that a pipeline runs at each step
+TEXT_ENCODER_PREFIX = "text_encoder"  # of the names of a pipeline's text encoders
+X0_SCHEDULERS = (  # schedulers whose result tuple ends with x0
+    "DDIMScheduler",
+    "DDPMScheduler",
+    "DPMSolverSDEScheduler",
+    "EDMEulerScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "EulerDiscreteScheduler",
+    "HeunDiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler",
+    "KDPM2DiscreteScheduler",
+    "LCMScheduler",
+    "LMSDiscreteScheduler",
+)
+MULTISTEP_SCHEDULERS = ("DPMSolverMultistepScheduler", "UniPCMultistepScheduler")  # schedulers that store x0
+
+RunCall = Callable[[NetworkCall], Any]
+OnSamplerStep = Callable[["SamplerProgress"], None]
+MakeForward = Callable[[str, Any], NetworkForward]  # attribute name and the pipeline's network → the forward to run
+
+
+@dataclass(frozen=True)
+class SamplerProgress:
+    """A sampler has done `step` of `total_steps` evaluations: its sample, and its x0 if known.
+
+    Samplers such as Heun's need several evaluations per step.
+    """
+
+    sampler: int  # its scheduler's identity: a pipeline may have several
+    step: int
+    total_steps: int
+    sample: torch.Tensor
+    x0: torch.Tensor | None
+
+
+def clone_pipeline(
+    pipeline: Any, run_call: RunCall, on_step: OnSamplerStep, make_forward: MakeForward, scheduler: Any = None
+) -> Any:
+    """Return a clone of `pipeline`, with `scheduler` in place of its own if given. Its progress bar is off."""
+    cloner = _PipelineCloner(run_call, on_step, make_forward)
+    if scheduler is not None:
+        cloner.clones[id(pipeline.scheduler)] = watch_scheduler(scheduler, on_step)
+    return cloner.clone(pipeline)
+
+
+class _PipelineCloner:
+    """Clones a pipeline. Nested pipelines share schedulers, and so do their clones."""
+
+    def __init__(self, run_call: RunCall, on_step: OnSamplerStep, make_forward: MakeForward) -> None:
+        self._run_call = run_call
+        self._on_step = on_step
+        self._make_forward = make_forward
+        self.clones: dict[int, Any] = {}
+
+    def clone(self, pipeline: Any) -> Any:
+        clone = copy.copy(pipeline)
+        for name, part in list(cast(dict[str, Any], vars(pipeline)).items()):
+            vars(clone)[name] = self._clone_part(name, part)
+        clone.set_progress_bar_config(disable=True)
+        return clone
+
+    def _clone_part(self, name: str, part: Any) -> Any:
+        is_cloned = isinstance(part, SchedulerMixin) or _is_pipeline(part)
+        if not is_cloned and not (isinstance(part, torch.nn.Module) and name in NETWORK_NAMES):
+            return part
+        if id(part) not in self.clones:
+            self.clones[id(part)] = self._make_clone(name, part)
+        return self.clones[id(part)]
+
+    def _make_clone(self, name: str, part: Any) -> Any:
+        if _is_pipeline(part):
+            return self.clone(part)
+        if isinstance(part, SchedulerMixin):
+            return watch_scheduler(part, self._on_step)
+        return wrap_network(self._make_forward(name, part), self._run_call)
+
+
+def _is_pipeline(part: Any) -> bool:
+    from diffusers.pipelines.pipeline_utils import (
+        DiffusionPipeline,
+    )  # takes seconds to import, which a worker without pipelines need not wait
+
+    return isinstance(part, DiffusionPipeline)
+
+
+def wrap_network(real_forward: NetworkForward, run_call: RunCall) -> Any:
+    """Return a network with the same weights whose forward calls `run_call`. It reports float32 as its dtype."""
+    network_copy = copy.copy(real_forward.net)
+    analyzer = CallAnalyzer(real_forward)
+
+    @wraps(real_forward.net.forward)
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        return run_call(analyzer.analyze(args, kwargs))
+
+    network_copy.forward = forward
+    if real_forward.dtype is not None:
+        network_class = cast(type[Any], type(network_copy))
+        network_copy.__class__ = type(
+            network_class.__name__, (network_class,), {"dtype": property(lambda self: torch.float32)}
+        )
+    return network_copy
+
+
+def watch_scheduler(scheduler: Any, on_step: OnSamplerStep) -> Any:
+    """Return a copy of a scheduler that reports each step. It has its own class, so that copies of it work too."""
+    scheduler_copy = copy.deepcopy(scheduler)
+    scheduler_class = cast(type[Any], type(scheduler))
+
+    @wraps(scheduler_class.step)
+    def step(self: Any, *args: Any, **kwargs: Any) -> Any:
+        result = scheduler_class.step(self, *args, **kwargs)
+        self.reported_steps = getattr(self, "reported_steps", 0) + 1
+        sample = _get_sample(result)
+        x0 = _get_x0(self, scheduler_class.__name__, args, result)
+        on_step(SamplerProgress(id(self), self.reported_steps, len(self.timesteps), sample, x0))
+        return result
+
+    scheduler_copy.__class__ = type(scheduler_class.__name__, (scheduler_class,), {"step": step})
+    return scheduler_copy
+
+
+def _get_sample(result: Any) -> torch.Tensor:
+    return cast(tuple[Any, ...], result)[0] if isinstance(result, tuple) else result.prev_sample
+
+
+def _get_x0(scheduler: Any, class_name: str, args: tuple[Any, ...], result: Any) -> torch.Tensor | None:
+    """Return the scheduler's own x0, or None if it is not known to have one."""
+    if isinstance(result, dict) and cast(dict[str, Any], result).get("pred_original_sample") is not None:
+        return cast(dict[str, Any], result)["pred_original_sample"]
+    if class_name in X0_SCHEDULERS and isinstance(result, tuple) and len(outputs := cast(tuple[Any, ...], result)) > 1:
+        return outputs[1]
+    config = scheduler.config
+    if class_name in MULTISTEP_SCHEDULERS and (config.get("predict_x0") or "++" in str(config.get("algorithm_type"))):
+        return scheduler.model_outputs[-1]
+    if class_name == "FlowMatchEulerDiscreteScheduler" and len(args) >= 3 and scheduler.step_index:
+        sigma = scheduler.sigmas[scheduler.step_index - 1]  # x = (1 - sigma)·x0 + sigma·noise (Lipman et al. 2022)
+        return args[2].float() - sigma * args[0].float()
+    return None

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from typing import Literal, get_args
 
 Offload = Literal["none", "text", "layers"]  # what stays off the device: nothing, text encoders, or also the network
 OffloadRequest = Literal["auto", "none", "text", "layers"]
 OFFLOADS: tuple[Offload, ...] = get_args(Offload)
 OFFLOAD_REQUESTS: tuple[OffloadRequest, ...] = get_args(OffloadRequest)
-OFFLOAD_OPTION = "--offload"
-OFFLOAD_VARIABLE = "DARKROOM_OFFLOAD"
 
 
 def parse_offload(text: str) -> OffloadRequest:
@@ -19,11 +16,3 @@ def parse_offload(text: str) -> OffloadRequest:
     if word not in OFFLOAD_REQUESTS:
         raise ValueError("auto, none, text or layers is needed")
     return word
-
-
-def load_offload_request(word: str = "") -> OffloadRequest:
-    """Return what the option asks for, else the environment, else `auto`. Raises ValueError with one sentence."""
-    try:
-        return parse_offload(word or os.environ.get(OFFLOAD_VARIABLE) or "auto")
-    except ValueError as error:
-        raise ValueError(f"{OFFLOAD_OPTION} or {OFFLOAD_VARIABLE}: {error}.") from None

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 QuantizationRequest = Literal["auto", "none", "int8", "int4", "float8", "nf4"]
 QUANTIZATION_REQUESTS: tuple[QuantizationRequest, ...] = get_args(QuantizationRequest)
 OTHER_NAMES = {"fp8": "float8"}
-VARIABLES = {"--quantize": "DARKROOM_QUANTIZE", "--quantize-text": "DARKROOM_QUANTIZE_TEXT"}
 EXPECTED_WORDS = "auto, none, int8, int4, fp8 or nf4 is needed"
 
 
@@ -47,15 +45,3 @@ def split_model_request(model: str, requests: QuantizationRequests) -> tuple[str
     except ValueError:  # an equals sign of the path
         own_request = None
     return (model, requests) if own_request is None else (name, QuantizationRequests(own_request, requests.text))
-
-
-def load_requests(network: str = "", text: str = "") -> QuantizationRequests:
-    """Return what options ask for, else the environment, else `auto`. Raises ValueError with one sentence."""
-    parsed = dict[str, QuantizationRequest]()
-    for (option, variable), word in zip(VARIABLES.items(), (network, text), strict=True):
-        if value := word or os.environ.get(variable):
-            try:
-                parsed[option] = parse_quantization(value)
-            except ValueError as error:
-                raise ValueError(f"{option} or {variable}: {error}.") from None
-    return QuantizationRequests(parsed.get("--quantize", "auto"), parsed.get("--quantize-text"))

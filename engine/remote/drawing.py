@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from engine.contract import Feature, Lora, ModelProfile, Sampler
-from engine.picture_files.decoding import MAX_PIXELS
+from engine.picture_files import MAX_PIXELS
 
 MAX_PICTURE_SECONDS = 3600.0  # of one picture, with its wait in the backend's own queue
 

@@ -34,10 +34,15 @@ from engine.contract import (
     recipe_for_image,
 )
 from engine.contract.rejection import JobRejected
-from engine.picture_files.decoding import open_image
-from engine.picture_files.encoding import encode_jpeg, encode_png, encode_thumbnail, read_png_size
-from engine.picture_files.lanczos import upscale_by_lanczos
-from engine.picture_files.parameters import format_parameters
+from engine.picture_files import (
+    encode_jpeg,
+    encode_png,
+    encode_thumbnail,
+    format_parameters,
+    open_image,
+    read_png_size,
+    upscale_by_lanczos,
+)
 from engine.remote.connection_state import ConnectionState
 from engine.remote.drawing import MAX_PICTURE_SECONDS, Backend, BackendBusy, BackendModel, DrawProgress, DrawRequest
 from engine.worker.result_publisher import ResultPublisher, fetch_blob

@@ -14,9 +14,8 @@ from engine.bus import BrokerUnreachable, Bus
 from engine.contract import AmendmentRequest, Blame, Job, Presence, Recipe, Snapshot, find_missing_part
 from engine.contract.rejection import JobRejected
 from engine.process.backend_kinds import PACKAGE
-from engine.process.backend_settings import BackendSettings
 from engine.process.log_format import log_context
-from engine.process.settings import PictureCheckSettings, WorkerSettings
+from engine.process.settings import BackendSettings, PictureCheckSettings, WorkerSettings
 from engine.remote.connection_state import ConnectionState, MeasuredTimes
 from engine.remote.drawing import Backend, BackendUnreachable
 from engine.remote.pictures import ChecksPictures, RunPictures, Verdicts
@@ -179,7 +178,7 @@ async def run_backend_worker(settings: WorkerSettings) -> None:
     token = settings.nats_token.get_secret_value()
     key = settings.nats_key.get_secret_value()
     try:
-        bus = await Bus.connect(settings.nats, token, name=settings.name, key=key, ca_file=settings.nats_ca)
+        bus = await Bus.connect(settings.nats, token, name=settings.worker_name, key=key, ca_file=settings.nats_ca)
         try:
             await bus.declare(settings.pools)
             await _run_jobs(bus, backend, settings, wanted)
@@ -220,7 +219,7 @@ def make_worker_profile(settings: WorkerSettings, *, has_check: bool) -> WorkerP
     assert settings.backend is not None
     kind = settings.backend.kind
     return WorkerProfile(
-        settings.name,
+        settings.worker_name,
         f"backend: {kind}",
         ROWS,
         pools=settings.pools,

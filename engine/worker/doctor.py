@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 
@@ -17,9 +16,8 @@ from engine.models.family import Family
 from engine.models.quantization.library_configs import find_obstacle
 from engine.output.picture_check import PictureCheck
 from engine.process.load_progress import format_size
-from engine.process.offload_request import OffloadRequest
-from engine.process.quantization_request import UNQUANTIZED, QuantizationRequests
-from engine.process.settings import SettingError, load_check_settings, upscaler_path
+from engine.process.quantization_request import QuantizationRequests
+from engine.process.settings import PictureCheckSettings, WorkerSettings
 from engine.upscaling.super_resolver import SuperResolver
 from engine.worker.added_files_check import check_added_files
 
@@ -28,29 +26,24 @@ QUANTIZATIONS: tuple[Quantization, ...] = ("int8", "float8", "int4", "nf4", "ggu
 Finding = tuple[str, bool, str, str]  # name, whether it is fine, the finding, the fix
 
 
-def check_model(
-    data: Path,
-    model: str = "embedded",
-    *,
-    force: bool = False,
-    requests: QuantizationRequests = UNQUANTIZED,
-    offload: OffloadRequest = "auto",
-) -> Iterator[Finding]:
+def check_model(settings: WorkerSettings, model: str = "embedded", *, force: bool = False) -> Iterator[Finding]:
     """Yield device, quantisations, number format and speed of one model, from its calibration.
 
     It measures now if there is no calibration, or with `force`.
     """
     device = choose_device()
+    requests = settings.quantization_requests
+    data = settings.data
     yield "device", True, f"{device.type}: {read_device_name(device)}", ""
     yield _describe_quantizations(device, requests)
     try:
-        resolver = SuperResolver.load(upscaler_path(), device)
+        resolver = SuperResolver.load(settings.upscaler, device)
     except JobRejected as error:
         yield "upscaler", False, str(error), "Name another file with DARKROOM_UPSCALER, or none."
         return
     yield "upscaler", True, _describe_upscaler(resolver), ""
     try:
-        path, chosen = choose_for_one(model, requests, data, device, offload)
+        path, chosen = choose_for_one(model, requests, data, device, settings.offload)
         family = models.load_model(
             path, data, device=device, resolver=resolver, quantization=chosen.quantization, offload=chosen.offload
         )
@@ -75,13 +68,11 @@ def _describe_quantizations(device: torch.device, requests: QuantizationRequests
     return "weights", True, f"can be stored as {present}{f' ({lacking})' if lacking else ''}", ""
 
 
-def check_picture_check(folder: Path) -> Iterator[Finding]:
-    """Load the picture check in this folder and try it once; labels and threshold come from the environment."""
+def check_picture_check(settings: PictureCheckSettings) -> Iterator[Finding]:
+    """Load the picture check and try it once."""
     try:
-        settings = load_check_settings(folder)
-        assert settings is not None, "a folder is named"
         check = PictureCheck.load(settings.folder, settings.labels, settings.threshold, choose_device())
-    except (SettingError, JobRejected) as error:
+    except JobRejected as error:
         yield "check", False, str(error), "Name another folder with DARKROOM_PICTURE_CHECK, or none."
         return
     yield "check", True, f"{check.name} flags {', '.join(check.labels)} from {settings.threshold:g} on", ""

@@ -96,7 +96,7 @@ class WorkerModels:
         device = f"{self.device.type}: {read_device_name(self.device)}"[:128]
         model_profiles = tuple(model.profile for model, _ in self.models)
         return WorkerProfile(
-            settings.name,
+            settings.worker_name,
             device,
             max(self.rows, GRID_ROWS),
             model_profiles,
@@ -128,7 +128,7 @@ def discover_models(settings: WorkerSettings) -> tuple[LoadContext, list[Discove
         device,
         resolver,
         build_label(),
-        settings.graphs,
+        settings.cuda_graphs,
         settings.offload,
         budget,
         settings.vae,
@@ -189,10 +189,10 @@ async def run_worker(settings: WorkerSettings) -> None:
     exempt_from_collection()
     token = settings.nats_token.get_secret_value()
     key = settings.nats_key.get_secret_value()
-    bus = await Bus.connect(settings.nats, token, name=settings.name, key=key, ca_file=settings.nats_ca)
+    bus = await Bus.connect(settings.nats, token, name=settings.worker_name, key=key, ca_file=settings.nats_ca)
     try:
         await bus.declare(settings.pools)
-        startup = StartupProgress(bus, settings.name, settings.pools)
+        startup = StartupProgress(bus, settings.worker_name, settings.pools)
         async with startup.publish_during():
             loaded = await _load_with_timeout(settings, startup.update)
         await _serve_embed(bus)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from engine.bus.buckets.claims import Claim
+from engine.bus.claims import Claim
 from engine.bus.deliveries import BusMessage
 from engine.contract import (
     AmendJob,

@@ -133,10 +133,10 @@ def matches(known_picture: Known, prompt: str) -> tuple[bool, bool]:
 
 def main(args: Sequence[str]) -> None:
     from engine.models.families.embedded import load_embedded
-    from engine.process.settings import upscaler_path
+    from engine.process.settings import load_settings
     from engine.upscaling.super_resolver import SuperResolver
 
-    family = load_embedded(resolver=SuperResolver.load(upscaler_path(), torch.device("cpu")))
+    family = load_embedded(resolver=SuperResolver.load(load_settings().upscaler, torch.device("cpu")))
     pictures = (
         load_artwork(Path(args[1])) if args[:1] == ["--artwork"] else load_files(args) if args else sample_all(family)
     )

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from engine.bus import Bus
-from engine.bus.broker.embedded import Broker
+from engine.bus.embedded_broker import Broker
 from engine.contract import JobFinished
 from tools.chaos.evidence_collector import count_messages_left
 

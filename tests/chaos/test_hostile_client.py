@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from engine.bus import Bus
-from engine.bus.broker.embedded import Broker
+from engine.bus.embedded_broker import Broker
 from engine.contract import JobStarted
 from tools.chaos.hostile_client import ODD_BLOCKS, ODD_NAMES, HostileClient
 from tools.chaos.observer import ClaimRecord, Observer

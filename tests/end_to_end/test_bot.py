@@ -18,7 +18,7 @@ from PIL import Image
 from playwright.sync_api import expect, sync_playwright
 
 from end_to_end.process import DRAW_TIMEOUT, PROMPT, DarkroomProcess, run_darkroom, wait_until
-from tests.bot.web.conftest import FLAGS
+from shared.web_server import FLAGS
 
 pytestmark = pytest.mark.timeout(600)
 

@@ -22,7 +22,7 @@ from bot.web.auth import terminal_key
 from engine import models
 from engine.batching.engine import Engine
 from engine.bus import Bus, BusLimits
-from engine.bus.broker.embedded import Broker
+from engine.bus.embedded_broker import Broker
 from engine.contract import ModelProfile, Recipe
 from engine.output.decode_worker import DecodeWorker
 from engine.worker.watchdog import Watchdog

@@ -10,14 +10,14 @@ import pytest
 import pytest_asyncio
 
 from engine import models
-from engine.bus.broker.embedded import Broker
+from engine.bus.embedded_broker import Broker
 from engine.models.family import Family
 from engine.output.decode_worker import DecodeWorker
 from shared.embedded_calibration import measure_once
-from shared.engine_fixtures import affine, embedded, finish, job, recipe, small_folder, weights
+from shared.engine_fixtures import affine, build_recipe, embedded, finish, job, recipe, small_folder, weights
 from shared.worker_harness import LEASE, WorkerHarness
 
-__all__ = ["affine", "embedded", "finish", "job", "recipe", "small_folder", "weights"]
+__all__ = ["affine", "build_recipe", "embedded", "finish", "job", "recipe", "small_folder", "weights"]
 
 
 @pytest.fixture(scope="session")

@@ -12,15 +12,16 @@ from typing import Any
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from engine.bus.broker.embedded import Broker
+from engine.bus.embedded_broker import Broker
 from engine.contract import JobCancelled, JobFailed, JobFinished, JobHandedBack
-from engine.process.backend_settings import BackendSettings
+from engine.process.settings import BackendSettings
 from engine.remote.connection_state import ConnectionState, MeasuredTimes
 from engine.remote.http_client import BackendHttp, make_headers
 from engine.remote.pictures import ChecksPictures, Verdicts
 from engine.remote.worker import ROWS, BackendWorker, open_backend
 from engine.worker.worker_profile import WorkerProfile
-from shared.bus_harness import JOB, LEASE, BusHarness, wait_until
+from shared.bus_harness import JOB, LEASE, BusHarness
+from shared.clock import wait_until
 
 KEY = "sk-a-secret-key"
 Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]

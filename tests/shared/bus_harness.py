@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Callable
 from typing import Any
 
 from engine.bus import Bus, BusLimits
-from engine.bus.broker.embedded import Broker
+from engine.bus.embedded_broker import Broker
 from engine.contract import (
     BillingKey,
     Concept,
@@ -92,12 +91,6 @@ class BusHarness:
 
 async def close_stream(stream: Any) -> None:
     await stream.aclose()
-
-
-async def wait_until(condition: Callable[[], object], seconds: float = 60.0) -> None:
-    async with asyncio.timeout(seconds):
-        while not condition():
-            await asyncio.sleep(0.02)
 
 
 def hash_content(content: bytes) -> str:

@@ -149,6 +149,17 @@ def recipe() -> Callable[..., Recipe]:
 
 
 @pytest.fixture
+def build_recipe(recipe: Callable[..., Recipe]) -> Callable[..., Recipe]:
+    """Makes a recipe of the embedded model with a pinned batch shape, so that it alone decides every bit."""
+
+    def make(text: str = "a red cat", **fields: Any) -> Recipe:
+        defaults: dict[str, Any] = {"model": "embedded", "guidance": 3.5, "width": 64, "height": 64, "bucket": 2}
+        return recipe(text, **(defaults | fields))
+
+    return make
+
+
+@pytest.fixture
 def job() -> Callable[..., Job]:
     """Makes a job of `user` with the next id."""
     numbers: Iterator[int] = iter(range(1, 1000))

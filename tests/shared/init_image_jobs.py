@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from io import BytesIO
 
 import torch
 from PIL import Image, ImageDraw
@@ -16,12 +15,6 @@ from engine.contract import ImageToImage, InitImage, Job, Keyframe, Ladder, Reci
 from engine.models.family import Family
 
 Blobs = dict[str, bytes]
-
-
-def encode_picture(picture: Image.Image, image_format: str = "PNG") -> bytes:
-    buffer = BytesIO()
-    picture.save(buffer, format=image_format)
-    return buffer.getvalue()
 
 
 def draw_scene(size: tuple[int, int] = (64, 64), colour: str = "orange") -> Image.Image:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from io import BytesIO
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from engine.batching.engine import Engine, JobFailure, LatentsDone
 from engine.contract import Job
 from engine.models.family import Family
 from shared.init_image_jobs import Blobs, add_job
+from shared.picture_files import encode_picture
 
 Results = dict[tuple[str, int], torch.Tensor]
 
@@ -29,15 +29,9 @@ def draw_reference(colour: str, size: tuple[int, int] = (48, 40)) -> Image.Image
 
 def store_pictures(*pictures: Image.Image) -> tuple[list[str], dict[str, bytes]]:
     """Return the SHA-256 of each picture as a PNG, and the blobs."""
-    contents = [_encode(picture) for picture in pictures]
+    contents = [encode_picture(picture) for picture in pictures]
     names = [hashlib.sha256(content).hexdigest() for content in contents]
     return names, dict(zip(names, contents, strict=True))
-
-
-def _encode(picture: Image.Image) -> bytes:
-    buffer = BytesIO()
-    picture.save(buffer, format="PNG")
-    return buffer.getvalue()
 
 
 def run_engine(engine: Engine, results: Results, steps: int = 10_000) -> Results:

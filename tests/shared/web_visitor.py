@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from playwright.async_api import Locator, Page, expect
 
 if TYPE_CHECKING:
-    from tests.bot.web.conftest import WebServer
+    from shared.web_server import WebServer
 
 LONG_MS = 20_000  # milliseconds
 

@@ -7,8 +7,10 @@ import time
 from typing import Any
 
 from engine.batching.engine import Engine
-from engine.bus.broker.embedded import Broker
-from engine.contract import Job
+from engine.bus.embedded_broker import Broker
+from engine.contract import Job, ModelProfile
+from engine.model_cache.cache import ModelCache, ModelEntry
+from engine.model_cache.loaded_models import LoadedModels
 from engine.models.family import Family
 from engine.output.decode_worker import DecodeWorker
 from engine.output.upscaler import Upscaler
@@ -26,8 +28,8 @@ from shared.bus_harness import (
     hash_content,
     make_job,
     picture_hashes,
-    wait_until,
 )
+from shared.clock import wait_until
 from shared.init_image_jobs import Blobs
 
 __all__ = [
@@ -111,3 +113,34 @@ async def put_blobs(harness: WorkerHarness, blobs: Blobs) -> None:
 async def draw_hashes(harness: WorkerHarness, job: Any, blobs: Blobs) -> list[str]:
     result = await asyncio.to_thread(run_locally, job, harness.families, blobs)
     return [hash_content(picture) for picture in result.pictures]
+
+
+def make_profile(family: Family) -> ModelProfile:
+    return ModelProfile(
+        name=family.name,
+        revision=family.revision,
+        dtype="float32",
+        size=family.size,
+        multiple=family.multiple,
+        max_pixels=family.max_pixels,
+        tokens=family.tokens,
+        steps=10,
+        sampler="ddim",
+        samplers=("ddpm", "ddim", "euler", "dpmpp_2m"),
+        guidance=family.guidance,
+        row_ms=4.0,
+        encode_ms=1.0,
+        decode_ms=1.0,
+        guidance_kind=family.guides,
+    )
+
+
+def make_cache(family: Family) -> ModelCache:
+    """A model cache with this one model in memory."""
+    loaded_models = LoadedModels(10)
+    profile = make_profile(family)
+    loaded_models.reserve(family.name, 1)
+    loaded_models.add(family.name, family)
+    return ModelCache(
+        [ModelEntry(family.name, 1, profile, lambda report: family, lambda family: profile)], loaded_models
+    )

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from engine.models.judge import JudgeNetwork
-from tests.training.test_gan_trainers import SHAPE, are_same, blobs, pixels
+from shared.training_parts import SHAPE, are_same, blobs, pixels
 from training.__main__ import main
 from training.commands.run_pixel_networks import load_perceptual_loss
 from training.core import checkpoint

@@ -6,34 +6,35 @@ import json
 import os
 import shutil
 import signal
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
-from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from PIL import Image, ImageFilter
 
 from engine.models.autoencoder.large_decoder import LargeDecoder
 from engine.models.judge import as_images
-from tests.training.test_denoised_latents import make_network
-from tests.training.test_diffusion_trainer import draw_artwork
-from tests.training.test_gan_trainers import SHAPE, are_same, blobs
+from shared.training_parts import (
+    are_same,
+    blobs,
+    draw_artwork,
+    make_autoencoder,
+    make_drawings,
+    make_network,
+    make_pictures,
+)
 from training.__main__ import main
 from training.commands import builtin_artwork, run_decoder
 from training.core import checkpoint
 from training.core.run import Budget, TrainingRun
 from training.diffusion.models import load_model, read_dtypes, write_model
-from training.gan.autoencoder_trainer import build_autoencoder
 from training.gan.decoder_trainer import (
     DecoderEvaluator,
-    DecoderPictures,
     DecoderSettings,
     DecoderTrainer,
     build_large_decoder,
-    encode_large_pictures,
     fit_output_layer,
     measure_decoder,
     parse_widths,
@@ -42,29 +43,9 @@ from training.gan.decoder_trainer import (
 )
 from training.gan.losses import gradient_energy, sharpness_loss
 from training.gan.upscaler_trainer import LARGE_SIDE
-from training.pictures.artwork import Artwork, is_held_out
 from training.pictures.variants import render_variant
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
-
-
-def make_autoencoder(**fields: Any) -> AutoencoderKL:
-    return build_autoencoder(1, {**SHAPE, "sample_size": 64, **fields}).eval()
-
-
-def make_drawings() -> list[Artwork]:
-    """A few large circles, of which some are held out."""
-    keys = [f"flat-design/{code:x}" for code in range(0x1F300, 0x1F308)]
-    assert 0 < sum(map(is_held_out, keys)) < len(keys)
-    drawings = [draw_artwork("ball", "toy", colour=f"#{30 * n:02x}8020", key=key) for n, key in enumerate(keys)]
-    return [replace(drawing, pixels=drawing.pixels.resize((LARGE_SIDE, LARGE_SIDE))) for drawing in drawings]
-
-
-def make_pictures(count: int = 4) -> DecoderPictures:
-    """Pictures whose denoised latents are their number plus 100."""
-    pictures = render_large_variants(make_drawings(), count, 0, 0)
-    numbers = np.arange(count, dtype=np.float16).reshape(-1, 1, 1, 1) + 100
-    return encode_large_pictures(make_autoencoder(), pictures, np.broadcast_to(numbers, (count, 4, 16, 16)))
 
 
 def make_trainer(**fields: Any) -> DecoderTrainer:

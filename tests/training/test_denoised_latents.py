@@ -9,31 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
 from engine.models.families.embedded import WEIGHTS_FOLDER
-from tests.training.test_gan_trainers import SHAPE, blobs
+from shared.training_parts import SHAPE, blobs, make_network
 from training.commands import builtin_artwork
 from training.diffusion import denoised_latents
 from training.diffusion.denoised_latents import STEPS, Denoiser, denoise_latents, open_denoised_latents
 from training.gan.autoencoder_trainer import build_autoencoder
-
-
-def make_network(**fields: Any) -> UNet2DConditionModel:
-    torch.manual_seed(2)
-    defaults: dict[str, Any] = {
-        "sample_size": 16,
-        "in_channels": 4,
-        "out_channels": 4,
-        "block_out_channels": (16, 32),
-        "layers_per_block": 1,
-        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
-        "norm_num_groups": 4,
-        "attention_head_dim": 4,
-        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
-        "cross_attention_dim": 384,
-    }
-    return UNet2DConditionModel(**(defaults | fields)).eval()
 
 
 class TargetNetwork(torch.nn.Module):

@@ -6,7 +6,6 @@ import io
 import json
 import subprocess
 import sys
-import tarfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,13 +15,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from engine.models.families.embedded import WEIGHTS_FOLDER
+from shared.training_parts import SCHEDULE, archive_of, draw_artwork, tiny_autoencoder, tiny_cache, tiny_network
 from training.__main__ import main
 from training.commands import builtin_artwork
 from training.commands.builtin_artwork import Focus, parse_focus, read_focus, write_focus
@@ -42,7 +41,7 @@ from training.diffusion.diffusion_trainer import (
 from training.diffusion.latent_cache import LatentCache, load_caption_encoder, open_cache, open_variant_cache
 from training.diffusion.sampling import add_noise, measure_v_mse, sample_latents
 from training.pictures import artwork
-from training.pictures.artwork import ARTWORK_PACKAGES, LABEL_PACKAGE, Artwork, Package
+from training.pictures.artwork import ARTWORK_PACKAGES, LABEL_PACKAGE
 from training.pictures.captions import (
     HELD_OUT_PAIRS,
     HELD_OUT_WORDS,
@@ -65,46 +64,7 @@ from training.pictures.variants import (
 )
 
 ROOT = Path(__file__).parents[2]
-SCHEDULE = {
-    "beta_schedule": "scaled_linear",
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "prediction_type": "v_prediction",
-    "rescale_betas_zero_snr": True,
-    "timestep_spacing": "trailing",
-}
 LOOK = Appearance("", "flat design", "", "white")
-
-
-def draw_artwork(
-    label: str, *tags: str, colour: str = "red", group: int = 5, key: str = "flat-design/1f697"
-) -> Artwork:
-    pixels = Image.new("RGBA", (64, 64), (0, 0, 0, 0))
-    ImageDraw.Draw(pixels).ellipse((8, 8, 56, 56), fill=colour)
-    return Artwork(key, clean_description(label, tags), group, "flat design", "CC-BY-4.0", "somebody", pixels)
-
-
-def tiny_network(seed: int = 0) -> UNet2DConditionModel:
-    torch.manual_seed(seed)
-    return UNet2DConditionModel(
-        sample_size=4,
-        in_channels=4,
-        out_channels=4,
-        block_out_channels=(16, 32),
-        layers_per_block=1,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        cross_attention_dim=64,
-        attention_head_dim=4,
-        norm_num_groups=4,
-    )
-
-
-def tiny_cache(count: int = 20) -> LatentCache:
-    rng = np.random.default_rng(3)
-    latents = rng.normal(size=(count, 4, 4, 4)).astype(np.float16)
-    states = rng.normal(size=(count, 6, 64)).astype(np.float16)
-    return LatentCache(latents, states, np.zeros((6, 64), np.float32), ("a ball",) * count)
 
 
 def test_rows_of_a_cache_are_drawn_by_their_shares() -> None:
@@ -199,18 +159,6 @@ def embedded_cache() -> LatentCache:
     )
 
 
-def tiny_autoencoder(latent_channels: int = 4) -> AutoencoderKL:
-    torch.manual_seed(0)
-    shape = {
-        "block_out_channels": (8, 8, 8, 8),
-        "down_block_types": ("DownEncoderBlock2D",) * 4,
-        "up_block_types": ("UpDecoderBlock2D",) * 4,
-    }
-    return AutoencoderKL(
-        sample_size=32, latent_channels=latent_channels, norm_num_groups=4, scaling_factor=1.0, **shape
-    ).eval()
-
-
 def build_trainer(
     steps: int = 0, settings: DiffusionSettings = DiffusionSettings(batch=8, warm=2, rate=1e-3)
 ) -> DiffusionTrainer:
@@ -233,20 +181,6 @@ def build_run(folder: Path, budget: Budget) -> TrainingRun:
 
 def are_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
-
-
-def archive_of(folder: Path, package: Package, members: dict[str, bytes]) -> Package:
-    """A package as `npm pack` writes it, with the hash of its bytes."""
-    with tarfile.open(folder / package.archive_name, "w:gz") as tar:
-        for name, content in members.items():
-            entry = tarfile.TarInfo(name)
-            entry.size = len(content)
-            tar.addfile(entry, io.BytesIO(content))
-    pinned_package = Package(
-        package.name, package.version, "", package.licence, package.credit, package.style, package.folder
-    )
-    digest = artwork.compute_integrity((folder / package.archive_name).read_bytes())
-    return Package(**{**pinned_package.__dict__, "integrity": digest})
 
 
 # --- captions

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image, ImageFilter
 
 from benchmarks.report.figure_row import format_json, format_table
 from engine.batching.engine import Engine
@@ -32,6 +32,7 @@ from engine.models.judge import (
 )
 from engine.prompt.style_guide import StyleGuide
 from engine.worker.local_run import LocalResult
+from shared.training_parts import THINGS, WIDTHS, drawing, drawings
 from training.__main__ import main
 from training.commands import builtin_artwork
 from training.commands.evaluate import choose_prompts, write_missed
@@ -72,8 +73,7 @@ from training.evaluation.prompt_sheet import (
 )
 from training.evaluation.speed import check_grids, check_upscaling
 from training.gan.losses import gradient_energy
-from training.pictures.artwork import Artwork
-from training.pictures.captions import HELD_OUT_WORDS, clean_description, has_held_out_word
+from training.pictures.captions import HELD_OUT_WORDS, has_held_out_word
 from training.pictures.variants import (
     BACKGROUND_COLOURS,
     FIRST_VALIDATION_NUMBER,
@@ -86,8 +86,6 @@ SMALL = SampleSizes(per_colour=1, per_pair=1, per_word=1, seed_groups=2, guidanc
 RGB = tuple[int, int, int]
 RED = (220, 30, 30)
 BLUE = (45, 105, 220)
-THINGS = ("apple", "car", "cat", "dog", "ship", "tiger")
-WIDTHS = (8, 16, 24)
 LEMMAS = {"terrier": frozenset({"dog"}), "big cat": frozenset({"tiger", "lion"}), "kraken": frozenset({"octopus"})}
 
 
@@ -95,20 +93,6 @@ def square(colour: RGB, background: RGB = (255, 255, 255), side: int = 64) -> np
     picture = np.full((side, side, 3), background, dtype=np.uint8)
     picture[side // 4 : -side // 4, side // 4 : -side // 4] = colour
     return picture
-
-
-def drawing(label: str, number: int, style: str = "flat design") -> Artwork:
-    """A shape that no other number has."""
-    pixels = Image.new("RGBA", (64, 64), (0, 0, 0, 0))
-    pen = ImageDraw.Draw(pixels)
-    colour = ((number * 97) % 200, (number * 53) % 200, (number * 29) % 200, 255)
-    pen.regular_polygon((32, 32, 28), 3 + number % 5, rotation=number * 17, fill=colour)
-    pen.rectangle((8 * (number % 6), 20, 8 * (number % 6) + 12, 34), fill=(255 - colour[0], 40, 200, 255))
-    return Artwork(f"{style}/{number:x}", clean_description(label, ["thing"]), 5, style, "MIT", "somebody", pixels)
-
-
-def drawings() -> list[Artwork]:
-    return [drawing(label, number) for number, label in enumerate(THINGS)]
 
 
 def judge_trainer(

@@ -15,6 +15,7 @@ from PIL import Image
 from spandrel import ModelLoader
 
 from engine.models.judge import as_images
+from shared.training_parts import SHAPE, are_same, blobs, pixels, small_pairs
 from training.__main__ import main
 from training.core import checkpoint
 from training.core.run import Budget, TrainingRun
@@ -25,44 +26,10 @@ from training.gan.losses import overshoot_loss, psnr, ssim
 from training.gan.upscaler_trainer import UpscalerPairs, build_pairs, draw_chart
 from training.pictures.artwork import Artwork, is_held_out
 from training.pictures.captions import clean_description
-from training.pictures.masked_pictures import MaskedPictures, find_subject, mask_pictures, render_artwork
+from training.pictures.masked_pictures import find_subject, mask_pictures, render_artwork
 
-SHAPE: dict[str, Any] = {
-    "sample_size": 32,
-    "latent_channels": 4,
-    "layers_per_block": 1,
-    "norm_num_groups": 4,
-    "block_out_channels": (8, 8, 16),
-    "mid_block_add_attention": False,
-    "scaling_factor": 1.0,
-    "down_block_types": ("DownEncoderBlock2D",) * 3,
-    "up_block_types": ("UpDecoderBlock2D",) * 3,
-}
 EARLY_GAN = {"batch": 4, "warm": 2, "gan_from": 0.0}
 Make = Callable[[], Any]
-
-
-def blobs(count: int, side: int) -> list[np.ndarray]:
-    """Squares of one colour on another, at random places."""
-    rng = np.random.default_rng(5)
-    pictures = []
-    for _ in range(count):
-        picture = np.empty((side, side, 3), np.uint8)
-        picture[:] = rng.integers(0, 256, 3)
-        top, left = rng.integers(2, side // 2, 2)
-        picture[top : top + side // 3, left : left + side // 3] = rng.integers(0, 256, 3)
-        pictures.append(picture)
-    return pictures
-
-
-def pixels() -> MaskedPictures:
-    return mask_pictures(blobs(16, 32))
-
-
-def small_pairs(count: int = 12) -> UpscalerPairs:
-    large = np.stack(blobs(count, 64))
-    small = large.reshape(count, 16, 4, 16, 4, 3).mean(axis=(2, 4)).astype(np.uint8)
-    return UpscalerPairs(large, small, small)
 
 
 def make_autoencoder_trainer(*, keep_latents: bool, **fields: Any) -> autoencoder_trainer.AutoencoderTrainer:
@@ -75,10 +42,6 @@ def make_autoencoder_trainer(*, keep_latents: bool, **fields: Any) -> autoencode
 def make_upscaler_trainer(**fields: Any) -> upscaler_trainer.UpscalerTrainer:
     settings = upscaler_trainer.UpscalerSettings(**{**EARLY_GAN, "rate": 3e-3, "crop": 12, **fields})
     return upscaler_trainer.UpscalerTrainer(upscaler_trainer.build_upscaler(1, 8, 2), small_pairs(), settings)
-
-
-def are_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 # --- what is held out

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-from tests.training.test_diffusion_trainer import archive_of
+from shared.training_parts import archive_of
 from training.__main__ import main
 from training.commands import builtin_artwork
 from training.pictures import artwork, packed_artwork

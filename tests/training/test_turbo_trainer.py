@@ -17,7 +17,7 @@ from safetensors import safe_open
 from engine.contract import FULL_INTERVAL
 from engine.models.lora.compatibility import is_compatible
 from engine.models.lora.lora_files import find_lora
-from tests.training.test_diffusion_trainer import SCHEDULE, tiny_cache, tiny_network
+from shared.training_parts import SCHEDULE, tiny_cache, tiny_network
 from training.__main__ import main
 from training.commands.run_lora import _make_turbo_settings
 from training.diffusion.sampling import sample_latents

@@ -18,12 +18,22 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
 from engine.models.families.embedded import WEIGHTS_FOLDER
 from engine.models.judge import JudgeNetwork
+from shared.training_parts import (
+    SCHEDULE,
+    SHAPE,
+    THINGS,
+    WIDTHS,
+    blobs,
+    drawings,
+    make_network,
+    pixels,
+    small_pairs,
+    tiny_autoencoder,
+    tiny_cache,
+    tiny_network,
+)
+from shared.training_parts import make_pictures as make_decoder_pictures
 from tests.training.second_device import NAME, autocast_devices
-from tests.training.test_decoder_trainer import make_pictures as make_decoder_pictures
-from tests.training.test_denoised_latents import make_network
-from tests.training.test_diffusion_trainer import SCHEDULE, tiny_autoencoder, tiny_cache, tiny_network
-from tests.training.test_evaluation import THINGS, WIDTHS, drawings
-from tests.training.test_gan_trainers import SHAPE, blobs, pixels, small_pairs
 from training.commands.run_decoder import NetworkSource, load_denoiser
 from training.diffusion.denoised_latents import open_denoised_latents
 from training.diffusion.diffusion_trainer import DiffusionEvaluator, DiffusionSettings, DiffusionTrainer

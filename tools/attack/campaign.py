@@ -238,7 +238,7 @@ def _make_png() -> bytes:
 
 
 async def run_campaign(plan: Plan, folder: Path, print_line: PrintLine) -> Evidence:
-    """An open room first, then the same data folder behind PUBLIC_URL; its open days must open nothing."""
+    """An open room first, then the same data folder behind DARKROOM_PUBLIC_URL; its open days must open nothing."""
     evidence = Evidence()
     rng = random.Random(plan.seed)
     old_cookie = await _attack_open_room(folder, evidence.tally)

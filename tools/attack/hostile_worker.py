@@ -15,8 +15,7 @@ import msgspec
 import nats.errors
 
 from engine.bus import Bus
-from engine.bus.connection import AUTH_FAILURE, CLIENT_OPTIONS, Credentials
-from engine.bus.hardened_client import HardenedClient
+from engine.bus.connection import AUTH_FAILURE, CLIENT_OPTIONS, Credentials, HardenedClient
 from engine.contract import Frame, JobFailed, JobFinished, JobStarted, Presence, encode
 from tools.attack.foreign_subjects import FORBIDDEN, FORBIDDEN_SUBSCRIPTIONS
 from tools.attack.room import HOSTILE_WORKER

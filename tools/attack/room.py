@@ -20,13 +20,12 @@ from pathlib import Path
 import aiohttp
 import psutil
 
-from engine.bus.broker.embedded import Broker
-from engine.bus.broker.server import find_free_port
-from engine.bus.broker.worker_key_admin import WorkerKeyAdmin
+from engine.bus.embedded_broker import Broker, find_free_port
+from engine.bus.worker_key_admin import WorkerKeyAdmin
 from engine.bus.worker_keys import KEY_FILE
 
 ROOT = Path(__file__).parents[2]
-OWN_PREFIXES = ("DARKROOM_", "DISCORD_", "COVERAGE_", "DATABASE_URL", "PICTURES_URL", "PUBLIC_URL", "ALLOWED_HOSTS")
+OWN_PREFIXES = ("DARKROOM_", "DISCORD_", "COVERAGE_", "DATABASE_URL")
 LIMITS = {"DARKROOM_COST_DAY": "1000000", "DARKROOM_RUNNING": "20", "DARKROOM_QUEUED": "100"}
 DESCRIPTORS = 1024  # the soft limit that most systems start a program with
 START_TIMEOUT = 60.0
@@ -37,7 +36,7 @@ DAY = "2026-11-29"
 
 @dataclass
 class Room:
-    """A running Darkroom. `is_open`: for this machine alone; else others can reach it by PUBLIC_URL."""
+    """A running Darkroom. `is_open`: for this machine alone; else others can reach it by DARKROOM_PUBLIC_URL."""
 
     folder: Path
     is_open: bool
@@ -102,7 +101,7 @@ class Room:
         self.broker = Broker(self.folder / "nats", workers=self.data / KEY_FILE)
         await self.broker.__aenter__()
         command = ["bot", "bot", "--port", str(self.port), "--data", str(self.data), "--nats", self.broker_url]
-        public = {} if self.is_open else {"PUBLIC_URL": "https://room.example"}
+        public = {} if self.is_open else {"DARKROOM_PUBLIC_URL": "https://room.example"}
         self._spawn("bot", command, DARKROOM_NATS_TOKEN=self.broker_token, **LIMITS, **public)
         command = ["engine", "serve", "--simulated", "--name", HONEST_WORKER, "--nats", self.broker_url]
         command += ["--data", str(self.folder / "worker")]

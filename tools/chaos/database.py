@@ -17,7 +17,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
-from engine.bus.broker.server import find_free_port
+from engine.bus.embedded_broker import find_free_port
 from tools.chaos.program import Program
 from tools.chaos.timeline import Timeline
 

@@ -20,7 +20,7 @@ from pathlib import Path
 import aiohttp
 
 from engine.bus import Bus
-from engine.bus.broker.server import find_free_port, find_server
+from engine.bus.embedded_broker import find_free_port, find_server
 from tools.chaos.database import Database, PostgreSQL, SQLite
 from tools.chaos.program import ROOT, Program
 from tools.chaos.proxy import Proxy
@@ -235,7 +235,11 @@ def _make_worker(site: Installation, name: str) -> Program:
 def _make_bot(site: Installation, name: str) -> Program:
     command = [sys.executable, "-m", "bot", "bot", "--port", str(site.web_port), "--data", str(site.folder / "bot")]
     command += ["--nats", f"nats://127.0.0.1:{site.proxies['bot'].port}", *["--standby"] * site.build.standby]
-    discord = {"DISCORD_API": site.loopback.api, "DISCORD_GATEWAY": site.loopback.gateway.url, "DISCORD_TOKEN": TOKEN}
+    discord = {
+        "DARKROOM_DISCORD_API": site.loopback.api,
+        "DARKROOM_DISCORD_GATEWAY": site.loopback.gateway.url,
+        "DISCORD_TOKEN": TOKEN,
+    }
     database = {"DATABASE_URL": site.database.url} if site.database.url else {}
     env = site.make_environment(**HIGH_LIMITS, **discord, **database)
     return Program(name, command, site.folder / f"{name}.log", site.timeline, env)

@@ -19,7 +19,10 @@ async def main(port: int) -> None:
     channel = guild.create_text_channel("pictures")
     alice = Person(loopback, "alice", guild)
     async with loopback.open(port):
-        print(f"export DISCORD_API={loopback.api} DISCORD_GATEWAY={loopback.gateway.url} DISCORD_TOKEN={TOKEN}")
+        print(
+            f"export DARKROOM_DISCORD_API={loopback.api} DARKROOM_DISCORD_GATEWAY={loopback.gateway.url} "
+            f"DISCORD_TOKEN={TOKEN}"
+        )
         watcher = asyncio.create_task(print_changes(loopback, channel.id))
         while line := await asyncio.to_thread(sys.stdin.readline):
             try:

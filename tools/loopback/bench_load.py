@@ -22,7 +22,7 @@ from pathlib import Path
 import aiohttp
 import psutil
 
-from engine.bus.broker.embedded import Broker
+from engine.bus.embedded_broker import Broker
 from tools.loopback.bot_process import Bot, create_bot
 from tools.loopback.faults import Faults
 from tools.loopback.members import Act, Person

@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 
 from engine.bus import Bus
-from engine.bus.broker.embedded import Broker
+from engine.bus.embedded_broker import Broker
 from tools.loopback.server import TOKEN, Loopback, wait_until
 from tools.painter import PaintingWorker, cancel_task
 
@@ -57,8 +57,8 @@ class Bot:
     def _env(self) -> dict[str, str]:
         clean = {name: value for name, value in os.environ.items() if not name.startswith(OWN_PREFIXES)}
         settings = {
-            "DISCORD_API": self.loopback.api,
-            "DISCORD_GATEWAY": self.loopback.gateway.url,
+            "DARKROOM_DISCORD_API": self.loopback.api,
+            "DARKROOM_DISCORD_GATEWAY": self.loopback.gateway.url,
             "DISCORD_TOKEN": TOKEN,
             "DARKROOM_NATS_TOKEN": self.broker.token,
             "PYTHONWARNINGS": "ignore",

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from engine.bus.broker.embedded import Broker
+from engine.bus.embedded_broker import Broker
 from tools.loopback.bench_load import HIGH_LIMITS
 from tools.loopback.bot_process import ROOT, START_TIMEOUT, create_bot
 from tools.loopback.server import Loopback, wait_until

@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import inspect
 import json
-import os
 import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -204,12 +203,13 @@ def lesson(
 def main(args: list[str] | None = None) -> int:
     """Run a command line and return the exit code. A mistake of the user prints one sentence and returns 2."""
     from engine.contract.rejection import JobRejected
+    from engine.process.setting_sources import SettingError
 
     try:
         arguments = sys.argv[1:] if args is None else args
         return int(app(arguments or ["--help"], prog_name="darkroom lab", standalone_mode=False) or 0)
-    except JobRejected as error:
-        typer.echo(f"darkroom: {error.sentence}", err=True)
+    except (JobRejected, SettingError) as error:
+        typer.echo(f"darkroom: {error}", err=True)
         return 2
 
 
@@ -245,17 +245,16 @@ def load_family(model: str) -> TokenConditioned:
     from engine.models import load_model
     from engine.models.families.embedded import load_embedded
     from engine.models.families.stable_diffusion import StableDiffusion
-    from engine.process.settings import default_data, upscaler_path
+    from engine.process.settings import load_settings
     from engine.upscaling.super_resolver import SuperResolver
 
     folder = Path(model)
     device = choose_device()
-    resolver = SuperResolver.load(upscaler_path(), device)
+    settings = load_settings()
+    resolver = SuperResolver.load(settings.upscaler, device)
     if (folder / "unet").is_dir() and (folder / "vae").is_dir() and not (folder / "text_encoder").exists():
         return load_embedded(device, folder, resolver)
-    family = load_model(
-        model, Path(os.environ.get("DARKROOM_DATA") or default_data()), device=device, resolver=resolver
-    )
+    family = load_model(model, settings.data, device=device, resolver=resolver)
     if not isinstance(family, StableDiffusion) or family.guides != "rows":
         raise JobRejected(f"The lab takes Stable Diffusion 1.x and 2.x; {family.name} is something else.", "model")
     return family

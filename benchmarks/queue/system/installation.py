@@ -26,7 +26,7 @@ from bot.domain.errors import UserError
 from bot.web.app import build_app, run_server
 from bot.web.auth import terminal_key
 from engine.bus import Bus
-from engine.bus.broker.embedded import Broker
+from engine.bus.embedded_broker import Broker
 from engine.contract import Presence
 from engine.process.heap import exempt_from_collection
 
@@ -100,7 +100,7 @@ def cpu_seconds(pids: Mapping[str, int | None]) -> dict[str, float]:
 
 
 READY_SECONDS = 180.0  # importing torch is slow where eight start at once
-BOT_SECRETS = ("DISCORD_TOKEN", "DATABASE_URL", "PICTURES_URL")
+BOT_SECRETS = ("DISCORD_TOKEN", "DATABASE_URL", "DARKROOM_PICTURES_URL")
 
 
 class BenchWorkers:

@@ -118,6 +118,7 @@ def imagine(
     from bot.cli.imagine.followed_pictures import split_controls, split_references
     from bot.cli.imagine.job_inputs import split_arguments
     from bot.cli.imagine.runner import ImagineRequest, run_imagine
+    from bot.cli.options import EngineOptions
 
     controls = split_controls(control or (), image or ())
     references = split_references(reference or ())
@@ -154,5 +155,6 @@ def imagine(
         "frames": frames,
     }
     given_options = {name: value for name, value in options.items() if value is not None}
-    request = ImagineRequest(prompt_text, given_options, out, film, as_json, inputs, quantize, quantize_text, offload)
+    engine = EngineOptions(quantize=quantize, quantize_text=quantize_text, offload=offload)
+    request = ImagineRequest(prompt_text, given_options, out, film, as_json, inputs, engine)
     raise typer.Exit(run_imagine(request, load_settings(**({} if data is None else {"data": data}))))

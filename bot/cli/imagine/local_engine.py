@@ -55,13 +55,12 @@ from engine.contract.evaluations import count_requested_evaluations
 from engine.process.load_progress import format_loading, format_size
 from engine.process.model_settings import EMBEDDED_MODEL
 from engine.process.model_words import read_style_guide
-from engine.process.offload_request import OffloadRequest
-from engine.process.quantization_request import UNQUANTIZED, QuantizationRequests
 from engine.prompt.style_guide import StyleGuide
 
 if TYPE_CHECKING:
     from bot.app.settings import Settings
     from engine.models.family import Family
+    from engine.process.settings import WorkerSettings
 
 DAY_SECONDS = 86_400.0
 TERMINAL_BILLING_KEY = BillingKey(tier="standard", guild="local", user="local:terminal")
@@ -76,8 +75,7 @@ def generate(
     inputs: JobInputs,
     film: bool,
     display: ProgressDisplay,
-    requests: QuantizationRequests = UNQUANTIZED,
-    offload: OffloadRequest = "auto",
+    engine: WorkerSettings,
 ) -> ImagineResult:
     """Run one prompt here. Raise `UserError` for a bad request, `GenerationError` for any other failure."""
     missing_packages = [name for name in ("torch", "diffusers", "transformers") if find_spec(name) is None]
@@ -91,8 +89,8 @@ def generate(
 
     try:
         if inputs.keyframe is not None:
-            return branch_locally(prompt, options, settings, inputs.keyframe, film, display, requests, offload)
-        return _generate_here(prompt, options, settings.data, inputs, film, display, requests, offload)
+            return branch_locally(prompt, options, settings, inputs.keyframe, film, display, engine)
+        return _generate_here(prompt, options, inputs, film, display, engine)
     except JobRejected as error:
         if error.blame == "member":
             raise UserError(error.sentence) from error
@@ -102,21 +100,21 @@ def generate(
 def _generate_here(
     prompt: str,
     options: Mapping[str, object],
-    data: Path,
     inputs: JobInputs,
     film: bool,
     display: ProgressDisplay,
-    requests: QuantizationRequests,
-    offload: OffloadRequest,
+    engine: WorkerSettings,
 ) -> ImagineResult:
     init_images = _load_init_images(inputs, display)
-    model = _model_name(prompt, options, read_model_choices(data).default)
-    family, model_profile = _load_model(model, data, display, requests, offload)
+    model = _model_name(prompt, options, read_model_choices(engine.data).default)
+    family, model_profile = _load_model(model, display, engine)
     style_guide = read_style_guide() if model_profile.name == EMBEDDED_MODEL else None
     recipes = _build_recipes(prompt, {**options, "model": None}, model_profile, display, init_images, style_guide)
     is_walk = recipes[0].interpolation is not None
     contents = init_images.new_contents if init_images else {}
-    results = [_run_job(part, contents, family, model_profile, film and not is_walk, display, data) for part in recipes]
+    results = [
+        _run_job(part, contents, family, model_profile, film and not is_walk, display, engine.data) for part in recipes
+    ]
     return _join_walk(results) if is_walk else results[0]
 
 
@@ -175,18 +173,11 @@ def _model_name(prompt: str, options: Mapping[str, object], default: str) -> str
     return str(chosen_model or default or "embedded")
 
 
-def _load_model(
-    model: str,
-    data: Path,
-    display: ProgressDisplay,
-    requests: QuantizationRequests = UNQUANTIZED,
-    offload: OffloadRequest = "auto",
-) -> tuple[Family, ModelProfile]:
+def _load_model(model: str, display: ProgressDisplay, engine: WorkerSettings) -> tuple[Family, ModelProfile]:
     from engine import models
     from engine.calibration.calibration import calibrate
     from engine.device.torch_device import choose_device
     from engine.model_cache.single_choice import choose_for_one
-    from engine.process.settings import upscaler_path
     from engine.upscaling.super_resolver import SuperResolver
 
     if "/" in model:
@@ -194,10 +185,11 @@ def _load_model(
     else:
         display.print_note(f"No Darkroom is running: {model} is loaded here. `darkroom up` keeps it in memory.")
     name = Path(model).name
+    data = engine.data
     display.show_loading(f"loading {name}", None)
     device = choose_device()
-    resolver = SuperResolver.load(upscaler_path(), device)
-    path, chosen = choose_for_one(model, requests, data, device, offload)
+    resolver = SuperResolver.load(engine.upscaler, device)
+    path, chosen = choose_for_one(model, engine.quantization_requests, data, device, engine.offload)
     if chosen.quantization:
         display.print_note(f"{name} is loaded with its {chosen.quantization}: about {format_size(chosen.size)}.")
     family = models.load_model(
@@ -277,15 +269,14 @@ def branch_locally(
     keyframe: KeyframeRef,
     film: bool,
     display: ProgressDisplay,
-    requests: QuantizationRequests = UNQUANTIZED,
-    offload: OffloadRequest = "auto",
+    engine: WorkerSettings,
 ) -> ImagineResult:
     """Branch from a job in the store of this data folder. Raise `UserError` if it is not there."""
     record, ladder, contents = run_with_store(
         load_store_settings(settings.data).database, lambda store: _load_branch_source(store, settings, keyframe)
     )
     assert isinstance(record.task, Recipe)
-    family, model_profile = _load_model(record.task.model, settings.data, display, requests, offload)
+    family, model_profile = _load_model(record.task.model, display, engine)
     sha256 = hashlib.sha256(ladder).hexdigest()
     step = ladder_keyframes.nearest_branch_step(ladder, keyframe.step)
     for note in nearest_step_note(step, keyframe.step):

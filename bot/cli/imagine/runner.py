@@ -20,7 +20,7 @@ from bot.cli.imagine.job_inputs import JobInputs
 from bot.cli.imagine.progress_display import ProgressDisplay
 from bot.cli.imagine.result import GenerationError, ImagineResult, check_output_folder, save_result, to_dict
 from bot.cli.instance_lock import find_instance
-from bot.cli.options import TERMINAL_MEMBER_ID, load_offload, load_quantization
+from bot.cli.options import AS_CONFIGURED, TERMINAL_MEMBER_ID, EngineOptions, load_engine
 from bot.domain.errors import UserError
 from bot.domain.texts import shorten
 from bot.prompt import parse
@@ -31,6 +31,7 @@ from engine.contract import MAX_COUNT
 
 if TYPE_CHECKING:
     from bot.app.settings import Settings
+    from engine.process.settings import WorkerSettings
 
 NO_INPUTS = JobInputs()
 
@@ -39,8 +40,7 @@ NO_INPUTS = JobInputs()
 class ImagineRequest:
     """What the command line asks for. `options` are named as in `bot.prompt.parse` and win over flags.
 
-    `quantize`, `quantize_text`, `offload`: how weights of a model that is loaded here are stored, and which stay off
-    the device; empty: the environment's.
+    `engine`: how weights of a model that is loaded here are stored, and which stay off the device.
     """
 
     prompt: str
@@ -49,23 +49,20 @@ class ImagineRequest:
     with_film: bool
     as_json: bool
     inputs: JobInputs = NO_INPUTS
-    quantize: str = ""
-    quantize_text: str = ""
-    offload: str = ""
+    engine: EngineOptions = AS_CONFIGURED
 
 
 def run_imagine(request: ImagineRequest, settings: Settings) -> int:
     """Make, write and print the pictures; return the exit code. Raise `UserError` for a bad request."""
     console = Console(file=sys.stderr if request.as_json or not sys.stdout.isatty() else sys.stdout)
-    load_offload(request.offload)
-    load_quantization(request.quantize, request.quantize_text)  # a wrong word is refused before anything is loaded
+    engine = load_engine(settings, request.engine)  # a wrong word is refused before anything is loaded
     request, picture_count, notes = _resolve_request(request, _load_aliases(request.prompt, settings))
     check_output_folder(request.output_folder)
     try:
         with ProgressDisplay(console, picture_count) as display:
             for note in notes:
                 display.print_note(note)
-            result = _generate(request, settings, display)
+            result = _generate(request, settings, engine, display)
     except GenerationError as error:
         sys.stderr.write(f"darkroom: {error}\n")
         return 1
@@ -121,13 +118,15 @@ def _is_model_path(request: ImagineRequest) -> bool:
     return any(sign in str(request.options.get("model") or "") for sign in "/=")
 
 
-def _generate(request: ImagineRequest, settings: Settings, display: ProgressDisplay) -> ImagineResult:
+def _generate(
+    request: ImagineRequest, settings: Settings, engine: WorkerSettings, display: ProgressDisplay
+) -> ImagineResult:
     """Use the bot that runs on this data folder, if any: it has the model in memory, and the job joins its batch."""
     instance = None if _is_model_path(request) else find_instance(settings.data)
     if instance is not None:
         result = asyncio.run(_generate_remotely(instance.url, request, settings.data, display))
         if result is not None:
-            if request.quantize or request.quantize_text or request.offload:
+            if request.engine != AS_CONFIGURED:
                 display.print_note("The running Darkroom drew this: its own start says how weights are stored.")
             return result
     from bot.cli.imagine.local_engine import generate  # imports torch
@@ -139,8 +138,7 @@ def _generate(request: ImagineRequest, settings: Settings, display: ProgressDisp
         inputs=request.inputs,
         film=request.with_film,
         display=display,
-        requests=load_quantization(request.quantize, request.quantize_text),
-        offload=load_offload(request.offload),
+        engine=engine,
     )
 
 

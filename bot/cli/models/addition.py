@@ -14,10 +14,22 @@ from rich.console import Console
 from bot.cli.models.fetch_plan import FetchPlan, ask_to_fetch, fetch, say
 from bot.cli.models.quantization import parse_quantization
 from bot.domain.errors import UserError
-from engine.hub.added_models import AddedPlace, ModelManifest, find_place, is_name, read_place
+from engine.hub.added_models import (
+    ADDED_MODELS,
+    EMBEDDED_MODEL,
+    AddedPlace,
+    ModelManifest,
+    find_place,
+    is_name,
+    read_place,
+)
 from engine.hub.catalogue import (
+    PART_KINDS,
+    TITLES,
+    WEIGHT_SUFFIXES,
     CatalogueEntry,
     PartEntry,
+    PartKind,
     find_entry,
     find_part_entry,
     read_catalogue,
@@ -25,11 +37,8 @@ from engine.hub.catalogue import (
     suggest_names,
 )
 from engine.hub.download import check_disk_space, plan_download, read_partial_revision
-from engine.hub.errors import HubError
-from engine.hub.offered_models import ADDED_MODELS, EMBEDDED_MODEL
-from engine.hub.part_kinds import PART_KINDS, TITLES, WEIGHT_SUFFIXES, PartKind
 from engine.hub.part_selection import Selection, WantedPart, select_part, select_rest
-from engine.hub.repository import Repository, fetch_repository
+from engine.hub.repository import HubError, Repository, fetch_repository
 from engine.hub.revisions import read_revisions
 from engine.process.load_progress import format_size
 from engine.process.model_settings import ModelSettings, read_model_settings, write_model_settings

@@ -149,7 +149,7 @@ def default(
 def _one_sentence() -> Generator[None]:
     """Turn what the hub, a file or a setting refuses into the command line's one sentence."""
     from engine.contract.rejection import JobRejected
-    from engine.hub.errors import HubError
+    from engine.hub.repository import HubError
     from engine.process.model_settings import ModelSettingsError
 
     try:

@@ -11,7 +11,7 @@ from bot.domain.errors import UserError
 from bot.prompt.sampler_names import SAMPLER_LIST, find_sampler
 from engine.contract import Sampler
 from engine.hub.added_models import find_place, list_added
-from engine.hub.part_kinds import WEIGHT_SUFFIXES
+from engine.hub.catalogue import WEIGHT_SUFFIXES
 from engine.process.model_settings import EMBEDDED_MODEL, ModelSettings, read_model_settings, write_model_settings
 
 

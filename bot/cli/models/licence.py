@@ -10,8 +10,7 @@ import typer
 from bot.domain.errors import UserError
 from bot.domain.texts import clean_text
 from engine.hub.catalogue import CatalogueEntry, PartEntry
-from engine.hub.errors import get_endpoint
-from engine.hub.repository import Repository
+from engine.hub.repository import Repository, get_endpoint
 
 # Names of licences, as the hub writes them, that restrict no use: they need no question.
 FREE_LICENCES = frozenset({"apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "cc0-1.0", "cc-by-4.0", "unlicense"})

@@ -19,8 +19,7 @@ from engine.hub.added_models import (
     list_places,
 )
 from engine.hub.catalogue import CatalogueEntry, PartEntry
-from engine.hub.errors import HubError
-from engine.hub.repository import search_hub
+from engine.hub.repository import HubError, search_hub
 from engine.process.model_settings import EMBEDDED_MODEL, read_model_settings
 
 AddedPlaces = Mapping[str, tuple[AddedPlace, ModelManifest]]  # by key

@@ -11,8 +11,7 @@ from rich.text import Text
 
 from bot.cli.models.listing import ModelRow
 from bot.domain.texts import clean_text
-from engine.hub.catalogue import CatalogueEntry, PartEntry
-from engine.hub.part_kinds import TITLES
+from engine.hub.catalogue import TITLES, CatalogueEntry, PartEntry
 from engine.process.load_progress import format_size
 
 DEFAULT_WIDTH = 110

@@ -10,9 +10,8 @@ from rich.console import Console
 from bot.cli.models.transfer_display import TransferDisplay, format_file_count
 from bot.domain.errors import UserError
 from engine.hub.added_models import AddedPlace, ModelManifest, find_damaged, list_places
-from engine.hub.catalogue import suggest_names
+from engine.hub.catalogue import WEIGHT_SUFFIXES, suggest_names
 from engine.hub.download import plan_repair, run_download
-from engine.hub.part_kinds import WEIGHT_SUFFIXES
 from engine.hub.repository import RepositoryFile
 
 

@@ -14,7 +14,7 @@ from engine.bus.worker_keys import KEY_FILE
 
 if TYPE_CHECKING:
     from bot.app.settings import Settings
-    from engine.bus.broker.server import ListenAddress
+    from engine.bus.embedded_broker import ListenAddress
 
 BROKER_FOLDER = "nats"  # in the data folder
 ADDRESS_PATTERN = re.compile(r"(?:\[(?P<six>[0-9A-Fa-f:.]+)\]|(?P<host>[^:\s]+)):(?P<port>\d{1,5})")
@@ -39,7 +39,7 @@ async def find_broker(stack: AsyncExitStack, settings: Settings) -> BrokerAddres
     if settings.nats:
         token = settings.nats_token.get_secret_value() if settings.nats_token else ""
         return BrokerAddress(str(settings.nats), token, settings.nats_ca)
-    from engine.bus.broker.embedded import Broker, BrokerError
+    from engine.bus.embedded_broker import Broker, BrokerError
 
     try:
         broker = Broker(
@@ -70,7 +70,7 @@ def parse_listen_address(settings: Settings) -> ListenAddress:
     Without a certificate, jobs and pictures cross the network unencrypted. So it then needs an address of this machine
     or of a private network, and never listens on all addresses.
     """
-    from engine.bus.broker.server import ListenAddress
+    from engine.bus.embedded_broker import ListenAddress
 
     certificate = _check_certificate(settings)
     if not settings.nats_listen:

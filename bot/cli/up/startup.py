@@ -18,11 +18,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from bot.app.leader_election import keep_lead
+from bot.app.settings import list_secret_variables
 from bot.app.watchdog_loop import WatchdogLoop
 from bot.app.wiring import open_app
 from bot.cli import instance_lock
 from bot.cli.instance_lock import RunningInstance, check_port_free, lock_data_folder
-from bot.cli.options import EngineOptions, load_offload, load_quantization
+from bot.cli.options import AS_CONFIGURED, EngineOptions, load_engine
 from bot.cli.up import broker_setup
 from bot.cli.up.engine_process import EngineProcess
 from bot.cli.up.log_file import log_to_file
@@ -48,15 +49,13 @@ TRIM_SECONDS = 30.0  # between two returns of freed memory to the system: what f
 LOCAL_WORKER = "here"  # the name of the worker that we start
 POLL_SECONDS = 0.25  # seconds between two checks of the engine, until its model is loaded
 SWITCH_SECONDS = 0.001  # between turns of threads: an answer changes threads several times, also beside films
-# secrets that a worker does not need
-BOT_SECRETS = ("DISCORD_TOKEN", "DATABASE_URL", "PICTURES_URL", "DARKROOM_METRICS_TOKEN", "DARKROOM_NATS_KEY")
 
 
 def run_bot(
     settings: Settings,
     models: Sequence[str],
     *,
-    engine: EngineOptions = EngineOptions(),
+    engine: EngineOptions = AS_CONFIGURED,
     open_browser: bool,
     standby: bool = False,
 ) -> None:
@@ -66,19 +65,17 @@ def run_bot(
     engine on this machine offers; if empty, neither an engine nor a broker runs here. `standby`: if another process has
     the folder, wait for it.
     """
+    backend = None
     if models:
         check_classifier_folder(settings)
-        check_memory_size(engine.memory)
-        load_quantization(engine.quantize, engine.quantize_text)
-        load_offload(engine.offload)
-        check_backend(engine.backend)
+        backend = load_engine(settings, engine).backend  # a wrong setting would let the engine restart for ever
     limit_heap_arenas()
     return_freed_blocks()
     sys.setswitchinterval(SWITCH_SECONDS)
     options = [*(part for model in models for part in ("--model", model)), *engine.list_arguments()]
     raise_descriptor_limit()
     lock = lock_data_folder(settings.data, _print_line if standby else None, _print_line)
-    with lock, log_to_file(settings.data / "darkroom.log", settings.log):
+    with lock, log_to_file(settings.data / "darkroom.log", settings.log_format):
         if settings.port:
             check_port_free(settings.host, settings.port)
         with asyncio.Runner(loop_factory=WatchdogLoop) as runner:
@@ -88,7 +85,7 @@ def run_bot(
                 models=models,
                 options=options,
                 open_browser=open_browser,
-                backend=engine.backend,
+                backend_url=backend.url if backend else "",
             )
             runner.run(run_until_stopped(start))
 
@@ -141,7 +138,7 @@ async def _start_parts(
     models: Sequence[str],
     options: Sequence[str],
     open_browser: bool,
-    backend: str,
+    backend_url: str,
 ) -> None:
     """Start every part in order; `stack` stops them in reverse order."""
     broker_address = await broker_setup.find_broker(stack, settings)
@@ -165,7 +162,7 @@ async def _start_parts(
     await stack.enter_async_context(_run_beside(trims, "heap"))
     stack.enter_context(announce_address(settings, port))
     page_url = entry_address(settings, web_app, port)
-    _print_text(format_welcome(settings, models, page_url, backend))
+    _print_text(format_welcome(settings, models, page_url, backend_url))
     if engine_process is not None:
         await stack.enter_async_context(_run_beside(print_load_progress(bus.model_progress.get_progress), "loads"))
         warm_line = print_when_warm(bot_app.services.live_workers, engine_process, warmup)
@@ -190,9 +187,10 @@ def _make_engine_process(
     """Return the engine's process. `options`: of the engine's command line, its models among them."""
     command = [sys.executable, "-m", "engine", "serve", "--nats", broker_address.url, "--name", LOCAL_WORKER]
     command += ["--data", str(settings.data), *options]
-    if settings.check is not None:
-        command += ["--picture-check", str(settings.check)]
-    env = {name: value for name, value in os.environ.items() if name not in BOT_SECRETS}
+    if settings.picture_check is not None:
+        command += ["--picture-check", str(settings.picture_check)]
+    secrets = list_secret_variables()  # a worker needs none of them but the broker's token, which it is given
+    env = {name: value for name, value in os.environ.items() if name not in secrets}
     return EngineProcess(
         command,
         env | broker_address.worker_environment() | {"DARKROOM_PARENT": str(os.getpid())},
@@ -202,28 +200,10 @@ def _make_engine_process(
 
 def check_classifier_folder(settings: Settings) -> None:
     """Raise `UserError` if the picture check has no model: otherwise the engine would restart for ever."""
-    if settings.check is not None and not (settings.check / "config.json").is_file():
-        raise UserError(f"The picture check cannot be used: {settings.check} is no folder with a model's config.json.")
-
-
-def check_backend(text: str) -> None:
-    """Raise `UserError` for an address that is none: otherwise the engine would restart for ever."""
-    from engine.process.settings import SettingError, load_backend_settings
-
-    try:
-        load_backend_settings(text, (), 0)
-    except SettingError as error:
-        raise UserError(str(error)) from error
-
-
-def check_memory_size(memory: str) -> None:
-    """Raise `UserError` for an invalid memory budget, for the same reason."""
-    from engine.process.settings import parse_size
-
-    try:
-        parse_size(memory or os.environ.get("DARKROOM_MEMORY") or "1GB")
-    except ValueError as error:
-        raise UserError(f"--memory or DARKROOM_MEMORY: {error}.") from error
+    if settings.picture_check is not None and not (settings.picture_check / "config.json").is_file():
+        raise UserError(
+            f"The picture check cannot be used: {settings.picture_check} is no folder with a model's config.json."
+        )
 
 
 @asynccontextmanager

@@ -12,14 +12,14 @@ if TYPE_CHECKING:
     from bot.app.settings import Settings
 
 
-def format_welcome(settings: Settings, models: Sequence[str], page_url: str, backend: str = "") -> str:
-    """Return the text. `models` as in `run_bot`, `backend` as in `EngineOptions`.
+def format_welcome(settings: Settings, models: Sequence[str], page_url: str, backend_url: str = "") -> str:
+    """Return the text. `models` as in `run_bot`; `backend_url`: of another server that draws.
 
     Raise `UserError` where the settings of the models are damaged.
     """
     discord = "connecting" if settings.discord_token else "not connected (set DISCORD_TOKEN)"
-    if backend and models:
-        engine = f"those of {backend.partition('=')[2]}"
+    if backend_url and models:
+        engine = f"those of {backend_url}"
     else:
         engine = f"{', '.join(_list_names(models, settings.data))}, loading" if models else "on other machines"
     return f"""
@@ -34,7 +34,7 @@ def format_welcome(settings: Settings, models: Sequence[str], page_url: str, bac
 
 
 def _list_names(models: Sequence[str], data: Path) -> list[str]:
-    from engine.hub.offered_models import expand_names
+    from engine.hub.added_models import expand_names
     from engine.process.model_settings import ModelSettingsError
 
     try:

@@ -98,11 +98,12 @@ def _run(data: Path | None, action: Callable[[Webhooks], Awaitable[T]]) -> T:
     from bot.cli.store_session import load_store_settings, run_with_store
     from bot.features.webhooks.rules import PrivateHosts
     from bot.features.webhooks.service import Webhooks
+    from bot.features.webhooks.settings import WebhookSettings
 
     settings = load_store_settings(data)
 
     async def run_action(store: Store) -> T:
-        return await action(Webhooks(store, PrivateHosts.parse(settings.webhook_hosts), clock=time.time))
+        return await action(Webhooks(store, PrivateHosts.parse(settings.of(WebhookSettings).hosts), clock=time.time))
 
     return run_with_store(settings.database, run_action)
 

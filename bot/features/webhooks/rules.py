@@ -84,7 +84,7 @@ def check_url(text: str, private_hosts: PrivateHosts) -> str:
     address = parse_address(host)
     is_listed = private_hosts.has_name(host) or (address is not None and private_hosts.has_address(address))
     if url.scheme == "http" and not is_listed:
-        raise UserError(f"{host} is not in DARKROOM_WEBHOOK_HOSTS: use https, or have the operator list it.")
+        raise UserError(f"{host} is not in DARKROOM_WEBHOOKS_HOSTS: use https, or have the operator list it.")
     if address is not None:
         check_addresses(host, [address], private_hosts)
     return text

@@ -21,6 +21,7 @@ from bot.features.webhooks.client import WebhookClient
 from bot.features.webhooks.previews import WebhookPreviews
 from bot.features.webhooks.rules import DEFAULT_EVENTS, PrivateHosts, check_url, parse_events
 from bot.features.webhooks.sender import WebhookSender
+from bot.features.webhooks.settings import WebhookSettings
 from bot.features.webhooks.store import MAX_KEY_WEBHOOKS, MAX_WEBHOOKS, Webhook, WebhookDelivery
 from bot.store import Store
 from bot.store.members.api_keys import list_keys
@@ -119,7 +120,7 @@ def _make_secret() -> str:
 async def open_service(app: App) -> AsyncGenerator[RunningFeature]:
     """Open the webhooks over the application, with the tasks that send events and previews."""
     core = app.core
-    private_hosts = PrivateHosts.parse(core.settings.webhook_hosts)
+    private_hosts = PrivateHosts.parse(core.settings.of(WebhookSettings).hosts)
     client = WebhookClient(private_hosts)
     sender = WebhookSender(core.store, client, clock=core.clock, jitter=random.random)
     previews = WebhookPreviews(core.store, core.feed, client, clock=core.clock)

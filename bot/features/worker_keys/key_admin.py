@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 from bot.cli.up.broker_setup import BROKER_FOLDER, parse_listen_address
 from bot.cli.up.startup import LOCAL_WORKER
 from bot.domain.errors import UserError
-from engine.bus.broker import worker_permissions
-from engine.bus.broker.worker_key_admin import WorkerKeyAdmin
+from engine.bus import worker_permissions
+from engine.bus.worker_key_admin import WorkerKeyAdmin
 from engine.bus.worker_keys import KEY_FILE, BadKey, WorkerKey
 
 if TYPE_CHECKING:
     from bot.app.settings import Settings
-    from engine.bus.broker.server import ListenAddress
+    from engine.bus.embedded_broker import ListenAddress
 
 APPLIED_NOTE = "The running broker knows it already."
 LOCAL_ONLY_NOTE = "It listens on this machine only; set DARKROOM_NATS_LISTEN to change that (docs/workers.md)."

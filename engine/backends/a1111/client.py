@@ -14,7 +14,7 @@ from typing import Any, cast
 from engine.backends.a1111 import BACKEND
 from engine.contract import SAMPLER_TITLES, Lora, Sampler
 from engine.contract.rejection import JobRejected
-from engine.process.backend_settings import BackendSettings
+from engine.process.settings import BackendSettings
 from engine.remote.drawing import BackendModel, BackendUnreachable, DrawProgress, DrawRequest, OnProgress
 from engine.remote.http_client import BackendHttp, BackendRefusal, as_object, decode_base64, make_headers
 from engine.remote.names import (

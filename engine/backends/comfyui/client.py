@@ -22,8 +22,7 @@ from engine.backends.comfyui import BACKEND
 from engine.backends.comfyui.workflow import SlotPlace, SlotValue, Workflow, WrongWorkflow, parse_workflow
 from engine.contract import Feature, Sampler
 from engine.contract.rejection import JobRejected
-from engine.process.backend_settings import BackendSettings
-from engine.process.settings import SettingError
+from engine.process.settings import BackendSettings, SettingError
 from engine.remote.drawing import BackendModel, BackendUnreachable, DrawProgress, DrawRequest, OnProgress
 from engine.remote.http_client import (
     MAX_PICTURE_BYTES,

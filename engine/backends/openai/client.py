@@ -22,7 +22,7 @@ from PIL import Image, ImageOps
 from engine.backends.openai import BACKEND
 from engine.contract import Feature, Sampler
 from engine.contract.rejection import JobRejected
-from engine.process.backend_settings import BackendSettings
+from engine.process.settings import BackendSettings
 from engine.remote.drawing import BackendModel, DrawProgress, DrawRequest, OnProgress
 from engine.remote.http_client import (
     DRAW_TIMEOUT,

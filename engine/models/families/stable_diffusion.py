@@ -22,7 +22,7 @@ from engine.models.pictures.conditioner import Additions
 from engine.models.text import prompt_chunks
 from engine.models.text.prompt_key import PromptKey, list_texts
 from engine.models.textual_inversion.embedding_collection import EmbeddingSlot, spell_words
-from engine.picture_files.lanczos import MAX_SIDE
+from engine.picture_files import MAX_SIDE
 from engine.prompt.emphasis import strip_emphasis
 from engine.upscaling.super_resolver import SuperResolver
 

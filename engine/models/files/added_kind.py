@@ -17,7 +17,7 @@ from typing import Generic, Literal, NamedTuple, TypeVar
 from safetensors import SafetensorError
 
 from engine.contract.rejection import JobRejected
-from engine.hub.part_kinds import PICKLE_SUFFIXES, SAFETENSORS_SUFFIX
+from engine.hub.catalogue import PICKLE_SUFFIXES, SAFETENSORS_SUFFIX
 
 log = logging.getLogger(__name__)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from engine.hub.part_kinds import FOLDER_BY_KIND
+from engine.hub.catalogue import FOLDER_BY_KIND
 
 LORA_FOLDER = FOLDER_BY_KIND["lora"]
 EMBEDDING_FOLDER = FOLDER_BY_KIND["embedding"]  # textual inversions

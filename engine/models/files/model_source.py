@@ -14,8 +14,7 @@ from typing import Any, cast
 
 from engine.contract.rejection import JobRejected
 from engine.hub.added_models import list_places
-from engine.hub.catalogue import find_entry
-from engine.hub.part_kinds import GGUF_SUFFIX, PICKLE_SUFFIXES, SAFETENSORS_SUFFIX, WEIGHT_SUFFIXES
+from engine.hub.catalogue import GGUF_SUFFIX, PICKLE_SUFFIXES, SAFETENSORS_SUFFIX, WEIGHT_SUFFIXES, find_entry
 from engine.hub.revisions import read_revisions, remember_revision
 from engine.models.files.fingerprint import combine_fingerprints, fingerprint_file, fingerprint_folder
 

@@ -13,7 +13,7 @@ import torch
 from diffusers.quantizers.quantization_config import GGUFQuantizationConfig
 from torch import nn
 
-from engine.hub.part_kinds import GGUF_SUFFIX
+from engine.hub.catalogue import GGUF_SUFFIX
 from engine.models.family import TORCH_DTYPES
 from engine.models.files.pipeline_parts import Part
 from engine.models.files.tensor_reader import read_tensors

@@ -27,7 +27,7 @@ from engine.models.quantization.choice import SizedQuantization, list_candidates
 from engine.models.quantization.part_quantization import PartQuantization
 from engine.models.quantization.stored_quantization import refuse_unopenable
 from engine.models.registry import LATENT_CONSISTENCY, STABLE_DIFFUSION
-from engine.pipelines.pipeline_clone import TEXT_ENCODER_PREFIX
+from engine.pipelines.network_call import TEXT_ENCODER_PREFIX
 from engine.process.offload_request import Offload, OffloadRequest
 from engine.process.quantization_request import QuantizationRequests
 

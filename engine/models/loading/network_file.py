@@ -12,7 +12,7 @@ from typing import Any
 
 from engine.contract import Dtype
 from engine.contract.rejection import JobRejected
-from engine.hub.part_kinds import GGUF_SUFFIX
+from engine.hub.catalogue import GGUF_SUFFIX
 from engine.models.files.gguf_header import count_gguf_weights
 from engine.models.files.model_source import find_configs_folder
 from engine.models.files.pipeline_parts import Part, find_part_classes, list_parts, read_index
@@ -27,7 +27,7 @@ from engine.models.loading.pipeline_loader import (
     load_pipeline,
     make_load_error,
 )
-from engine.pipelines.pipeline_clone import NETWORK_NAMES
+from engine.pipelines.network_call import NETWORK_NAMES
 
 
 def is_network_file(path: Path, name: str) -> bool:

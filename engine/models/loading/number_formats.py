@@ -18,7 +18,7 @@ from engine.models.files.pipeline_parts import Part
 from engine.models.quantization.matrix_sizes import count_matrix_bytes
 from engine.models.quantization.part_quantization import PartQuantization
 from engine.models.registry import has_family
-from engine.pipelines.pipeline_clone import NETWORK_NAMES, TEXT_ENCODER_PREFIX
+from engine.pipelines.network_call import NETWORK_NAMES, TEXT_ENCODER_PREFIX
 
 CPU = torch.device("cpu")
 LARGE_PARAMETERS = 100_000_000  # parameters: a model with a larger part is in memory in one format

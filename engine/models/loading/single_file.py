@@ -34,7 +34,7 @@ from engine.models.loading.pipeline_loader import (
     prepare_pipeline,
 )
 from engine.models.quantization.library_configs import quantize_in_place, refuse_unavailable
-from engine.pipelines.pipeline_clone import NETWORK_NAMES, TEXT_ENCODER_PREFIX
+from engine.pipelines.network_call import NETWORK_NAMES, TEXT_ENCODER_PREFIX
 
 CONFIG_PATTERNS = ["*.json", "**/*.json", "*.txt", "**/*.txt", "**/*.model"]
 

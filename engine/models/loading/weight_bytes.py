@@ -10,14 +10,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from engine.contract.rejection import JobRejected
-from engine.hub.part_kinds import GGUF_SUFFIX
+from engine.hub.catalogue import GGUF_SUFFIX
 from engine.models.files.model_source import ModelSource
 from engine.models.files.pipeline_parts import Part
 from engine.models.loading.memory_plan import WeightBytes
 from engine.models.loading.number_formats import PartFormats
 from engine.models.loading.single_file import is_in_part
 from engine.models.network.layer_sizes import LayerSizes, measure_layers
-from engine.pipelines.pipeline_clone import NETWORK_NAMES, TEXT_ENCODER_PREFIX
+from engine.pipelines.network_call import NETWORK_NAMES, TEXT_ENCODER_PREFIX
 
 
 def weigh_parts(parts: Sequence[Part], formats: PartFormats, source: ModelSource, device: torch.device) -> WeightBytes:

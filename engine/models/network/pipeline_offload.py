@@ -13,7 +13,7 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 from engine.models.network.cpu_offload import offload_to_cpu
 from engine.models.network.group_offload import offload_layers
-from engine.pipelines.pipeline_clone import NETWORK_NAMES, TEXT_ENCODER_PREFIX
+from engine.pipelines.network_call import NETWORK_NAMES, TEXT_ENCODER_PREFIX
 from engine.process.offload_request import Offload
 
 log = logging.getLogger(__name__)

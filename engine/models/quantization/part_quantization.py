@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from engine.contract import Quantization
-from engine.pipelines.pipeline_clone import NETWORK_NAMES, TEXT_ENCODER_PREFIX
+from engine.pipelines.network_call import NETWORK_NAMES, TEXT_ENCODER_PREFIX
 
 
 @dataclass(frozen=True)

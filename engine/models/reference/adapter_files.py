@@ -12,7 +12,7 @@ from msgspec import Meta
 from safetensors import SafetensorError, safe_open
 from transformers import CLIPVisionModelWithProjection
 
-from engine.hub.part_kinds import SAFETENSORS_SUFFIX
+from engine.hub.catalogue import SAFETENSORS_SUFFIX
 from engine.models.files.added_kind import CONFIG_FILE, AddedEntry, AddedKind, cache_while_unchanged, reject_added
 from engine.models.files.fingerprint import combine_fingerprints, fingerprint_file
 from engine.models.files.pipeline_parts import list_parts

@@ -28,9 +28,14 @@ from engine.models.network.cpu_offload import is_offloaded
 from engine.models.network.group_offload import copy_without_offload, offload_like
 from engine.models.quantization.quantized_network import is_quantized
 from engine.models.whole_pipeline.pipeline_traits import PipelineTraits
-from engine.pipelines.call_arguments import make_arguments
-from engine.pipelines.network_call import NetworkCall, NetworkForward, join_calls
-from engine.pipelines.pipeline_clone import NETWORK_NAMES, clone_pipeline
+from engine.pipelines.network_call import (
+    NETWORK_NAMES,
+    NetworkCall,
+    NetworkForward,
+    clone_pipeline,
+    join_calls,
+    make_arguments,
+)
 from engine.preview_maps.known_maps import LatentSpace
 from engine.process.offload_request import Offload
 from engine.sampling import NotTabled, Plan, build_scheduler

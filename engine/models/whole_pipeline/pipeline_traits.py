@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from engine.contract import GuidanceKind, Sampler
 from engine.contract.rejection import JobRejected
-from engine.pipelines.pipeline_clone import NETWORK_NAMES
+from engine.pipelines.network_call import NETWORK_NAMES
 from engine.sampling import is_flow, samplers_for
 
 DEFAULT_GUIDANCE = 5.0

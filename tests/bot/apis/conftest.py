@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from tests.bot.web.conftest import broker, open_server, server, shared_server
+from shared.web_server import broker, open_server, server, shared_server
 
 __all__ = ["broker", "open_server", "server", "shared_server"]

@@ -287,7 +287,7 @@ async def test_a_standby_is_refused_only_if_it_has_another_database(
     async with lead_with_store(database, [], await _bus(harness)) as (store, _):
         for url in (str(other.database.writer.url), f"sqlite:///{harness.settings.data.parent / 'new.sqlite'}"):
             with pytest.raises(
-                UserError, match=r"\(bot-[^.]+\) has another database: set DATABASE_URL .+ PICTURES_URL"
+                UserError, match=r"\(bot-[^.]+\) has another database: set DATABASE_URL .+ DARKROOM_PICTURES_URL"
             ) as error:
                 async with asyncio.timeout(10), keep_lead(await _bus(harness), notices.append, database_url=url):
                     pass
@@ -337,7 +337,7 @@ class Bot:
             ENV
             | {
                 "DATABASE_URL": f"sqlite:///{harness.settings.data / 'shared.sqlite'}",
-                "PICTURES_URL": str(harness.settings.data / "pictures"),
+                "DARKROOM_PICTURES_URL": str(harness.settings.data / "pictures"),
                 "DARKROOM_NATS": harness.broker.url,
                 "DARKROOM_NATS_TOKEN": harness.broker.token,
             }

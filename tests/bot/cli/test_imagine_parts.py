@@ -19,13 +19,15 @@ from bot.cli.imagine.job_inputs import JobInputs
 from bot.cli.imagine.local_engine import generate
 from bot.cli.imagine.progress_display import ProgressDisplay
 from bot.cli.imagine.result import ImagineResult
+from bot.cli.options import EngineOptions, load_engine
 from bot.domain.errors import UserError
 from engine.calibration.calibration import Calibration
-from tests.engine.models.test_textual_inversion import write_embedding
-from tests.engine.models.text_models import load_pipeline, save_model
+from shared.text_models import load_pipeline, save_model, write_embedding
 
 CALIBRATION = Calibration("float32", 4, 10, "ddim", 1.0, 1.0, 1.0, {1: 1.0}, {"float32": 1.0})
 OPTIONS = "--count 1 --steps 3 --seed 7"
+
+UNQUANTIZED = EngineOptions(quantize="none", quantize_text="none")
 
 
 @pytest.fixture
@@ -41,7 +43,15 @@ def draw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         options = {"model": str(model), "control": controls, "reference": references}
         job_inputs = JobInputs(controls=tuple(sketches), references=tuple(faces))
         with ProgressDisplay(Console(file=io.StringIO()), 1) as display:
-            return generate(prompt, options, settings, inputs=job_inputs, film=False, display=display)
+            return generate(
+                prompt,
+                options,
+                settings,
+                inputs=job_inputs,
+                film=False,
+                display=display,
+                engine=load_engine(settings, UNQUANTIZED),
+            )
 
     return run
 

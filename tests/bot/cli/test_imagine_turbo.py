@@ -14,11 +14,14 @@ from bot.app.settings import load_settings
 from bot.cli.imagine.job_inputs import JobInputs
 from bot.cli.imagine.local_engine import generate
 from bot.cli.imagine.progress_display import ProgressDisplay
+from bot.cli.options import EngineOptions, load_engine
 from engine.calibration.calibration import Calibration
 from engine.models.families.embedded import WEIGHTS_FOLDER, build_pipeline, load_embedded
-from tests.engine.models.test_turbo import write_turbo
+from shared.small_families import write_turbo
 
 CALIBRATION = Calibration("float32", 4, 30, "ddim", 1.0, 1.0, 1.0, {1: 1.0}, {"float32": 1.0})
+
+UNQUANTIZED = EngineOptions(quantize="none", quantize_text="none")
 
 
 @pytest.mark.slow
@@ -35,7 +38,15 @@ def test_the_embedded_model_draws_with_its_turbo_lora(tmp_path: Path, monkeypatc
     prompt = "a red fox --count 2 --seed 7 --turbo"
     settings = load_settings(data=tmp_path / "data")
     with ProgressDisplay(Console(file=output), 2) as screen:
-        result = generate(prompt, {}, settings, inputs=JobInputs(), film=True, display=screen)
+        result = generate(
+            prompt,
+            {},
+            settings,
+            inputs=JobInputs(),
+            film=True,
+            display=screen,
+            engine=load_engine(settings, UNQUANTIZED),
+        )
     assert (result.steps, result.sampler, len(result.pictures)) == (4, "lcm", 2)
     assert result.film
     parameters = Image.open(io.BytesIO(result.pictures[0])).info["parameters"]

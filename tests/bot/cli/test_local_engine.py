@@ -16,10 +16,13 @@ from bot.app.settings import load_settings
 from bot.cli.imagine.job_inputs import JobInputs, KeyframeRef
 from bot.cli.imagine.local_engine import _load_branch_source, _load_init_images, _load_model
 from bot.cli.imagine.progress_display import ProgressDisplay
+from bot.cli.options import EngineOptions, load_engine
 from bot.domain.errors import UserError
 from bot.images.picture_store import PictureStore
 from bot.store import Store, StoredPicture
 from shared.stored_jobs import admit_job, make_new_job
+
+UNQUANTIZED = EngineOptions(quantize="none", quantize_text="none")
 
 
 def test_the_terminal_says_how_an_init_image_was_changed(tmp_path: Path) -> None:
@@ -68,7 +71,7 @@ class RecordingScreen(ProgressDisplay):
 def test_the_terminals_own_model_is_loaded_with_progress_in_bytes_and_measured(tmp_path: Path) -> None:
     save_small_pipeline("sd", tmp_path / "models" / "tiny")
     screen = RecordingScreen()
-    _load_model("tiny", tmp_path, screen)
+    _load_model("tiny", screen, load_engine(load_settings(data=tmp_path), UNQUANTIZED))
     sentences = [sentence for sentence, _ in screen.loads]
     assert (sentences[0], sentences[-1]) == ("loading tiny", "measuring tiny")
     assert len(sentences) > 4

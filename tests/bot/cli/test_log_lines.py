@@ -98,9 +98,9 @@ async def test_tasks_of_a_job_inherit_it_and_other_tasks_do_not():
 
 
 def test_the_log_setting_is_read_and_a_bad_value_gives_a_sentence(monkeypatch, tmp_path):
-    assert load_settings(data=tmp_path).log == "text"
+    assert load_settings(data=tmp_path).log_format == "text"
     monkeypatch.setenv("DARKROOM_LOG_FORMAT", "json")
-    assert load_settings(data=tmp_path).log == "json"
+    assert load_settings(data=tmp_path).log_format == "json"
     monkeypatch.setenv("DARKROOM_LOG_FORMAT", "xml")
     with pytest.raises(UserError, match="DARKROOM_LOG_FORMAT is not valid: input should be 'text' or 'json'"):
         load_settings(data=tmp_path)

@@ -16,17 +16,16 @@ from msgspec.structs import replace
 from bot.__main__ import app
 from bot.app.settings import load_settings
 from bot.cli.doctor import EngineCheck, check_engine
-from bot.cli.options import EngineOptions, load_offload
+from bot.cli.options import EngineOptions, load_engine
 from bot.cli.up import startup
 from bot.cli.up.engine_process import EngineProcess
 from bot.cli.up.startup import (
     LOCAL_WORKER,
-    check_backend,
     check_classifier_folder,
-    check_memory_size,
     is_shared,
     print_load_progress,
     print_when_warm,
+    run_bot,
     run_until_stopped,
 )
 from bot.cli.up.welcome import format_welcome
@@ -137,9 +136,9 @@ async def test_a_missing_picture_check_is_refused_at_once(tmp_path: Path) -> Non
 def _check_picture_check(tmp_path: Path) -> None:
     check_classifier_folder(load_settings(data=tmp_path))
     with pytest.raises(UserError, match="is no folder with a model"):
-        check_classifier_folder(load_settings(data=tmp_path, check=tmp_path))
+        check_classifier_folder(load_settings(data=tmp_path, picture_check=tmp_path))
     (tmp_path / "config.json").write_text("{}")
-    check_classifier_folder(load_settings(data=tmp_path, check=tmp_path))
+    check_classifier_folder(load_settings(data=tmp_path, picture_check=tmp_path))
 
 
 async def test_a_model_loaded_on_demand_is_not_called_warm(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -159,13 +158,16 @@ async def test_a_model_loaded_on_demand_is_not_called_warm(tmp_path: Path, capsy
 
 
 @pytest.mark.parametrize("memory", ["much", "0"])
-async def test_an_invalid_memory_size_is_refused_at_once(memory: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UserError, match=r"--memory or DARKROOM_MEMORY: a size such as 12GB is needed\."):
-        check_memory_size(memory)
+async def test_an_invalid_memory_size_is_refused_at_once(
+    memory: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = load_settings(data=tmp_path)
+    with pytest.raises(UserError, match=r"--memory is not valid: a size such as 12GB is needed\."):
+        run_bot(settings, ("added",), engine=EngineOptions(memory), open_browser=False)
     monkeypatch.setenv("DARKROOM_MEMORY", memory)
-    with pytest.raises(UserError, match="a size such as 12GB"):
-        check_memory_size("")
-    check_memory_size("12GB")
+    with pytest.raises(UserError, match="DARKROOM_MEMORY is not valid: a size such as 12GB"):
+        run_bot(settings, ("added",), open_browser=False)
+    assert load_engine(settings, EngineOptions("12GB")).memory == 12 * 10**9
 
 
 @pytest.mark.may_block  # it imports commands, and with them torch
@@ -178,23 +180,26 @@ async def test_the_engine_is_told_what_to_offload_and_another_word_is_refused(
     app(["up", "--offload", "layers", "--quantize", "int8", "--data", str(tmp_path)], standalone_mode=False)
     assert given[0].list_arguments() == ["--quantize", "int8", "--offload", "layers"]
     assert EngineOptions().list_arguments() == []
-    assert load_offload("layers") == "layers"
-    assert load_offload() == "auto"
-    sentence = r"--offload or DARKROOM_OFFLOAD: auto, none, text or layers is needed\."
+    settings = load_settings(data=tmp_path)
+    assert load_engine(settings, given[0]).offload == "layers"
+    assert load_engine(settings).offload == "auto"
+    sentence = r"--offload is not valid: auto, none, text or layers is needed\."
     with pytest.raises(UserError, match=sentence):
         app(["imagine", "a fox", "--offload", "sometimes", "--data", str(tmp_path)], standalone_mode=False)
-    (finding,) = check_engine(load_settings(data=tmp_path), EngineCheck(offload="sometimes"))
+    (finding,) = check_engine(settings, EngineCheck(options=EngineOptions(offload="sometimes")))
     assert re.match(sentence, finding.summary)
 
 
 async def test_a_backend_is_checked_at_once_passed_on_and_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=rf"--backend: {list_forms()} is needed"):
-        check_backend("invokeai=http://127.0.0.1")
-    backend = f"{next(iter(load_backend_kinds()))}=http://127.0.0.1:8188"
-    check_backend(backend)
-    assert EngineOptions(backend=backend).list_arguments() == ["--backend", backend]
     settings = load_settings(data=tmp_path)
-    assert "those of http://127.0.0.1:8188" in format_welcome(settings, ("added",), "http://page", backend)
+    with pytest.raises(UserError, match=rf"--backend is not valid: {list_forms()} is needed"):
+        run_bot(settings, ("added",), engine=EngineOptions(backend="invokeai=http://127.0.0.1"), open_browser=False)
+    text = f"{next(iter(load_backend_kinds()))}=http://127.0.0.1:8188"
+    options = EngineOptions(backend=text)
+    assert options.list_arguments() == ["--backend", text]
+    backend = load_engine(settings, options).backend
+    assert backend is not None
+    assert "those of http://127.0.0.1:8188" in format_welcome(settings, ("added",), "http://page", backend.url)
 
 
 RUN = """

@@ -6,40 +6,12 @@ from typing import Any
 
 import discord
 import pytest
-from simcord.builders import ChannelHandle
 from simcord.enums import ChannelType
 
 from bot.discord.permissions import permission_warning
+from shared.discord_jobs import create_thread, imagine_in, text
 
 pytestmark = pytest.mark.asyncio
-
-
-def text(result: Any) -> str:
-    assert result.response
-    return result.response.content
-
-
-def create_thread(
-    world: Any, parent: Any, kind: int = ChannelType.PUBLIC_THREAD, *, is_locked: bool = False
-) -> ChannelHandle:
-    """Create a thread of alice's."""
-    thread = world.env.backend.create_thread(parent.id, "apples", world.alice.id, type=kind)
-    thread.thread_members[world.client.user.id] = world.env.backend.now_iso()
-    if is_locked:
-        world.env.backend.edit_channel(thread.id, {}, thread_metadata={"locked": True})
-    return ChannelHandle(world.env, world.guild, thread)
-
-
-async def imagine(world: Any, channel: Any) -> discord.Message:
-    """Finish a job of alice's there and return its message."""
-    result = await world.alice.slash(channel, "imagine", prompt="red apple")
-    assert not result.ephemeral, text(result)
-
-    def find_final() -> discord.Message | None:
-        message = next(each for each in channel.history() if each.id == result.response.id)
-        return message if "Cancel" not in world.labels(message) else None
-
-    return await world.wait_until(find_final)
 
 
 CHANNELS = {
@@ -56,7 +28,7 @@ CHANNELS = {
 async def test_pictures_and_commands_work_in_every_kind_of_channel(open_world: Any, room: str) -> None:
     async with open_world() as world:
         channel = CHANNELS[room](world)
-        message = await imagine(world, channel)
+        message = await imagine_in(world, channel)
         assert len(message.attachments) == 1
         (view,) = await world.services.job_views.load_recent()
         assert view.channel == str(getattr(channel._channel, "parent_id", None) or channel.id), (
@@ -115,7 +87,7 @@ async def test_missing_permissions_are_named_when_a_job_takes_long(open_world: A
 
 async def test_without_permission_to_attach_files_jobs_and_films_are_refused(open_world: Any) -> None:
     async with open_world() as world:
-        await imagine(world, world.channel)
+        await imagine_in(world, world.channel)
         (view,) = await world.services.job_views.load_recent()
         everyone_role = world.guild.default_role
         mute_channel = world.guild.create_text_channel(

@@ -18,20 +18,16 @@ from bot.domain.dto import Destination, Member
 from bot.domain.errors import UserError
 from bot.jobs.init_images import InitImages
 from engine.contract import Branch, ImageToImage
-from shared.discord_jobs import imagine
+from shared.discord_jobs import imagine, newest_view
 from shared.discord_staff import list_custom_ids, read_followups, read_form_fields, read_text
 from shared.model_parts import MODEL_PARTS
-from shared.png_upload import make_png
+from shared.picture_files import make_png
 
 pytestmark = pytest.mark.asyncio
 PICTURE = ("a.png", make_png(64, 32))
 OTHER = ("b.png", make_png(32, 32, 20))
 MASK = ("m.png", make_png(64, 32, 255))
 SQUARE = ("m.png", make_png(64, 64, 255))
-
-
-async def newest_view(world: Any) -> Any:
-    return (await world.services.job_views.load_recent())[0]
 
 
 async def test_imagine_takes_an_init_image_and_a_mask(open_world: Any) -> None:

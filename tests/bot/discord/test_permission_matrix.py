@@ -31,7 +31,7 @@ from bot.domain.feature import load_features
 from bot.policy.permissions import ACTIONS, PRIVATE_JOB, Action, JobRef, forbidden_reason
 from shared.discord_staff import Staff, create_staff
 from shared.feature_rows import read_feature_rows
-from shared.png_upload import make_png
+from shared.picture_files import make_png
 
 pytestmark = pytest.mark.asyncio
 

@@ -9,9 +9,15 @@ from simcord.builders import ChannelHandle
 from simcord.enums import ChannelType
 
 from bot.domain.dto import Member
-from shared.discord_jobs import create_moderator
-from tests.bot.discord.components.test_reactions import ENVELOPE, direct_messages, make_reaction
-from tests.bot.discord.test_channel_kinds import create_thread, imagine, text
+from shared.discord_jobs import (
+    ENVELOPE,
+    create_moderator,
+    create_thread,
+    direct_messages,
+    imagine_in,
+    make_reaction,
+    text,
+)
 
 pytestmark = pytest.mark.asyncio
 
@@ -34,7 +40,7 @@ async def test_outside_a_private_thread_nobody_but_the_author_sees_its_job(open_
         thread = open_private_thread(world)
         moderator = create_moderator(world)
         outsider = world.guild.add_member(world.env.create_user("carol"))
-        message = await imagine(world, thread)
+        message = await imagine_in(world, thread)
         (view,) = await world.services.job_views.load_recent()
         assert view.channel == str(world.channel.id), "the rules of the parent hold"
         for actor in (outsider, moderator, world.bob):
@@ -55,7 +61,7 @@ async def test_outside_a_private_thread_nobody_but_the_author_sees_its_job(open_
 async def test_inside_a_private_thread_its_members_use_its_jobs(open_world: Any) -> None:
     async with open_world() as world:
         thread = open_private_thread(world)
-        message = await imagine(world, thread)
+        message = await imagine_in(world, thread)
         (view,) = await world.services.job_views.load_recent()
         assert await offers(world.bob, thread, "reproduce") == [view.id]
         assert "red apple" in text(await world.bob.context_menu(thread, "Details", message))
@@ -90,7 +96,7 @@ async def test_the_queue_and_the_list_of_a_moderator_hide_the_jobs_of_a_private_
 async def test_a_favourite_of_a_private_thread_is_listed_there_alone(open_world: Any) -> None:
     async with open_world() as world:
         thread = open_private_thread(world)
-        await imagine(world, thread)
+        await imagine_in(world, thread)
         (view,) = await world.services.job_views.load_recent()
         member = Member(f"discord:{world.bob.id}", "bob", view.guild, channel=view.channel, thread=str(thread.id))
         await world.services.jobs.toggle_favourite(view.id, 0, member)
@@ -101,6 +107,6 @@ async def test_a_favourite_of_a_private_thread_is_listed_there_alone(open_world:
 
 async def test_a_public_thread_counts_as_its_channel(open_world: Any) -> None:
     async with open_world() as world:
-        await imagine(world, create_thread(world, world.channel))
+        await imagine_in(world, create_thread(world, world.channel))
         (view,) = await world.services.job_views.load_recent()
         assert await offers(world.bob, world.channel, "reproduce") == [view.id]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.bot.discord.conftest import open_world
-from tests.bot.web.conftest import broker, open_server, server, shared_server
+from shared.discord_world import open_world
+from shared.web_server import broker, open_server, server, shared_server
 
 __all__ = ["broker", "open_server", "open_world", "server", "shared_server"]

@@ -13,12 +13,13 @@ from PIL import Image
 from bot.domain.errors import UserError
 from bot.images.contact_sheet import CELL_SIZE, HEIGHT_RANGE, MAX_CELLS, compose_side_by_side, make_contact_sheet
 from bot.images.grid import GAP, MAX_GRID_SIDE
-from bot.images.image_codec import BACKGROUND, UnreadableImage, decode_image, encode_image
+from bot.images.image_codec import BACKGROUND, UnreadableImage, decode_image
 from bot.images.keyframes.ladder_keyframes import branch_steps, nearest_branch_step, read_keyframes
 from engine.batching import keyframe_steps as engines
 from engine.contract import BillingKey, Concept, Job, Keyframe, Ladder, Recipe, decode, encode
 from engine.models.families.embedded import load_embedded
 from engine.worker.local_run import run_locally
+from shared.picture_files import make_png
 
 JOB = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
 LATENTS = b"\0" * (4 * 4 * 2 * 2)
@@ -192,12 +193,8 @@ def test_cells_keep_the_aspect_ratio_of_their_thumbnails(size: tuple[int, int]) 
     assert np.abs(np.asarray(sheet, int)[height // 2, sheet.width // 4 - 1] - 90).max() < 4
 
 
-def make_png(size: tuple[int, int], shade: int) -> bytes:
-    return encode_image(Image.new("RGB", size, (shade,) * 3), "PNG")
-
-
 def test_pictures_are_compared_at_equal_height() -> None:
-    pictures = [make_png((512, 256), 100), make_png((64, 128), 160), make_png((300, 300), 220)]
+    pictures = [make_png(512, 256, 100), make_png(64, 128, 160), make_png(300, 300, 220)]
     sheet = compose_side_by_side(pictures, ["parent", "branch", "other"])
     assert sheet == compose_side_by_side(pictures, ["parent", "branch", "other"])
     pixels = np.asarray(decode_image(sheet), int)
@@ -216,13 +213,13 @@ def test_pictures_are_compared_at_equal_height() -> None:
     st.lists(st.text(max_size=400), min_size=4, max_size=4),
 )
 def test_any_pictures_and_labels_give_a_sheet_of_bounded_size(sizes: list[tuple[int, int]], labels: list[str]) -> None:
-    sheet = decode_image(compose_side_by_side([make_png(size, 200) for size in sizes], labels[: len(sizes)]))
+    sheet = decode_image(compose_side_by_side([make_png(*size, 200) for size in sizes], labels[: len(sizes)]))
     assert sheet.width <= MAX_GRID_SIDE
     assert sheet.height <= HEIGHT_RANGE[1] + 33
 
 
 def test_a_long_label_is_cut_and_unknown_characters_are_left_out() -> None:
-    two_pictures = [make_png((256, 256), 100)] * 2
+    two_pictures = [make_png(256, 256, 100)] * 2
     text_strips = [
         decode_image(compose_side_by_side(two_pictures, [text, ""])).crop((0, 256, 256, 289))
         for text in ("word " * 60, "word")
@@ -237,7 +234,7 @@ def test_a_long_label_is_cut_and_unknown_characters_are_left_out() -> None:
 
 
 def test_one_five_or_unlabelled_pictures_are_not_compared() -> None:
-    one = make_png((8, 8), 3)
+    one = make_png(8, 8, 3)
     for pictures, labels in (([one], ["a"]), ([one] * 5, ["a"] * 5), ([one] * 2, ["a"])):
         with pytest.raises(ValueError, match="2 to 4"):
             compose_side_by_side(pictures, labels)

@@ -28,6 +28,7 @@ from bot.images.uploads import upload_decoder as intake_module
 from bot.images.uploads.image_decoding import FORMATS
 from bot.images.uploads.png_validation import RGB, InvalidPng, validate_png
 from bot.images.uploads.upload_decoder import MAX_UPLOAD_BYTES, MAX_WAITING, DecodedImage, UploadDecoder
+from shared.picture_files import encode_picture
 
 pytestmark = pytest.mark.asyncio
 HALVES = np.zeros((24, 48, 3), np.uint8)
@@ -60,12 +61,6 @@ def deflated_zeros(length: int) -> bytes:
     block = bytes(1 << 20)
     parts = [compressor.compress(block[: min(len(block), length - offset)]) for offset in range(0, length, len(block))]
     return b"".join(parts) + compressor.flush()
-
-
-def encode_picture(picture: Image.Image, form: str = "PNG", **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, form, **options)
-    return buffer.getvalue()
 
 
 def pixels(picture: DecodedImage) -> np.ndarray[Any, Any]:

@@ -12,8 +12,8 @@ from bot.domain.errors import UserError
 from bot.images.uploads.image_links import FileUnavailable
 from bot.jobs.init_images import InitImages, RemoteFile
 from bot.store.moderation import incidents
-from tests.bot.conftest import make_png
-from tests.bot.services.test_edits import wait_for_end
+from shared.app_harness import wait_for_end
+from shared.picture_files import make_png
 
 pytestmark = pytest.mark.asyncio
 ADA = Member("local:ada", "Ada", "local", is_moderator=True, is_admin=True, is_owner=True)

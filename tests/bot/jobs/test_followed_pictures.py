@@ -10,12 +10,11 @@ from bot.domain.errors import UserError
 from bot.jobs.init_images import InitImages, JobImageRef
 from bot.store.jobs import queries
 from engine.contract import ModelPart, estimate_cost
+from shared import app_harness
+from shared.app_harness import open_app_and_worker, wait_for_end
 from shared.model_parts import MODEL_PARTS
-from tests.bot import conftest
-from tests.bot.conftest import make_png
-from tests.bot.services.test_edits import open_app_and_worker, stored_names, wait_for_end
+from shared.picture_files import make_png
 
-__all__ = ["stored_names"]
 pytestmark = pytest.mark.asyncio
 BOB = Member("local:bob", "Bob", "local")
 OWNER = Member("local:o", "O", "local", is_owner=True, is_admin=True)
@@ -28,9 +27,9 @@ BOTH = InitImages(controls=(SKETCH,), references=(FACE,))
 @pytest.fixture(autouse=True)
 def _model_with_parts(monkeypatch):
     """The fake worker's model has control networks and further parts."""
-    make_profile = conftest.make_profile
+    make_profile = app_harness.make_profile
     monkeypatch.setattr(
-        conftest, "make_profile", lambda *arguments: msgspec.structs.replace(make_profile(*arguments), **MODEL_PARTS)
+        app_harness, "make_profile", lambda *arguments: msgspec.structs.replace(make_profile(*arguments), **MODEL_PARTS)
     )
 
 

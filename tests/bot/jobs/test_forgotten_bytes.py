@@ -16,9 +16,9 @@ from bot.app.settings import load_settings
 from bot.domain.dto import Destination, Member
 from bot.store.schema.tables import metadata
 from engine.bus import BlobMissing
-from engine.bus.broker.embedded import Broker
+from engine.bus.embedded_broker import Broker
 from engine.contract import PictureReady
-from tests.bot.conftest import AppHarness
+from shared.app_harness import AppHarness
 
 pytestmark = pytest.mark.asyncio
 

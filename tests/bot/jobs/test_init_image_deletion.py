@@ -17,10 +17,9 @@ from bot.store.deletion import deletion_steps, retention
 from bot.store.fairness.ledger import run_with_ledger
 from bot.store.jobs import queries
 from bot.store.moderation import reviews
-from tests.bot.conftest import make_png
-from tests.bot.services.test_edits import open_app_and_worker, stored_names, wait_for_end
+from shared.app_harness import open_app_and_worker, wait_for_end
+from shared.picture_files import make_png
 
-__all__ = ["stored_names"]
 pytestmark = pytest.mark.asyncio
 BOB = Member("local:bob", "Bob", "local")
 EVE = Member("local:eve", "Eve", "local")

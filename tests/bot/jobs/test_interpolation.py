@@ -31,7 +31,8 @@ from bot.prompt.flags import prompt_title
 from bot.store import NewJob
 from bot.store.jobs import interpolations
 from engine.contract import PIPELINE_SAMPLERS, Concept, Interpolation, NoiseAncestor, Recipe, recipe_for_image
-from tests.bot.conftest import make_png, make_profile
+from shared.app_harness import make_profile
+from shared.picture_files import make_png
 
 BOB = Member("local:bob", "Bob", "local")
 FOX = Recipe(
@@ -216,7 +217,7 @@ async def test_an_interpolation_in_a_whole_pipeline_is_refused_before_it_costs_a
     harness, wait_until, ann, destination, monkeypatch
 ):
     profile = msgspec.structs.replace(make_profile(), samplers=("ddim", "heun"))
-    monkeypatch.setattr("tests.bot.conftest.make_profile", lambda *_: profile)
+    monkeypatch.setattr("shared.app_harness.make_profile", lambda *_: profile)
     app = await harness.open_app()
     await harness.start_worker()
     await wait_until(lambda: app.services.live_workers())

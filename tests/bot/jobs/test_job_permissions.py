@@ -12,8 +12,8 @@ from bot.domain.dto import Member
 from bot.domain.errors import UserError
 from bot.jobs.views import ORIGINAL_FORBIDDEN
 from bot.policy.permissions import OTHER_GUILD, PRIVATE_JOB
-from tests.bot.conftest import make_png
-from tests.bot.services.test_edits import finish_job, wait_for_end
+from shared.app_harness import finish_job, wait_for_end
+from shared.picture_files import make_png
 
 pytestmark = pytest.mark.asyncio
 BOB = Member("local:bob", "Bob", "local")

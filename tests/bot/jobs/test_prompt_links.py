@@ -15,9 +15,9 @@ from bot.images.uploads import image_links
 from bot.jobs.init_images import InitImages, JobImageRef, RemoteFile, split_leading_urls
 from bot.policy.permissions import OTHER_GUILD, PRIVATE_JOB
 from engine.contract import InitImage
-from tests.bot.conftest import make_png
-from tests.bot.images.test_image_links import ATTACHED, DECEPTIVE_URLS, certificate, serve_as_discord
-from tests.bot.services.test_edits import wait_for_end
+from shared.app_harness import wait_for_end
+from shared.discord_files import ATTACHED, DECEPTIVE_URLS, certificate, serve_as_discord
+from shared.picture_files import make_png
 
 __all__ = ["certificate"]
 BOB = Member("local:bob", "Bob", "local")

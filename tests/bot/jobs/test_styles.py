@@ -13,7 +13,7 @@ from bot.jobs.init_images import InitImages
 from engine.contract import Recipe
 from engine.contract.rejection import JobRejected
 from engine.prompt.style_guide import StyleGuide
-from tests.bot.conftest import make_png
+from shared.picture_files import make_png
 
 pytestmark = pytest.mark.asyncio
 GUIDE = StyleGuide("3d render", {"flat design": frozenset({"fox"})})

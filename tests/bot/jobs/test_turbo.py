@@ -8,9 +8,9 @@ import pytest
 from bot.domain.dto import Member
 from bot.jobs.init_images import InitImages
 from engine.contract import Lora
-from tests.bot import conftest
-from tests.bot.conftest import make_png
-from tests.bot.services.test_edits import finish_job, wait_for_end
+from shared import app_harness
+from shared.app_harness import finish_job, wait_for_end
+from shared.picture_files import make_png
 
 pytestmark = pytest.mark.asyncio
 BOB = Member("local:bob", "Bob", "local")
@@ -19,13 +19,13 @@ BOB = Member("local:bob", "Bob", "local")
 @pytest.fixture(autouse=True)
 def _turbo_model(monkeypatch):
     """The fake worker's model has a turbo LoRA."""
-    make_profile = conftest.make_profile
+    make_profile = app_harness.make_profile
 
     def with_turbo(*arguments):
         profile = make_profile(*arguments)
         return msgspec.structs.replace(profile, loras=(Lora("turbo"),), samplers=(*profile.samplers, "lcm"))
 
-    monkeypatch.setattr(conftest, "make_profile", with_turbo)
+    monkeypatch.setattr(app_harness, "make_profile", with_turbo)
 
 
 async def test_a_turbo_job_and_the_jobs_made_from_it_run_four_steps(harness, wait_until, ann, destination):

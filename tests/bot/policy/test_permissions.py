@@ -358,11 +358,11 @@ ask for pictures. Both come in by a one-time address, which signs in one browser
   `darkroom imagine` is. To change the key, remove the file and start again.
 - An address that [`/v1/images`](openai-api.md) answers as `url` is signed: it shows one picture
   to whoever has it, for an hour.
-- On loopback without `PUBLIC_URL` and `ALLOWED_HOSTS` the room is open: whoever opens it may ask for pictures, and
-  only that. An open room refuses everything that shows a sign of a proxy: HTTP/1.0, `Via`, `Forwarded`,
-  `X-Forwarded-…`, `X-Real-IP`, `CF-…`, `True-Client-IP`. Behind a proxy, set `PUBLIC_URL`. A forwarder of bytes, such
-  as `ssh -L`, shows no sign: whoever reaches it may ask for pictures. Once the room is not open any more, the cookies
-  of its open days open nothing.
+- On loopback without `DARKROOM_PUBLIC_URL` and `DARKROOM_ALLOWED_HOSTS` the room is open: whoever opens it may ask
+  for pictures, and only that. An open room refuses everything that shows a sign of a proxy: HTTP/1.0, `Via`,
+  `Forwarded`, `X-Forwarded-…`, `X-Real-IP`, `CF-…`, `True-Client-IP`. Behind a proxy, set `DARKROOM_PUBLIC_URL`. A
+  forwarder of bytes, such as `ssh -L`, shows no sign: whoever reaches it may ask for pictures. Once the room is not
+  open any more, the cookies of its open days open nothing.
 
 | session | of | ends after |
 |---|---|---|

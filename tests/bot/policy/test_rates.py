@@ -11,16 +11,7 @@ from bot.domain.feature import merge_rows
 from bot.policy.permissions import ACTIONS, KEY_SCOPES, PERMISSIONS
 from bot.policy.rates import FILL_SECONDS, OTHER_ACTIONS, PRICES, RATES, TokenBuckets, too_often
 from bot.web.rate_limit import ROUTE_ACTIONS
-
-
-class Clock:
-    """A clock that only the test moves. In seconds."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
+from shared.clock import Clock
 
 
 def test_every_action_has_a_price_that_a_full_bucket_pays() -> None:

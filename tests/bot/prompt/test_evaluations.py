@@ -26,7 +26,7 @@ from engine.contract import (
     list_evaluated_steps,
     list_lives,
 )
-from engine.picture_files.parameters import format_parameters
+from engine.picture_files import format_parameters
 from shared.sample_views import make_view
 
 ALL_SAMPLERS = replace(SHIPPED_MODEL, samplers=("ddpm", "ddim", "euler", "dpmpp_2m", "heun"))

@@ -36,7 +36,7 @@ from engine.contract import (
     encode,
     make_part_fields,
 )
-from shared.png_upload import make_png
+from shared.picture_files import make_png
 
 MODEL = ModelProfile(
     name="large",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
 
 import msgspec
 import pytest
@@ -13,41 +12,11 @@ from bot.domain.errors import UserError
 from bot.jobs.init_images import InitImages
 from bot.store.jobs import queries
 from engine.contract import Branch, Concept, ImageToImage, InitImage, estimate_cost
-from tests.bot.conftest import make_png
+from shared.app_harness import finish_job, open_app_and_worker, wait_for_end
+from shared.picture_files import make_png
 
 pytestmark = pytest.mark.asyncio
 BOB = Member("local:bob", "Bob", "local")
-
-
-@pytest.fixture
-def stored_names(tmp_path):
-    """The names of all files in the picture store."""
-
-    def names() -> set[str]:
-        return {path.name for path in Path(tmp_path).rglob("sha256/*/*/*") if path.is_file()}
-
-    return names
-
-
-async def wait_for_end(app, job, wait_until):
-    async def is_done() -> bool:
-        return (await app.services.job_views.load_view(job)).state not in ("queued", "sent", "running")
-
-    await wait_until(is_done)
-    return await app.services.job_views.load_view(job)
-
-
-async def open_app_and_worker(harness, wait_until):
-    app = await harness.open_app()
-    worker, _ = await harness.start_worker()
-    await wait_until(lambda: app.services.live_workers())
-    return app, worker
-
-
-async def finish_job(harness, wait_until, ann, destination, text="a lamp --seed 7 --count 2 --steps 40"):
-    app, worker = await open_app_and_worker(harness, wait_until)
-    (accepted,) = await app.services.jobs.imagine(text, ann, destination)
-    return app, worker, await wait_for_end(app, accepted.job, wait_until)
 
 
 @pytest.mark.slow

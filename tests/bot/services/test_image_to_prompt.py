@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -41,6 +40,7 @@ from bot.services.prompt_tools.image_to_prompt import (
 from engine.bus import NoWorkerAnswers
 from engine.contract import MAX_CANDIDATES, MAX_FRAME_BYTES, MAX_NOISINGS, DescribeRequest, ModelProfile
 from shared.fake_describer import FakeDescriber
+from shared.picture_files import encode_picture
 
 ANN = Member("discord:1", "Ann", "discord:9")
 BOB = Member("discord:2", "Bob", "discord:9")
@@ -48,10 +48,8 @@ BOB = Member("discord:2", "Bob", "discord:9")
 CHARGED: list[tuple[str, float, float]] = []  # by each search: member, estimate, what it took
 
 
-def make_png(width: int = 80, height: int = 60) -> bytes:
-    buffer = io.BytesIO()
-    Image.effect_noise((width, height), 100).convert("RGB").save(buffer, "PNG")
-    return buffer.getvalue()
+def make_noise(width: int = 80, height: int = 60) -> bytes:
+    return encode_picture(Image.effect_noise((width, height), 100).convert("RGB"))
 
 
 @pytest_asyncio.fixture
@@ -134,7 +132,7 @@ def test_errors_are_relative_to_the_error_of_an_empty_prompt() -> None:
 )
 async def test_the_search_finds_words_from_coarse_to_fine(fits: tuple[str, ...], expected_prompts: str) -> None:
     describer = FakeDescriber(*fits)
-    tried_texts, best_prompts = await PromptSearch(describer.errors, SHIPPED_MODEL, make_png(64, 64)).find_prompts(
+    tried_texts, best_prompts = await PromptSearch(describer.errors, SHIPPED_MODEL, make_noise(64, 64)).find_prompts(
         EMBEDDED_VOCABULARY
     )
     assert best_prompts[0].prompt == expected_prompts
@@ -152,7 +150,7 @@ async def test_the_search_finds_words_from_coarse_to_fine(fits: tuple[str, ...],
 
 @pytest.mark.asyncio
 async def test_no_words_are_suggested_if_none_help() -> None:
-    _, best_prompts = await PromptSearch(FakeDescriber().errors, SHIPPED_MODEL, make_png(64, 64)).find_prompts(
+    _, best_prompts = await PromptSearch(FakeDescriber().errors, SHIPPED_MODEL, make_noise(64, 64)).find_prompts(
         EMBEDDED_VOCABULARY
     )
     assert best_prompts == ()
@@ -167,11 +165,11 @@ async def test_no_words_are_suggested_if_none_help() -> None:
 @pytest.mark.asyncio
 async def test_the_image_is_sent_small_and_square_and_the_answer_names_the_model(upload_decoder: UploadDecoder) -> None:
     describer = FakeDescriber("fox")
-    suggestions = await make_service(describer.errors, upload_decoder).suggest_prompts(make_png(300, 200), ANN)
+    suggestions = await make_service(describer.errors, upload_decoder).suggest_prompts(make_noise(300, 200), ANN)
     assert (suggestions.model, suggestions.prompts[0].prompt) == ("embedded", "fox")
     assert {png_size(one.picture) for one in describer.requests} == {(64, 64)}
-    assert png_size(crop_square(make_png(2000, 900), 1024)) == (MAX_SIDE, MAX_SIDE)
-    assert len(crop_square(make_png(600, 600), 1024)) <= MAX_FRAME_BYTES
+    assert png_size(crop_square(make_noise(2000, 900), 1024)) == (MAX_SIDE, MAX_SIDE)
+    assert len(crop_square(make_noise(600, 600), 1024)) <= MAX_FRAME_BYTES
 
 
 @pytest.mark.asyncio
@@ -185,18 +183,18 @@ async def test_each_member_has_one_request_at_a_time_and_the_queue_is_short(uplo
 
     service = make_service(answer_when_open, upload_decoder)
     members = [Member(f"discord:{number}", "Ann", "discord:9") for number in range(MAX_MEMBERS)]
-    tasks = [asyncio.create_task(service.suggest_prompts(make_png(), one)) for one in members]
+    tasks = [asyncio.create_task(service.suggest_prompts(make_noise(), one)) for one in members]
     await asyncio.sleep(0)
     while len(service._waiting_members) < MAX_MEMBERS:
         await asyncio.sleep(0.01)
     with pytest.raises(UserError, match="A picture of yours"):
-        await service.suggest_prompts(make_png(), members[0])
+        await service.suggest_prompts(make_noise(), members[0])
     with pytest.raises(UserError, match="Others are having") as error:
-        await service.suggest_prompts(make_png(), Member("discord:99", "Zoe", "discord:9"))
+        await service.suggest_prompts(make_noise(), Member("discord:99", "Zoe", "discord:9"))
     assert error.value.status == 429
     answer_gate.set()
     assert [one.prompts[0].prompt for one in await asyncio.gather(*tasks)] == ["fox"] * MAX_MEMBERS
-    assert (await service.suggest_prompts(make_png(), members[0])).prompts[0].prompt == "fox"
+    assert (await service.suggest_prompts(make_noise(), members[0])).prompts[0].prompt == "fox"
 
 
 @pytest.mark.asyncio
@@ -214,7 +212,7 @@ async def test_rules_hold_for_image_to_prompt(
 ) -> None:
     describer = FakeDescriber("fox")
     with pytest.raises(UserError, match=reason):
-        await make_service(describer.errors, upload_decoder, rules=rules).suggest_prompts(make_png(), ANN)
+        await make_service(describer.errors, upload_decoder, rules=rules).suggest_prompts(make_noise(), ANN)
     assert not describer.requests
 
 
@@ -224,21 +222,21 @@ async def test_every_failure_is_a_sentence(upload_decoder: UploadDecoder) -> Non
         raise NoWorkerAnswers("No worker that is online has embedded in memory: draw something with it first.")
 
     with pytest.raises(UserError, match="No worker that is online"):
-        await make_service(raise_no_worker, upload_decoder).suggest_prompts(make_png(), ANN)
+        await make_service(raise_no_worker, upload_decoder).suggest_prompts(make_noise(), ANN)
     with pytest.raises(UserError, match="has a format that is not supported"):
         await make_service(raise_no_worker, upload_decoder).suggest_prompts(b"no picture at all", ANN)
     with pytest.raises(UserError, match="There is no model called sdxl"):
-        await make_service(raise_no_worker, upload_decoder).suggest_prompts(make_png(), ANN, "sdxl")
+        await make_service(raise_no_worker, upload_decoder).suggest_prompts(make_noise(), ANN, "sdxl")
     slow_model = changed(SHIPPED_MODEL, row_ms=2000.0)
     with pytest.raises(UserError, match="would take about"):
-        await make_service(raise_no_worker, upload_decoder, profile=slow_model).suggest_prompts(make_png(), BOB)
+        await make_service(raise_no_worker, upload_decoder, profile=slow_model).suggest_prompts(make_noise(), BOB)
 
 
 @pytest.mark.asyncio
 async def test_a_search_is_charged_what_it_ran(upload_decoder: UploadDecoder) -> None:
     CHARGED.clear()
     describer = FakeDescriber("fox")
-    await make_service(describer.errors, upload_decoder).suggest_prompts(make_png(), ANN)
+    await make_service(describer.errors, upload_decoder).suggest_prompts(make_noise(), ANN)
     ran = sum(
         len(request.texts) * (request.draws * SHIPPED_MODEL.row_ms + SHIPPED_MODEL.encode_ms) / 1000
         for request in describer.requests
@@ -249,7 +247,7 @@ async def test_a_search_is_charged_what_it_ran(upload_decoder: UploadDecoder) ->
         raise NoWorkerAnswers("No worker that is online has embedded in memory: draw something with it first.")
 
     with pytest.raises(UserError, match="No worker"):
-        await make_service(raise_no_worker, upload_decoder).suggest_prompts(make_png(), ANN)
+        await make_service(raise_no_worker, upload_decoder).suggest_prompts(make_noise(), ANN)
     assert CHARGED[1:] == [(ANN.id, estimate_cost(SHIPPED_MODEL, EMBEDDED_VOCABULARY), 0.0)]
 
 
@@ -267,7 +265,7 @@ async def test_a_search_can_be_cancelled_and_frees_its_place(upload_decoder: Upl
 
     service = make_service(answer_when_open, upload_decoder)
     assert not service.cancel(ANN.id)
-    task = asyncio.create_task(service.suggest_prompts(make_png(), ANN))
+    task = asyncio.create_task(service.suggest_prompts(make_noise(), ANN))
     await started.wait()
     assert not service.cancel(BOB.id)
     assert service.cancel(ANN.id)
@@ -275,7 +273,7 @@ async def test_a_search_can_be_cancelled_and_frees_its_place(upload_decoder: Upl
         await task
     assert CHARGED[0][2] > 0, "the worker finishes the request that it has"
     answer_gate.set()
-    assert (await service.suggest_prompts(make_png(), ANN)).prompts
+    assert (await service.suggest_prompts(make_noise(), ANN)).prompts
 
 
 @pytest.mark.asyncio
@@ -290,13 +288,13 @@ async def test_the_line_is_no_longer_than_anybody_waits(upload_decoder: UploadDe
     factor = 100.0 / estimate_cost(SHIPPED_MODEL, EMBEDDED_VOCABULARY)
     slow = changed(SHIPPED_MODEL, row_ms=SHIPPED_MODEL.row_ms * factor, encode_ms=SHIPPED_MODEL.encode_ms * factor)
     service = make_service(wait, upload_decoder, profile=slow)
-    tasks = [asyncio.create_task(service.suggest_prompts(make_png(), member)) for member in (ANN, BOB)]
+    tasks = [asyncio.create_task(service.suggest_prompts(make_noise(), member)) for member in (ANN, BOB)]
     while len(service._waiting_members) < 2:
         await asyncio.sleep(0.01)
     with pytest.raises(
         UserError, match=r"Others are having pictures described just now: try again in about 3 min( \d+ s)?\."
     ):
-        await service.suggest_prompts(make_png(), Member("discord:3", "Cleo", "discord:9"))
+        await service.suggest_prompts(make_noise(), Member("discord:3", "Cleo", "discord:9"))
     gate.set()
     await asyncio.gather(*tasks, return_exceptions=True)
 
@@ -315,7 +313,7 @@ async def test_searches_take_turns(upload_decoder: UploadDecoder) -> None:
 
     service = make_service(answer, upload_decoder)
     tasks = [
-        asyncio.create_task(service.suggest_prompts(make_png(side, side), member))
+        asyncio.create_task(service.suggest_prompts(make_noise(side, side), member))
         for side, member in ((60, ANN), (61, BOB))
     ]
     await asyncio.gather(*tasks)

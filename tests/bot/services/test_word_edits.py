@@ -8,11 +8,10 @@ import pytest
 from bot.domain.dto import Member
 from bot.domain.errors import UserError
 from bot.jobs.init_images import InitImages
-from tests.bot import conftest
-from tests.bot.conftest import make_png
-from tests.bot.services.test_edits import open_app_and_worker, stored_names, wait_for_end
+from shared import app_harness
+from shared.app_harness import open_app_and_worker, wait_for_end
+from shared.picture_files import make_png
 
-__all__ = ["stored_names"]
 pytestmark = pytest.mark.asyncio
 OWNER = Member("local:o", "O", "local", is_owner=True, is_admin=True)
 PICTURE = InitImages((make_png(64, 64),))
@@ -20,9 +19,9 @@ PICTURE = InitImages((make_png(64, 64),))
 
 def announce(monkeypatch, **fields):
     """The fake worker's model gets these fields."""
-    make_profile = conftest.make_profile
+    make_profile = app_harness.make_profile
     monkeypatch.setattr(
-        conftest, "make_profile", lambda *arguments: msgspec.structs.replace(make_profile(*arguments), **fields)
+        app_harness, "make_profile", lambda *arguments: msgspec.structs.replace(make_profile(*arguments), **fields)
     )
 
 

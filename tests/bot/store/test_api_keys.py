@@ -9,7 +9,7 @@ from bot.services.api_keys import USE_SECONDS, ApiKeys
 from bot.store import Store
 from bot.store.deletion import erasure
 from bot.store.members.api_keys import KEPT_SECONDS
-from tests.bot.store.test_sessions import Clock
+from shared.clock import Clock
 
 pytestmark = pytest.mark.asyncio
 
@@ -19,7 +19,7 @@ async def make_key(keys: ApiKeys, name: str, seconds: float | None = None) -> st
 
 
 async def test_a_secret_finds_its_key_until_it_ends(store: Store) -> None:
-    clock = Clock()
+    clock = Clock(1_800_000_000.0)
     keys = ApiKeys(store, clock=clock)
     lasting = await make_key(keys, "lasting")
     short = await make_key(keys, "short", 60)
@@ -36,13 +36,13 @@ async def test_a_secret_finds_its_key_until_it_ends(store: Store) -> None:
 
 
 async def test_a_foreign_secret_finds_nothing(sqlite_store: Store) -> None:
-    keys = ApiKeys(sqlite_store, clock=Clock())
+    keys = ApiKeys(sqlite_store, clock=Clock(1_800_000_000.0))
     for secret in ("", "dkr_", "dkr_" + "a" * 43, "dkr_" + "a" * 44, "\udcff" * 47, "dkr_" + "ä" * 43):
         assert await keys.find(secret) is None
 
 
 async def test_the_store_has_no_secret(sqlite_store: Store) -> None:
-    secret = await make_key(ApiKeys(sqlite_store, clock=Clock()), "webui")
+    secret = await make_key(ApiKeys(sqlite_store, clock=Clock(1_800_000_000.0)), "webui")
     rows = await sqlite_store.query(lambda connection: connection.exec_driver_sql("SELECT * FROM api_keys").fetchall())
     assert len(rows) == 1
     assert secret not in str(rows)
@@ -50,7 +50,7 @@ async def test_the_store_has_no_secret(sqlite_store: Store) -> None:
 
 
 async def test_the_last_use_is_written_at_most_once_a_minute(store: Store) -> None:
-    clock = Clock()
+    clock = Clock(1_800_000_000.0)
     keys = ApiKeys(store, clock=clock)
     secret = await make_key(keys, "webui")
     await keys.find(secret)
@@ -64,7 +64,7 @@ async def test_the_last_use_is_written_at_most_once_a_minute(store: Store) -> No
 
 
 async def test_a_name_has_one_valid_key_and_the_old_ones_go_in_time(store: Store) -> None:
-    clock = Clock()
+    clock = Clock(1_800_000_000.0)
     keys = ApiKeys(store, clock=clock)
     await make_key(keys, "webui")
     with pytest.raises(UserError, match="There is a key webui already"):
@@ -79,7 +79,7 @@ async def test_a_name_has_one_valid_key_and_the_old_ones_go_in_time(store: Store
 
 
 async def test_a_bad_name_or_scope_is_refused(sqlite_store: Store) -> None:
-    keys = ApiKeys(sqlite_store, clock=Clock())
+    keys = ApiKeys(sqlite_store, clock=Clock(1_800_000_000.0))
     for name in ("", "-a", "A", "a b", "a" * 33, "a/b", "ä"):
         with pytest.raises(UserError, match="A key's name has 1 to 32 small letters"):
             await keys.prepare(name, ["read"])
@@ -89,7 +89,7 @@ async def test_a_bad_name_or_scope_is_refused(sqlite_store: Store) -> None:
 
 
 async def test_forgetting_a_program_deletes_its_key(store: Store) -> None:
-    clock = Clock()
+    clock = Clock(1_800_000_000.0)
     keys = ApiKeys(store, clock=clock)
     secret = await make_key(keys, "webui")
     other = await make_key(keys, "other")

@@ -9,19 +9,10 @@ from bot.store import Store
 from bot.store.deletion import erasure
 from bot.store.members import sessions as stored
 from bot.store.members.sessions import SessionKind, VisitorSession
+from shared.clock import Clock
 
 pytestmark = pytest.mark.asyncio
 KINDS: tuple[SessionKind, ...] = ("open", "guest", "operator")
-
-
-class Clock:
-    """A clock that a test moves."""
-
-    def __init__(self) -> None:
-        self.now = 1_800_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 async def list_all(store: Store, clock: Clock) -> list[VisitorSession]:
@@ -29,7 +20,7 @@ async def list_all(store: Store, clock: Clock) -> list[VisitorSession]:
 
 
 async def test_a_cookie_finds_its_session_until_it_expires(store: Store) -> None:
-    clock = Clock()
+    clock = Clock(1_800_000_000.0)
     sessions = Sessions(store, clock=clock)
     for kind in KINDS:
         clock.now += 1
@@ -48,18 +39,18 @@ async def test_a_cookie_finds_its_session_until_it_expires(store: Store) -> None
 
 @pytest.mark.parametrize("cookie", ["", "owner.abcd.0123", "a" * 43, "a" * 44, "\udcff" * 43, "ä" * 43])
 async def test_a_foreign_cookie_finds_nothing(sqlite_store: Store, cookie: str) -> None:
-    assert await Sessions(sqlite_store, clock=Clock()).find(cookie) is None
+    assert await Sessions(sqlite_store, clock=Clock(1_800_000_000.0)).find(cookie) is None
 
 
 async def test_the_store_has_no_cookie(sqlite_store: Store) -> None:
-    cookie, _ = await Sessions(sqlite_store, clock=Clock()).start("operator", "ab12")
+    cookie, _ = await Sessions(sqlite_store, clock=Clock(1_800_000_000.0)).start("operator", "ab12")
     rows = await sqlite_store.query(lambda connection: connection.exec_driver_sql("SELECT * FROM sessions").fetchall())
     assert len(rows) == 1
     assert cookie not in str(rows)
 
 
 async def test_the_last_use_is_written_at_most_once_a_minute(store: Store) -> None:
-    clock = Clock()
+    clock = Clock(1_800_000_000.0)
     sessions = Sessions(store, clock=clock)
     cookie, session = await sessions.start("guest", "ab12")
     clock.now += USE_SECONDS - 1
@@ -71,7 +62,7 @@ async def test_the_last_use_is_written_at_most_once_a_minute(store: Store) -> No
 
 
 async def test_sessions_end_one_by_one_or_for_a_visitor_everywhere(store: Store) -> None:
-    clock = Clock()
+    clock = Clock(1_800_000_000.0)
     sessions = Sessions(store, clock=clock)
     visitors: tuple[tuple[SessionKind, str], ...] = (
         ("operator", "a"),
@@ -95,7 +86,7 @@ async def test_sessions_end_one_by_one_or_for_a_visitor_everywhere(store: Store)
 
 async def test_an_open_room_cannot_fill_the_database(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stored, "MAX_OPEN_SESSIONS", 2)
-    clock = Clock()
+    clock = Clock(1_800_000_000.0)
     sessions = Sessions(store, clock=clock)
     await sessions.start("operator", "operator")
     for visitor in "abcd":
@@ -105,7 +96,7 @@ async def test_an_open_room_cannot_fill_the_database(store: Store, monkeypatch: 
 
 
 async def test_a_new_session_removes_expired_ones(store: Store) -> None:
-    clock = Clock()
+    clock = Clock(1_800_000_000.0)
     sessions = Sessions(store, clock=clock)
     await sessions.start("operator", "a")
     clock.now += 31 * DAY_SECONDS
@@ -114,7 +105,7 @@ async def test_a_new_session_removes_expired_ones(store: Store) -> None:
 
 
 async def test_a_forgotten_visitor_is_signed_out(store: Store) -> None:
-    clock = Clock()
+    clock = Clock(1_800_000_000.0)
     sessions = Sessions(store, clock=clock)
     for visitor in ("ab12", "cd34"):
         await sessions.start("guest", visitor)

@@ -14,12 +14,12 @@ import pytest_asyncio
 from bot.__main__ import app as darkroom
 from bot.policy.rates import RATES
 from bot.web.middleware import INVALID_KEY
-from tests.bot.web.conftest import open_shared_page
+from shared.web_server import ask, make_key, open_shared_page
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from tests.bot.web.conftest import WebServer
+    from shared.web_server import WebServer
 
 on_shared_server = pytest.mark.asyncio(loop_scope="module")
 FORGED = "dkr_" + "a" * 43
@@ -30,22 +30,6 @@ async def public_server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterat
     """A page that others can reach: who asks without a cookie needs a key."""
     async with open_shared_page(tmp_path_factory, allowed_hosts=("other.example",)) as server:
         yield server
-
-
-async def make_key(server: WebServer, name: str, *scopes: str, seconds: float | None = None) -> str:
-    keys = server.services.api_keys
-    return await keys.add(await keys.prepare(name, scopes or ("imagine", "read"), seconds))
-
-
-async def ask(server: WebServer, method: str, path: str, authorization: str, body: object = None) -> tuple[int, str]:
-    """The status and the text of an answer to a program, which has no cookie."""
-    headers = {"Authorization": authorization}
-    async with (
-        aiohttp.ClientSession() as program,
-        program.request(method, server.url + path, headers=headers, json=body) as answer,
-    ):
-        assert (answer.status == 401) == ("WWW-Authenticate" in answer.headers)
-        return answer.status, await answer.text()
 
 
 def encode_basic(name: str, password: str) -> str:

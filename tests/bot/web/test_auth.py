@@ -129,7 +129,7 @@ PROXY_SIGNS = (
 
 def test_a_page_for_this_computer_accepts_no_http_1_0() -> None:
     """nginx speaks it to what it forwards to."""
-    with pytest.raises(UserError, match="behind a proxy: set PUBLIC_URL"):
+    with pytest.raises(UserError, match="behind a proxy: set DARKROOM_PUBLIC_URL"):
         HERE.check_request("GET", {"Host": "localhost:1"}, is_http_1_0=True)
     PROXIED.check_request("GET", {"Host": "localhost:1"}, is_http_1_0=True)
 
@@ -137,7 +137,7 @@ def test_a_page_for_this_computer_accepts_no_http_1_0() -> None:
 @pytest.mark.parametrize("header", PROXY_SIGNS)
 def test_a_page_for_this_computer_accepts_no_one_from_a_proxy(header: str) -> None:
     headers = {"Host": "localhost:1", header: "for=192.0.2.9"}
-    with pytest.raises(UserError, match="behind a proxy: set PUBLIC_URL") as error:
+    with pytest.raises(UserError, match="behind a proxy: set DARKROOM_PUBLIC_URL") as error:
         HERE.check_request("GET", headers)
     assert error.value.status == 403
     PROXIED.check_request("GET", headers)

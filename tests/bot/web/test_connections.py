@@ -21,7 +21,7 @@ from bot.web.middleware import SECURITY_HEADERS
 from tools.painter import cancel_task
 
 if TYPE_CHECKING:
-    from tests.bot.web.conftest import OpenServer, WebServer
+    from shared.web_server import OpenServer, WebServer
 
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 HALF_OPEN_SOCKETS = 5000

@@ -17,12 +17,13 @@ from bot.store import JobRecord
 from bot.web.auth import terminal_key
 from engine.contract import ImageToImage, InitImage, Job, JobCancelled, JobFinished, PictureReady, Recipe
 from engine.process.backend_kinds import load_backend_kinds
-from engine.process.backend_settings import BackendSettings
+from engine.process.settings import BackendSettings
 from shared.backend_harness import open_bus, run_backend_worker
-from shared.bus_harness import JOB, BusHarness, make_job, wait_until
+from shared.bus_harness import JOB, BusHarness, make_job
+from shared.clock import wait_until
 
 if TYPE_CHECKING:
-    from tests.bot.web.conftest import WebServer
+    from shared.web_server import WebServer
 
 KINDS = tuple(kind for kind in ("a1111", "openai") if kind in load_features() and kind in load_backend_kinds())
 STEPS = 24

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import json
 import os
 from collections.abc import AsyncIterator
@@ -13,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import aiohttp
 import pytest
-from PIL import Image
 from playwright.async_api import Page, expect
 
 from bot.cli.describe import describe
@@ -23,18 +21,13 @@ from bot.domain.errors import UserError
 from bot.prompt.vocabulary import GENERAL_VOCABULARY
 from engine.contract import DescribeReply, DescribeRequest
 from shared.fake_describer import FakeDescriber
+from shared.picture_files import make_png
 from shared.web_visitor import open_page
 
 if TYPE_CHECKING:
-    from tests.bot.web.conftest import WebServer
+    from shared.web_server import WebServer
 
 pytestmark = pytest.mark.asyncio
-
-
-def make_png(colour: str = "#c63") -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", (80, 60), colour).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 async def start_describer(server: WebServer, *fitting_texts: str) -> FakeDescriber:
@@ -56,13 +49,13 @@ async def send_form(server: WebServer, *pictures: bytes, request: Any = None, **
 
 
 async def test_a_picture_is_answered_with_suggested_prompts(server: WebServer) -> None:
-    status, reply = await send_form(server, make_png())
+    status, reply = await send_form(server, make_png(80, 60))
     assert (status, reply["error"]) == (
         422,
         "No worker that is online has embedded in memory: draw something with it first.",
     )
     worker = await start_describer(server, "fox", "watercolor", "in the snow")
-    status, reply = await send_form(server, make_png())
+    status, reply = await send_form(server, make_png(80, 60))
     assert status == 200, reply
     assert reply["prompts"][0]["prompt"] == "fox, watercolor, in the snow"
     assert reply["prompts"][0]["error_reduction"] == pytest.approx(0.6)
@@ -84,11 +77,11 @@ async def day_use(server: WebServer) -> float:
 async def test_a_description_is_charged_and_needs_quota(server: WebServer) -> None:
     await start_describer(server, "fox")
     assert await day_use(server) == 0
-    assert (await send_form(server, make_png()))[0] == 200
+    assert (await send_form(server, make_png(80, 60)))[0] == 200
     assert await day_use(server) > 1
     operator = Member("local:terminal", "Terminal", "*", is_operator=True)
     await server.services.rule_admin.set_ceilings(operator, "*", cost_day="1")
-    status, reply = await send_form(server, make_png())
+    status, reply = await send_form(server, make_png(80, 60))
     assert status == 429
     assert "your limit is 1 s in 24 hours" in reply["error"]
 
@@ -104,7 +97,7 @@ async def test_a_description_ends_with_its_connection(server: WebServer) -> None
 
     await server.workers[0].bus.serve_describe(["embedded"], wait)
     await server.workers[0].bus.client.flush()
-    sending = asyncio.create_task(send_form(server, make_png()))
+    sending = asyncio.create_task(send_form(server, make_png(80, 60)))
     await started.wait()
     reserved = await day_use(server)
     sending.cancel()
@@ -121,14 +114,14 @@ async def test_an_invalid_form_is_refused(server: WebServer) -> None:
     assert (await send_form(server, b"no picture"))[0] == 422
     for status, reply in (
         await send_form(server),
-        await send_form(server, make_png(), make_png()),
-        await send_form(server, make_png(), mask=make_png()),
+        await send_form(server, make_png(80, 60), make_png(80, 60)),
+        await send_form(server, make_png(80, 60), mask=make_png(80, 60)),
     ):
         assert (status, reply["error"]) == (400, "The form needs one part `picture`, beside `request`.")
-    assert (await send_form(server, make_png(), request={"model": "sdxl"}))[1][
+    assert (await send_form(server, make_png(80, 60), request={"model": "sdxl"}))[1][
         "error"
     ] == "There is no model called sdxl here."
-    assert (await send_form(server, make_png(), request={"modell": "x"}))[0] == 400
+    assert (await send_form(server, make_png(80, 60), request={"modell": "x"}))[0] == 400
     assert not worker.requests
 
 
@@ -138,7 +131,7 @@ async def test_the_describe_button_suggests_a_prompt(page: Page, server: WebServ
     button = page.get_by_role("button", name="Describe", exact=True)
     await expect(button).to_be_hidden()
     source_chooser = page.locator(".file-chooser")
-    await source_chooser.set_input_files({"name": "a.png", "mimeType": "image/png", "buffer": make_png()})
+    await source_chooser.set_input_files({"name": "a.png", "mimeType": "image/png", "buffer": make_png(80, 60)})
     await expect(button).to_be_visible()
     await button.click()
     await expect(page.locator("#notice")).to_contain_text("No worker that is online has")
@@ -150,7 +143,7 @@ async def test_the_describe_button_suggests_a_prompt(page: Page, server: WebServ
     await expect(page.locator(".suggestions-note")).to_contain_text("no captioning model is used")
     await suggestions.first.click()
     await expect(page.locator("#prompt")).to_have_value("fox, watercolor")
-    await source_chooser.set_input_files({"name": "b.png", "mimeType": "image/png", "buffer": make_png("#36c")})
+    await source_chooser.set_input_files({"name": "b.png", "mimeType": "image/png", "buffer": make_png(80, 60, "#36c")})
     await expect(button).to_be_hidden()
     await expect(page.locator(".suggestions")).to_be_hidden()
 
@@ -169,7 +162,7 @@ async def test_the_terminal_asks_the_running_bot(
     server: WebServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     picture = tmp_path / "a fox.png"
-    await asyncio.to_thread(picture.write_bytes, make_png())
+    await asyncio.to_thread(picture.write_bytes, make_png(80, 60))
     with pytest.raises(UserError, match="No Darkroom is running on this data folder"):
         await asyncio.to_thread(describe, picture, data=tmp_path / "empty")
     await start_describer(server, "fox", "watercolor")

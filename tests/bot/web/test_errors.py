@@ -13,7 +13,7 @@ from bot.store import DatabaseUnavailable
 from bot.web import serializers
 
 if TYPE_CHECKING:
-    from tests.bot.web.conftest import OpenServer, WebServer
+    from shared.web_server import OpenServer, WebServer
 
 pytestmark = pytest.mark.asyncio
 SCRIPTS = tuple((Path(__file__).parents[3] / "bot" / "web" / "static").glob("*.js"))

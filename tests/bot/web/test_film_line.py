@@ -14,7 +14,7 @@ from bot.domain.dto import Member
 from bot.images.films import noising_film
 
 if TYPE_CHECKING:
-    from tests.bot.web.conftest import WebServer
+    from shared.web_server import WebServer
 
 pytestmark = pytest.mark.asyncio
 

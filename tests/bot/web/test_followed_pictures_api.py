@@ -1,4 +1,4 @@
-"""Control and reference pictures over HTTP: in a form, by the names of finished pictures, and what is refused."""
+"""Control and reference pictures over HTTP: in a make_form, by the names of finished pictures, and what is refused."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ from bot.cli.imagine.job_inputs import JobInputs
 from bot.cli.imagine.progress_display import ProgressDisplay
 from bot.web.auth import terminal_key
 from engine.contract import Recipe
+from shared.clock import wait_until
 from shared.model_parts import MODEL_PARTS
-from tests.bot.web.conftest import wait_until
-from tests.bot.web.test_init_images_api import form, make_png, send
+from shared.picture_files import make_png
+from shared.web_server import make_form, send_form
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.bot.web.conftest import WebServer
+    from shared.web_server import WebServer
 
 pytestmark = pytest.mark.asyncio
 
@@ -40,8 +41,8 @@ async def controlled(server: WebServer) -> WebServer:
 
 async def test_a_form_carries_pictures_that_the_images_follow(controlled: WebServer) -> None:
     request = {"prompt": "a lamp by moebius", "control": ["canny:0.8:0-0.5"], "vae": "mse", "clip_skip": 2, "count": 1}
-    files = (("control", make_png("#333")), ("reference", make_png("#c33", (32, 32), "JPEG")))
-    status, reply = await send(controlled, "/api/jobs", form(request, *files))
+    files = (("control", make_png(colour="#333")), ("reference", make_png(32, 32, "#c33", "JPEG")))
+    status, reply = await send_form(controlled, "/api/jobs", make_form(request, *files))
     assert status == 201, reply
     job = await controlled.wait_for_end(reply["id"])
     assert (job["state"], job["start"]) == ("finished", None)
@@ -57,16 +58,16 @@ async def test_a_form_carries_pictures_that_the_images_follow(controlled: WebSer
     assert status == 201, reply
     assert (await controlled.wait_for_end(reply["id"]))["controls"][0]["name"] == "tile"
     for address, files in (
-        (f"/api/jobs/{job['id']}/edit/1", (("mask", make_png("white")), ("control", make_png()))),
+        (f"/api/jobs/{job['id']}/edit/1", (("mask", make_png(colour="white")), ("control", make_png()))),
         ("/api/describe", (("picture", make_png()), ("reference", make_png()))),
     ):
-        status, reply = await send(controlled, address, form({}, *files))
-        assert (status, "The form needs" in reply["error"]) == (400, True)
+        status, reply = await send_form(controlled, address, make_form({}, *files))
+        assert (status, "The make_form needs" in reply["error"]) == (400, True)
 
 
 async def test_the_terminal_sends_its_files_to_a_running_darkroom(controlled: WebServer, tmp_path: Path) -> None:
     for name, colour in (("sketch.png", "#333"), ("face.png", "#c33")):
-        await asyncio.to_thread((tmp_path / name).write_bytes, make_png(colour))
+        await asyncio.to_thread((tmp_path / name).write_bytes, make_png(colour=colour))
     controls = split_controls([f"canny:{tmp_path / 'sketch.png'}:0.5"])
     references = split_references([f"{tmp_path / 'face.png'}:0.9"])
     inputs = JobInputs(controls=tuple(controls[1]), references=tuple(references[1]))
@@ -95,5 +96,5 @@ async def test_what_cannot_be_followed_is_refused_over_http(controlled: WebServe
         ({"prompt": "a lamp", "clip_skip": 9}, (), 422, "takes --clip-skip 1 to 3"),
         ({"prompt": "a lamp"}, (("reference", b"no picture"),), 422, "The reference picture has a format"),
     ):
-        answered, reply = await send(controlled, "/api/jobs", form(request, *files))
+        answered, reply = await send_form(controlled, "/api/jobs", make_form(request, *files))
         assert (answered, words in reply["error"]) == (status, True), reply

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import io
-import json
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
@@ -15,41 +14,21 @@ from bot.domain.errors import UserError
 from bot.images.films.formats import MEDIA_TYPES, available_formats
 from bot.web import request_body
 from bot.web.request_body import MEMBER_LIMIT, FormMemory
+from shared.picture_files import make_png
+from shared.web_server import PAGE_HEADERS, make_form, send_form
 from tools.painter import paint_solid
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from tests.bot.web.conftest import WebServer
+    from shared.web_server import WebServer
 
 pytestmark = pytest.mark.asyncio
-PAGE_HEADERS = {"X-Darkroom": "test"}
-
-
-def make_png(colour: str = "#c33", size: tuple[int, int] = (64, 64), form: str = "PNG") -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", size, colour).save(buffer, form)
-    return buffer.getvalue()
-
-
-def form(request: object, *files: tuple[str, bytes]) -> aiohttp.FormData:
-    data = aiohttp.FormData()
-    data.add_field("request", json.dumps(request), content_type="application/json")
-    for name, content in files:
-        data.add_field(name, content, filename=name, content_type="application/octet-stream")
-    return data
-
-
-async def send(
-    server: WebServer, path: str, data: aiohttp.FormData, headers: dict[str, str] = PAGE_HEADERS
-) -> tuple[int, Any]:
-    async with server.client.post(server.url + path, data=data, headers=headers) as answer:
-        return answer.status, await answer.json()
 
 
 async def test_one_init_image_starts_a_job_without_a_prompt(server: WebServer) -> None:
-    status, reply = await send(
-        server, "/api/jobs", form({"prompt": "", "strength": 0.4}, ("picture", make_png(form="JPEG")))
+    status, reply = await send_form(
+        server, "/api/jobs", make_form({"prompt": "", "strength": 0.4}, ("picture", make_png(form="JPEG")))
     )
     assert status == 201, reply
     job = await server.wait_for_end(reply["id"])
@@ -60,13 +39,15 @@ async def test_one_init_image_starts_a_job_without_a_prompt(server: WebServer) -
 
 @pytest.mark.slow
 async def test_several_pictures_are_blended_and_a_mask_keeps_a_part(server: WebServer) -> None:
-    pictures = [("picture", make_png(colour)) for colour in ("#c33", "#3a5", "#36c")]
-    status, reply = await send(server, "/api/jobs", form({"prompt": ""}, *pictures))
+    pictures = [("picture", make_png(colour=colour)) for colour in ("#c33", "#3a5", "#36c")]
+    status, reply = await send_form(server, "/api/jobs", make_form({"prompt": ""}, *pictures))
     assert status == 201, reply
     job = await server.wait_for_end(reply["id"])
     assert (job["action"], job["start"]["pictures"]) == ("blend", 3)
-    status, reply = await send(
-        server, "/api/jobs", form({"prompt": "a lamp"}, ("picture", make_png()), ("mask", make_png("white")))
+    status, reply = await send_form(
+        server,
+        "/api/jobs",
+        make_form({"prompt": "a lamp"}, ("picture", make_png()), ("mask", make_png(colour="white"))),
     )
     assert status == 201, reply
     assert (await server.wait_for_end(reply["id"]))["start"]["mask"]
@@ -76,7 +57,7 @@ async def test_a_picture_may_be_larger_than_a_json_body(server: WebServer) -> No
     noise = io.BytesIO()
     Image.effect_noise((512, 512), 80).convert("RGB").save(noise, "PNG")
     assert len(noise.getvalue()) > 128 * 1024
-    status, reply = await send(server, "/api/jobs", form({"prompt": "a lamp"}, ("picture", noise.getvalue())))
+    status, reply = await send_form(server, "/api/jobs", make_form({"prompt": "a lamp"}, ("picture", noise.getvalue())))
     assert status == 201, reply
 
 
@@ -104,7 +85,7 @@ async def test_a_finished_picture_can_be_an_init_image(server: WebServer) -> Non
 async def test_an_invalid_form_is_refused_in_one_sentence(
     server: WebServer, files: list[tuple[str, bytes]], words: str
 ) -> None:
-    status, reply = await send(server, "/api/jobs", form({"prompt": "a"}, *files))
+    status, reply = await send_form(server, "/api/jobs", make_form({"prompt": "a"}, *files))
     assert 400 <= status < 500
     assert words in reply["error"]
     assert (await server.request_json("GET", "/api/jobs"))[1]["jobs"] == []
@@ -112,22 +93,24 @@ async def test_an_invalid_form_is_refused_in_one_sentence(
 
 @pytest.mark.slow
 async def test_another_sites_form_is_refused(server: WebServer) -> None:
-    data = form({"prompt": "a"}, ("picture", make_png()))
+    data = make_form({"prompt": "a"}, ("picture", make_png()))
     async with aiohttp.ClientSession() as browser, browser.post(f"{server.url}/api/jobs", data=data) as answer:
         assert answer.status == 403
-    data = form({"prompt": "a"}, ("picture", make_png()))
-    assert (await send(server, "/api/jobs", data, {**PAGE_HEADERS, "Origin": "https://evil.example"}))[0] == 403
+    data = make_form({"prompt": "a"}, ("picture", make_png()))
+    assert (await send_form(server, "/api/jobs", data, {**PAGE_HEADERS, "Origin": "https://evil.example"}))[0] == 403
 
 
 async def test_a_part_of_a_picture_is_inpainted(server: WebServer) -> None:
     job = await server.wait_for_end(await server.imagine("terrier --seed 7", count=2))
     address = f"/api/jobs/{job['id']}/edit/2"
-    status, reply = await send(server, address, form({"prompt": "a cat", "strength": 0.8}, ("mask", make_png("white"))))
+    status, reply = await send_form(
+        server, address, make_form({"prompt": "a cat", "strength": 0.8}, ("mask", make_png(colour="white")))
+    )
     assert status == 201, reply
     child = await server.wait_for_end(reply["id"])
     assert (child["action"], child["parent"]) == ("edit", {"id": job["id"], "picture": 2})
     assert child["start"] == {"pictures": 1, "strength": 0.8, "mask": True}
-    assert (await send(server, address, form({"prompt": "a cat"})))[0] == 400
+    assert (await send_form(server, address, make_form({"prompt": "a cat"})))[0] == 400
 
 
 async def test_a_wide_picture_is_made_a_square(server: WebServer) -> None:
@@ -208,11 +191,13 @@ async def test_a_visitors_second_form_waits_unread_and_another_visitors_does_not
     first = asyncio.create_task(send_slowly())
     while not server.app[MEMBER_LIMIT]._queues:
         await asyncio.sleep(0.01)
-    second = asyncio.create_task(send(server, "/api/jobs", form({"prompt": "a cat"}, ("picture", make_png()))))
+    second = asyncio.create_task(
+        send_form(server, "/api/jobs", make_form({"prompt": "a cat"}, ("picture", make_png())))
+    )
     async with aiohttp.ClientSession(cookie_jar=aiohttp.CookieJar(unsafe=True)) as other:
         async with other.get(server.url):
             pass
-        data = form({"prompt": "a dog"}, ("picture", make_png()))
+        data = make_form({"prompt": "a dog"}, ("picture", make_png()))
         async with other.post(f"{server.url}/api/jobs", data=data, headers=PAGE_HEADERS) as answer:
             assert answer.status == 201
     assert not second.done()
@@ -244,7 +229,7 @@ async def test_slow_uploads_of_others_keep_nobody_from_uploading(server: WebServ
     slow_uploads = [asyncio.create_task(post_slowly(server, gate)) for _ in range(12)]
     while len(server.app[MEMBER_LIMIT]._queues) < len(slow_uploads):
         await asyncio.sleep(0.01)
-    status, reply = await send(server, "/api/jobs", form({"prompt": "a cat"}, ("picture", make_png())))
+    status, reply = await send_form(server, "/api/jobs", make_form({"prompt": "a cat"}, ("picture", make_png())))
     assert status == 201, reply
     assert not any(task.done() for task in slow_uploads)
     gate.set()

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import AbstractAsyncContextManager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -12,26 +11,12 @@ import pytest
 
 from bot.web.app import entry_address
 from bot.web.auth import terminal_key
+from shared.web_server import follow_link, one_time_address, open_session
 
 if TYPE_CHECKING:
-    from tests.bot.web.conftest import OpenServer, WebServer
+    from shared.web_server import OpenServer, WebServer
 
 pytestmark = pytest.mark.asyncio
-
-
-def one_time_address(server: WebServer) -> str:
-    return f"{server.url}/?{urlsplit(entry_address(server.settings, server.app, server.port)).query}"
-
-
-def open_session() -> aiohttp.ClientSession:
-    return aiohttp.ClientSession(cookie_jar=aiohttp.CookieJar(unsafe=True))
-
-
-def follow_link(browser: aiohttp.ClientSession, link: str, **headers: str) -> AbstractAsyncContextManager[Any]:
-    """Sends what the button of the page sends."""
-    address = urlsplit(link)
-    body = {"token": address.query.removeprefix("token=")}
-    return browser.post(f"{address.scheme}://{address.netloc}/api/entrance", json=body, headers=headers)
 
 
 async def create_invitation(owner: aiohttp.ClientSession, server: WebServer) -> str:

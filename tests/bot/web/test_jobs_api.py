@@ -19,8 +19,8 @@ from engine.bus import Bus
 from engine.contract import ModelProgress
 
 if TYPE_CHECKING:
-    from engine.bus.broker.embedded import Broker
-    from tests.bot.web.conftest import OpenServer, WebServer
+    from engine.bus.embedded_broker import Broker
+    from shared.web_server import OpenServer, WebServer
 
 
 async def test_healthz_says_ok(server: WebServer) -> None:

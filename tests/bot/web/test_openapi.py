@@ -14,7 +14,7 @@ from bot.web.api import openapi
 from bot.web.routes import list_public_prefixes
 
 if TYPE_CHECKING:
-    from tests.bot.web.conftest import WebServer
+    from shared.web_server import WebServer
 
 pytestmark = pytest.mark.asyncio
 BODY_CALL = re.compile(r"read_(?:picture_)?(?:body|form)\(request, (\w+)\)")

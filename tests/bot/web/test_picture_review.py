@@ -6,16 +6,16 @@ import io
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-import aiohttp
 import pytest
 from PIL import Image
 
 from bot.domain.dto import Member
 from bot.services.rule_admin import RuleAdmin
 from bot.web.middleware import GUILD, SESSION_TOKENS
+from shared.web_server import open_session
 
 if TYPE_CHECKING:
-    from tests.bot.web.conftest import OpenServer, WebServer
+    from shared.web_server import OpenServer, WebServer
 
 pytestmark = pytest.mark.asyncio
 HELD_SENTENCE = "Picture 2 is held by the picture check until a moderator has looked at it."
@@ -29,10 +29,6 @@ async def check_all(server: WebServer, verdicts: dict[int, Any]) -> None:
         server.services.jobs._store, server.services.jobs._cancelling.cancel, limits=server.settings.limits
     )
     await rules.set_rule(Member("local:ada", "Ada", GUILD, is_admin=True), "guild", "", "check", "on")
-
-
-def open_session() -> aiohttp.ClientSession:
-    return aiohttp.ClientSession(cookie_jar=aiohttp.CookieJar(unsafe=True))
 
 
 async def fetch(server: WebServer, path: str) -> tuple[int, str, bytes]:

@@ -19,20 +19,17 @@ from bot.domain.texts import PICTURES_DELETED
 from bot.jobs.drawing import Member
 from bot.jobs.views import ORIGINAL_FORBIDDEN
 from bot.policy.permissions import OTHER_GUILD, PRIVATE_JOB
+from shared.web_server import open_session
 from tools.painter import cancel_task
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from tests.bot.web.conftest import WebServer
+    from shared.web_server import WebServer
 
 pytestmark = pytest.mark.asyncio
 
 AUTHOR = Member("local:terminal", "Terminal", "local")
-
-
-def open_session() -> aiohttp.ClientSession:
-    return aiohttp.ClientSession(cookie_jar=aiohttp.CookieJar(unsafe=True))
 
 
 async def page_events(browser: aiohttp.ClientSession, server: WebServer) -> AsyncIterator[tuple[str, Any]]:

@@ -12,7 +12,7 @@ from bot.web import middleware, rate_limit
 from bot.web.rate_limit import ROUTE_ACTIONS
 
 if TYPE_CHECKING:
-    from tests.bot.web.conftest import OpenServer, WebServer
+    from shared.web_server import OpenServer, WebServer
 
 pytestmark = pytest.mark.asyncio
 

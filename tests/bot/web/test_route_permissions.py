@@ -12,7 +12,7 @@ from bot.policy.permissions import ACTIONS, forbidden_reason
 from tools.attack.route_table import ROUTES, UNKNOWN_JOB, Route
 
 if TYPE_CHECKING:
-    from tests.bot.web.conftest import OpenServer, WebServer
+    from shared.web_server import OpenServer, WebServer
 
 pytestmark = pytest.mark.asyncio
 

@@ -14,10 +14,10 @@ import pytest
 
 from bot.cli.instance_lock import RunningInstance, announce_instance
 from bot.web.auth import terminal_key
-from tests.bot.web.test_invitations import follow_link, one_time_address, open_session
+from shared.web_server import follow_link, one_time_address, open_session
 
 if TYPE_CHECKING:
-    from tests.bot.web.conftest import OpenServer, WebServer
+    from shared.web_server import OpenServer, WebServer
 
 pytestmark = pytest.mark.asyncio
 
@@ -91,7 +91,7 @@ async def test_an_open_room_refuses_every_sign_of_a_proxy(server: WebServer, hea
     headers = {header: "192.0.2.9"}
     async with aiohttp.ClientSession() as stranger, stranger.get(address, headers=headers) as answer:
         assert answer.status == 403
-        assert "PUBLIC_URL" in (await answer.json())["error"]
+        assert "DARKROOM_PUBLIC_URL" in (await answer.json())["error"]
 
 
 async def test_a_stranger_behind_a_forwarder_is_no_operator(server: WebServer) -> None:

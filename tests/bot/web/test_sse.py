@@ -17,7 +17,7 @@ from bot.web.sse import STREAMS
 from engine.contract import ModelProgress
 
 if TYPE_CHECKING:
-    from tests.bot.web.conftest import OpenServer, WebServer
+    from shared.web_server import OpenServer, WebServer
 
 pytestmark = pytest.mark.asyncio
 

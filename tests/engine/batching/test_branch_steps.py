@@ -20,25 +20,16 @@ from shared.init_image_jobs import (
     Blobs,
     draw_scene,
     encode_ladder,
-    encode_picture,
     hash_blobs,
     load_init,
     make_image_to_image,
     run_job,
     to_bytes,
 )
+from shared.picture_files import encode_picture
 
 Make = Callable[..., Any]
 SAMPLERS = ["ddim", "ddpm", "euler", "dpmpp_2m_karras"]
-
-
-@pytest.fixture
-def build_recipe(recipe: Make) -> Make:
-    def make(text: str = "a red cat", **fields: Any) -> Any:
-        defaults: dict[str, Any] = {"model": "embedded", "guidance": 3.5, "width": 64, "height": 64, "bucket": 2}
-        return recipe(text, **(defaults | fields))
-
-    return make
 
 
 @pytest.fixture

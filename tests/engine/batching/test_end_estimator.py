@@ -12,8 +12,7 @@ import torch
 from benchmarks.fixtures.small_pipelines import save_small_pipeline
 from engine.batching.engine import Engine, LatentsDone, StepDone
 from engine.models import load_folder
-from tests.engine.models.test_lora_pipeline import build_recipe
-from tests.engine.models.test_turbo import write_turbo
+from shared.small_families import build_recipe, write_turbo
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' own
 

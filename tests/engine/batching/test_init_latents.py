@@ -22,15 +22,8 @@ from engine.contract import Branch, Concept, ImageToImage, InitImage, Keyframe, 
 from engine.contract.rejection import JobRejected
 from engine.models.families.stable_diffusion import StableDiffusion
 from engine.worker.simulated_model import SimulatedModel
-from shared.init_image_jobs import (
-    Blobs,
-    draw_half_mask,
-    draw_scene,
-    encode_picture,
-    hash_blobs,
-    make_image_to_image,
-    to_bytes,
-)
+from shared.init_image_jobs import Blobs, draw_half_mask, draw_scene, hash_blobs, make_image_to_image, to_bytes
+from shared.picture_files import encode_picture
 
 Make = Callable[..., Any]
 JOB = "01ARZ3NDEKTSV4RRFFQ69G5FAV"

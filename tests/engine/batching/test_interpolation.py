@@ -23,19 +23,10 @@ from engine.contract import (
 )
 from engine.contract.rejection import JobRejected
 from engine.models.families.stable_diffusion import StableDiffusion
-from engine.picture_files.parameters import format_parameters
+from engine.picture_files import format_parameters
 from shared.init_image_jobs import run_job
 
 Make = Callable[..., Any]
-
-
-@pytest.fixture
-def build_recipe(recipe: Make) -> Make:
-    def make(text: str = "a red cat", **fields: Any) -> Any:
-        defaults: dict[str, Any] = {"model": "embedded", "guidance": 3.5, "width": 64, "height": 64, "bucket": 2}
-        return recipe(text, **(defaults | fields))
-
-    return make
 
 
 @pytest.mark.slow

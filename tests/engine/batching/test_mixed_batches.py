@@ -25,25 +25,14 @@ from shared.init_image_jobs import (
     draw_half_mask,
     draw_scene,
     encode_ladder,
-    encode_picture,
     hash_blobs,
     make_image_to_image,
     run_job,
 )
+from shared.picture_files import encode_picture
 
 Make = Callable[..., Any]
 TIMEOUT = 60.0
-
-
-@pytest.fixture
-def build_recipe(recipe: Make) -> Make:
-    """Builds a recipe of the embedded model with a pinned batch shape, so that it alone decides every bit."""
-
-    def make(text: str = "a red cat", **fields: Any) -> Any:
-        defaults: dict[str, Any] = {"model": "embedded", "guidance": 3.5, "width": 64, "height": 64, "bucket": 2}
-        return recipe(text, **(defaults | fields))
-
-    return make
 
 
 def run_together(family: StableDiffusion, jobs: list[tuple[Job, Blobs]]) -> dict[tuple[str, int], torch.Tensor]:

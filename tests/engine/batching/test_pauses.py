@@ -19,6 +19,7 @@ from engine.worker import run_control
 from engine.worker.engine_thread import EngineThread
 from engine.worker.watchdog import Watchdog
 from engine.worker.worker import Worker
+from shared.clock import Clock
 from shared.worker_harness import (
     JOB,
     LEASE,
@@ -159,23 +160,13 @@ def step_until_idle(engine: Engine) -> None:
         assert time.monotonic() < end
 
 
-class Clock:
-    """Seconds that pass when a test says so."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 def test_a_paced_job_steps_when_it_is_due_and_leaves_its_rows_to_others(
     affine: Any, recipe: Make, job: Make, finish: Make
 ) -> None:
     slow = job(recipe("a", steps=20, count=2, bucket=4))
     other = job(recipe("b", steps=200, bucket=4), user="bob")
     reference = Engine({"affine": affine})
-    clock = Clock()
+    clock = Clock(100.0)
     reference.add(slow)
     expected = finish(reference)
     engine = Engine({"affine": affine}, clock=clock)

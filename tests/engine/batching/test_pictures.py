@@ -26,8 +26,9 @@ from engine.models.pictures.picture_conditions import (
     PictureRows,
     PictureSlot,
 )
-from engine.picture_files.decoding import MAX_PIXELS
+from engine.picture_files import MAX_PIXELS
 from shared.engine_fixtures import SCHEDULE, Affine
+from shared.picture_files import make_png
 
 SHA = "a" * 64
 OTHER_SHA = "b" * 64
@@ -112,13 +113,7 @@ def _to_latents(picture: Image.Image, shape: tuple[int, int, int]) -> torch.Tens
     return torch.full(shape, sum(picture.resize((1, 1)).tobytes()) / 765)
 
 
-def _encode(color: str) -> bytes:
-    buffer = BytesIO()
-    Image.new("RGB", (8, 8), color).save(buffer, format="PNG")
-    return buffer.getvalue()
-
-
-BLOBS = {SHA: _encode("teal"), OTHER_SHA: _encode("orange")}
+BLOBS = {SHA: make_png(8, 8, "teal"), OTHER_SHA: make_png(8, 8, "orange")}
 
 
 def _control(

@@ -12,14 +12,8 @@ from pathlib import Path
 import pytest
 
 from engine.bus import BrokerUnreachable, Bus
-from engine.bus.broker.embedded import Broker, BrokerError
-
-
-async def wait_until(condition: object, seconds: float = 10.0) -> None:
-    assert callable(condition)
-    async with asyncio.timeout(seconds):
-        while not condition():
-            await asyncio.sleep(0.02)
+from engine.bus.embedded_broker import Broker, BrokerError
+from shared.clock import wait_until
 
 
 @pytest.mark.asyncio
@@ -128,7 +122,7 @@ async def test_a_port_in_use_is_reported_in_one_line(tmp_path: Path) -> None:
 BROKER_OF_A_PARENT = """
 import asyncio, sys
 from pathlib import Path
-from engine.bus.broker.embedded import Broker
+from engine.bus.embedded_broker import Broker
 async def serve():
     async with Broker(Path(sys.argv[1])) as broker:
         print(broker.pid, flush=True)
@@ -140,7 +134,12 @@ asyncio.run(serve())
 @pytest.mark.asyncio
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the next start ends it")
 async def test_the_server_inherits_no_secret_and_ends_with_a_killed_parent(tmp_path: Path) -> None:
-    secrets = {"DISCORD_TOKEN": "leaked", "DATABASE_URL": "leaked", "PICTURES_URL": "leaked", "ANY_OTHER": "leaked"}
+    secrets = {
+        "DISCORD_TOKEN": "leaked",
+        "DATABASE_URL": "leaked",
+        "DARKROOM_PICTURES_URL": "leaked",
+        "ANY_OTHER": "leaked",
+    }
     parent = await asyncio.create_subprocess_exec(
         sys.executable,
         "-c",

@@ -26,10 +26,9 @@ from engine.bus import (
     StaleEpoch,
     subjects,
 )
-from engine.bus.broker.embedded import Broker
-from engine.bus.broker.server import FILE_BYTES, MAX_PAYLOAD
-from engine.bus.buckets.blobs import BlobEntry
+from engine.bus.blobs import BlobEntry
 from engine.bus.deliveries import MAX_DEAD_BYTES
+from engine.bus.embedded_broker import FILE_BYTES, MAX_PAYLOAD, Broker
 from engine.bus.streams import build_stream_configs
 from engine.contract import (
     VERSION,
@@ -45,6 +44,7 @@ from engine.contract import (
     Snapshot,
     encode,
 )
+from shared.clock import wait_until
 
 LEASE = 1.0
 JOB = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
@@ -97,12 +97,6 @@ async def connect_bus(broker: Broker) -> AsyncIterator[Callable[[], Any]]:
     yield connect
     for bus in buses:
         await bus.close()
-
-
-async def wait_until(condition: Callable[[], object], seconds: float = 10.0) -> None:
-    async with asyncio.timeout(seconds):
-        while not condition():
-            await asyncio.sleep(0.02)
 
 
 async def take_values(source: AsyncIterator[Any], count: int, seconds: float = 10.0) -> list[Any]:

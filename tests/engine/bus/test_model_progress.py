@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 
 from benchmarks.fixtures.small_pipelines import save_small_pipeline
 from engine.bus import Bus
-from engine.bus.broker.embedded import Broker
-from engine.bus.model_progress import MAX_ENTRIES, ModelProgressRegistry
-from engine.bus.rejections import RejectionLog
+from engine.bus.bot_client import MAX_ENTRIES, ModelProgressRegistry
+from engine.bus.deliveries import RejectionLog
+from engine.bus.embedded_broker import Broker
 from engine.contract import ModelProgress, encode
 from engine.model_cache import discovery
 from engine.models.loading.memory_estimate import estimate_bytes
@@ -26,6 +26,7 @@ from engine.process import load_progress
 from engine.process.load_progress import LINE_INTERVAL_SECONDS, ProgressLines
 from engine.process.settings import load_settings
 from engine.worker import main
+from shared.clock import wait_until
 
 GB = 10**9
 JOB = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
@@ -44,12 +45,6 @@ async def bot(broker: Broker) -> AsyncIterator[Bus]:
     await bus.watch_workers()
     yield bus
     await bus.close()
-
-
-async def wait_until(condition: Any, seconds: float = 60.0) -> None:
-    async with asyncio.timeout(seconds):
-        while not condition():
-            await asyncio.sleep(0.02)
 
 
 @pytest.mark.slow
@@ -138,7 +133,7 @@ async def test_invalid_progress_is_refused_and_a_flood_is_bounded(bot: Bus) -> N
 async def test_a_silent_worker_no_longer_counts_as_starting(monkeypatch: pytest.MonkeyPatch, bot: Bus) -> None:
     await bot.publish_progress("far", ("default",), ModelProgress())
     await wait_until(bot.get_startup_progress)
-    monkeypatch.setattr("engine.bus.model_progress.EXPIRY_SECONDS", -1.0)
+    monkeypatch.setattr("engine.bus.bot_client.EXPIRY_SECONDS", -1.0)
     assert bot.get_startup_progress() is None
     assert ModelProgressRegistry(RejectionLog()).get_newest(None) is None
 

@@ -15,8 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.bus import Bus, subjects
-from engine.bus.broker.embedded import Broker
-from engine.bus.rejections import (
+from engine.bus.deliveries import (
     MAX_KEPT,
     MAX_LINES,
     REASON_CHARS,
@@ -26,19 +25,11 @@ from engine.bus.rejections import (
     WINDOW_SECONDS,
     RejectionLog,
 )
+from engine.bus.embedded_broker import Broker
 from engine.contract import MAX_ROWS, Presence, encode
+from shared.clock import Clock, wait_until
 
 GOOD = Presence(worker="easel", pools=("default",), models=(), device="paper", rows=4, free=4, software_build="test")
-
-
-class Clock:
-    """A clock that a test sets."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 Join = Callable[[], Awaitable[Bus]]
@@ -57,12 +48,6 @@ async def connect_bus(tmp_path: Path) -> AsyncIterator[Join]:
             return bus
 
         yield connect
-
-
-async def wait_until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0.02)
 
 
 @pytest.fixture
@@ -168,5 +153,5 @@ async def test_a_flood_of_bad_frames_is_fully_counted_but_partly_logged(
     await wait_until(lambda: bot.dead_letters.count["frames"] == 200)
     listen_task.cancel()
     await asyncio.gather(listen_task, return_exceptions=True)
-    assert len([record for record in caplog.records if record.name == "engine.bus.rejections"]) == MAX_LINES
+    assert len([record for record in caplog.records if record.name == "engine.bus.deliveries"]) == MAX_LINES
     assert len(bot.rejections.list_recent()) == MAX_KEPT

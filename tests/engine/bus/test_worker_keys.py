@@ -30,13 +30,12 @@ from engine.bus import (
     ConnectionEnded,
     subjects,
     worker_keys,
+    worker_permissions,
 )
-from engine.bus.broker import worker_permissions
-from engine.bus.broker.embedded import Broker, BrokerError
-from engine.bus.broker.server import ListenAddress, find_free_port, find_server
-from engine.bus.broker.worker_key_admin import WorkerKeyAdmin
-from engine.bus.buckets.leader_lease import open_leader_lease
+from engine.bus.claims import open_leader_lease
 from engine.bus.connection import Credentials
+from engine.bus.embedded_broker import Broker, BrokerError, ListenAddress, find_free_port, find_server
+from engine.bus.worker_key_admin import WorkerKeyAdmin
 from engine.bus.worker_keys import BadKey
 from engine.contract import (
     AmendJob,
@@ -59,6 +58,7 @@ from engine.contract import (
     Snapshot,
     encode,
 )
+from shared.clock import wait_until
 from tools.attack.foreign_subjects import FORBIDDEN, FORBIDDEN_SUBSCRIPTIONS, JOB, OTHER
 
 LEASE = 1.0
@@ -83,12 +83,6 @@ def make_job(job: str = JOB, pool: str = "default") -> Job:
 
 def a_presence(name: str) -> Presence:
     return Presence(worker=name, pools=("default",), models=(), device="none", rows=1, free=1, software_build="test")
-
-
-async def wait_until(condition: Callable[[], object], seconds: float = 10.0) -> None:
-    async with asyncio.timeout(seconds):
-        while not condition():
-            await asyncio.sleep(0.02)
 
 
 class BrokerSite:

@@ -23,9 +23,8 @@ from engine.hub.added_models import (
     write_manifest,
 )
 from engine.hub.download import Download, check_disk_space, plan_download, run_download
-from engine.hub.errors import HubError, explain_error
 from engine.hub.part_selection import WantedPart, select_part
-from engine.hub.repository import Repository, RepositoryFile, fetch_repository, search_hub
+from engine.hub.repository import HubError, Repository, RepositoryFile, explain_error, fetch_repository, search_hub
 from shared.hub_models import FILES, WEIGHTS, make_model
 from tools.model_hub.repositories import make_repository, read_folder
 from tools.model_hub.server import TOKEN, ModelHub
@@ -273,7 +272,7 @@ def test_weights_without_a_checksum_are_not_fetched(tmp_path: Path) -> None:
 
 
 def test_a_file_without_a_checksum_is_checked_by_its_size(tmp_path: Path) -> None:
-    from engine.hub.checksums import is_intact
+    from engine.hub.repository import is_intact
 
     path = tmp_path / "a"
     path.write_bytes(b"abc")

@@ -6,9 +6,8 @@ import json
 
 import pytest
 
-from engine.hub.errors import HubError
-from engine.hub.file_selection import read_parts, select_files
-from engine.hub.repository import RepositoryFile
+from engine.hub.part_selection import read_parts, select_files
+from engine.hub.repository import HubError, RepositoryFile
 from shared.hub_models import FILES, INDEX, OTHER_FILES
 
 

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from engine.device.memory_budget import model_budget
 from engine.model_cache.loaded_models import LoadedModels
 from engine.process.load_progress import format_size
-from engine.process.settings import SettingError, load_settings, parse_size
+from engine.process.setting_sources import SettingError
+from engine.process.settings import load_settings, parse_size
 
 
 def make_loaded_models(budget: int, *names: str, size: int = 4) -> LoadedModels:

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from benchmarks.fixtures.small_pipelines import save_small_pipeline
 from engine.batching.engine import Engine
 from engine.bus import Bus, BusLimits
-from engine.bus.broker.embedded import Broker
+from engine.bus.embedded_broker import Broker
 from engine.calibration.calibration import Calibration, measure_calibration
 from engine.contract import (
     BillingKey,
@@ -47,6 +47,7 @@ from engine.worker.main import load_all_models
 from engine.worker.watchdog import Watchdog
 from engine.worker.worker import Worker
 from engine.worker.worker_profile import WorkerProfile
+from shared.clock import wait_until
 from shared.ldm_checkpoint import write_ldm_checkpoint
 
 JOBS = [f"01ARZ3NDEKTSV4RRFFQ69G5FA{letter}" for letter in "ABCDEFG"]
@@ -244,12 +245,6 @@ class GatedModelOpener:
 @pytest.fixture
 def model_opener(data: Path) -> GatedModelOpener:
     return GatedModelOpener(data)
-
-
-async def wait_until(condition: Callable[[], object], seconds: float = 30.0) -> None:
-    async with asyncio.timeout(seconds):
-        while not condition():
-            await asyncio.sleep(0.02)
 
 
 def loaded_names(cache: ModelCache) -> list[str]:

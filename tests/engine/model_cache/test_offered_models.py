@@ -12,8 +12,7 @@ import torch
 
 from benchmarks.fixtures.small_pipelines import save_small_pipeline
 from engine.contract.rejection import JobRejected
-from engine.hub.added_models import ModelManifest, write_manifest
-from engine.hub.offered_models import list_offered
+from engine.hub.added_models import ModelManifest, list_offered, write_manifest
 from engine.model_cache.discovery import LoadContext, discover_models, load_models
 from engine.model_cache.loaded_models import LoadedModels
 from engine.model_cache.offered_models import choose_models

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from benchmarks.fixtures.reference_pipeline import call_pipeline as by_pipeline
 from benchmarks.fixtures.small_pipelines import save_small_pipeline
 from benchmarks.report.measures import psnr
 from engine.batching.engine import Engine
@@ -28,8 +29,7 @@ from engine.models.autoencoder import autoencoder_files
 from engine.models.family import with_autoencoder
 from engine.output.decode_worker import DecodeWorker
 from engine.worker.local_run import run_locally
-from tests.engine.models.test_families import by_pipeline
-from tests.engine.models.test_large_decoder import write_decoder
+from shared.small_families import write_decoder
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' own
 

@@ -25,7 +25,8 @@ from engine.contract import ControlImage, Job, Recipe
 from engine.models import load_model
 from engine.models.families.diffusers_family import DiffusersFamily
 from engine.sampling import build_scheduler
-from shared.init_image_jobs import add_job, draw_scene, encode_picture, hash_blobs, make_image_to_image, run_job
+from shared.init_image_jobs import add_job, draw_scene, hash_blobs, make_image_to_image, run_job
+from shared.picture_files import encode_picture
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' own
 

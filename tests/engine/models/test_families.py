@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -18,34 +17,15 @@ from benchmarks.fixtures.small_pipelines import save_small_pipeline
 from benchmarks.report.measures import psnr
 from engine.batching.engine import Engine
 from engine.batching.model_inputs import build_conditioning
-from engine.contract import Concept, Job, Recipe
+from engine.contract import Concept, Job
 from engine.contract.rejection import JobRejected
 from engine.models import load_folder
 from engine.models.families.few_step_models import choose_guidance, find_few_step_sampling
 from engine.models.families.stable_diffusion import StableDiffusion
-from engine.models.family import Family
+from shared.small_families import USUAL, Make, build_recipe, by_engine, error
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' own
 
-Make = Callable[..., Any]
-USUAL = {
-    "sd_lcm": "lcm",
-    "sdxl": "euler",
-    "lcm": "lcm",
-    "sd3": "euler",
-    "flux": "euler",
-    "schnell": "euler",
-    "zimage": "euler",
-    "sana": "dpmpp_2m",
-    "flux2": "euler",
-    "flux2_klein": "euler",
-    "chroma": "euler",
-    "qwen_image": "euler",
-    "lumina2": "euler",
-    "pixart": "dpmpp_2m",
-    "pixart_alpha": "dpmpp_2m",
-    "hidream": "euler",
-}
 KINDS = tuple(USUAL)
 BY_ROWS = tuple(kind for kind in KINDS if kind not in ("sd_lcm", "lcm", "flux", "flux2"))
 OTHERS = [
@@ -59,31 +39,6 @@ OTHERS = [
 ]
 
 
-def build_recipe(make: Make, kind: str, family: Family, text: str = "a cat", **fields: Any) -> Recipe:
-    defaults: dict[str, Any] = {
-        "model": kind,
-        "sampler": USUAL.get(kind, "euler"),
-        "steps": 4,
-        "width": 64,
-        "height": 64,
-        "guidance_kind": family.guides,
-    }
-    return make(text, **(defaults | fields))
-
-
-def by_engine(family: Family, recipe: Recipe, job: Make, finish: Make) -> list[torch.Tensor]:
-    engine = Engine({family.name: family})
-    each = job(recipe)
-    engine.add(each)
-    latents = finish(engine)
-    return [latents[each.id, image] for image in range(recipe.count)]
-
-
-def error(actual: torch.Tensor, expected: torch.Tensor) -> float:
-    """The largest difference; above 1 relative to the largest latent."""
-    return float((actual - expected).abs().max()) / max(1.0, float(expected.abs().max()))
-
-
 @pytest.mark.sampled
 @pytest.mark.parametrize(("kind", "sampler"), [*USUAL.items(), *OTHERS])
 @pytest.mark.parametrize("guidance", [1.0, 4.0])
@@ -91,7 +46,7 @@ def test_latents_equal_the_pipelines(
     load_small: Make, recipe: Make, job: Make, finish: Make, kind: str, sampler: str, guidance: float
 ) -> None:
     family, pipeline = load_small(kind)
-    one = build_recipe(recipe, kind, family, sampler=sampler, guidance=guidance, count=2)
+    one = build_recipe(recipe, family, sampler=sampler, guidance=guidance, count=2)
     expected_pictures = by_pipeline(pipeline, family, one)
     for actual, expected in zip(by_engine(family, one, job, finish), expected_pictures, strict=True):
         assert error(actual, expected) <= 1e-4
@@ -103,10 +58,10 @@ def test_a_negative_prompt_acts_as_in_the_pipeline(
     load_small: Make, recipe: Make, job: Make, finish: Make, kind: str
 ) -> None:
     family, pipeline = load_small(kind)
-    one = build_recipe(recipe, kind, family, guidance=4.0, negative="a dog in the grass")
+    one = build_recipe(recipe, family, guidance=4.0, negative="a dog in the grass")
     (actual,) = by_engine(family, one, job, finish)
     assert error(actual, by_pipeline(pipeline, family, one)[0]) <= 1e-4
-    assert error(actual, by_pipeline(pipeline, family, build_recipe(recipe, kind, family, guidance=4.0))[0]) > 1e-3
+    assert error(actual, by_pipeline(pipeline, family, build_recipe(recipe, family, guidance=4.0))[0]) > 1e-3
 
 
 @pytest.mark.sampled
@@ -117,7 +72,7 @@ def test_prompts_and_guidance_change_the_latents_of_the_small_models(
     """Otherwise the comparisons with the pipeline would prove nothing."""
     family, _ = load_small(kind)
     one, other, unguided_job = (
-        by_engine(family, build_recipe(recipe, kind, family, text, guidance=guidance), job, finish)[0]
+        by_engine(family, build_recipe(recipe, family, text, guidance=guidance), job, finish)[0]
         for text, guidance in (("a cat", 4.0), ("a dog in the grass", 4.0), ("a cat", 1.0))
     )
     assert error(one, other) > 1e-3
@@ -138,10 +93,8 @@ def test_users_share_forwards_and_get_the_pipelines_latents(
         return denoise(x, *arguments)
 
     monkeypatch.setattr(family, "denoise", count_rows)
-    first = job(build_recipe(recipe, kind, family, steps=5, guidance=4.0), user="ann")
-    second = job(
-        build_recipe(recipe, kind, family, "a longer text of trees", steps=3, guidance=2.0, seed=3), user="bea"
-    )
+    first = job(build_recipe(recipe, family, steps=5, guidance=4.0), user="ann")
+    second = job(build_recipe(recipe, family, "a longer text of trees", steps=3, guidance=2.0, seed=3), user="bea")
     engine = Engine({kind: family})
     engine.add(first)
     engine.step()
@@ -159,7 +112,7 @@ def test_pictures_equal_the_pipelines(
     load_small: Make, recipe: Make, job: Make, finish: Make, kind: str, size: tuple[int, int]
 ) -> None:
     family, pipeline = load_small(kind)
-    one = build_recipe(recipe, kind, family, guidance=3.0, width=size[0], height=size[1])
+    one = build_recipe(recipe, family, guidance=3.0, width=size[0], height=size[1])
     (actual,) = by_engine(family, one, job, finish)
     picture = family.decode(actual)
     assert actual.shape == family.latent_shape(*size)
@@ -198,7 +151,7 @@ def test_an_encoded_picture_of_qwen_image_is_a_film_of_one_frame(load_small: Mak
 @pytest.mark.parametrize("kind", KINDS)
 def test_half_precision_is_close_and_returns_float32(load_small: Make, recipe: Make, kind: str) -> None:
     family, _ = load_small(kind)
-    one = build_recipe(recipe, kind, family)
+    one = build_recipe(recipe, family, guidance=2.0)
     texts = tuple(part[None] for part in family.encode_conditioning("a cat", one))
     x = torch.randn(1, *family.latent_shape(64, 64), generator=torch.manual_seed(0))
     t = torch.tensor([500.0])
@@ -214,7 +167,7 @@ def test_half_precision_is_close_and_returns_float32(load_small: Make, recipe: M
 def test_a_forward_gives_the_same_bits_after_any_other(load_small: Make, recipe: Make, kind: str, dtype: str) -> None:
     """Texts of other lengths have the same shapes outside, but other shapes inside some networks."""
     family, _ = load_small(kind)
-    one = build_recipe(recipe, kind, family)
+    one = build_recipe(recipe, family)
     x = torch.randn(2, *family.latent_shape(64, 64), generator=torch.manual_seed(0))
     t = torch.tensor([500.0, 20.0])
 
@@ -264,7 +217,7 @@ def test_a_latent_consistency_pipeline_loads_as_stable_diffusion_with_inner_guid
     family = load_folder(str(tmp_path / "lcm"), "dreamy")
     assert isinstance(family, StableDiffusion)
     assert (family.guides, family.guidance, family.default_sampling) == ("network", 8.0, (8, "lcm"))
-    one = build_recipe(recipe, "dreamy", family, sampler="lcm", steps=4, guidance=6.0)
+    one = build_recipe(recipe, family, sampler="lcm", steps=4, guidance=6.0)
     (actual,) = by_engine(family, one, job, finish)
     pipeline = import_module("diffusers").DiffusionPipeline.from_pretrained(tmp_path / "lcm")
     pipeline.set_progress_bar_config(disable=True)
@@ -287,7 +240,7 @@ def test_a_negative_concept_may_come_first(load_small: Make, recipe: Make, job: 
     family, _ = load_small("flux")
     weights = {"a cat": 1.0, "a dog in the grass": -0.5}
     second = next(text for text in weights if text != first)
-    one = build_recipe(recipe, "flux", family)
+    one = build_recipe(recipe, family)
     (plain_latents,) = by_engine(family, one, job, finish)
     orders = (tuple(Concept(each, weights[each]) for each in texts) for texts in ((first, second), (second, first)))
     latents = [
@@ -321,7 +274,7 @@ def test_a_distilled_model_is_recognised_by_its_name(name: str, guidance: float)
 
 def test_an_empty_negative_prompt_of_sdxl_is_all_zeros(load_small: Make, recipe: Make) -> None:
     family, _ = load_small("sdxl")
-    one = build_recipe(recipe, "sdxl", family)
+    one = build_recipe(recipe, family)
     states, pooled_states, _ = family.encode_conditioning("", one, negative=True)
     assert not states.any()
     assert not pooled_states.any()
@@ -334,7 +287,7 @@ def test_a_mix_is_as_long_as_its_longest_text(
 ) -> None:
     family, _ = load_small(kind)
     concepts = Concept("a cat", 0.75), Concept("a cat in a red hat on a table by the window", 0.25)
-    one = build_recipe(recipe, kind, family, concepts=concepts, mixed=True, guidance=1.0, steps=2)
+    one = build_recipe(recipe, family, concepts=concepts, mixed=True, guidance=1.0, steps=2)
     short, long = (family.encode_conditioning(each.text, one) for each in concepts)
     (states, length), _ = build_conditioning(one, family)
     torch.testing.assert_close(states[0], 0.75 * short[0] + 0.25 * long[0])
@@ -347,7 +300,7 @@ def test_a_mix_is_as_long_as_its_longest_text(
 
 def test_sdxl_is_conditioned_on_the_size(load_small: Make, recipe: Make) -> None:
     family, _ = load_small("sdxl")
-    *_, sizes = family.encode_conditioning("a cat", build_recipe(recipe, "sdxl", family, width=64, height=96))
+    *_, sizes = family.encode_conditioning("a cat", build_recipe(recipe, family, width=64, height=96))
     assert sizes.tolist() == [96, 64, 0, 0, 96, 64]
 
 
@@ -380,14 +333,14 @@ def test_sd3_shifts_its_schedule_by_size_if_configured(
     small = family.plan("euler", 4, 0.0, 64, 64)
     large = family.plan("euler", 4, 0.0, 128, 128)
     assert small.table[2, 0] < large.table[2, 0]
-    one = build_recipe(recipe, "sd3", family, height=96, guidance=3.0)
+    one = build_recipe(recipe, family, height=96, guidance=3.0)
     (actual,) = by_engine(family, one, job, finish)
     assert error(actual, by_pipeline(pipeline, family, one)[0]) <= 1e-4
 
 
 def test_sd3_refuses_sides_beyond_its_positions(load_small: Make, recipe: Make, job: Make) -> None:
     family, _ = load_small("sd3")
-    each: Job = job(build_recipe(recipe, "sd3", family, width=264, height=16))
+    each: Job = job(build_recipe(recipe, family, width=264, height=16))
     with pytest.raises(JobRejected, match="a side has at most 256 pixels") as error:
         Engine({"sd3": family}).add(each)
     assert error.value.blame == "member"

@@ -66,7 +66,7 @@ def test_a_worker_accepts_graphs_and_offload(tmp_path: Path, monkeypatch: pytest
     settings = load_settings(
         nats="nats://127.0.0.1:1", models=(str(tmp_path / "small"),), data=tmp_path, device="cpu", offload="text"
     )
-    assert (settings.graphs, settings.offload) == (True, "text")
+    assert (settings.cuda_graphs, settings.offload) == (True, "text")
     ready = load_all_models(settings)
     assert [family.dtype for _, family in ready.models]
 

@@ -37,7 +37,7 @@ from engine.models.network.group_offload import (
 )
 from engine.models.network.layer_sizes import measure_layers
 from engine.process.offload_request import Offload
-from tests.shared.worker_harness import wait_until
+from shared.worker_harness import wait_until
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' own
 CPU = torch.device("cpu")

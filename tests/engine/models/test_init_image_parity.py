@@ -23,15 +23,8 @@ from engine.models import load_folder
 from engine.models.families.embedded import build_pipeline
 from engine.models.families.stable_diffusion import StableDiffusion
 from engine.sampling import build_scheduler
-from shared.init_image_jobs import (
-    Blobs,
-    draw_half_mask,
-    draw_scene,
-    encode_picture,
-    load_init,
-    make_image_to_image,
-    run_job,
-)
+from shared.init_image_jobs import Blobs, draw_half_mask, draw_scene, load_init, make_image_to_image, run_job
+from shared.picture_files import encode_picture
 
 pytestmark = [  # diffusers' own
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),

@@ -22,9 +22,10 @@ from engine.calibration.measurement import probe_recipe
 from engine.contract import PIPELINE_SAMPLERS, Branch, Job, ModelPart, Recipe
 from engine.contract.rejection import JobRejected
 from engine.models.loading.pipeline_loader import load_training_pipeline
-from shared.init_image_jobs import add_job, draw_half_mask, draw_scene, encode_picture, make_image_to_image
+from shared.init_image_jobs import add_job, draw_half_mask, draw_scene, make_image_to_image
+from shared.picture_files import encode_picture
 from shared.picture_jobs import run_engine, run_picture_jobs
-from tests.engine.models.test_families import error
+from shared.small_families import error
 
 pytestmark = [  # diffusers' own
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),

@@ -25,20 +25,7 @@ from engine.models.loading.memory_estimate import estimate_bytes
 from engine.models.loading.number_formats import FormatChooser
 from engine.output.postprocessing import decode_tiled
 from engine.upscaling import super_resolver
-
-
-def write_decoder(model_folder: Path, seed: int = 3, **fields: Any) -> None:
-    config: dict[str, Any] = json.loads((model_folder / "vae" / "config.json").read_text())
-    groups = int(config["norm_num_groups"])
-    torch.manual_seed(seed)
-    defaults: dict[str, Any] = {
-        "latent_channels": config["latent_channels"],
-        "norm_num_groups": groups,
-        "use_post_quant_conv": True,
-        "block_out_channels": [groups, groups, *config["block_out_channels"]],
-        "scaling_factor": config.get("scaling_factor", 0.18215),
-    }
-    LargeDecoder(**(defaults | fields)).half().save_pretrained(model_folder / "decoder")
+from shared.small_families import write_decoder
 
 
 @pytest.fixture

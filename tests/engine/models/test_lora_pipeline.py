@@ -12,6 +12,7 @@ import torch
 from peft import LoraConfig
 from safetensors.torch import save_file
 
+from benchmarks.fixtures.reference_pipeline import call_pipeline as by_pipeline
 from benchmarks.fixtures.small_pipelines import save_small_pipeline
 from engine.batching.engine import Engine, LatentsDone
 from engine.calibration.calibration import Calibration
@@ -21,7 +22,7 @@ from engine.models import load_folder, load_model
 from engine.models.families.embedded import build_pipeline, load_embedded
 from engine.models.lora import lora_pipeline
 from engine.models.lora.lora_files import find_lora, find_loras
-from tests.engine.models.test_families import by_engine, by_pipeline, error
+from shared.small_families import ATTENTION, build_recipe, by_engine, error, random_matrices, write_family_lora
 from training.commands.run_lora import write_lora
 
 pytestmark = [
@@ -32,8 +33,6 @@ pytestmark = [
 ]
 
 Make = Callable[..., Any]
-ATTENTION = (".to_q", ".to_k", ".to_v")
-CLIP = (".q_proj", ".v_proj")
 TEXTS = {"sd": ("text_encoder",), "sdxl": ("text_encoder", "text_encoder_2")}
 NEWER_KINDS = ("flux2", "flux2_klein", "chroma", "qwen_image", "lumina2", "hidream")
 CALIBRATION = Calibration("float32", 4, 10, "ddim", 1.0, 1.0, 1.0, {1: 1.0}, {"float32": 1.0})
@@ -69,47 +68,6 @@ def pipeline_of(folder: Path) -> Any:
     pipeline = import_module("diffusers").DiffusionPipeline.from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
-
-
-def random_matrices(module: Any, endings: tuple[str, ...], seed: int, rank: int = 2) -> dict[str, torch.Tensor]:
-    """Random matrices for the layers with these name endings, under PEFT's names."""
-    generator = torch.Generator().manual_seed(seed)
-    matrices = {}
-    for name, layer in module.named_modules():
-        if isinstance(layer, torch.nn.Linear) and name.endswith(endings):
-            matrices[f"{name}.lora_A.weight"] = torch.randn(rank, layer.in_features, generator=generator) * 0.3
-            matrices[f"{name}.lora_B.weight"] = torch.randn(layer.out_features, rank, generator=generator) * 0.3
-    assert matrices
-    return matrices
-
-
-def write_family_lora(path: Path, family: Any, seed: int, *, network: bool = True, texts: tuple[str, ...] = ()) -> Path:
-    """Writes a LoRA for parts of a family in diffusers' format."""
-    tensors: dict[str, torch.Tensor] = {}
-    if network:
-        matrices = random_matrices(family.get_network("float32"), ATTENTION, seed)
-        tensors |= {f"{family.network_name}.{name}": value for name, value in matrices.items()}
-    for number, part in enumerate(texts):
-        matrices = random_matrices(getattr(family.pipeline, part), CLIP, seed + 100 * (number + 1))
-        tensors |= {f"{part}.{name}": value for name, value in matrices.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, path)
-    return path
-
-
-def build_recipe(make: Make, family: Any, **fields: Any) -> Any:
-    default_sampler = {"sana": "dpmpp_2m", "sd": "ddim"}.get(family.name, "euler")
-    side = min(64, family.size)
-    defaults: dict[str, Any] = {
-        "model": family.name,
-        "sampler": default_sampler,
-        "steps": 3,
-        "width": side,
-        "height": side,
-        "guidance_kind": family.guides,
-        "guidance": 3.0,
-    }
-    return make("a cat", **(defaults | fields))
 
 
 @pytest.mark.sampled

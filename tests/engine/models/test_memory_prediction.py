@@ -24,7 +24,7 @@ from engine.models.network.cpu_offload import is_offloaded
 from engine.models.quantization.choice import SizedQuantization, choose_quantizations
 from engine.models.quantization.part_quantization import PartQuantization
 from engine.models.whole_pipeline.generic_family import GenericFamily
-from engine.pipelines.pipeline_clone import NETWORK_NAMES
+from engine.pipelines.network_call import NETWORK_NAMES
 from engine.process.offload_request import OFFLOADS
 from engine.process.quantization_request import QuantizationRequests
 

@@ -19,7 +19,7 @@ from engine.batching.init_latents import load_init_latents
 from engine.contract import MAX_INIT_IMAGES, Branch, ImageToImage, InitImage, Job, Recipe
 from engine.contract.rejection import JobRejected
 from engine.models.picture_edits import EditsPictures, fit_edited_size, is_edit
-from tests.engine.models.test_families import build_recipe, error
+from shared.small_families import build_recipe, error
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' own
 
@@ -58,7 +58,7 @@ def encode(picture: Image.Image) -> tuple[str, bytes]:
 
 def build_edit(make: Make, kind: str, family: Any, picture: Image.Image, text: str = "a cat", **fields: Any) -> Any:
     start = ImageToImage((InitImage(encode(picture)[0]),), 1.0)
-    return build_recipe(make, kind, family, text, **({"width": SIZE[0], "height": SIZE[1], "start": start} | fields))
+    return build_recipe(make, family, text, **({"width": SIZE[0], "height": SIZE[1], "start": start} | fields))
 
 
 def add_edit(engine: Engine, family: Any, each: Job, picture: Image.Image) -> None:
@@ -156,7 +156,7 @@ def test_an_editor_refuses_what_is_no_edit_with_a_sentence(
         (ImageToImage((InitImage(sha),), 1.0, sha), "as it is"),
     ):
         with pytest.raises(JobRejected, match=words) as refusal:
-            engine.add(job(build_recipe(recipe, kind, family, start=start)))
+            engine.add(job(build_recipe(recipe, family, start=start)))
         assert refusal.value.blame == "member"
     assert "native" not in family.samplers
 
@@ -165,7 +165,7 @@ def test_a_model_that_draws_and_edits_tells_them_apart_by_the_strength(load_smal
     family, _ = load_small("flux2_klein")
     sha = encode(draw_picture(1))[0]
     starts = [ImageToImage((InitImage(sha),), strength) for strength in (1.0, 0.6)]
-    recipes = [build_recipe(recipe, "flux2_klein", family, start=start) for start in (*starts, None)]
+    recipes = [build_recipe(recipe, family, start=start) for start in (*starts, None)]
     assert [is_edit(each, family) for each in recipes] == [True, False, False]
     loaded = [load_init_latents(each, dict([encode(draw_picture(1))]), family) for each in recipes]
     assert [each is not None and bool(each.edited) for each in loaded] == [True, False, False]
@@ -189,11 +189,11 @@ def test_editors_say_whether_they_also_draw(load_small: Make) -> None:
 def test_a_picture_is_never_larger_than_the_native_area(load_small: Make, recipe: Make) -> None:
     family, _ = load_small("kontext")
     sizes = [
-        fit_edited_size(build_recipe(recipe, "kontext", family, width=width, height=height), family)
+        fit_edited_size(build_recipe(recipe, family, width=width, height=height), family)
         for width, height in ((64, 96), (256, 256), (512, 128), (512, 512))
     ]
     assert sizes == [(64, 96), (256, 256), (512, 128), (256, 256)]
-    whole = build_recipe(recipe, "kontext", family, width=256, height=256)
+    whole = build_recipe(recipe, family, width=256, height=256)
     shapes = [fit_edited_size(whole, family, shape) for shape in ((64, 96), (3000, 3000), (9000, 9), (9, 9000))]
     assert all(
         width * height <= 256 * 256 and width % family.multiple == height % family.multiple == 0

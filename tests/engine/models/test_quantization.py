@@ -33,8 +33,7 @@ from engine.process.quantization_request import QuantizationRequests
 from engine.process.settings import load_settings
 from engine.worker.doctor import Finding, check_model
 from engine.worker.main import discover_models, load_all_models
-from tests.engine.models.test_families import by_engine, error
-from tests.engine.models.test_lora_pipeline import write_family_lora
+from shared.small_families import build_recipe, by_engine, error, write_family_lora
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' own
@@ -65,21 +64,6 @@ def load_family(folder: Path, quantization: PartQuantization, data: Path | None 
     assert isinstance(family, DiffusersFamily)
     family.get_network("float32")  # parity needs the same arithmetic, and the pipeline keeps its latents in its format
     return family
-
-
-def build_recipe(make: Make, family: Any, **fields: Any) -> Any:
-    defaults: dict[str, Any] = {
-        "model": family.name,
-        "sampler": "euler",
-        "steps": 3,
-        "width": 64,
-        "height": 64,
-        "guidance": 4.0,
-        "guidance_kind": family.guides,
-        "dtype": "float32",
-        "quantization": family.quantization,
-    }
-    return make("a cat", **(defaults | fields))
 
 
 @pytest.mark.sampled
@@ -288,12 +272,12 @@ def test_a_worker_chooses_a_quantisation_announces_and_remembers_it(
 
 
 def test_the_doctor_says_how_weights_can_be_stored(wide_folder: Make, tmp_path: Path) -> None:
-    requests = QuantizationRequests("int8", "int4")
-    lines = list_lines(check_model(tmp_path, str(wide_folder("wide_sdxl")), requests=requests), "memory")
+    settings = load_settings(data=tmp_path, quantize="int8", quantize_text="int4")
+    lines = list_lines(check_model(settings, str(wide_folder("wide_sdxl"))), "memory")
     assert lines["weights"][1:3] == (True, lines["weights"][2])
     assert re.match(r"can be stored as int8, float8, int4, gguf \(not nf4, since .*bitsandbytes", lines["weights"][2])
     assert lines["memory"][2].endswith("network in int8 and text encoders in int4")
-    refused = list_lines(check_model(tmp_path, requests=QuantizationRequests("nf4")), "weights")["weights"]
+    refused = list_lines(check_model(load_settings(data=tmp_path, quantize="nf4")), "weights")["weights"]
     assert refused[1:] == (False, refused[2], "Choose of: int8, float8, int4, gguf.")
 
 

@@ -11,13 +11,9 @@ from engine.models.quantization import choice
 from engine.models.quantization.choice import SizedQuantization, choose_quantizations, list_candidates
 from engine.models.quantization.matrix_sizes import Matrix, count_matrix_bytes, find_matrix
 from engine.models.quantization.part_quantization import PartQuantization
-from engine.process.quantization_request import (
-    QuantizationRequests,
-    load_requests,
-    parse_quantization,
-    split_model_request,
-)
-from engine.process.settings import SettingError, load_settings
+from engine.process.quantization_request import QuantizationRequests, parse_quantization, split_model_request
+from engine.process.setting_sources import SettingError
+from engine.process.settings import load_settings
 
 CPU = torch.device("cpu")
 
@@ -95,15 +91,18 @@ def test_a_model_may_have_a_request_of_its_own() -> None:
 
 
 def test_requests_come_from_options_then_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert load_requests() == QuantizationRequests()
+    assert load_settings().quantization_requests == QuantizationRequests()
     monkeypatch.setenv("DARKROOM_QUANTIZE", "FP8")
-    assert load_requests() == QuantizationRequests("float8")
-    assert load_requests("int8", "none") == QuantizationRequests("int8", "none")
+    assert load_settings().quantization_requests == QuantizationRequests("float8")
+    both = load_settings(quantize="int8", quantize_text="none")
+    assert both.quantization_requests == QuantizationRequests("int8", "none")
     settings = load_settings(nats="nats://127.0.0.1:1", quantize_text="int4")
     assert settings.quantization_requests == QuantizationRequests("float8", "int4")
     assert parse_quantization(" nf4 ") == "nf4"
-    with pytest.raises(ValueError, match=r"^--quantize or DARKROOM_QUANTIZE: auto, none, int8, int4, fp8 or nf4 is"):
-        load_requests("int3")
+    with pytest.raises(SettingError, match=r"^--quantize is not valid: auto, none, int8, int4, fp8 or nf4 is"):
+        load_settings(quantize="int3")
     monkeypatch.setenv("DARKROOM_QUANTIZE", "int3")
-    with pytest.raises(SettingError, match=r"^DARKROOM_QUANTIZE: auto, none, int8, int4, fp8 or nf4 is needed\.$"):
+    with pytest.raises(
+        SettingError, match=r"^DARKROOM_QUANTIZE is not valid: auto, none, int8, int4, fp8 or nf4 is needed\.$"
+    ):
         load_settings(nats="nats://127.0.0.1:1")

@@ -27,8 +27,7 @@ from engine.models.reference.adapter_files import MAX_CONFIG_BYTES
 from engine.models.reference.reference_conditioner import ReferenceConditioner
 from shared.init_image_jobs import Blobs, add_job
 from shared.picture_jobs import draw_reference, run_engine, run_picture_jobs, store_pictures
-from tests.engine.models.test_families import by_engine, error
-from tests.engine.models.test_lora_pipeline import random_matrices
+from shared.small_families import by_engine, error, random_matrices
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' own
 

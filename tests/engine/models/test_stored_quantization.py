@@ -28,7 +28,7 @@ from engine.models.quantization.matrix_sizes import find_matrix
 from engine.models.quantization.part_quantization import PartQuantization
 from engine.models.quantization.stored_quantization import find_stored_quantization
 from engine.process.quantization_request import QuantizationRequests
-from tests.engine.models.test_families import by_engine, error
+from shared.small_families import build_recipe, by_engine, error
 
 diffusers: Any = import_module("diffusers")
 transformers: Any = import_module("transformers")
@@ -64,21 +64,6 @@ def load_family(folder: Path) -> DiffusersFamily:
     assert isinstance(family, DiffusersFamily)
     family.get_network("float32")  # parity needs the same arithmetic
     return family
-
-
-def build_recipe(make: Make, family: DiffusersFamily) -> Any:
-    return make(
-        "a cat",
-        model=family.name,
-        sampler="euler",
-        steps=3,
-        width=64,
-        height=64,
-        guidance=4.0,
-        guidance_kind=family.guides,
-        dtype="float32",
-        quantization=family.quantization,
-    )
 
 
 def test_stored_int8_draws_what_the_pipeline_of_the_folder_draws(

@@ -11,21 +11,20 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from benchmarks.fixtures.reference_pipeline import call_pipeline as by_pipeline
 from engine.batching.engine import Engine
 from engine.batching.job_images import reason_to_decline
 from engine.calibration.calibration import Calibration
 from engine.contract import Concept, ModelPart, ReferenceImage
 from engine.contract.rejection import JobRejected
 from engine.models.textual_inversion import embedding_files
-from tests.engine.models.test_families import by_engine, by_pipeline, error
-from tests.engine.models.text_models import load_family, load_pipeline, save_model
+from shared.small_families import by_engine, error
+from shared.text_models import SLOTS, WIDTH, load_family, load_pipeline, save_model, write_embedding
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' own
 
 Make = Callable[..., Any]
-WIDTH = 32  # of the small models' CLIPs
 CALIBRATION = Calibration("float32", 4, 10, "ddim", 1.0, 1.0, 1.0, {1: 1.0}, {"float32": 1.0})
-SLOTS = {"sd": {"emb": ""}, "sdxl": {"clip_l": "", "clip_g": "_2"}}  # a file's tensors → the ends of the parts' names
 
 
 @pytest.fixture(scope="module")
@@ -36,15 +35,6 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture
 def load(folders: dict[str, Path], tmp_path: Path) -> Make:
     return lambda kind: load_family(folders[kind], kind, tmp_path)
-
-
-def write_embedding(data: Path, kind: str, name: str, vectors: int, seed: int = 1) -> Path:
-    """Writes a textual inversion for a kind of model."""
-    generator = torch.Generator().manual_seed(seed)
-    path = data / "embeddings" / f"{name}.safetensors"
-    path.parent.mkdir(exist_ok=True)
-    save_file({key: torch.randn(vectors, WIDTH, generator=generator) for key in SLOTS[kind]}, path)
-    return path
 
 
 def load_by_diffusers(pipeline: Any, kind: str, path: Path) -> None:

@@ -24,7 +24,8 @@ from benchmarks.fixtures.small_pipelines import save_small_pipeline
 from engine.contract import ControlImage
 from engine.models import load_model
 from engine.models.families.diffusers_family import DiffusersFamily
-from shared.init_image_jobs import draw_scene, encode_picture, hash_blobs, run_job
+from shared.init_image_jobs import draw_scene, hash_blobs, run_job
+from shared.picture_files import encode_picture
 
 pytestmark = [  # diffusers' own
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),

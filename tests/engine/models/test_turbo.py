@@ -9,9 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from peft import LoraConfig
-from peft.utils import get_peft_model_state_dict
 
 from benchmarks.fixtures.small_pipelines import save_small_pipeline
 from engine.contract import Lora
@@ -19,23 +16,11 @@ from engine.contract.rejection import JobRejected
 from engine.models import load_folder
 from engine.models.files.fingerprint import fingerprint_folder
 from engine.models.lora.lora_files import find_loras
-from tests.engine.models.test_families import by_engine, error
-from tests.engine.models.test_lora_pipeline import build_recipe
+from shared.small_families import build_recipe, by_engine, error, write_turbo
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' own
 
 Make = Callable[..., Any]
-
-
-def write_turbo(model_folder: Path, pipeline: Any, seed: int = 1) -> None:
-    """Writes a random LoRA for the pipeline's network as the model's own."""
-    network = pipeline.unet
-    network.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_k", "to_v"]))
-    matrices = get_peft_model_state_dict(network)
-    generator = torch.Generator().manual_seed(seed)
-    matrices = {name: 0.3 * torch.randn(value.shape, generator=generator) for name, value in matrices.items()}
-    type(pipeline).save_lora_weights(str(model_folder / "turbo"), unet_lora_layers=matrices)
-    network.delete_adapters("default")
 
 
 @pytest.fixture

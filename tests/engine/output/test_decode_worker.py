@@ -16,8 +16,7 @@ from engine.contract import Branch, Concept, ImageToImage, InitImage, Job, Ladde
 from engine.contract.rejection import JobRejected
 from engine.output.decode_worker import DecodeWorker
 from engine.output.upscaler import upscale_picture
-from engine.picture_files.encoding import encode_png
-from engine.picture_files.parameters import format_parameters
+from engine.picture_files import encode_png, format_parameters
 
 Make = Callable[..., Any]
 TIMEOUT = 30.0

@@ -21,18 +21,20 @@ from PIL import Image
 
 from engine.batching.engine import Engine, StepDone
 from engine.bus import Bus, BusLimits
-from engine.bus.broker.embedded import Broker
+from engine.bus.embedded_broker import Broker
 from engine.contract import Frame, Job, JobFailed, JobFinished, JobStarted, PictureReady, UpscaleTask
 from engine.contract.rejection import JobRejected
 from engine.output.decode_worker import DecodeWorker
 from engine.output.picture_check import PictureCheck
-from engine.picture_files.encoding import encode_png
-from engine.process.settings import SettingError, load_check_settings, load_settings
+from engine.picture_files import encode_png
+from engine.process.setting_sources import SettingError
+from engine.process.settings import PictureCheckSettings, load_settings
 from engine.worker.doctor import check_picture_check
 from engine.worker.main import load_all_models
 from engine.worker.watchdog import Watchdog
 from engine.worker.worker import Worker
 from engine.worker.worker_profile import WorkerProfile
+from shared.clock import wait_until
 
 RED = Image.new("RGB", (40, 30), "red")
 GREEN = Image.new("RGB", (40, 30), "lime")
@@ -209,10 +211,10 @@ def test_the_check_settings_come_from_options_and_environment(monkeypatch: pytes
     monkeypatch.setenv("DARKROOM_PICTURE_CHECK", "somewhere")
     monkeypatch.setenv("DARKROOM_PICTURE_CHECK_LABELS", "gore, Drawings ,")
     monkeypatch.setenv("DARKROOM_PICTURE_CHECK_THRESHOLD", "0.25")
-    from_option = load_settings(check=tmp_path).check
+    from_option = load_settings(picture_check=tmp_path).check
     assert from_option is not None
     assert (from_option.folder, from_option.labels, from_option.threshold) == (tmp_path, ("gore", "Drawings"), 0.25)
-    from_environment = load_check_settings()
+    from_environment = load_settings().check
     assert from_environment is not None
     assert from_environment.folder == Path("somewhere").absolute()
 
@@ -220,23 +222,22 @@ def test_the_check_settings_come_from_options_and_environment(monkeypatch: pytes
 @pytest.mark.parametrize("threshold", ["0", "1.5", "nan", "half"])
 def test_an_invalid_threshold_is_refused(monkeypatch: pytest.MonkeyPatch, threshold: str) -> None:
     monkeypatch.setenv("DARKROOM_PICTURE_CHECK_THRESHOLD", threshold)
-    with pytest.raises(SettingError, match=r"^DARKROOM_PICTURE_CHECK_THRESHOLD: "):
-        load_check_settings(Path("somewhere"))
+    with pytest.raises(SettingError, match=r"^DARKROOM_PICTURE_CHECK_THRESHOLD is not valid: "):
+        load_settings()
 
 
-def test_the_doctor_runs_the_check_and_reports_it(
-    classifier: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setenv("DARKROOM_PICTURE_CHECK_THRESHOLD", "0.4")
-    assert list(check_picture_check(classifier)) == [("check", True, f"{classifier.name} flags nsfw from 0.4 on", "")]
-    [(name, is_ok, message, advice)] = check_picture_check(tmp_path)
+def test_the_doctor_runs_the_check_and_reports_it(classifier: Path, tmp_path: Path) -> None:
+    assert list(check_picture_check(PictureCheckSettings(classifier, threshold=0.4))) == [
+        ("check", True, f"{classifier.name} flags nsfw from 0.4 on", "")
+    ]
+    [(name, is_ok, message, advice)] = check_picture_check(PictureCheckSettings(tmp_path))
     assert (name, is_ok) == ("check", False)
     assert "is no folder with a model's config.json" in message
     assert "DARKROOM_PICTURE_CHECK" in advice
 
 
 def test_a_worker_refuses_an_unusable_folder_at_its_start(tmp_path: Path) -> None:
-    settings = load_settings(nats="nats://127.0.0.1:1", data=tmp_path, check=tmp_path / "nowhere", device="cpu")
+    settings = load_settings(nats="nats://127.0.0.1:1", data=tmp_path, picture_check=tmp_path / "nowhere", device="cpu")
     with pytest.raises(JobRejected, match="The picture check cannot be used: nowhere is no folder"):
         load_all_models(settings)
 
@@ -402,12 +403,6 @@ async def harness(tmp_path: Path, affine: Any, monkeypatch: pytest.MonkeyPatch) 
             await asyncio.to_thread(decode_worker.close)
         for bus in (*harness.buses, bot):
             await bus.close()
-
-
-async def wait_until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(TIMEOUT):
-        while not condition():
-            await asyncio.sleep(0.02)
 
 
 @pytest.mark.slow

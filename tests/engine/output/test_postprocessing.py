@@ -15,7 +15,8 @@ from engine.output.decode_worker import DecodeWorker
 from engine.output.postprocessing import composite, decode_tiled
 from engine.worker.local_run import run_locally
 from engine.worker.simulated_model import SimulatedModel
-from shared.init_image_jobs import draw_half_mask, draw_scene, encode_picture, load_init, make_image_to_image
+from shared.init_image_jobs import draw_half_mask, draw_scene, load_init, make_image_to_image
+from shared.picture_files import encode_picture
 
 Make = Callable[..., Any]
 TIMEOUT = 60.0

@@ -14,8 +14,7 @@ from sd_parsers.data import PromptInfo
 from bot.images import grid
 from engine.contract import Amendment, Concept, Recipe, SetConcepts, SetGuidance, SplitImage
 from engine.output.upscaler import upscale_picture
-from engine.picture_files.encoding import encode_png
-from engine.picture_files.parameters import format_parameters
+from engine.picture_files import encode_png, format_parameters
 
 RECIPE = Recipe(
     concepts=(Concept(text="terrier, looking up"), Concept(text="blue", weight=-0.5)),

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from engine.pipelines.coroutine_thread import CoroutineThread, Message, ThreadClosed, ThreadEnd
+from engine.pipelines.forward_batcher import CoroutineThread, Message, ThreadClosed, ThreadEnd
 
 
 @pytest.fixture(autouse=True)

@@ -14,10 +14,16 @@ import pytest
 import torch
 
 from benchmarks.fixtures.small_pipelines import PIPELINE_BUILDERS
-from engine.pipelines.coroutine_thread import CoroutineThread, Message, ThreadEnd
-from engine.pipelines.forward_batcher import ForwardBatcher
-from engine.pipelines.network_call import CallAnalyzer, NetworkCall, NetworkForward, join_calls, split_output
-from engine.pipelines.pipeline_clone import SamplerProgress, clone_pipeline
+from engine.pipelines.forward_batcher import CoroutineThread, ForwardBatcher, Message, ThreadEnd
+from engine.pipelines.network_call import (
+    CallAnalyzer,
+    NetworkCall,
+    NetworkForward,
+    SamplerProgress,
+    clone_pipeline,
+    join_calls,
+    split_output,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # diffusers' schedulers
 diffusers: Any = import_module("diffusers")

@@ -8,20 +8,21 @@ from pathlib import Path
 import pytest
 
 from engine.process.backend_kinds import list_forms, load_backend_kinds
-from engine.process.backend_settings import parse_backend
+from engine.process.setting_sources import SettingError
+from engine.process.settings import load_settings
 
 KIND = next(name for name, kind in load_backend_kinds().items() if not kind.takes_workflows)
 
 
 def test_a_backend_has_a_kind_an_address_and_the_key_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DARKROOM_BACKEND_KEY", "sk-secret")
-    backend = parse_backend(f"{KIND}=https://images.example/")
+    backend = load_settings(backend=f"{KIND}=https://images.example/").backend
     assert backend is not None
     assert (backend.kind, backend.url, backend.key.get_secret_value()) == (KIND, "https://images.example", "sk-secret")
     assert "sk-secret" not in repr(backend)
-    assert parse_backend("") is None
+    assert load_settings().backend is None
     monkeypatch.setenv("DARKROOM_BACKEND", f"{KIND}=http://127.0.0.1:8188")
-    assert parse_backend("") is not None
+    assert load_settings().backend is not None
 
 
 @pytest.mark.sampled
@@ -40,6 +41,6 @@ def test_a_backend_has_a_kind_an_address_and_the_key_of_the_environment(monkeypa
 def test_a_wrong_backend_is_refused_with_a_sentence_that_holds_no_key(
     text: str, workflows: tuple[Path, ...], sentence: str
 ) -> None:
-    with pytest.raises(ValueError, match=sentence) as raised:
-        parse_backend(text, workflows)
+    with pytest.raises(SettingError, match=sentence) as raised:
+        load_settings(backend=text, workflows=workflows)
     assert "sk-secret" not in str(raised.value)

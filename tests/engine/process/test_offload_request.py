@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from engine.process.offload_request import OffloadRequest, parse_offload
-from engine.process.settings import SettingError, load_settings
+from engine.process.setting_sources import SettingError
+from engine.process.settings import load_settings
 
 
 @pytest.mark.parametrize(
@@ -29,5 +30,5 @@ def test_option_and_variable_reach_the_settings(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setenv("DARKROOM_OFFLOAD", "text")
     assert load_settings(data=tmp_path, offload="").offload == "text"
     assert load_settings(data=tmp_path, offload="layers").offload == "layers"
-    with pytest.raises(SettingError, match="DARKROOM_OFFLOAD: auto, none, text or layers is needed"):
+    with pytest.raises(SettingError, match="--offload is not valid: auto, none, text or layers is needed"):
         load_settings(data=tmp_path, offload="sometimes")

@@ -2,26 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from engine.process.settings import SettingError, load_settings, read_token
-
-
-def run(*args: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    clean_environment = {name: value for name, value in os.environ.items() if not name.startswith("DARKROOM_")}
-    return subprocess.run(
-        [sys.executable, "-m", "engine", *args],
-        env=clean_environment | environment,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
+from engine.process.setting_sources import SettingError
+from engine.process.settings import load_settings, read_token
+from shared.worker_process import run_worker_command
 
 
 @pytest.mark.sampled
@@ -29,21 +16,21 @@ def run(*args: str, **environment: str) -> subprocess.CompletedProcess[str]:
     ("args", "message"),
     [
         ((), "Name the broker with --nats or DARKROOM_NATS."),
-        (("--nats", "nonsense"), "DARKROOM_NATS: an address such as nats://127.0.0.1:4222 is needed."),
-        (("--nats", "nats://127.0.0.1:1", "--device", "abacus"), "DARKROOM_DEVICE: auto, cpu, cuda or cuda:1"),
-        (("--nats", "nats://127.0.0.1:1", "--name", "a b"), "DARKROOM_WORKER_NAME: "),
+        (("--nats", "nonsense"), "--nats is not valid: an address such as nats://127.0.0.1:4222 is needed."),
+        (("--nats", "nats://127.0.0.1:1", "--device", "abacus"), "--device is not valid: auto, cpu, cuda or cuda:1"),
+        (("--nats", "nats://127.0.0.1:1", "--name", "a b"), "--name is not valid: "),
         (("--nats", "nats://127.0.0.1:1", "--token-file", "nowhere"), "The file nowhere cannot be read"),
     ],
 )
 def test_a_bad_setting_is_named_in_one_line(args: tuple[str, ...], message: str) -> None:
-    completed = run("serve", *args)
+    completed = run_worker_command("serve", *args)
     assert completed.returncode == 2
     assert completed.stderr.startswith(message)
     assert completed.stderr.count("\n") == 1
 
 
 def test_an_unknown_option_gives_an_error_without_a_traceback() -> None:
-    completed = run("serve", "--bogus")
+    completed = run_worker_command("serve", "--bogus")
     assert completed.returncode == 2
     assert "--bogus" in completed.stderr
     assert "Traceback" not in completed.stderr
@@ -53,8 +40,8 @@ def test_the_command_line_overrides_the_environment(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("DARKROOM_NATS", "nats://elsewhere:4222")
     monkeypatch.setenv("DARKROOM_NATS_TOKEN", "secret-token")
     monkeypatch.setenv("DARKROOM_WORKER_NAME", "from-environment")
-    settings = load_settings(name="given", nats="", models=(), data=tmp_path)
-    assert (settings.nats, settings.name) == ("nats://elsewhere:4222", "given")
+    settings = load_settings(worker_name="given", nats="", models=(), data=tmp_path)
+    assert (settings.nats, settings.worker_name) == ("nats://elsewhere:4222", "given")
     assert (settings.models, settings.pools, settings.data) == (("added",), ("default",), tmp_path)
     assert settings.nats_token.get_secret_value() == "secret-token"
     assert "secret-token" not in repr(settings)
@@ -73,7 +60,7 @@ def test_every_kind_of_variable_is_read(monkeypatch: pytest.MonkeyPatch) -> None
     for name, value in values.items():
         monkeypatch.setenv(name, value)
     settings = load_settings()
-    assert (settings.name, settings.graphs, settings.log) == ("shed", True, "json")
+    assert (settings.worker_name, settings.cuda_graphs, settings.log_format) == ("shed", True, "json")
     assert settings.check is not None
     assert (settings.check.folder, settings.check.labels, settings.check.threshold) == (
         Path("/classifier"),
@@ -81,13 +68,13 @@ def test_every_kind_of_variable_is_read(monkeypatch: pytest.MonkeyPatch) -> None
         0.25,
     )
     monkeypatch.setenv("DARKROOM_CUDA_GRAPHS", "")
-    assert not load_settings().graphs, "an empty variable is as none"
+    assert not load_settings().cuda_graphs, "an empty variable is as none"
 
 
 def test_a_worker_without_a_name_takes_a_valid_one_from_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("socket.gethostname", lambda: "-ä weird host!.local")
     monkeypatch.delenv("DARKROOM_WORKER_NAME", raising=False)
-    assert load_settings(nats="nats://127.0.0.1:4222").name == "weird-host-.local"
+    assert load_settings(nats="nats://127.0.0.1:4222").worker_name == "weird-host-.local"
 
 
 def test_a_token_can_come_from_a_file(tmp_path: Path) -> None:

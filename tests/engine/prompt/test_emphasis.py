@@ -22,7 +22,7 @@ from engine.models.registry import FAMILY_BY_PIPELINE
 from engine.models.text import prompt_chunks
 from engine.prompt.emphasis import MAX_WEIGHT, split_by_weight, strip_emphasis
 from engine.sampling import build_scheduler
-from tests.engine.models.test_families import by_engine, error
+from shared.small_families import by_engine, error
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' own
 

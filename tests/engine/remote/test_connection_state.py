@@ -16,7 +16,8 @@ from engine.process.backend_kinds import load_backend_kinds
 from engine.remote import connection_state
 from engine.remote.connection_state import FIRST_WAIT_SECONDS, MAX_KEY_WAIT_SECONDS, ConnectionState, MeasuredTimes
 from engine.remote.drawing import BackendModel, DrawRequest, KeyRefused, OnProgress, make_profile
-from shared.bus_harness import make_job, wait_until
+from shared.bus_harness import make_job
+from shared.clock import wait_until
 
 MODEL = BackendModel("sd15", "sd15", 64, 8, 64 * 64, ("native",), 4, 1.0)
 

@@ -21,8 +21,7 @@ from engine.models.autoencoder.large_decoder import LargeDecoder
 from engine.models.families.embedded import load_embedded
 from engine.output.decode_worker import DecodeWorker
 from engine.output.upscaler import Upscaler, upscale_picture
-from engine.picture_files.encoding import encode_png
-from engine.picture_files.lanczos import MAX_SIDE
+from engine.picture_files import MAX_SIDE, encode_png
 from engine.upscaling import super_resolver
 from engine.upscaling.ringing import MAX_EXCESS, clamp_ringing
 from engine.upscaling.super_resolver import BUILT_IN, CLAMP_METADATA, SuperResolver, _tile_boxes

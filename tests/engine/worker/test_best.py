@@ -17,7 +17,7 @@ from PIL import Image
 
 from engine.batching.events import LatentsDone, StepDone
 from engine.batching.job_images import build_images
-from engine.bus.buckets.claims import Claim
+from engine.bus.claims import Claim
 from engine.contract import Amendment, Concept, Frame, JobFinished, Ladder, PictureReady, Recipe, SetConcepts, decode
 from engine.contract.rejection import JobRejected
 from engine.models.families.stable_diffusion import StableDiffusion

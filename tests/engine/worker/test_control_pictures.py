@@ -10,7 +10,8 @@ import pytest
 from benchmarks.fixtures.small_controls import build_controlnet, save_control
 from engine.contract import ControlImage, JobFailed, JobFinished, JobStarted
 from engine.models.families.stable_diffusion import StableDiffusion
-from shared.init_image_jobs import draw_scene, encode_picture, hash_blobs
+from shared.init_image_jobs import draw_scene, hash_blobs
+from shared.picture_files import encode_picture
 from shared.worker_harness import (
     JOB,
     OTHER_JOB,

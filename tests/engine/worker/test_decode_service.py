@@ -28,8 +28,15 @@ from engine.worker.decode_service import BUSY_ERROR, SLOW_ERROR, WRONG_LATENTS_E
 from engine.worker.watchdog import Watchdog
 from engine.worker.worker import Worker
 from engine.worker.worker_profile import WorkerProfile
-from shared.worker_harness import LONG_STEPS, OTHER_JOB, WorkerHarness, make_job, wait_until, wait_until_midway
-from tests.engine.worker.test_describe_service import make_cache
+from shared.worker_harness import (
+    LONG_STEPS,
+    OTHER_JOB,
+    WorkerHarness,
+    make_cache,
+    make_job,
+    wait_until,
+    wait_until_midway,
+)
 
 
 def pixels(picture: bytes | Image.Image, side: int = 64) -> np.ndarray[Any, Any]:

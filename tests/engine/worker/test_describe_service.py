@@ -20,19 +20,16 @@ from engine.batching.diffusion_classifier import ClassifierRow, noise_image, pre
 from engine.batching.engine import Engine
 from engine.batching.init_latents import encode_square
 from engine.bus import Bus, NoWorkerAnswers
-from engine.contract import DescribeReply, DescribeRequest, ModelProfile, encode
+from engine.contract import DescribeReply, DescribeRequest, encode
 from engine.contract.rejection import JobRejected
 from engine.device.core_turns import WorkKind
-from engine.model_cache.cache import ModelCache, ModelEntry
-from engine.model_cache.loaded_models import LoadedModels
-from engine.models.family import Family
 from engine.output.decode_worker import DecodeWorker
 from engine.worker import describe_service as worker_describing
 from engine.worker.describe_service import BUSY_ERROR, STOPPING_ERROR, DescribeService
 from engine.worker.watchdog import Watchdog
 from engine.worker.worker import Worker
 from engine.worker.worker_profile import WorkerProfile
-from shared.worker_harness import LONG_STEPS, WorkerHarness, make_job, wait_until, wait_until_midway
+from shared.worker_harness import LONG_STEPS, WorkerHarness, make_cache, make_job, wait_until, wait_until_midway
 from training.diffusion.latent_sampling import build_input, initial_noise, sample_latents
 
 
@@ -44,37 +41,6 @@ def encode_png(picture: Image.Image | None = None, size: int = 64) -> bytes:
 
 def make_request(*texts: str, picture: bytes | None = None, **fields: Any) -> DescribeRequest:
     return DescribeRequest(**({"model": "embedded", "picture": picture or encode_png(), "texts": texts} | fields))
-
-
-def make_profile(family: Family) -> ModelProfile:
-    return ModelProfile(
-        name=family.name,
-        revision=family.revision,
-        dtype="float32",
-        size=family.size,
-        multiple=family.multiple,
-        max_pixels=family.max_pixels,
-        tokens=family.tokens,
-        steps=10,
-        sampler="ddim",
-        samplers=("ddpm", "ddim", "euler", "dpmpp_2m"),
-        guidance=family.guidance,
-        row_ms=4.0,
-        encode_ms=1.0,
-        decode_ms=1.0,
-        guidance_kind=family.guides,
-    )
-
-
-def make_cache(family: Family) -> ModelCache:
-    """A model cache with this one model in memory."""
-    loaded_models = LoadedModels(10)
-    profile = make_profile(family)
-    loaded_models.reserve(family.name, 1)
-    loaded_models.add(family.name, family)
-    return ModelCache(
-        [ModelEntry(family.name, 1, profile, lambda report: family, lambda family: profile)], loaded_models
-    )
 
 
 def test_an_exact_prediction_has_no_error(affine: Any) -> None:

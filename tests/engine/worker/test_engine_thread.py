@@ -17,7 +17,7 @@ from engine import models
 from engine.batching.engine import Engine, StepDone
 from engine.device.core_turns import CoreTurns, WorkKind
 from engine.output.picture_check import JobVerdicts
-from engine.picture_files.encoding import encode_png
+from engine.picture_files import encode_png
 from engine.worker.engine_thread import EngineThread
 from engine.worker.watchdog import Watchdog
 from shared.worker_harness import wait_until

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from engine.contract import Branch, JobCancelled, JobFailed, JobFinished, JobStarted, Ladder, decode
-from shared.init_image_jobs import draw_half_mask, draw_scene, encode_picture, make_image_to_image
+from shared.init_image_jobs import draw_half_mask, draw_scene, make_image_to_image
+from shared.picture_files import encode_picture
 from shared.worker_harness import (
     JOB,
     LONG_STEPS,

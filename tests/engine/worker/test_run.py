@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.bus.buckets.claims import Claim
+from engine.bus.claims import Claim
 from engine.contract import (
     Amendment,
     BillingKey,

@@ -15,14 +15,14 @@ import pytest_asyncio
 import torch
 
 from engine.batching.engine import Engine
-from engine.bus.broker.embedded import Broker
+from engine.bus.embedded_broker import Broker
 from engine.contract import JobFinished, JobStarted, PictureReady
 from engine.output.decode_worker import DecodeWorker
 from engine.sampling import TABLED
 from engine.worker.local_run import run_locally
 from engine.worker.simulated_model import NAME, SimulatedModel, build_calibration, forward_ms
 from shared.worker_harness import JOB, LEASE, OTHER_JOB, WorkerHarness, hash_local_pictures, make_job, wait_until
-from tests.engine.process.test_settings import run
+from shared.worker_process import run_worker_command
 
 # A killed worker's job is free after one lease, so the process gets the short lease of these tests.
 SERVE = (
@@ -165,5 +165,5 @@ def test_a_picture_survives_encode_and_decode() -> None:
     ],
 )
 def test_invalid_simulation_options_are_one_line(args: tuple[str, ...], message: str) -> None:
-    completed = run("serve", "--nats", "nats://127.0.0.1:1", *args)
+    completed = run_worker_command("serve", "--nats", "nats://127.0.0.1:1", *args)
     assert (completed.returncode, completed.stderr.strip()) == (2, message)

@@ -5,14 +5,7 @@ from __future__ import annotations
 import pytest
 
 from engine.worker.watchdog import Phase, Watchdog
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
+from shared.clock import Clock
 
 
 def run_steps(watchdog: Watchdog, clock: Clock, seconds: float, count: int) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from engine.bus import Bus
-from engine.bus.broker.embedded import Broker
+from engine.bus.embedded_broker import Broker
 from engine.contract import JobFinished
 from engine.worker.simulated_model import NAME
 from shared.worker_harness import JOB, make_job, wait_until

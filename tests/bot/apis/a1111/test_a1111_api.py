@@ -18,11 +18,12 @@ from PIL import Image
 
 from bot.images.image_codec import ImageFormat, encode_image
 from bot.services.api_keys import PREFIX
+from shared.clock import wait_until
 from shared.model_parts import MODEL_PARTS
-from tests.bot.web.conftest import pause_jobs, wait_until
+from shared.web_server import pause_jobs
 
 if TYPE_CHECKING:
-    from tests.bot.web.conftest import OpenServer, WebServer
+    from shared.web_server import OpenServer, WebServer
 
 on_shared_server = pytest.mark.asyncio(loop_scope="module")
 CLIENT_SECONDS = 30

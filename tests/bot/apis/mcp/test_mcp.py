@@ -32,7 +32,7 @@ from bot.cli.imagine import http_client
 from bot.domain.errors import UserError
 from bot.web.auth import HostPolicy
 from bot.web.middleware import INVALID_KEY
-from tests.bot.apis.mcp.conftest import Darkroom, open_http
+from tests.bot.apis.mcp.running_darkroom import Darkroom, open_http
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

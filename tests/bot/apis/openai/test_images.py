@@ -27,10 +27,11 @@ from bot.web.auth import terminal_key
 from bot.web.middleware import GUILD, TERMINAL_ID, TOKEN_BUCKETS, Refusal
 from bot.web.request_body import FORM_MEMORY, MAX_JSON_VALUES, MEMBER_LIMIT
 from bot.web.sse import SHUTDOWN
-from tests.bot.web.conftest import pause_jobs, wait_until
+from shared.clock import wait_until
+from shared.web_server import pause_jobs
 
 if TYPE_CHECKING:
-    from tests.bot.web.conftest import OpenServer, WebServer
+    from shared.web_server import OpenServer, WebServer
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -15,10 +15,10 @@ from PIL import Image
 from bot.domain.errors import UserError
 from bot.images.gallery import Gallery
 from bot.web.auth import terminal_key
-from tests.bot.web.conftest import pause_jobs
+from shared.web_server import pause_jobs
 
 if TYPE_CHECKING:
-    from tests.bot.web.conftest import WebServer
+    from shared.web_server import WebServer
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -149,7 +149,7 @@ def test_a_part_is_added_listed_verified_repaired_and_removed(
 
 
 def test_a_single_model_is_offered_with_its_settings_and_beside_its_rest(run: Run, tmp_path: Path) -> None:
-    from engine.hub.offered_models import list_offered
+    from engine.hub.added_models import list_offered
 
     (tmp_path / "models" / "flux").mkdir(parents=True)  # the rest of its pipeline, which the operator put there
     run("add", "o/single:flux-Q4.gguf", "--name", "flux", "--quantize", "none", "--json")

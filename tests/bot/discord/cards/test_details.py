@@ -19,7 +19,7 @@ from bot.domain.dto import Destination, JobView, PictureRef
 from bot.domain.texts import format_footer
 from bot.jobs.history import HistoryEntry, HistoryPage
 from engine.contract import Concept, Lora, NoiseAncestor, Recipe, UpscaleTask
-from engine.picture_files.parameters import format_parameters
+from engine.picture_files import format_parameters
 
 JOB = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
 PARENT = "01BX5ZZKBKACTAV9WEVGEMMVRZ"

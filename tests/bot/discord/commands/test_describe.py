@@ -13,7 +13,7 @@ from bot.domain.errors import UserError
 from bot.services.prompt_tools.image_to_prompt import PromptSuggestions, ScoredPrompt
 from shared.discord_staff import read_followups, read_text
 from shared.fake_describer import FakeDescriber
-from shared.png_upload import make_png
+from shared.picture_files import make_png
 
 
 def make_message(content: str) -> Any:

@@ -16,6 +16,7 @@ from bot.domain.errors import UserError
 from bot.domain.idempotency import DOUBLE_CLICK_SECONDS, IdempotencyKeys
 from bot.policy.permissions import forbidden_reason, job_ref
 from engine.contract import Lora
+from shared.discord_jobs import text
 
 pytestmark = pytest.mark.asyncio
 
@@ -30,11 +31,6 @@ def open_picture(world: Any, message: discord.Message) -> Any:
 def read_step(picture: Any) -> int:
     """Reads the step that the worker painted into the grid's first cell."""
     return round((picture.getpixel((5, 5))[1] - 20) / 10)
-
-
-def text(result: Any) -> str:
-    assert result.response
-    return result.response.content
 
 
 async def test_a_prompt_becomes_a_picture(open_world: Any) -> None:

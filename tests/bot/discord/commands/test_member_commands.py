@@ -15,13 +15,9 @@ from bot.domain.dto import Member
 from bot.domain.errors import UserError
 from bot.store import DatabaseUnavailable
 from bot.store.members import preferences
+from shared.discord_jobs import newest_view, text
 
 pytestmark = pytest.mark.asyncio
-
-
-def text(result: Any) -> str:
-    assert result.response
-    return result.response.content
 
 
 def component_text(result: Any) -> str:
@@ -52,10 +48,6 @@ async def imagine(world: Any, member: Any = None, prompt: str = "red apple", **o
     return await world.wait_for_end(
         await (member or world.alice).slash(world.channel, "imagine", prompt=prompt, **options)
     )
-
-
-async def newest_view(world: Any) -> Any:
-    return (await world.services.job_views.load_recent())[0]
 
 
 def create_moderator(world: Any, name: str = "carol") -> Any:

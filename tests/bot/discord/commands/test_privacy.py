@@ -13,6 +13,7 @@ import pytest
 from bot.discord.cards.job_cards import render_refusal
 from bot.discord.commands.member import privacy
 from bot.jobs.views import REMOVAL_SENTENCES
+from shared.discord_jobs import text
 
 pytestmark = pytest.mark.asyncio
 
@@ -21,11 +22,6 @@ async def imagine(world: Any, member: Any, prompt: str) -> Any:
     return await world.wait_for_end(
         await member.slash(world.channel, "imagine", prompt=f"{prompt} --count 1 --steps 2")
     )
-
-
-def text(result: Any) -> str:
-    assert result.response
-    return result.response.content
 
 
 async def wait_until_forgotten(world: Any, member: Any) -> None:

@@ -15,12 +15,8 @@ from bot.domain.errors import UserError
 from bot.images.films.formats import available_formats
 from bot.jobs.model_catalog import SHIPPED_MODEL
 from engine.contract import Lora, ModelProfile
-from shared.discord_jobs import imagine
+from shared.discord_jobs import imagine, newest_view
 from shared.discord_staff import read_followups, read_text
-
-
-async def newest_view(world: Any) -> Any:
-    return (await world.services.job_views.load_recent())[0]
 
 
 @pytest.mark.parametrize(

@@ -12,14 +12,9 @@ from PIL import Image
 from bot.domain.dto import Member
 from bot.domain.errors import UserError
 from bot.jobs.variations import VARIATION_STRENGTHS
-from shared.discord_jobs import create_moderator, imagine
+from shared.discord_jobs import create_moderator, imagine, newest_view, text
 
 pytestmark = pytest.mark.asyncio
-
-
-def text(result: Any) -> str:
-    assert result.response
-    return result.response.content
 
 
 def form_values(result: Any) -> dict[str, Any]:
@@ -30,10 +25,6 @@ def form_values(result: Any) -> dict[str, Any]:
 
 def admin(world: Any) -> Member:
     return Member("discord:1", "ada", f"discord:{world.guild.id}", is_admin=True)
-
-
-async def newest_view(world: Any) -> Any:
-    return (await world.services.job_views.load_recent())[0]
 
 
 @pytest.mark.slow

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from types import SimpleNamespace
 from typing import Any
 
 import discord
@@ -13,17 +12,11 @@ from simcord.builders import ChannelHandle
 
 from bot.discord.components.reactions import MAX_REACTIONS, WINDOW_SECONDS, ReactionLimiter
 from bot.domain.errors import UserError
-from shared.discord_jobs import create_moderator, imagine
+from shared.discord_jobs import ENVELOPE, create_moderator, direct_messages, imagine, make_reaction
 
 pytestmark = pytest.mark.asyncio
 
-ENVELOPE = "✉️"
 CROSS = "❌"
-
-
-def direct_messages(actor: Any) -> list[Any]:
-    channel = actor.user.dm_channel
-    return list(channel.history()) if channel is not None else []
 
 
 async def test_an_envelope_sends_the_pictures_to_the_member_who_reacts(open_world: Any) -> None:
@@ -57,41 +50,6 @@ async def test_a_private_picture_goes_to_its_author_alone(open_world: Any) -> No
             assert direct_messages(actor) == []
         await world.client.reactions.handle(make_reaction(world, message, world.alice, ENVELOPE))
         assert view.id in direct_messages(world.alice)[0].content
-
-
-def make_reaction(world: Any, message: int, actor: Any, emoji: str, guild: Any = None, **changes: Any) -> Any:
-    """A raw reaction event of a member of the server."""
-    discord_guild = world.client.get_guild((guild or world.guild).id)
-    payload: Any = {
-        "id": str(actor.id),
-        "username": actor.name,
-        "discriminator": "0",
-        "avatar": None,
-        "global_name": None,
-    }
-    member = discord.Member(
-        data={
-            "user": payload,
-            "flags": 0,
-            "joined_at": None,
-            "premium_since": None,
-            "deaf": False,
-            "mute": False,
-            "roles": [str(each) for each in world.env.backend.get_guild(discord_guild.id).members[actor.id].role_ids],
-        },
-        guild=discord_guild,
-        state=world.client._connection,
-    )
-    values = {
-        "emoji": discord.PartialEmoji(name=emoji),
-        "user_id": actor.id,
-        "member": member,
-        "guild_id": discord_guild.id,
-        "message_id": message,
-        "channel_id": world.channel.id,
-        "message_author_id": world.client.user.id,
-    }
-    return SimpleNamespace(**{**values, **changes})
 
 
 async def test_the_authors_cross_cancels_a_running_job_and_deletes_a_finished_one(open_world: Any) -> None:

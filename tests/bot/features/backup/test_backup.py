@@ -40,7 +40,7 @@ from bot.store import DatabaseUnavailable, Store
 from bot.store.drivers.database import find_sqlite_path
 from bot.store.jobs import destinations, queries
 from engine.bus import Bus
-from engine.bus.broker.embedded import Broker
+from engine.bus.embedded_broker import Broker
 from shared.stored_jobs import admit_job, finish_job, make_new_job
 from tools.painter import PaintingWorker, cancel_task
 

@@ -16,8 +16,7 @@ from bot.features.webhooks.rules import EVENTS
 from bot.store import JobRecord, Store
 from bot.store.members import api_keys
 from bot.store.members.api_keys import ApiKey
-from tests.bot.features.webhooks.test_sender import Client
-from tests.bot.features.webhooks.test_store import IDS, NOW, add_webhook, admit_job
+from tests.bot.features.webhooks.deliveries import IDS, NOW, Client, add_webhook, admit_job
 
 pytestmark = pytest.mark.asyncio
 

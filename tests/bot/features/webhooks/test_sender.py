@@ -10,35 +10,12 @@ import pytest_asyncio
 
 from bot.features.webhooks import sender
 from bot.features.webhooks import store as stored
-from bot.features.webhooks.client import Answer, WebhookClient
-from bot.features.webhooks.rules import EVENTS, PrivateHosts
+from bot.features.webhooks.rules import EVENTS
 from bot.features.webhooks.sender import WANTS_NO_MORE, WebhookSender
-from bot.features.webhooks.store import Webhook
 from bot.store import Store
-from tests.bot.features.webhooks.test_store import NOW, add_webhook, admit_job
+from tests.bot.features.webhooks.deliveries import NOW, Client, add_webhook, admit_job
 
 pytestmark = pytest.mark.asyncio
-
-
-class Client(WebhookClient):
-    """Answers with `status` once so many messages as `awaited` have come, and keeps what was sent."""
-
-    def __init__(self) -> None:
-        super().__init__(PrivateHosts())
-        self.status = 204
-        self.messages = list[str]()
-        self.awaited = 1
-        self.most_at_once = 0
-        self._at_once = 0
-
-    async def post(self, webhook: Webhook, message: str, body: bytes, now: float) -> Answer:
-        self.messages.append(message)
-        self._at_once += 1
-        self.most_at_once = max(self.most_at_once, self._at_once)
-        while len(self.messages) < self.awaited:
-            await asyncio.sleep(0)
-        self._at_once -= 1
-        return Answer(self.status, f"It answered {self.status}.")
 
 
 @pytest_asyncio.fixture

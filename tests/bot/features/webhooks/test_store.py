@@ -8,47 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from bot.domain.dto import Destination, Member
 from bot.features.webhooks import store as stored
-from bot.features.webhooks.rules import DEFAULT_EVENTS, EVENTS, WebhookEvent
+from bot.features.webhooks.rules import DEFAULT_EVENTS, EVENTS
 from bot.features.webhooks.store import MAX_KEY_WEBHOOKS, Webhook, WebhookDelivery
-from bot.store import NewJob, PickRequest, Store
+from bot.store import PickRequest, Store
 from bot.store.deletion import erasure
 from bot.store.members import api_keys
 from bot.store.members.api_keys import KEY_ENDED, REVOKED, ApiKey
 from bot.store.schema.tables import audit_lines
 from shared.query_plans import list_plans
-from shared.sample_views import make_recipe
+from tests.bot.features.webhooks.deliveries import IDS, NOW, add_webhook, admit_job
 
 pytestmark = pytest.mark.asyncio
-IDS = [f"01JZ000000000000000000000{number}" for number in range(4)]
-NOW = 200.0
-
-
-async def admit_job(store: Store, number: int, member: str = "local:ann") -> None:
-    new_job = NewJob(
-        IDS[number],
-        "imagine",
-        "a lamp",
-        (),
-        make_recipe(),
-        Member(member, "Ann", "local"),
-        Destination("web", {}),
-        "default",
-        "embedded",
-        8.0,
-        100.0 + number,
-        9000.0,
-    )
-    await store.admit_jobs([new_job], None, lambda new_jobs, _ledger: new_jobs, 100.0 + number)
-
-
-async def add_webhook(
-    store: Store, name: str, events: tuple[WebhookEvent, ...] = DEFAULT_EVENTS, key: str = ""
-) -> Webhook:
-    webhook = Webhook(name, "https://hooks.example/", key, events, "whsec_AAAA", 1.0)
-    assert await store.write(stored.insert_webhook, webhook)
-    return webhook
 
 
 async def collect(store: Store, now: float = NOW) -> list[WebhookDelivery]:
@@ -232,7 +203,7 @@ async def test_a_key_has_a_bounded_number_of_webhooks(sqlite_store: Store) -> No
 KILLED = """
 import asyncio, os, signal, sys
 from bot.store import Store
-from tests.bot.features.webhooks.test_store import add_webhook, admit_job
+from tests.bot.features.webhooks.deliveries import add_webhook, admit_job
 
 async def admit_and_die(url):
     store = await Store.open(url)

@@ -19,14 +19,15 @@ from standardwebhooks import Webhook as Verifier
 from bot.__main__ import app as darkroom
 from bot.domain.errors import UserError
 from bot.features.webhooks.service import Webhooks
-from tests.bot.web.conftest import open_shared_page, wait_until
-from tests.bot.web.test_api_keys import ask, make_key
+from bot.features.webhooks.settings import WebhookSettings
+from shared.clock import wait_until
+from shared.web_server import ask, make_key, open_shared_page
 
 if TYPE_CHECKING:
-    from tests.bot.web.conftest import OpenServer, WebServer
+    from shared.web_server import OpenServer, WebServer
 
 on_shared_server = pytest.mark.asyncio(loop_scope="module")
-LISTED = ("127.0.0.1",)
+LISTED = (WebhookSettings(hosts=("127.0.0.1",)),)
 
 
 @dataclass
@@ -96,7 +97,7 @@ def short_pauses() -> Iterator[None]:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def listed_server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[WebServer]:
     """A page whose operator lists this computer for webhooks."""
-    async with open_shared_page(tmp_path_factory, webhook_hosts=LISTED) as server:
+    async with open_shared_page(tmp_path_factory, features=LISTED) as server:
         yield server
 
 
@@ -158,11 +159,11 @@ async def test_a_failed_message_is_sent_again_then_a_dead_letter_and_replayed_un
 @pytest.mark.asyncio
 async def test_an_event_that_was_committed_survives_the_process(open_server: OpenServer) -> None:
     async with open_receiver(503) as receiver:
-        async with open_server(webhook_hosts=LISTED) as server:
+        async with open_server(features=LISTED) as server:
             webhook = await server.services.get(Webhooks).add(receiver.url, ["finished"])
             job = await server.imagine("a lamp")
             await receiver.wait_for("job.finished")
-        async with open_server(webhook_hosts=LISTED, workers=0):
+        async with open_server(features=LISTED, workers=0):
             await receiver.wait_for_messages(2)
         assert {body["data"]["id"] for body in receiver.bodies()} == {job}
         assert len(receiver.verify(webhook.secret)) == 1

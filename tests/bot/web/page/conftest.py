@@ -9,11 +9,11 @@ import pytest
 import pytest_asyncio
 from playwright.async_api import Browser, Page
 
-from tests.bot.web.conftest import launch_browser, open_clean_page, start_broker
+from shared.web_server import launch_browser, open_clean_page, start_broker
 
 if TYPE_CHECKING:
-    from engine.bus.broker.embedded import Broker
-    from tests.bot.web.conftest import OpenServer, WebServer
+    from engine.bus.embedded_broker import Broker
+    from shared.web_server import OpenServer, WebServer
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

@@ -17,7 +17,7 @@ from bot.web.sse import ENGINE_LOADING, SHUTDOWN, STREAMS
 from shared.web_visitor import LONG_MS, open_page, send_prompt, wait_until_finished
 
 if TYPE_CHECKING:
-    from tests.bot.web.conftest import OpenServer, WebServer
+    from shared.web_server import OpenServer, WebServer
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 PROMPT = "terrier, looking up, cute, white background"

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from playwright.async_api import Browser, Locator, Page, Route, expect
 
+from shared.web_server import open_clean_page, pause_jobs
 from shared.web_visitor import open_page, send_prompt, wait_for_card, wait_until_finished
-from tests.bot.web.conftest import open_clean_page, pause_jobs
 
 if TYPE_CHECKING:
-    from tests.bot.web.conftest import WebServer
+    from shared.web_server import WebServer
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.slow]
 MADE = re.compile(r"step \d+")

@@ -14,7 +14,7 @@ from shared.web_visitor import draw_picture, open_page, send_prompt, wait_for_ca
 from tools.painter import paint_solid
 
 if TYPE_CHECKING:
-    from tests.bot.web.conftest import WebServer
+    from shared.web_server import WebServer
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

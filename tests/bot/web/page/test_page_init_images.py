@@ -13,12 +13,13 @@ from playwright.async_api import Locator, Page, expect
 
 from engine.contract import ImageToImage, Recipe
 from shared.model_parts import MODEL_PARTS
+from shared.picture_files import make_png
 from shared.web_visitor import draw_picture, open_page, wait_for_card, wait_until_finished
 
 if TYPE_CHECKING:
     from playwright.async_api import FilePayload
 
-    from tests.bot.web.conftest import WebServer
+    from shared.web_server import WebServer
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 TRANSFER = """([files, uri]) => {
@@ -32,14 +33,8 @@ TRANSFER = """([files, uri]) => {
 }"""
 
 
-def make_png(colour: str = "#36c") -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", (48, 48), colour).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
 def file(name: str, content: bytes | None = None, kind: str = "image/png") -> FilePayload:
-    return {"name": name, "mimeType": kind, "buffer": make_png() if content is None else content}
+    return {"name": name, "mimeType": kind, "buffer": make_png(48, 48, "#36c") if content is None else content}
 
 
 async def choose_files(page: Page, *files: FilePayload) -> None:
@@ -49,7 +44,7 @@ async def choose_files(page: Page, *files: FilePayload) -> None:
 
 
 async def drop(page: Page, files: int, uri: str = "") -> None:
-    text = base64.b64encode(make_png()).decode()
+    text = base64.b64encode(make_png(48, 48, "#36c")).decode()
     transfer = await page.evaluate_handle(TRANSFER, [[text] * files, uri])
     for kind in ("dragover", "drop"):
         await page.dispatch_event("#log", kind, {"dataTransfer": transfer, "bubbles": True, "cancelable": True})
@@ -78,7 +73,7 @@ async def test_a_chosen_picture_starts_a_job_without_a_prompt(page: Page, server
 async def test_dropped_and_pasted_pictures_are_blended(page: Page, server: WebServer) -> None:
     await open_page(page, server)
     await drop(page, 2)
-    transfer = await page.evaluate_handle(TRANSFER, [[base64.b64encode(make_png("#c33")).decode()], ""])
+    transfer = await page.evaluate_handle(TRANSFER, [[base64.b64encode(make_png(48, 48, "#c33")).decode()], ""])
     await page.evaluate(
         "moved => document.getElementById('prompt').dispatchEvent("
         "new ClipboardEvent('paste', {clipboardData: moved, bubbles: true}))",
@@ -115,7 +110,7 @@ async def test_the_slider_of_each_picture_sets_its_weight(page: Page, server: We
     await open_page(page, server)
     await choose_files(page, file("one.png"))
     await expect(page.get_by_text("Weight of each picture")).to_be_hidden()
-    await choose_files(page, file("two.png", make_png("#c33")))
+    await choose_files(page, file("two.png", make_png(48, 48, "#c33")))
     first, second = (page.get_by_role("slider", name=f"Weight of picture {number}") for number in (1, 2))
     await expect(first).to_have_attribute("aria-valuetext", "50 %")
     await first.focus()
@@ -256,7 +251,7 @@ async def test_a_picture_can_be_for_control_or_reference(page: Page, server: Web
     (worker,) = server.workers
     worker.model = msgspec.structs.replace(worker.model, **MODEL_PARTS)
     await open_page(page, server)
-    await choose_files(page, file("sketch.png"), file("face.png", make_png("#c33")), file("start.png"))
+    await choose_files(page, file("sketch.png"), file("face.png", make_png(48, 48, "#c33")), file("start.png"))
     uses = page.get_by_role("combobox")
     await expect(uses).to_have_count(3, timeout=15_000)
     await expect(uses.first.get_by_role("option")).to_have_text(

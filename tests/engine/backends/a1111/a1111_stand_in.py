@@ -7,17 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from io import BytesIO
 from typing import Any
 
 from aiohttp import web
-from PIL import Image
+
+from shared.picture_files import make_png
 
 
 def encode_picture(colour: str) -> str:
-    buffer = BytesIO()
-    Image.new("RGB", (64, 64), colour).save(buffer, "PNG")
-    return base64.b64encode(buffer.getvalue()).decode()
+    return base64.b64encode(make_png(colour=colour)).decode()
 
 
 class A1111StandIn:

@@ -20,7 +20,7 @@ from engine.remote.drawing import MAX_PICTURE_SECONDS, BackendUnreachable, DrawP
 from engine.remote.http_client import DRAW_TIMEOUT, BackendHttp
 from engine.remote.names import sort_samplers
 from shared.backend_harness import serve
-from shared.bus_harness import wait_until
+from shared.clock import wait_until
 from tests.engine.backends.a1111.a1111_stand_in import A1111StandIn
 
 

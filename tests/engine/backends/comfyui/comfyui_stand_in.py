@@ -11,11 +11,12 @@ import asyncio
 import json
 import struct
 import uuid
-from io import BytesIO
 from typing import Any, cast
 
 from aiohttp import web
 from PIL import Image
+
+from shared.picture_files import encode_picture
 
 MODELS = ["sd15.safetensors", "folder/sdxl base.safetensors"]
 SAMPLERS = ["euler", "euler_ancestral", "dpmpp_2m", "ddim", "uni_pc", "dpm_2"]
@@ -145,7 +146,9 @@ class ComfyUiStandIn:
         data = {"value": 3, "max": 4, "prompt_id": "of-a-stranger", "node": "sampling"}
         for socket in self._sockets.values():
             await socket.send_json({"type": "progress", "data": data})
-            await socket.send_bytes(struct.pack(">II", 1, 1) + _encode(Image.new("RGB", (64, 64), "blue"), "JPEG"))
+            await socket.send_bytes(
+                struct.pack(">II", 1, 1) + encode_picture(Image.new("RGB", (64, 64), "blue"), "JPEG")
+            )
         await end.wait()
 
     async def _run(self, prompt_id: str, order: dict[str, Any], *, is_held: bool) -> None:
@@ -155,7 +158,7 @@ class ComfyUiStandIn:
         for step in range(1, sampling["steps"] + 1):
             data = {"value": step, "max": sampling["steps"], "prompt_id": prompt_id, "node": "sampling"}
             await self._send(order, "progress", data)
-            preview = _encode(Image.new("RGB", (64, 64), (step, 0, 0)), "JPEG")
+            preview = encode_picture(Image.new("RGB", (64, 64), (step, 0, 0)), "JPEG")
             await self._sockets[order["client_id"]].send_bytes(struct.pack(">II", 1, 1) + preview)
             if is_held:
                 await self._running[prompt_id].wait()
@@ -163,7 +166,9 @@ class ComfyUiStandIn:
                 return
         colour = (sampling["seed"] % 256, 99, 0)
         width, height = (size["width"], size["height"]) if size else (64, 64)
-        self._files[f"{prompt_id}.png"] = self.picture or _encode(Image.new("RGB", (width, height), colour), "PNG")
+        self._files[f"{prompt_id}.png"] = self.picture or encode_picture(
+            Image.new("RGB", (width, height), colour), "PNG"
+        )
         image = {"filename": f"{prompt_id}.png", "subfolder": "", "type": "temp"}
         self._unwritten[prompt_id] = {
             "prompt": [1, prompt_id, order["prompt"]],
@@ -225,9 +230,3 @@ class ComfyUiStandIn:
         image: Any = form["image"]
         self.uploads[image.filename] = image.file.read()
         return web.json_response({"name": image.filename, "subfolder": "", "type": form.get("type", "input")})
-
-
-def _encode(picture: Image.Image, kind: str) -> bytes:
-    buffer = BytesIO()
-    picture.save(buffer, format=kind)
-    return buffer.getvalue()

@@ -15,7 +15,7 @@ from engine.backends.comfyui.client import ComfyUi, load_built_in_workflows, mat
 from engine.remote.drawing import BackendUnreachable, DrawProgress, DrawRequest
 from engine.remote.http_client import BackendHttp
 from shared.backend_harness import serve
-from shared.bus_harness import wait_until
+from shared.clock import wait_until
 from tests.engine.backends.comfyui.comfyui_stand_in import ComfyUiStandIn
 
 pytestmark = pytest.mark.asyncio

@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from engine.bus.broker.embedded import Broker
-from engine.process.backend_settings import BackendSettings
+from engine.bus.embedded_broker import Broker
+from engine.process.settings import BackendSettings
 from shared.backend_harness import run_backend_worker, serve
-from shared.bus_harness import LEASE, BusHarness, wait_until
+from shared.bus_harness import LEASE, BusHarness
+from shared.clock import wait_until
 from tests.engine.backends.comfyui.comfyui_stand_in import ComfyUiStandIn
 
 if TYPE_CHECKING:
-    from tests.bot.web.conftest import OpenServer
+    from shared.web_server import OpenServer
 
 REFUSED = {
     "a lamp --model sd15 --tile": "sd15 draws no tiles: leave out --tile.",

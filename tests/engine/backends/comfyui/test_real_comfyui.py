@@ -15,9 +15,10 @@ import pytest
 from PIL import Image
 
 from engine.contract import ImageToImage, InitImage, JobCancelled, JobFinished, PictureReady
-from engine.process.backend_settings import BackendSettings
+from engine.process.settings import BackendSettings
 from shared.backend_harness import open_bus, run_backend_worker
-from shared.bus_harness import JOB, BusHarness, make_job, wait_until
+from shared.bus_harness import JOB, BusHarness, make_job
+from shared.clock import wait_until
 
 ADDRESS = os.environ.get("DARKROOM_TEST_COMFYUI", "")
 JOBS = [JOB[:-1] + letter for letter in "ABCD"]

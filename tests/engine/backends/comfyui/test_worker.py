@@ -38,11 +38,12 @@ from engine.contract import (
     count_row_steps,
     decode,
 )
-from engine.process.backend_settings import BackendSettings
+from engine.process.settings import BackendSettings
 from engine.remote.drawing import BackendBusy, DrawProgress, DrawRequest, OnProgress
 from engine.remote.worker import BackendWorker
 from shared.backend_harness import open_bus, run_backend_worker, serve
-from shared.bus_harness import JOB, OTHER_JOB, BusHarness, make_job, wait_until
+from shared.bus_harness import JOB, OTHER_JOB, BusHarness, make_job
+from shared.clock import wait_until
 from tests.engine.backends.comfyui.comfyui_stand_in import ComfyUiStandIn
 
 BACKEND_STEPS = 4

@@ -1,15 +1,21 @@
-"""A recipe as text in A1111's format, as a PNG carries it."""
+"""Pictures as bytes: decoding within bounds, PNG with its recipe as text, enlarging by Lanczos. No torch."""
 
 from __future__ import annotations
 
 import json
 import re
+import struct
+import zlib
+from io import BytesIO
 
 import msgspec
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from engine.contract import (
     FULL_INTERVAL,
     SAMPLER_TITLES,
+    Blame,
     Branch,
     ImageToImage,
     Recipe,
@@ -19,6 +25,86 @@ from engine.contract import (
     recipe_for_image,
     settle_amendments,
 )
+from engine.contract.rejection import JobRejected
+
+THUMBNAIL_SIDE = 128  # pixels of a keyframe's longest side
+
+
+def encode_png(picture: Image.Image, text: str) -> bytes:
+    """Return a PNG with `text` under the key `parameters`, as A1111 and gallery software expect."""
+    chunks = PngInfo()
+    chunks.add_text("parameters", text)
+    return _save(picture, format="PNG", pnginfo=chunks, compress_level=6)
+
+
+def encode_jpeg(picture: Image.Image) -> bytes:
+    return _save(picture.convert("RGB"), format="JPEG", quality=88)
+
+
+def encode_thumbnail(picture: Image.Image) -> bytes:
+    """Return a JPEG of at most `THUMBNAIL_SIDE` pixels a side: a ladder has dozens, and WebP is six times slower."""
+    small = picture.convert("RGB")
+    small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
+    return _save(small, format="JPEG", quality=85, subsampling=0)
+
+
+def read_png_size(png: bytes) -> tuple[int, int]:
+    """Return width and height from the header (PNG specification, 11.2.2 IHDR)."""
+    width, height = struct.unpack(">II", png[16:24])
+    return int(width), int(height)
+
+
+def _save(picture: Image.Image, **options: object) -> bytes:
+    buffer = BytesIO()
+    picture.save(buffer, **options)  # pyright: ignore[reportArgumentType]
+    return buffer.getvalue()
+
+
+MAX_PIXELS = 4096 * 4096
+FORMATS = ("PNG", "JPEG", "WEBP")
+
+
+def open_image(content: bytes, subject: str = "init image", blame: Blame = "us") -> Image.Image:
+    """Return an RGB picture of at most `MAX_PIXELS`. Raises `JobRejected`."""
+    try:
+        with Image.open(BytesIO(content), formats=FORMATS) as picture:
+            if picture.width * picture.height > MAX_PIXELS:
+                raise JobRejected(f"The {subject} is too large.", blame)
+            return picture.convert("RGB")
+    except (OSError, SyntaxError, ValueError, EOFError, OverflowError, struct.error, zlib.error) as error:
+        raise JobRejected(f"The {subject} cannot be read.", blame) from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise JobRejected(f"The {subject} is too large.", blame) from error
+
+
+LANCZOS = "Lanczos"
+MAX_SIDE = 4096  # pixels of the output
+
+
+def upscale_by_lanczos(source: bytes, factor: int) -> bytes:
+    """Return the PNG `factor` times as wide and high; with its recipe and a note. Raises `JobRejected`."""
+    picture, text = open_source(source, factor)
+    size = (picture.width * factor, picture.height * factor)
+    return encode_upscaled(picture.resize(size, Image.Resampling.LANCZOS), text, factor, LANCZOS)
+
+
+def open_source(source: bytes, factor: int) -> tuple[Image.Image, str]:
+    """Return the pixels as RGB, and the recipe text. Raises `JobRejected` where the result would be too large."""
+    try:
+        with Image.open(BytesIO(source), formats=FORMATS) as picture:
+            width = picture.width * factor
+            height = picture.height * factor
+            if max(width, height) > MAX_SIDE:
+                raise JobRejected(f"{width}×{height} is more than {MAX_SIDE} pixels a side.", "member")
+            return picture.convert("RGB"), str(picture.info.get("parameters", ""))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise JobRejected("The picture to upscale cannot be read.", "us") from error
+
+
+def encode_upscaled(picture: Image.Image, text: str, factor: int, upscaler: str) -> bytes:
+    """Return a PNG with the recipe text and a note of the upscale, as A1111's extras write it."""
+    upscale_note = f"Postprocess upscale by: {factor}, Postprocess upscaler: {upscaler}"
+    return encode_png(picture, f"{text}, {upscale_note}" if text else upscale_note)
 
 
 def format_parameters(

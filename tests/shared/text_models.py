@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 
 from benchmarks.fixtures.small_pipelines import PIPELINE_BUILDERS
 from engine.models import load_folder
@@ -43,3 +44,18 @@ def load_pipeline(folder: Path) -> Any:
     if not hasattr(pipeline.text_encoder, "text_model"):
         pipeline.text_encoder.text_model = SimpleNamespace(final_layer_norm=pipeline.text_encoder.final_layer_norm)
     return pipeline
+
+
+WIDTH = 32  # of the small models' CLIPs
+
+
+SLOTS = {"sd": {"emb": ""}, "sdxl": {"clip_l": "", "clip_g": "_2"}}  # a file's tensors → the ends of the parts' names
+
+
+def write_embedding(data: Path, kind: str, name: str, vectors: int, seed: int = 1) -> Path:
+    """Writes a textual inversion for a kind of model."""
+    generator = torch.Generator().manual_seed(seed)
+    path = data / "embeddings" / f"{name}.safetensors"
+    path.parent.mkdir(exist_ok=True)
+    save_file({key: torch.randn(vectors, WIDTH, generator=generator) for key in SLOTS[kind]}, path)
+    return path

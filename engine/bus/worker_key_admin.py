@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from engine.bus import worker_keys
-from engine.bus.broker.server import ListenAddress, find_server_pid, parse_listen_address, replace_workers
+from engine.bus.embedded_broker import ListenAddress, find_server_pid, parse_listen_address, replace_workers
 from engine.bus.worker_keys import BadKey, WorkerKey
 
 RELOAD_SECONDS = 10.0

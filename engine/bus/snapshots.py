@@ -17,8 +17,8 @@ from nats.js.errors import KeyNotFoundError, KeyWrongLastSequenceError
 from nats.js.kv import KeyValue
 
 from engine.bus import subjects
-from engine.bus.buckets.blobs import BlobMissing, BlobStore
-from engine.bus.buckets.claims import StaleEpoch
+from engine.bus.blobs import BlobMissing, BlobStore
+from engine.bus.claims import StaleEpoch
 from engine.contract import (
     MAX_CANDIDATE_IMAGES,
     MAX_COUNT,

@@ -1,1 +1,0 @@
-"""The broker that Darkroom starts itself, and the rights of its accounts."""

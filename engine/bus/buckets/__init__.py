@@ -1,1 +1,0 @@
-"""The broker's key-value buckets and object stores: claims, snapshots, blobs, the leader lease."""
