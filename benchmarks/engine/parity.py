@@ -1,4 +1,9 @@
-"""Parity rows: the difference of our latents and pictures from the unmodified diffusers pipeline."""
+"""Parity rows: our latents, pictures and sampler tables beside unmodified diffusers.
+
+Every sampler's plan is compared with its scheduler over a thousand steps of an affine network. In double precision only
+the arithmetic can differ. In float32 diffusers rounds, too: with flow matching by up to 2e-5 over so many steps. So
+that figure has no goal.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,8 @@
 """Pictures a second beside diffusers: default, our number format, compiled; mixed loads; the guidance interval.
 
-Every figure is the median of several rounds; in each round both sides run one after the other.
+Every figure is the median of several rounds; in each round both sides run one after the other. Beside them stand the
+network without our engine, and goals for a CUDA device with random-weight models of SD 1.5 and SDXL size. Random
+weights do not change speed. Their text encoder is MiniLM, so cross-attention reads 384 features instead of 768 or 2048.
 """
 
 from __future__ import annotations

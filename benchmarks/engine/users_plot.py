@@ -1,4 +1,4 @@
-"""Plots first preview and throughput against the number of users, for both systems."""
+"""Plots: first preview and throughput against the number of users; likeness against the number of evaluations."""
 
 from __future__ import annotations
 

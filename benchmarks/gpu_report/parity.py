@@ -1,4 +1,4 @@
-"""Parity of every kind of model, small and random, with its unmodified pipeline on the same device."""
+"""Parity of small random models with the unmodified pipelines on one device: every kind, pictures, quantisations."""
 
 from __future__ import annotations
 

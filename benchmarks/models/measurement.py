@@ -1,4 +1,4 @@
-"""Runs both sides of one model, part after part, and collects their figures, without goals.
+"""Runs both sides of one model, part after part, and turns their figures into rows of ratio and goal.
 
 If a part fails, it records the failure in place of the figures, and goes on with the other parts.
 """

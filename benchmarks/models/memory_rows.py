@@ -1,4 +1,8 @@
-"""Rows on memory: predicted and measured, whole and with offloaded layers, an autoencoder whole and in tiles."""
+"""Rows on memory: predicted and measured, with offloaded layers, in tiles, and with the weights in fewer bits.
+
+Each quantisation draws one picture of 1024² in a process of its own. The first is bfloat16 with a whole decode; the
+others decode in tiles.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The subprocesses that the benchmark starts: their output lines, memory and end."""
+"""The subprocesses that the benchmark starts, and `darkroom up` among them, used over HTTP as visitors do.
+
+It uses the command line and the HTTP API, and imports neither the bot nor the engine.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,9 @@
-"""The load: eight long jobs that run at once, and members who steer them over HTTP as the page does."""
+"""Eight long jobs that run at once and are steered over HTTP: how soon they follow a press, and what that costs.
+
+A press is a request over HTTP. Its answer says from which step on the change holds; the worker gives it once that step
+is next, and the page hears of it. So the answer's arrival is later than the begin of the step, if anything. For the
+cost, windows with and without changes take turns on the same jobs, in an order that evens out a slow drift.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""The system under measurement: the real bot in this process, a real database, a broker and workers.
+"""The system under measurement: the real bot in this process, a database, a broker, workers, and its page's client.
 
-It opens and closes them; it measures nothing.
+Workers are processes with the real engine, over a device that only takes time or with the embedded model. It opens and
+closes all of them; it measures nothing.
 """
 
 from __future__ import annotations
