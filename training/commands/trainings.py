@@ -14,42 +14,51 @@ BaseModel = Annotated[
 ]
 
 
+AutoencoderSource = Annotated[
+    str, typer.Option("--from", metavar="MODEL", help="embedded, or a diffusers folder; by default from scratch.")
+]
+AutoencoderKeepLatents = Annotated[
+    bool | None,
+    typer.Option(
+        "--keep-latents/--new-latents",
+        help="Train only the decoder, so networks trained on these latents stay valid; default with --from.",
+    ),
+]
+AutoencoderShape = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME", help="From scratch: compact (8×8×16 latents), deep (8×8×32) or wide (16×16×8); else compact."
+    ),
+]
+AutoencoderKl = Annotated[
+    float | None, typer.Option(min=1e-9, max=0.1, help="Weight of the KL term; its first value if it adapts.")
+]
+AutoencoderNoiseToSignal = Annotated[
+    float | None,
+    typer.Option(min=0, max=10, help="Wanted in the latents; the KL term's weight adapts to it, 0: it stays."),
+]
+AutoencoderEquivariance = Annotated[
+    float | None, typer.Option(min=0, max=1, help="Share of batches with rotated, rescaled latents and pictures.")
+]
+AutoencoderPerceptual = Annotated[
+    float | None, typer.Option(min=0, max=100, help="Weight of the difference in the judge's features.")
+]
+AutoencoderVariants = Annotated[
+    int | None, typer.Option(min=1, max=64, help="Variants of each drawing of the built-in artwork; else 4.")
+]
+
+
 @with_train_options
 def autoencoder(
     options: TrainOptions,
-    source: Annotated[
-        str, typer.Option("--from", metavar="MODEL", help="embedded, or a diffusers folder; by default from scratch.")
-    ] = "",
-    keep_latents: Annotated[
-        bool | None,
-        typer.Option(
-            "--keep-latents/--new-latents",
-            help="Train only the decoder, so networks trained on these latents stay valid; default with --from.",
-        ),
-    ] = None,
-    shape: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME",
-            help="From scratch: compact (8×8×16 latents), deep (8×8×32) or wide (16×16×8); else compact.",
-        ),
-    ] = "",
-    kl: Annotated[
-        float | None, typer.Option(min=1e-9, max=0.1, help="Weight of the KL term; its first value if it adapts.")
-    ] = None,
-    noise_to_signal: Annotated[
-        float | None,
-        typer.Option(min=0, max=10, help="Wanted in the latents; the KL term's weight adapts to it, 0: it stays."),
-    ] = None,
-    equivariance: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Share of batches with rotated, rescaled latents and pictures.")
-    ] = None,
-    perceptual: Annotated[
-        float | None, typer.Option(min=0, max=100, help="Weight of the difference in the judge's features.")
-    ] = None,
-    variants: Annotated[
-        int | None, typer.Option(min=1, max=64, help="Variants of each drawing of the built-in artwork; else 4.")
-    ] = None,
+    source: AutoencoderSource = "",
+    keep_latents: AutoencoderKeepLatents = None,
+    shape: AutoencoderShape = "",
+    kl: AutoencoderKl = None,
+    noise_to_signal: AutoencoderNoiseToSignal = None,
+    equivariance: AutoencoderEquivariance = None,
+    perceptual: AutoencoderPerceptual = None,
+    variants: AutoencoderVariants = None,
     data: Pictures = None,
     cache: Cache = None,
 ) -> None:
@@ -70,44 +79,47 @@ def autoencoder(
         raise typer.Exit(train_autoencoder(session, source, data, cache, overrides))
 
 
+DecoderSource = Annotated[
+    str,
+    typer.Option("--from", metavar="MODEL", help="Whose latents it decodes: embedded, or a folder with unet and vae."),
+]
+DecoderWidths = Annotated[
+    str | None,
+    typer.Option(
+        metavar="LIST",
+        help="Widths of the two new levels, from the pixels' end, or of all levels; else the autoencoder's outermost.",
+    ),
+]
+DecoderPictures = Annotated[
+    int | None, typer.Option("--pictures", min=8, max=20000, help="Prepared before training, 220 kB each; else 3000.")
+]
+DecoderCrop = Annotated[int | None, typer.Option(min=2, max=64, help="Latents a side that a step decodes; else 12.")]
+DecoderGanWeight = Annotated[
+    float | None,
+    typer.Option(min=0, max=10, help="Length of the discriminator's gradient, relative to the losses'; else 0.5."),
+]
+DecoderGanFrom = Annotated[
+    float | None, typer.Option(min=0, max=1, help="Share of the run after which the discriminator learns; else 0.3.")
+]
+DecoderSharpness = Annotated[
+    float | None, typer.Option(min=0, max=100, help="Weight of the difference in local gradient energy; else 0.5.")
+]
+DecoderPerceptual = Annotated[
+    float | None, typer.Option(min=0, max=100, help="Weight of the difference in the judge's features; else 0.1.")
+]
+
+
 @with_train_options
 def decoder(
     options: TrainOptions,
-    source: Annotated[
-        str,
-        typer.Option(
-            "--from", metavar="MODEL", help="Whose latents it decodes: embedded, or a folder with unet and vae."
-        ),
-    ] = "embedded",
-    widths: Annotated[
-        str | None,
-        typer.Option(
-            metavar="LIST",
-            help="Widths of the two new levels, from the pixels' end, or of all levels; else the autoencoder's "
-            "outermost.",
-        ),
-    ] = None,
-    pictures: Annotated[
-        int | None,
-        typer.Option("--pictures", min=8, max=20000, help="Prepared before training, 220 kB each; else 3000."),
-    ] = None,
-    crop: Annotated[
-        int | None, typer.Option(min=2, max=64, help="Latents a side that a step decodes; else 12.")
-    ] = None,
-    gan_weight: Annotated[
-        float | None,
-        typer.Option(min=0, max=10, help="Length of the discriminator's gradient, relative to the losses'; else 0.5."),
-    ] = None,
-    gan_from: Annotated[
-        float | None,
-        typer.Option(min=0, max=1, help="Share of the run after which the discriminator learns; else 0.3."),
-    ] = None,
-    sharpness: Annotated[
-        float | None, typer.Option(min=0, max=100, help="Weight of the difference in local gradient energy; else 0.5.")
-    ] = None,
-    perceptual: Annotated[
-        float | None, typer.Option(min=0, max=100, help="Weight of the difference in the judge's features; else 0.1.")
-    ] = None,
+    source: DecoderSource = "embedded",
+    widths: DecoderWidths = None,
+    pictures: DecoderPictures = None,
+    crop: DecoderCrop = None,
+    gan_weight: DecoderGanWeight = None,
+    gan_from: DecoderGanFrom = None,
+    sharpness: DecoderSharpness = None,
+    perceptual: DecoderPerceptual = None,
     cache: Cache = None,
 ) -> None:
     """Train a decoder that draws a model's pictures four times as large, on latents that its network denoised."""
@@ -127,38 +139,44 @@ def decoder(
         raise typer.Exit(train_decoder(session, source, cache, overrides))
 
 
+DiffusionSource = Annotated[
+    str,
+    typer.Option(
+        "--from", metavar="MODEL", help="The starting model: embedded, a diffusers folder, or (diffusion) scratch."
+    ),
+]
+DiffusionAutoencoder = Annotated[
+    str,
+    typer.Option(
+        "--autoencoder",
+        metavar="FOLDER",
+        help="Train on the latents of this autoencoder; by default on those of the starting model's own.",
+    ),
+]
+DiffusionFocus = Annotated[
+    Path | None,
+    typer.Option(
+        "--focus",
+        metavar="FILE",
+        help='Drawings of the built-in artwork to learn better, one a line: "label" or "label, style".',
+    ),
+]
+DiffusionFocusShare = Annotated[
+    float | None,
+    typer.Option("--focus-share", min=0.01, max=0.99, help="Share of the pictures in --focus.  [default: 0.35]"),
+]
+
+
 @with_train_options
 def diffusion(
     options: TrainOptions,
-    source: Annotated[
-        str,
-        typer.Option(
-            "--from", metavar="MODEL", help="The starting model: embedded, a diffusers folder, or (diffusion) scratch."
-        ),
-    ] = "embedded",
-    autoencoder: Annotated[
-        str,
-        typer.Option(
-            "--autoencoder",
-            metavar="FOLDER",
-            help="Train on the latents of this autoencoder; by default on those of the starting model's own.",
-        ),
-    ] = "",
+    source: DiffusionSource = "embedded",
+    autoencoder: DiffusionAutoencoder = "",
     data: Pictures = None,
     cache: Cache = None,
     flip: Flip = False,
-    focus: Annotated[
-        Path | None,
-        typer.Option(
-            "--focus",
-            metavar="FILE",
-            help='Drawings of the built-in artwork to learn better, one a line: "label" or "label, style".',
-        ),
-    ] = None,
-    focus_share: Annotated[
-        float | None,
-        typer.Option("--focus-share", min=0.01, max=0.99, help="Share of the pictures in --focus.  [default: 0.35]"),
-    ] = None,
+    focus: DiffusionFocus = None,
+    focus_share: DiffusionFocusShare = None,
 ) -> None:
     """Train the diffusion network, on the built-in artwork or on a folder of captioned pictures."""
     from training.commands.builtin_artwork import read_focus
