@@ -78,7 +78,7 @@ PURE = [
     "bot.images.moderation_status",
     "bot.domain.incidents",
     "bot.policy.fair_queue",
-    "bot.policy.queue_bypass",
+    "bot.policy.fair_queue",
     "bot.policy.wait_reason",
     "bot.jobs.active_jobs",
     "bot.images.films.ladder_film",

@@ -22,12 +22,12 @@ PRODUCT_ROOMS = ("bot", "engine", "training", "benchmarks")
 PRODUCT_SOURCES = sorted(path for room in PRODUCT_ROOMS for path in (ROOT / room).rglob("*.py"))
 
 IGNORED_LINES = 16  # lines of the product that ignore one rule
-LOOSE_TEST_FILES = 422  # files of tests and tools that are not strict
+LOOSE_TEST_FILES = 416  # files of tests and tools that are not strict
 # Each library that leaves its types open: a file that would fail without the exception, and what is open there.
 UNTYPED_LIBRARIES = {
     "av": ("bot/images/films/formats.py", "mux"),
     "diffusers": ("engine/models/families/flow_matching.py", "calculate_shift"),
-    "discord": ("bot/discord/commands/registry.py", "imagine"),
+    "discord": ("bot/discord/commands/generation/reproduce.py", "autocomplete"),
     "huggingface_hub": ("engine/models/loading/single_file.py", "snapshot_download"),
     "nats": ("engine/bus/streams.py", "add_stream"),
     "nkeys": ("engine/bus/worker_keys.py", "from_seed"),

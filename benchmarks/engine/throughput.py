@@ -28,10 +28,10 @@ from benchmarks.report.figure_row import FigureRow
 from engine.calibration.measurement import probe_recipe
 from engine.contract import Dtype, Recipe, count_row_steps
 from engine.models.families.diffusers_family import DiffusersFamily
-from engine.models.families.embedded import load_text_encoder
 from engine.models.families.stable_diffusion import StableDiffusion
 from engine.models.family import TORCH_DTYPES, Family
 from engine.models.network.network_copies import place_network
+from engine.models.text_embedder import load_text_encoder
 
 log = logging.getLogger(__name__)
 

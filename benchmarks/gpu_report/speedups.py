@@ -20,7 +20,7 @@ from engine.calibration.measurement import probe_recipe
 from engine.contract import Dtype
 from engine.models.families.diffusers_family import DiffusersFamily
 from engine.models.family import Family
-from engine.models.network.cuda_graphs import FORWARDS_BEFORE_RECORDING
+from engine.models.network.forward_runner import FORWARDS_BEFORE_RECORDING
 from engine.process.offload_request import OFFLOADS, Offload
 
 BATCH_SIZES = (2, 4, 8, 16)

@@ -34,10 +34,10 @@ from engine.batching.input_pictures import load_pictures
 from engine.calibration.calibration import calibrate
 from engine.contract import Concept, ControlImage, Dtype, Recipe, ReferenceImage
 from engine.device.torch_device import choose_device
-from engine.models.control.control_network import ControlNet
+from engine.models.control.control_networks import ControlNet
 from engine.models.families.diffusers_family import DiffusersFamily
 from engine.models.family import TORCH_DTYPES
-from engine.models.files.data_folders import CONTROL_FOLDER, REFERENCE_FOLDER
+from engine.models.files.added_kind import CONTROL_FOLDER, REFERENCE_FOLDER
 from engine.models.pictures.picture_conditions import PictureConditions
 
 diffusers: Any = import_module("diffusers")  # their lazy modules export nothing that a type checker sees

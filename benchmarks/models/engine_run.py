@@ -31,7 +31,7 @@ from engine.models.family import Family
 from engine.models.files.model_source import find_model
 from engine.models.loading.memory_estimate import estimate_bytes
 from engine.models.loading.number_formats import FormatChooser
-from engine.models.quantization.part_quantization import PartQuantization
+from engine.models.quantization.choice import PartQuantization
 from engine.output.decode_worker import DecodeWorker
 
 

@@ -21,7 +21,7 @@ import torch
 from benchmarks.models.diffusers_run import print_output_line, read_memory, synchronize_gpu
 from benchmarks.models.memory_run import reset_peak_memory
 from engine.device.torch_device import choose_device
-from engine.models.autoencoder import tiled_decode, tiled_encode
+from engine.models.autoencoder import tiled_decode
 from engine.models.autoencoder.autoencoder import avoid_overflow
 from engine.models.network.network_copies import detach_from_file
 
@@ -50,9 +50,9 @@ def main(run_spec: dict[str, Any]) -> None:
         encode(pixels[..., :tile, :tile])  # builds the kernels
         latents = _measure(
             "encode",
-            tiled_encode.estimate_encode_bytes(vae, pixels),
+            tiled_decode.estimate_encode_bytes(vae, pixels),
             lambda: encode(pixels),
-            lambda: tiled_encode.encode_tiles(encode, pixels, factor),
+            lambda: tiled_decode.encode_tiles(encode, pixels, factor),
         ).to(vae.dtype)
         _measure(
             "decode",

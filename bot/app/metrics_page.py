@@ -18,8 +18,8 @@ from prometheus_client.registry import Collector
 from bot.app.metrics import Metrics
 from bot.jobs.model_catalog import PoolSummary, group_by_pool
 from bot.store import DatabaseUnavailable, Store
-from bot.store.jobs import queue_metrics
-from bot.store.jobs.queue_metrics import JobGroup
+from bot.store.jobs import queries
+from bot.store.jobs.queries import JobGroup
 from engine.bus import Bus
 
 TIERS = ("standard", "relaxed")  # always listed, empty or not
@@ -60,7 +60,7 @@ class MetricsPage:
 
     async def _read_snapshot(self) -> QueueSnapshot:
         try:
-            groups = await self._store.query(queue_metrics.count_open_jobs)
+            groups = await self._store.query(queries.count_open_jobs)
         except DatabaseUnavailable:
             groups = None
         return QueueSnapshot(

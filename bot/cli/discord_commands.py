@@ -14,7 +14,7 @@ SUBCOMMAND_TYPES = (1, 2)  # types of options that are subcommands
 def check_commands(*, as_json: bool) -> tuple[str, bool]:
     """Return the text to print, and whether everything is within its limit."""
     from bot.discord.commands.command_limits import check_limits
-    from bot.discord.commands.registry import build_payload
+    from bot.discord.commands.command_tree import build_payload
 
     tree = asyncio.run(build_payload())
     limit_rows = check_limits(tree)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from logging import Logger
-from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from bot.discord.channel_visibility import refusal_reason, with_channel_privacy
-from bot.discord.extension import list_feature_commands
 from bot.discord.responses import member_of, send_error, send_refusal
 from bot.domain.errors import UserError
 from bot.policy.permissions import Action, forbidden_reason, job_ref
@@ -24,48 +22,8 @@ if TYPE_CHECKING:
     Interaction = discord.Interaction[DarkroomClient]
 
 CHARGED = "charged"  # in an interaction's extras: its member's rate has paid for it
-# Each command's and menu's action in the table. /settings, /moderation and the menu Report check theirs themselves.
-COMMAND_ACTIONS: Mapping[str, Action] = MappingProxyType(
-    {
-        **dict.fromkeys(("imagine", "mix", "walk"), "imagine"),
-        "blend": "blend",
-        "edit": "edit",
-        "describe": "describe",
-        "party": "party",
-        "say": "party",
-        **dict.fromkeys(("fast", "relax", "turbo", "stealth", "public"), "prefer"),
-        "queue": "queue",
-        "cancel": "cancel",
-        "mine": "mine",
-        "info": "info",
-        "prefer": "prefer",
-        "reproduce": "reproduce",
-        "film": "film",
-        "help": "help",
-        "my-data": "export",
-        "forget-me": "forget",
-        "Reproduce": "reproduce",
-        "Use as prompt": "prompt",
-        "Details": "details",
-    }
-)
-# The action that a command or menu is charged for (`bot.policy.rates`), where it is another.
-COMMAND_RATES: Mapping[str, Action] = MappingProxyType(
-    {"party": "imagine", "settings": "settings", "moderation": "settings", "Report": "report"}
-)
 # They make jobs, or cost as much: the services check the rules.
 SELF_CHECKED_ACTIONS: tuple[Action, ...] = ("imagine", "blend", "describe", "reproduce")
-
-
-def list_command_actions() -> dict[str, Action]:
-    """Return each command's and menu's action in the table, those of features too."""
-    return {**COMMAND_ACTIONS, **{each.command.name: each.action for each in list_feature_commands()}}
-
-
-def list_command_rates() -> dict[str, Action]:
-    """Return the action that each command or menu is charged for, those of features too."""
-    added = {each.command.name: each.rate for each in list_feature_commands() if each.rate}
-    return {**list_command_actions(), **COMMAND_RATES, **added}
 
 
 def check_rate(interaction: discord.Interaction[DarkroomClient], action: Action) -> None:

@@ -16,6 +16,7 @@ from discord.app_commands import Choice, Range, locale_str
 
 from bot.discord.cards.job_cards import MAX_ALT, NO_PROMPT
 from bot.discord.checks import reply_on_error, require_permission
+from bot.discord.declarations import declare
 from bot.discord.job_choice import recent_jobs_autocomplete
 from bot.discord.permissions import check_can_attach
 from bot.discord.responses import NO_MENTIONS, destination_of, member_of
@@ -63,7 +64,10 @@ class FilmRequest:
     index: int = 0
 
 
-@app_commands.command(description="Show how a picture came out of the noise, as an animation")
+@app_commands.command(
+    description="Show how a picture came out of the noise, as an animation",
+    extras=declare("film", help="a film of its steps"),
+)
 @app_commands.describe(
     job="Choose one; a link to its message, its id or its seed works too",
     format="The file format",

@@ -21,12 +21,12 @@ from discord.http import Route
 from bot.discord.client import ButtonCard, DarkroomClient
 from bot.discord.commands import context_menus
 from bot.discord.commands.command_tree import DarkroomCommandTree
-from bot.discord.commands.registry import COMMANDS, DYNAMIC_ITEMS
 from bot.discord.commands.translations import CommandTranslator
 from bot.discord.components import reports
 from bot.discord.components.buttons import build_view, handle_job_form
 from bot.discord.components.deletion import delete_message
 from bot.discord.components.reactions import Reactions
+from bot.discord.declarations import list_commands, list_dynamic_items
 from bot.discord.delivery.courier import Courier, EditContent
 from bot.discord.delivery.discord_api import MessageClient
 from bot.discord.delivery.edit_policy import EditPolicy
@@ -70,13 +70,13 @@ class RunningClient(DarkroomClient):
         return self.tree.mention(name)
 
     async def setup_hook(self) -> None:
-        self.add_dynamic_items(*DYNAMIC_ITEMS)
+        self.add_dynamic_items(*list_dynamic_items())
         self.services.front_end.connect(
             post_report=partial(reports.post_report, self),
             delete_message=partial(delete_message, self, raise_unreachable=True),
         )
         self.operator_ids = operator_ids_of(await self.application_info())
-        for command in COMMANDS:
+        for command in list_commands():
             self.tree.add_command(command)
         await self.tree.set_translator(CommandTranslator())
         await self.tree.sync_if_changed(self._commands_file)

@@ -5,7 +5,7 @@ name and loads where it needs them, so the shell starts without SQL and HTTP:
 
 - `tables`: its SQL tables. `store`: its SQL, with functions that the core calls inside a transaction (`load_hooks`).
 - `service`: `open_service`, an async context manager over the wired application that yields a `RunningFeature`.
-- `discord`: `COMMANDS`, `DYNAMIC_ITEMS` and more (`bot.discord.extension`). `cli`: `COMMANDS`, its shell commands by
+- `discord`: `COMMANDS`, `DYNAMIC_ITEMS` and more (`bot.discord.declarations`). `cli`: `COMMANDS`, its shell commands by
   name, with `CONTEXT_SETTINGS`.
 - `web`: `ROUTES`, and what its addresses need (`bot.web.routes`).
 

@@ -29,9 +29,9 @@ from bot.images.moderation_status import hold_reason, is_held
 from bot.images.picture_store import PictureStore
 from bot.images.rendered_files import PICTURE_GONE, RenderedFiles
 from bot.store import Store, StoredPicture
-from bot.store.jobs import interpolations
-from bot.store.jobs.amendments import list_amendments
+from bot.store.jobs import queries
 from bot.store.moderation import reviews
+from bot.store.transitions.amendments import list_amendments
 from engine.contract import Recipe
 
 CACHED_LADDERS = 16  # jobs whose keyframe thumbnails, and pictures whose steps, stay in memory
@@ -152,7 +152,7 @@ class Gallery:
     async def _walk_images(self, job: str) -> list[StoredPicture]:
         """Return the images of a walk that may be shown, in order. Raises `UserError` (404) if it has no film."""
         visible_images: list[StoredPicture] = []
-        for part in await self._store.query(interpolations.list_parts, job):
+        for part in await self._store.query(queries.list_parts, job):
             if not is_end(part.state):
                 raise UserError(WALK_UNFINISHED, 404)
             if part.deleted is None:

@@ -20,7 +20,7 @@ from bot.jobs.active_jobs import ActiveJobs
 from bot.policy.worker_losses import retry_pause
 from bot.store import JobRecord, Store, Transition
 from bot.store.jobs import queries
-from bot.store.transitions.corrupt_rows import UNREADABLE_TEXT, fail_unreadable_jobs
+from bot.store.transitions.job_admin import UNREADABLE_TEXT, fail_unreadable_jobs
 from engine.bus import BrokerUnreachable, Bus
 from engine.contract import Blame, required_blobs
 

@@ -20,8 +20,7 @@ from bot.jobs.quota import check_device_time
 from bot.policy.limits import Limits
 from bot.policy.rules import resolve
 from bot.store import DatabaseUnavailable, NewJob, Store
-from bot.store.fairness.ledger import Ledger
-from bot.store.fairness.work_charges import reserve_charge, settle_charge
+from bot.store.fairness.ledger import Ledger, reserve_charge, settle_charge
 from engine.contract import UpscaleMethod, UpscaleTask
 
 MAX_LOAD_SECONDS = 60.0  # device-seconds that a load costs at most

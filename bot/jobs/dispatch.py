@@ -25,13 +25,13 @@ from bot.jobs.completion import BrokerBlobs, JobCompletion
 from bot.jobs.forecast import Forecast, QueuePlace
 from bot.jobs.model_catalog import ModelCatalog, PoolSummary, group_by_pool
 from bot.jobs.recipe import renew_recipe
+from bot.policy.fair_queue import QueueBypass
 from bot.policy.limits import Limits
-from bot.policy.queue_bypass import QueueBypass
 from bot.policy.rules.running_limits import RunningLimits
 from bot.policy.worker_losses import is_on_probation
 from bot.store import DatabaseUnavailable, JobRecord, PickRequest, Store, Transition, rules
-from bot.store.jobs.amendments import AmendmentRecord, list_jobs_with_waiting, list_waiting, read_recipe_cost
-from bot.store.transitions import pool_changes
+from bot.store.transitions import job_admin
+from bot.store.transitions.amendments import AmendmentRecord, list_jobs_with_waiting, list_waiting, read_recipe_cost
 from engine.bus import BrokerUnreachable, Bus
 from engine.contract import (
     MAX_AMENDMENTS_AT_ONCE,
@@ -304,7 +304,7 @@ class JobRerouter:
             await self._recall_job(active_job)
         movable_models = {
             pool: _find_movable_models(pool, live_pools)
-            for pool in await self._store.query(pool_changes.list_waiting_pools)
+            for pool in await self._store.query(job_admin.list_waiting_pools)
         }
         self._page_cursors = {
             pool: await self._move_page(pool, models) for pool, models in movable_models.items() if models
@@ -313,7 +313,7 @@ class JobRerouter:
     async def _move_page(self, pool: str, models: Collection[str]) -> str:
         """Move the movable jobs of one page. Return the job after which the next page begins, empty to start over."""
         records, cursor = await self._store.query(
-            pool_changes.list_waiting_jobs, pool, models, self._page_cursors.get(pool, "")
+            job_admin.list_waiting_jobs, pool, models, self._page_cursors.get(pool, "")
         )
         for record in records:
             await self._move_job(record)

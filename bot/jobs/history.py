@@ -12,8 +12,8 @@ from bot.domain.texts import shorten
 from bot.jobs.views import JobViews
 from bot.store import JobRecord, Store
 from bot.store.jobs import destinations
-from bot.store.jobs import history as stored
-from bot.store.jobs.history import HistoryFilter
+from bot.store.jobs import queries as stored
+from bot.store.jobs.queries import HistoryFilter
 from engine.contract import Recipe
 
 __all__ = ["History", "HistoryEntry", "HistoryFilter", "HistoryPage"]

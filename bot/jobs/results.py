@@ -21,7 +21,7 @@ from bot.jobs.completion import BrokerBlobs, JobCompletion
 from bot.jobs.ingest import IncompleteJob, ResultIngest
 from bot.policy.worker_losses import is_on_probation
 from bot.store import DatabaseUnavailable, Store
-from bot.store.transitions import picture_writes
+from bot.store.transitions import job_writes
 from bot.store.transitions.amendments import answer_amendment
 from engine.bus import BrokerUnreachable, Bus, BusMessage, subjects
 from engine.contract import (
@@ -258,7 +258,7 @@ class ResultConsumer:
         return active_job.record.epoch < epoch and self._active_jobs.record_loss(active_job, now)
 
     async def _apply_handed_back(self, result: JobHandedBack) -> None:
-        is_first_report = await self._store.write(picture_writes.record_hand_back, result.job, result.epoch)
+        is_first_report = await self._store.write(job_writes.record_hand_back, result.job, result.epoch)
         active_job = self._active_jobs.by_id.get(result.job)
         if is_first_report and active_job is not None and active_job.record.epoch == result.epoch:
             idle_attempts = active_job.record.attempts_without_progress - 1

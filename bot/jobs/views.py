@@ -31,7 +31,7 @@ from bot.policy.permissions import Action, JobRef, forbidden_reason
 from bot.store import JobRecord, Store, StoredPicture
 from bot.store.deletion import retention
 from bot.store.deletion.retention import DeletionReason
-from bot.store.jobs import destinations, interpolations, queries
+from bot.store.jobs import destinations, queries
 from engine.contract import Recipe, count_requested_evaluations
 
 MAX_WAITING_SHOWN = 100  # waiting jobs
@@ -154,9 +154,7 @@ class JobViews:
         interpolated = [
             record for record in records if isinstance(record.task, Recipe) and record.task.interpolation is not None
         ]
-        film_enders = (
-            await self._store.query(interpolations.find_last_finished, interpolated) if interpolated else set[str]()
-        )
+        film_enders = await self._store.query(queries.find_last_finished, interpolated) if interpolated else set[str]()
         return [
             self._build_view(
                 record,

@@ -26,8 +26,8 @@ from bot.store.jobs import queries
 from bot.store.jobs.records import RELAXED_TIER, JobRecord, NewJob, StoredPicture, Transition
 from bot.store.leader_terms import LeaderTerm, NotLeader
 from bot.store.schema.migration import migrate_tables
-from bot.store.transitions import completion, job_transitions, picture_writes, pool_changes
-from bot.store.transitions.completion import JobStats
+from bot.store.transitions import job_admin, job_transitions, job_writes
+from bot.store.transitions.job_transitions import JobStats
 from engine.contract import ModelProfile, UpscaleMethod
 
 __all__ = [
@@ -232,7 +232,7 @@ class Store:
 
     async def reroute_job(self, job: str, pool: str, now: float) -> JobRecord | None:
         """Move a waiting job to another pool; None if nothing changed."""
-        return await self._write_transition(pool_changes.reroute_job, job, pool, self._weights, now)
+        return await self._write_transition(job_admin.reroute_job, job, pool, self._weights, now)
 
     async def request_cancel(self, job: str, now: float) -> tuple[JobRecord | None, Transition | None]:
         """Cancel a waiting job, or flag a sent one as cancelling. Return the job now, and the transition."""
@@ -261,14 +261,14 @@ class Store:
         False: the job is unknown, deleted or over, or a newer epoch has it.
         """
         accepted, transition = await self.write(
-            completion.record_pictures, job, epoch, pictures, stats, now, method=method
+            job_transitions.record_pictures, job, epoch, pictures, stats, now, method=method
         )
         self.version += transition is not None
         return accepted, transition
 
     async def save_model(self, model: ModelProfile, pool: str, now: float) -> None:
         """Store a model's profile for times when no worker is online."""
-        await self.write(picture_writes.save_model, model, pool, now)
+        await self.write(job_writes.save_model, model, pool, now)
 
     async def get_job(self, job: str) -> JobRecord | None:
         """Return one job, or None."""

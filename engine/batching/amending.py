@@ -26,8 +26,8 @@ from engine.contract import (
     settle_fades,
 )
 from engine.contract.rejection import JobRejected
+from engine.models.families.picture_editing import is_edit
 from engine.models.family import Family
-from engine.models.picture_edits import is_edit
 
 CANNOT_STEER = "This sampler runs in the model's unmodified pipeline, which cannot be steered: choose another one."
 ENDS_ALREADY = "A picture of this job is finished already."

@@ -16,8 +16,8 @@ from engine.batching.input_pictures import get_blob
 from engine.batching.noise import slerp
 from engine.contract import Branch, ImageToImage, Ladder, MalformedMessage, Recipe, decode, map_step
 from engine.contract.rejection import JobRejected
+from engine.models.families.picture_editing import EditedPicture, EditedPictures, fit_edited_size, is_edit
 from engine.models.family import Family, with_autoencoder
-from engine.models.picture_edits import EditedPicture, EditedPictures, fit_edited_size, is_edit
 from engine.picture_files import open_image
 
 UNREADABLE_KEYFRAMES = "The keyframes that the picture branches from cannot be read."

@@ -32,10 +32,10 @@ from engine.contract import (
     recipe_for_image,
 )
 from engine.contract.rejection import JobRejected
+from engine.models.families.picture_editing import EditsPictures, is_edit
 from engine.models.family import Family, HasSingleFormat, TakesLoras, TakesPictures, find_judge, with_autoencoder
-from engine.models.picture_edits import EditsPictures, is_edit
 from engine.models.pictures.picture_conditions import PictureConditions
-from engine.models.quantization.quantized_network import find_quantization
+from engine.models.quantization.choice import find_quantization
 from engine.pipelines.network_call import refuse_unsupported_recipe
 from engine.sampling import NotTabled, Plan, compose
 

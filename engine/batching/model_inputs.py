@@ -18,8 +18,8 @@ from engine.contract import (
     pinned_bucket,
     recipe_for_image,
 )
+from engine.models.families.picture_editing import EditedPictures, EditsPictures
 from engine.models.family import Conditioning, Family
-from engine.models.picture_edits import EditedPictures, EditsPictures
 from engine.models.pictures.picture_conditions import PictureCondition, PictureConditions, PictureSlot
 
 MAX_KEPT_INPUTS = 8  # of one image, for different texts or guidance

@@ -21,6 +21,7 @@ from msgspec.structs import replace
 
 from engine.calibration.measurement import TIMED_BUCKETS, Clock, candidate_dtypes, measure_times
 from engine.contract import PIPELINE_SAMPLERS, Dtype, ModelProfile, Sampler
+from engine.models.families.picture_editing import EditsPictures
 from engine.models.family import (
     CanBeOffloaded,
     Family,
@@ -32,9 +33,8 @@ from engine.models.family import (
     TakesPictures,
     find_judge,
 )
-from engine.models.picture_edits import EditsPictures
-from engine.models.pictures.picture_support import PictureSupport
-from engine.models.quantization.quantized_network import find_quantization
+from engine.models.pictures.picture_conditions import PictureSupport
+from engine.models.quantization.choice import find_quantization
 from engine.process.atomic_file import write_atomically
 from engine.sampling import NotTabled
 

@@ -8,7 +8,7 @@ import torch
 
 from engine.models.autoencoder.autoencoder_files import AUTOENCODER_KIND
 from engine.models.control.control_files import CONTROL_KIND
-from engine.models.files.data_folders import (
+from engine.models.files.added_kind import (
     AUTOENCODER_FOLDER,
     CONTROL_FOLDER,
     EMBEDDING_FOLDER,
@@ -16,7 +16,7 @@ from engine.models.files.data_folders import (
     PREPROCESSOR_FOLDER,
     REFERENCE_FOLDER,
 )
-from engine.models.files.fingerprint import combine_fingerprints
+from engine.models.files.model_source import combine_fingerprints
 from engine.models.lora.lora_files import find_loras
 from engine.models.preprocessing.preprocessors import Preprocessors
 from engine.models.reference.adapter_files import REFERENCE_KIND

@@ -26,22 +26,20 @@ from engine.model_cache.loaded_models import LoadedModels
 from engine.model_cache.loader import free_memory
 from engine.models.autoencoder.autoencoder_files import AUTOENCODER_KIND
 from engine.models.families.diffusers_family import DiffusersFamily
-from engine.models.families.embedded import EMBEDDED_MODEL, WEIGHTS_FOLDER
+from engine.models.families.embedded import EMBEDDED_MODEL
 from engine.models.family import Family
-from engine.models.files.data_folders import AUTOENCODER_FOLDER
-from engine.models.files.fingerprint import fingerprint_folder
-from engine.models.files.model_source import ModelSource, find_model
+from engine.models.files.added_kind import AUTOENCODER_FOLDER
+from engine.models.files.model_source import ModelSource, find_model, fingerprint_folder
 from engine.models.loading.memory_estimate import InspectedModel, LoadChoice, estimate_embedded_bytes
-from engine.models.loading.network_file import is_network_file
 from engine.models.loading.number_formats import FormatChooser
 from engine.models.loading.pipeline_loader import OnProgress
-from engine.models.loading.single_file import find_configs
-from engine.models.network.group_offload import remove_stale_folders
-from engine.models.quantization.choice import SizedQuantization, choose_quantizations
-from engine.models.quantization.part_quantization import PartQuantization
+from engine.models.loading.single_file import find_configs, is_network_file
+from engine.models.network.pipeline_offload import remove_stale_folders
+from engine.models.quantization.choice import PartQuantization, SizedQuantization, choose_quantizations
 from engine.process.chosen_quantization import find_requests
 from engine.process.load_progress import format_size
 from engine.process.model_settings import ModelSettings, ModelSettingsError, read_model_settings
+from engine.process.model_words import WEIGHTS_FOLDER
 from engine.process.offload_request import OffloadRequest
 from engine.process.quantization_request import UNQUANTIZED, QuantizationRequests
 from engine.upscaling.super_resolver import SuperResolver

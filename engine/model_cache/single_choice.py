@@ -11,8 +11,7 @@ from engine.models.families.embedded import EMBEDDED_MODEL
 from engine.models.files.model_source import find_model
 from engine.models.loading.memory_estimate import InspectedModel, LoadChoice
 from engine.models.loading.number_formats import FormatChooser
-from engine.models.quantization.choice import choose_quantizations
-from engine.models.quantization.part_quantization import PartQuantization
+from engine.models.quantization.choice import PartQuantization, choose_quantizations
 from engine.process.chosen_quantization import find_requests
 from engine.process.offload_request import OffloadRequest
 from engine.process.quantization_request import QuantizationRequests

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from engine.models.files.model_source import ModelSource
     from engine.models.loading.pipeline_loader import LoadedPipeline, OnProgress
     from engine.models.network.pipeline_offload import PipelineOffload
-    from engine.models.quantization.part_quantization import PartQuantization
+    from engine.models.quantization.choice import PartQuantization
     from engine.process.offload_request import Offload
     from engine.upscaling.super_resolver import SuperResolver
 
@@ -79,12 +79,10 @@ def load_source(
     from engine.models.conditioners import add_conditioners
     from engine.models.families.diffusers_family import DiffusersFamily
     from engine.models.family import CanBeOffloaded
-    from engine.models.loading.network_file import is_network_file, load_network_file_pipeline
     from engine.models.loading.number_formats import LARGE_PARAMETERS, FormatChooser
     from engine.models.loading.pipeline_loader import load_folder_pipeline
-    from engine.models.loading.single_file import load_file_pipeline
-    from engine.models.quantization.part_quantization import PartQuantization
-    from engine.models.quantization.quantized_network import HasQuantization
+    from engine.models.loading.single_file import is_network_file, load_file_pipeline, load_network_file_pipeline
+    from engine.models.quantization.choice import HasQuantization, PartQuantization
 
     threshold = LARGE_PARAMETERS if large_threshold is None else large_threshold
     format_chooser = FormatChooser(torch.device(device), threshold, quantization or PartQuantization())
@@ -135,8 +133,7 @@ def _make_family(
     loaded: LoadedPipeline, source: ModelSource, device: torch.device | str, resolver: SuperResolver | None
 ) -> Family:
     from engine.models.autoencoder.large_decoder import LargeDecoder
-    from engine.models.families.latent_consistency import as_stable_diffusion
-    from engine.models.families.stable_diffusion import StableDiffusion
+    from engine.models.families.stable_diffusion import StableDiffusion, as_stable_diffusion
     from engine.models.registry import FAMILY_BY_PIPELINE, INPAINTING_PIPELINES, LATENT_CONSISTENCY, STABLE_DIFFUSION
     from engine.models.whole_pipeline.generic_family import GenericFamily
 
@@ -158,7 +155,7 @@ def _make_family(
 
 def _make_revision(source: ModelSource, quantization: PartQuantization) -> str:
     """Return the fingerprint of the files; another one if text encoders are quantised, which no recipe names."""
-    from engine.models.files.fingerprint import combine_fingerprints
+    from engine.models.files.model_source import combine_fingerprints
 
     fingerprint = source.compute_fingerprint()
     return (

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from engine.contract import PIPELINE_SAMPLERS
 from engine.models.families.diffusers_family import DiffusersFamily
-from engine.models.inpainting.inpainting_channels import needs_mask
-from engine.models.inpainting.inpainting_conditioner import InpaintingConditioner
+from engine.models.inpainting.inpainting_conditioner import InpaintingConditioner, needs_mask
 from engine.models.reference.reference_conditioner import ReferenceConditioner
 
 

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from engine.models.text.sentence_vectors import embed_texts
+from engine.models.text_embedder import embed_texts
 
 WEIGHTS_FILE = "judge.safetensors"
 LABELS_FILE = "labels.json"

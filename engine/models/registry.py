@@ -10,14 +10,13 @@ from engine.models.families.diffusers_family import DiffusersFamily
 from engine.models.families.flux import Flux, FluxKontext
 from engine.models.families.flux2 import Flux2
 from engine.models.families.hidream import HiDream
-from engine.models.families.inpainting import as_stable_diffusion_xl
-from engine.models.families.latent_consistency import as_stable_diffusion
 from engine.models.families.lumina2 import Lumina2
 from engine.models.families.pixart import PixArt
 from engine.models.families.qwen_image import QwenImage, QwenImageEdit, QwenImageEditPlus
 from engine.models.families.sana import Sana
 from engine.models.families.sd3 import StableDiffusion3
-from engine.models.families.sdxl import StableDiffusionXL
+from engine.models.families.sdxl import StableDiffusionXL, as_stable_diffusion_xl
+from engine.models.families.stable_diffusion import as_stable_diffusion
 from engine.models.families.zimage import ZImage
 
 # `_make_family` builds these itself: StableDiffusionPipeline may take a super-resolver.

@@ -10,13 +10,17 @@ from engine.contract import ModelProfile
 from engine.contract.rejection import JobRejected
 from engine.model_cache.catalog_file import read_catalog
 from engine.models.autoencoder.autoencoder_files import AUTOENCODER_KIND
-from engine.models.control.compatibility import explain_mismatch
 from engine.models.control.control_conditioner import ControlConditioner
-from engine.models.control.control_files import CONTROL_KIND, ControlFile
-from engine.models.families.added_files import AddedFiles
+from engine.models.control.control_files import CONTROL_KIND, ControlFile, explain_mismatch
+from engine.models.families.diffusers_family import AddedFiles
 from engine.models.family import Family
-from engine.models.files.added_kind import AddedKind
-from engine.models.files.data_folders import AUTOENCODER_FOLDER, CONTROL_FOLDER, EMBEDDING_FOLDER, REFERENCE_FOLDER
+from engine.models.files.added_kind import (
+    AUTOENCODER_FOLDER,
+    CONTROL_FOLDER,
+    EMBEDDING_FOLDER,
+    REFERENCE_FOLDER,
+    AddedKind,
+)
 from engine.models.reference.adapter_files import REFERENCE_KIND, AdapterFile
 from engine.models.reference.reference_conditioner import ReferenceConditioner
 from engine.models.textual_inversion.embedding_files import EMBEDDING_KIND

@@ -13,7 +13,7 @@ from engine.contract.rejection import JobRejected
 from engine.device.torch_device import choose_device
 from engine.model_cache.single_choice import choose_for_one
 from engine.models.family import Family
-from engine.models.quantization.library_configs import find_obstacle
+from engine.models.quantization.stored_quantization import find_obstacle
 from engine.output.picture_check import PictureCheck
 from engine.process.load_progress import format_size
 from engine.process.quantization_request import QuantizationRequests

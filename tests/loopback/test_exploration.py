@@ -18,6 +18,7 @@ from tools.loopback.server import wait_until
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(240)]
 
 
+@pytest.mark.slow
 async def test_every_command_and_component_a_moderator_can_reach_is_answered(scene: Any) -> None:
     harness = scene.harness
     role = harness.guild.create_role("all", permissions=discord.Permissions.all())

@@ -225,6 +225,7 @@ def test_figures_and_the_sheet_compare_both_ways_with_the_drawings(tmp_path: Pat
 # --- the command
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("artwork")
 def test_a_stopped_run_resumes_bit_for_bit_and_denoises_once(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]

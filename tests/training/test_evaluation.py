@@ -17,7 +17,6 @@ from PIL import Image, ImageFilter
 from benchmarks.report.figure_row import format_json, format_table
 from engine.batching.engine import Engine
 from engine.contract import Job, Recipe
-from engine.models.families.embedded import WEIGHTS_FOLDER
 from engine.models.family import Family
 from engine.models.judge import (
     DEFAULT_WIDTHS,
@@ -30,6 +29,7 @@ from engine.models.judge import (
     read_labels,
     save_judge,
 )
+from engine.process.model_words import WEIGHTS_FOLDER
 from engine.prompt.style_guide import StyleGuide
 from engine.worker.local_run import LocalResult
 from shared.training_parts import THINGS, WIDTHS, drawing, drawings

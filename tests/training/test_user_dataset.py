@@ -19,9 +19,9 @@ from PIL import Image
 from bot.app.settings import load_settings as settings
 from bot.cli.imagine.runner import ImagineRequest, run_imagine
 from engine.models import load_model
-from engine.models.families.embedded import load_text_encoder
 from engine.models.families.stable_diffusion import StableDiffusion
-from engine.models.files.fingerprint import fingerprint_folder
+from engine.models.files.model_source import fingerprint_folder
+from engine.models.text_embedder import load_text_encoder
 from engine.output.previewer import Previewer
 from training.__main__ import main
 from training.commands.builtin_artwork import find_weights

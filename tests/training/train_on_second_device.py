@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
-from engine.models.families.embedded import WEIGHTS_FOLDER
 from engine.models.judge import JudgeNetwork
+from engine.process.model_words import WEIGHTS_FOLDER
 from shared.training_parts import (
     SCHEDULE,
     SHAPE,

@@ -15,8 +15,8 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from safetensors import SafetensorError
 
 from engine.models.autoencoder.large_decoder import LARGE_DECODER_FOLDER, LargeDecoder
-from engine.models.families.embedded import WEIGHTS_FOLDER
 from engine.models.judge import as_images
+from engine.process.model_words import WEIGHTS_FOLDER
 from training.commands import builtin_artwork
 from training.commands.progress import show_counts
 from training.commands.run_pixel_networks import (

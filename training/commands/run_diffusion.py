@@ -16,7 +16,7 @@ from torch import from_numpy
 
 from engine.models.families.embedded import EMBEDDED_MODEL
 from engine.models.family import SMALL_MODEL_SIZE
-from engine.models.files.fingerprint import fingerprint_folder
+from engine.models.files.model_source import fingerprint_folder
 from engine.output.previewer import choose_map_shape
 from engine.preview_maps.latent_map import LatentMap, LatentMapFit
 from engine.preview_maps.map_store import MODEL_MAP_FILE, write_map

@@ -17,9 +17,9 @@ from PIL import Image
 from safetensors import SafetensorError
 from torch import nn
 
-from engine.models.families.embedded import WEIGHTS_FOLDER
 from engine.models.judge import load_judge, save_judge
 from engine.models.text_embedder import Embedder
+from engine.process.model_words import WEIGHTS_FOLDER
 from engine.upscaling.super_resolver import BUILT_IN
 from training.commands import builtin_artwork, user_dataset
 from training.commands.progress import show_counts

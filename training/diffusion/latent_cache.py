@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from transformers.models.bert.modeling_bert import BertModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from engine.models.families.embedded import TOKENS, load_text_encoder
 from engine.models.judge import as_images
+from engine.models.text_embedder import TOKENS, load_text_encoder
 from training.core.learner import mixed_precision, spread_rows
 from training.diffusion.models import LoadedModel
 from training.pictures.artwork import Artwork

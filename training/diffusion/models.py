@@ -18,12 +18,14 @@ from safetensors import SafetensorError, safe_open
 
 from engine.contract.rejection import JobRejected
 from engine.models.autoencoder.large_decoder import LARGE_DECODER_FOLDER
-from engine.models.families.embedded import EMBEDDED_MODEL, WEIGHTS_FOLDER, build_pipeline, load_text_encoder
-from engine.models.families.latent_consistency import detect_guides
-from engine.models.files.fingerprint import fingerprint_folder
+from engine.models.families.embedded import EMBEDDED_MODEL, build_pipeline
+from engine.models.families.stable_diffusion import detect_guides
+from engine.models.files.model_source import fingerprint_folder
 from engine.models.library_logging import silence_libraries
 from engine.models.loading.pipeline_loader import find_folder, load_training_pipeline
+from engine.models.text_embedder import load_text_encoder
 from engine.preview_maps.map_store import MODEL_MAP_FILE
+from engine.process.model_words import WEIGHTS_FOLDER
 from engine.process.settings import default_data
 
 INDEX_FILE = "model_index.json"

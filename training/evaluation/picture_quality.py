@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from benchmarks.report.figure_row import FigureRow
-from engine.models.families.embedded import WEIGHTS_FOLDER
 from engine.models.judge import as_images, resize_pictures
+from engine.process.model_words import WEIGHTS_FOLDER
 from training.evaluation import goals
 from training.evaluation.context import EvaluationContext
 from training.evaluation.measures import (

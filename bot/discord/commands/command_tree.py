@@ -12,12 +12,14 @@ import json
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import discord
 from discord import app_commands
 
-from bot.discord.checks import check_rate, list_command_actions, list_command_rates, report_errors, require_permission
+from bot.discord.checks import check_rate, report_errors, require_permission
+from bot.discord.commands.translations import CommandTranslator
+from bot.discord.declarations import list_command_actions, list_command_rates, list_commands
 from bot.discord.responses import send_error
 
 if TYPE_CHECKING:
@@ -111,3 +113,12 @@ def _read_state(state_file: Path) -> RegisteredCommands:
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):  # no file yet, or not one of ours
         return RegisteredCommands()
+
+
+async def build_payload() -> list[dict[str, Any]]:
+    """Return the payload that Discord gets; needs no connection."""
+    tree = DarkroomCommandTree(cast(Any, discord.Client(intents=discord.Intents(guilds=True))))
+    await tree.set_translator(CommandTranslator())
+    for command in list_commands():
+        tree.add_command(command)
+    return await tree.build_payload()

@@ -14,6 +14,7 @@ from bot.discord.commands.generation.reproduce import reproduce_job
 from bot.discord.commands.limits_overview import show_details
 from bot.discord.components.forms import create_form, form_id, open_form, parse_submission, text_field
 from bot.discord.components.reports import open_report_form
+from bot.discord.declarations import declare
 from bot.discord.job_choice import find_shown_job, require_shown_job
 from bot.domain.errors import UserError
 from bot.prompt.permutations import escape_braces
@@ -31,19 +32,19 @@ FORM_NAME = "prompt"
 NO_JOB_ID = "0" * 26
 
 
-@app_commands.context_menu(name="Reproduce")
+@app_commands.context_menu(name="Reproduce", extras=declare("reproduce"))
 async def reproduce_message(interaction: discord.Interaction[DarkroomClient], message: discord.Message) -> None:
     async with reply_on_error(interaction):
         await reproduce_job(interaction, await require_shown_job(interaction, message))
 
 
-@app_commands.context_menu(name="Details")
+@app_commands.context_menu(name="Details", extras=declare("details"))
 async def show_job_details(interaction: discord.Interaction[DarkroomClient], message: discord.Message) -> None:
     async with reply_on_error(interaction):
         await show_details(interaction, await require_shown_job(interaction, message))
 
 
-@app_commands.context_menu(name="Use as prompt")
+@app_commands.context_menu(name="Use as prompt", extras=declare("prompt"))
 async def use_as_prompt(interaction: discord.Interaction[DarkroomClient], message: discord.Message) -> None:
     """Open a form with the prompt of the bot's own message, or with the text of any other message."""
     async with reply_on_error(interaction):
@@ -55,7 +56,7 @@ async def use_as_prompt(interaction: discord.Interaction[DarkroomClient], messag
         await open_form(interaction, modal)
 
 
-@app_commands.context_menu(name="Report")
+@app_commands.context_menu(name="Report", extras=declare(rate="report"))
 async def report_message(interaction: discord.Interaction[DarkroomClient], message: discord.Message) -> None:
     async with reply_on_error(interaction):
         view = await require_shown_job(interaction, message)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import discord
 from discord import app_commands
 
-from bot.discord.extension import list_feature_commands
+from bot.discord.declarations import declare, list_help
 from bot.discord.responses import member_of, send_ephemeral
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ HELP_TEXT = """**Darkroom** turns prompts into pictures while you watch.
 -# Flags: `--ar 3:2` `--steps 40` `--seed 7` `--no fog` `--count 1` `--fast` `--turbo` `--relax` `--guidance 5` \
 `--model …` `--sampler euler`
 -# Also `--lora name:0.8`, `--control canny`, `(word:1.2)`
--# `red apple:: blue::-0.5` weights parts, `{{red, green}} apple` makes both.
+-# `red apple:: blue::-0.5` weights parts, `{red, green} apple` makes both.
 
 **Under a picture**
 **U** upscales one, **V** varies it, 🔄 takes another seed, ✏️ another prompt, 🎞️ shows the film.
@@ -29,46 +30,14 @@ While it develops, *Keep…* lets images go and *Say more…* changes it.
 -# React with ✉️ to get it by message, with ❌ to cancel or delete yours.
 
 **Yours**
-{mine} · your pictures
-{queue} · who is before you, and why
-{cancel} · cancel a job
-{info} · your limits
-{prefer show} · pings, privacy, flag aliases; short: `/fast` `/relax` `/stealth` `/public`
-{reproduce} · the same once more
-{film} · a film of its steps
-{blend} · two to five pictures in one
-{edit} · one, changed as you say
-{mix} · two prompts in one
-{walk} · from one prompt to another, with a film
-{party} · steer one together: {say}, 👍, 👎
-{describe} · prompts for a picture{features}
-{my-data} · a copy of your data
-{forget-me} · delete your data
+{commands}
 
 -# A message's *Apps* menu reproduces its picture or uses its prompt."""
 STAFF_LINE = "-# {settings show} · limits, refused words and reports of this server"
-MENTIONED_COMMANDS = (
-    "imagine",
-    "blend",
-    "edit",
-    "mix",
-    "walk",
-    "party",
-    "say",
-    "describe",
-    "mine",
-    "queue",
-    "cancel",
-    "info",
-    "prefer show",
-    "reproduce",
-    "film",
-    "my-data",
-    "forget-me",
-)
+_COMMAND_NAME = re.compile(r"\{([a-z-]+(?: [a-z-]+)?)\}")
 
 
-@app_commands.command(name="help", description="What this bot does, and how to ask for it")
+@app_commands.command(name="help", description="What this bot does, and how to ask for it", extras=declare("help"))
 async def show_help(interaction: discord.Interaction[DarkroomClient]) -> None:
     member = member_of(interaction)
     is_staff = interaction.guild_id is not None and (member.is_moderator or member.is_admin or member.is_owner)
@@ -77,6 +46,6 @@ async def show_help(interaction: discord.Interaction[DarkroomClient]) -> None:
 
 def render_help(mention: Callable[[str], str], *, is_staff: bool) -> str:
     """Return the text; `is_staff`: for those who may see this server's settings."""
-    features = "".join(f"\n{mention(each.command.name)} · {each.help}" for each in list_feature_commands())
-    text = HELP_TEXT.format(**{name: mention(name) for name in MENTIONED_COMMANDS}, features=features)
-    return f"{text}\n{STAFF_LINE.format(**{'settings show': mention('settings show')})}" if is_staff else text
+    lines = "\n".join(f"{{{name}}} · {words}" for name, words in list_help().items())
+    text = HELP_TEXT.replace("{commands}", lines) + (f"\n{STAFF_LINE}" if is_staff else "")
+    return _COMMAND_NAME.sub(lambda match: mention(match[1]), text)

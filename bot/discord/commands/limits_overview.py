@@ -13,6 +13,7 @@ from discord.app_commands import Range
 
 from bot.discord.cards.details import render_details
 from bot.discord.checks import reply_on_error, require_permission
+from bot.discord.declarations import declare
 from bot.discord.job_choice import recent_jobs_autocomplete
 from bot.discord.responses import member_of, send_ephemeral
 from bot.domain import texts
@@ -35,7 +36,9 @@ MAX_LISTED = 8  # names of devices or models
 
 
 @app_commands.command(
-    name="info", description="Your limits and what is left of them, the queue and the workers; or one job"
+    name="info",
+    description="Your limits and what is left of them, the queue and the workers; or one job",
+    extras=declare("info", help="your limits"),
 )
 @app_commands.describe(job="All about this one; a link, an id or a seed works too")
 async def show_info(interaction: discord.Interaction[DarkroomClient], job: Range[str, 1, 300] | None = None) -> None:

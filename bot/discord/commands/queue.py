@@ -13,6 +13,7 @@ from bot.discord.cards import job_cards
 from bot.discord.cards.job_cards import NO_PROMPT
 from bot.discord.channel_visibility import with_channel_privacy
 from bot.discord.checks import reply_on_error, require_permission
+from bot.discord.declarations import declare
 from bot.discord.job_choice import ALL_JOBS, MAX_CHOICE_CHARS, suggest_open_jobs
 from bot.discord.responses import member_of, send_ephemeral
 from bot.domain import texts
@@ -27,7 +28,9 @@ if TYPE_CHECKING:
 DESCRIPTION_CANCELLED = "The description of your picture is cancelled: only what ran is charged."
 
 
-@app_commands.command(description="Who is before you, and why")
+@app_commands.command(
+    description="Who is before you, and why", extras=declare("queue", help="who is before you, and why")
+)
 async def queue(interaction: discord.Interaction[DarkroomClient]) -> None:
     async with reply_on_error(interaction):
         member = member_of(interaction)
@@ -40,7 +43,9 @@ async def queue(interaction: discord.Interaction[DarkroomClient]) -> None:
         await send_ephemeral(interaction, job_cards.render_queue(views, time.time(), hint, member.id))
 
 
-@app_commands.command(description="Cancel one of your jobs, or all of them")
+@app_commands.command(
+    description="Cancel one of your jobs, or all of them", extras=declare("cancel", help="cancel a job")
+)
 @app_commands.describe(job="Choose one, or all; a link, an id or a seed works too")
 async def cancel(interaction: discord.Interaction[DarkroomClient], job: Range[str, 1, MAX_CHOICE_CHARS]) -> None:
     async with reply_on_error(interaction):

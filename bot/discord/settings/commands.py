@@ -12,6 +12,7 @@ import discord
 from discord import app_commands
 from discord.app_commands import AppCommandChannel, Choice, Range
 
+from bot.discord.declarations import declare
 from bot.discord.settings import autocomplete, kill_switch, rule_changes, rule_file, rule_pages
 from bot.discord.settings.rule_changes import parse_target
 from bot.domain.errors import UserError
@@ -52,6 +53,7 @@ Channel = app_commands.Transform[int, ChannelTransformer]
 settings = app_commands.Group(
     name="settings",
     description="The limits and rules of this server",
+    extras=declare(rate="settings"),
     default_permissions=discord.Permissions(manage_guild=True),
     allowed_contexts=app_commands.AppCommandContext(guild=True, dm_channel=True, private_channel=False),
     allowed_installs=app_commands.AppInstallationType(guild=True, user=False),

@@ -9,6 +9,7 @@ from discord import app_commands
 from discord.app_commands import Range
 
 from bot.discord.components import review_buttons
+from bot.discord.declarations import declare
 from bot.discord.settings import incidents as listing
 from bot.discord.settings import moderation_changes
 from bot.discord.settings.commands import Channel
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 moderation = app_commands.Group(
     name="moderation",
     description="Moderation: word filter, blocks, reports, picture check",
+    extras=declare(rate="settings"),
     default_permissions=discord.Permissions(manage_messages=True),
     allowed_contexts=app_commands.AppCommandContext(guild=True, dm_channel=False, private_channel=False),
     allowed_installs=app_commands.AppInstallationType(guild=True, user=False),

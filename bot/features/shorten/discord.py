@@ -16,7 +16,7 @@ from discord.app_commands import Range
 
 from bot.discord.checks import reply_on_error, report_errors, require_permission
 from bot.discord.commands.generation.imagine import submit_prompt
-from bot.discord.extension import FeatureCommand
+from bot.discord.declarations import declare
 from bot.discord.responses import NO_MENTIONS, member_of
 from bot.domain.errors import UserError
 from bot.domain.texts import escape_discord
@@ -42,7 +42,10 @@ picture was made for this, and another model may weigh the words otherwise."""
 PROMPT_GONE = "That message no longer shows its prompt. Please use /shorten again."
 
 
-@app_commands.command(description="Which words of a prompt matter, and shorter versions to imagine")
+@app_commands.command(
+    description="Which words of a prompt matter, and shorter versions to imagine",
+    extras=declare("prompt", help="which words matter"),
+)
 @app_commands.describe(prompt="The prompt; its flags stay as they are")
 async def shorten(interaction: discord.Interaction[DarkroomClient], prompt: Range[str, 1, MAX_PROMPT]) -> None:
     async with reply_on_error(interaction):
@@ -118,7 +121,3 @@ def build_version(message: discord.Message | None, word_indices: Sequence[int]) 
         return " ".join((build_short_prompt(split_words(text), word_indices).text, *flags))
     except IndexError as error:
         raise UserError(PROMPT_GONE, 404) from error
-
-
-COMMANDS = (FeatureCommand(shorten, action="prompt", help="which words matter"),)
-DYNAMIC_ITEMS = (ShortenButton,)

@@ -1,6 +1,6 @@
 """Webhooks in SQL: the endpoints, and the outbox that keeps each event for an endpoint until it is delivered.
 
-The audit line is committed with its transition (`bot.store.transitions.state_change`), so no event is lost with a
+The audit line is committed with its transition (`bot.store.transitions.job_writes`), so no event is lost with a
 process: what was not collected yet is collected later. Each function works inside its caller's transaction.
 """
 

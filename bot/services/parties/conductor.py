@@ -32,8 +32,8 @@ from bot.services.steering.steering_check import presume_recipe
 from bot.services.steering.steering_service import SteeringService
 from bot.store import JobRecord, Store
 from bot.store import parties as stored
-from bot.store.jobs.amendments import list_amendments
 from bot.store.parties import PartyRecord
+from bot.store.transitions.amendments import list_amendments
 from engine.contract import Concept, Recipe, count_evaluations, settle_fades
 
 log = logging.getLogger(__name__)

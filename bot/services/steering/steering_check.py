@@ -11,8 +11,7 @@ from bot.domain.job_states import is_end
 from bot.prompt.capability_check import check_capabilities, check_features
 from bot.services.steering.requested_changes import RequestedChange
 from bot.store import JobRecord
-from bot.store.jobs.amendments import AmendmentRecord
-from bot.store.transitions.amendments import MAX_REQUESTS
+from bot.store.transitions.amendments import MAX_REQUESTS, AmendmentRecord
 from engine.contract import PIPELINE_SAMPLERS, ModelProfile, Presence, Recipe, settle_fades
 
 AN_UPSCALE = "An upscale is done in one go, so it cannot be steered."

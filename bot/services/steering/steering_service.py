@@ -35,9 +35,14 @@ from bot.services.steering.requested_changes import RequestedChange, work_out_ch
 from bot.services.steering.steering_check import check_changes, presume_recipe, require_steerable
 from bot.store import JobRecord, Store
 from bot.store.fairness.ledger import Ledger
-from bot.store.jobs.amendments import AmendmentRecord, NewAmendment, list_amendments
 from bot.store.jobs.records import RELAXED_TIER
-from bot.store.transitions.amendments import MAX_REQUESTS, ask_for_amendments
+from bot.store.transitions.amendments import (
+    MAX_REQUESTS,
+    AmendmentRecord,
+    NewAmendment,
+    ask_for_amendments,
+    list_amendments,
+)
 from engine.contract import (
     MAX_AMENDMENTS,
     MAX_COUNT,

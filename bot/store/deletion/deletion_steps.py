@@ -12,7 +12,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, select, update
 
 from bot.store.deletion import input_cleanup
-from bot.store.jobs.interpolations import list_parts
+from bot.store.jobs.queries import list_parts
 from bot.store.jobs.records import StoredPicture
 from bot.store.moderation import incidents
 from bot.store.schema.tables import destinations, favourites, jobs, pictures

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from sqlalchemy import ColumnElement, Connection, Select, Subquery, bindparam, case, func, select, union_all
 
@@ -19,7 +19,7 @@ from bot.policy.limits import Charge, Spending, Usage, sum_spending
 from bot.policy.rules import Rule
 from bot.policy.rules.effective_rules import UsageScope
 from bot.store import rules
-from bot.store.deletion.archived_charges import RELAXED_PREFIX, load_hasher
+from bot.store.deletion.archived_charges import RELAXED_PREFIX, create_hasher, load_hasher
 from bot.store.deletion.input_cleanup import RESULT_KINDS
 from bot.store.jobs.records import RELAXED_TIER
 from bot.store.members import preferences
@@ -178,3 +178,25 @@ class Ledger:
 def run_with_ledger(connection: Connection, member: Member, now: float, operation: Callable[[Ledger], T]) -> T:
     """Run `operation` on a ledger: `await store.query(run_with_ledger, member, now, operation)`."""
     return operation(Ledger(connection, member, now))
+
+
+def reserve_charge(
+    connection: Connection, member: Member, now: float, seconds: float, check: Callable[[Ledger], None]
+) -> int:
+    """Charge a member device-seconds if `check` does not raise. Return the charge's number."""
+    check(Ledger(connection, member, now))
+    hash_id = load_hasher(connection) or create_hasher(connection)
+    values = {
+        "member": hash_id("member", member.id),
+        "guild": hash_id("guild", member.guild),
+        "channel": hash_id("channel", member.channel),
+        "at": now,
+        "charged": seconds,
+    }
+    statement = archived_charges.insert().values(values).returning(archived_charges.c.id)
+    return cast(int, connection.execute(statement).scalar_one())
+
+
+def settle_charge(connection: Connection, charge: int, seconds: float) -> None:
+    """Set a charge to the device-seconds that the work took."""
+    connection.execute(archived_charges.update().where(archived_charges.c.id == charge).values(charged=seconds))

@@ -13,8 +13,7 @@ from typing import Any, cast
 from sqlalchemy import ColumnElement, Connection, RowMapping, Select, and_, bindparam, or_, select, update
 
 from bot.domain.dto import Delivery, DeliveryRole, Destination, DestinationKind
-from bot.store.jobs import queries
-from bot.store.jobs.records import JobRecord
+from bot.store.jobs.records import JobRecord, load_records
 from bot.store.schema.tables import destinations, jobs
 
 MAX_UNDELIVERABLE = 100  # most undeliverable jobs of one member in a list
@@ -111,10 +110,7 @@ def list_undelivered(connection: Connection, kind: DestinationKind) -> list[tupl
     query = select(destinations.c.job, destinations.c.where).join(jobs, is_same_job).where(*conditions)
     addresses = {row.job: dict(row.where) for row in connection.execute(query)}
     rows = select(jobs).join(destinations, is_same_job).where(*conditions).order_by(jobs.c.id)
-    return [
-        (job_record, Destination(kind, addresses[job_record.id]))
-        for job_record in queries.load_records(connection, rows)
-    ]
+    return [(job_record, Destination(kind, addresses[job_record.id])) for job_record in load_records(connection, rows)]
 
 
 def update_destination(

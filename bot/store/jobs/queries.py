@@ -1,18 +1,25 @@
-"""Read queries: jobs, pictures, usage, accounts. Each works inside its caller's transaction."""
+"""Read queries: jobs by id, state, key and filter, their pictures, interpolations, history, and counts for metrics.
+
+Every function works inside its caller's transaction.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, cast
 
-from sqlalchemy import BindParameter, Connection, Select, bindparam, func, select
+import msgspec
+from sqlalchemy import BindParameter, ColumnElement, Connection, and_, bindparam, exists, func, or_, select
 
-from bot.domain.job_states import ACTIVE_STATES, OPEN_STATES
+from bot.domain.dto import Destination, DestinationKind
+from bot.domain.job_states import ACTIVE_STATES, END_STATES, OPEN_STATES, JobState, is_end
 from bot.policy.fair_queue import Account, WaitingJob
-from bot.store.jobs.records import AuditEntry, JobRecord, StoredPicture, decode_audit_entry, decode_record
-from bot.store.schema.tables import accounts, audit_lines, jobs, models, pictures
-from engine.contract import MalformedMessage, ModelProfile, decode
+from bot.store.jobs.destinations import is_film
+from bot.store.jobs.records import AuditEntry, JobRecord, StoredPicture, decode_audit_entry, load_records
+from bot.store.schema.tables import accounts, audit_lines, destinations, favourites, jobs, models, pictures
+from engine.contract import Interpolation, MalformedMessage, ModelProfile, Recipe, decode
 
 log = logging.getLogger(__name__)
 
@@ -26,19 +33,6 @@ _SELECT_JOBS = select(jobs).where(jobs.c.id.in_(_IDS))  # this and the next run 
 _SELECT_PICTURES = (
     select(pictures).where(pictures.c.job.in_(_IDS)).order_by(pictures.c.job, pictures.c.image, pictures.c.kind)
 )
-
-
-def load_records(
-    connection: Connection, query: Select[*tuple[Any, ...]], params: Mapping[str, object] | None = None
-) -> list[JobRecord]:
-    """Return rows of `jobs` as records. A corrupt row is skipped and logged: it must not block the others."""
-    loaded: list[JobRecord] = []
-    for row in connection.execute(query, params or {}).mappings():
-        try:
-            loaded.append(decode_record(row))
-        except (MalformedMessage, TypeError) as error:
-            log.error("job %s: its row cannot be read: %s", row["id"], error)
-    return loaded
 
 
 def list_by_key(connection: Connection, key: str) -> list[JobRecord]:
@@ -147,3 +141,167 @@ def list_models(connection: Connection) -> list[tuple[ModelProfile, str]]:
         except MalformedMessage as error:
             log.error("model %s: its profile cannot be read: %s", row.name, error)
     return known
+
+
+HistoryFilter = Literal["all", "favourites", "waiting", "unshown"]
+
+
+def list_history(
+    connection: Connection, member: str, history_filter: HistoryFilter, limit: int, offset: int, thread: str = ""
+) -> tuple[list[JobRecord], int]:
+    """Return a page of a member's jobs, the newest first, and their total. Favourites include others' public jobs, and
+    those of the private `thread` where the member is.
+    """
+    condition = _filter_condition(member, history_filter, thread)
+    total = int(connection.execute(select(func.count()).select_from(jobs).where(condition)).scalar_one())
+    query = select(jobs).where(condition).order_by(jobs.c.id.desc()).limit(limit).offset(offset)
+    return load_records(connection, query), total
+
+
+def _filter_condition(member: str, history_filter: HistoryFilter, thread: str) -> ColumnElement[bool]:
+    is_own = and_(jobs.c.member == member, jobs.c.deleted.is_(None))
+    if history_filter == "waiting":
+        return and_(is_own, jobs.c.state.in_(OPEN_STATES))
+    if history_filter == "favourites":
+        is_favourite = exists().where(favourites.c.job == jobs.c.id, favourites.c.member == member)
+        return and_(is_favourite, or_(is_own, _is_public(thread)))
+    if history_filter == "unshown":
+        has_failure = exists().where(destinations.c.job == jobs.c.id, destinations.c.reason != "")
+        delivered_conditions = (destinations.c.reason == "", destinations.c.delivered.is_not(None), ~is_film())
+        is_delivered = exists().where(destinations.c.job == jobs.c.id, *delivered_conditions)
+        return and_(is_own, jobs.c.state.in_(END_STATES), has_failure, ~is_delivered)
+    return is_own
+
+
+def _is_public(thread: str) -> ColumnElement[bool]:
+    """Return the condition for jobs that are not private, as seen from a private thread (empty: from none)."""
+    return and_(jobs.c.private.is_(False), jobs.c.thread.in_({"", thread}))
+
+
+def list_nearby_jobs(
+    connection: Connection, member: str, guild: str, channel: str, limit: int, thread: str = ""
+) -> list[JobRecord]:
+    """Return the newest of a member's jobs and a channel's public jobs together, with those of a private `thread`.
+
+    Autocomplete calls it at each keystroke, so it makes two short scans, each along its own index.
+    """
+    is_public = and_(jobs.c.guild == guild, jobs.c.channel == channel, _is_public(thread))
+    newest_by_id: dict[str, JobRecord] = {}
+    for condition in (jobs.c.member == member, is_public):
+        query = select(jobs).where(condition, jobs.c.deleted.is_(None)).order_by(jobs.c.id.desc()).limit(limit)
+        newest_by_id |= {job_record.id: job_record for job_record in load_records(connection, query)}
+    return [newest_by_id[job] for job in sorted(newest_by_id, reverse=True)[:limit]]
+
+
+def list_open_jobs(connection: Connection, member: str, limit: int) -> list[JobRecord]:
+    """Return a member's open jobs, the newest first."""
+    query = select(jobs).where(jobs.c.member == member, jobs.c.state.in_(OPEN_STATES))
+    return load_records(connection, query.order_by(jobs.c.id.desc()).limit(limit))
+
+
+def find_destinations(connection: Connection, ids: Sequence[str]) -> dict[str, tuple[Destination | None, str]]:
+    """Return for each job its destination, delivered or not, and why no delivery succeeded."""
+    rows_by_job: dict[str, list[Any]] = {}
+    for row in connection.execute(
+        select(destinations).where(destinations.c.job.in_(ids), ~is_film()).order_by(destinations.c.role)
+    ):
+        rows_by_job.setdefault(row.job, []).append(row)
+    return {job: _choose_destination(rows) for job, rows in rows_by_job.items()}
+
+
+def _choose_destination(rows: Sequence[Any]) -> tuple[Destination | None, str]:
+    delivered_row = next((row for row in rows if not row.reason and row.delivered is not None), None)
+    best_row = delivered_row or rows[0]
+    reason = "" if delivered_row else " ".join(row.reason for row in rows if row.reason)
+    return Destination(cast(DestinationKind, best_row.kind), dict(best_row.where)), reason
+
+
+def list_liked_images(connection: Connection, member: str, ids: Sequence[str]) -> dict[str, list[int]]:
+    """Return a member's favourite images among these jobs."""
+    query = select(favourites.c.job, favourites.c.image).where(favourites.c.member == member, favourites.c.job.in_(ids))
+    by_job: dict[str, list[int]] = {}
+    for row in connection.execute(query.order_by(favourites.c.image)):
+        by_job.setdefault(row.job, []).append(row.image)
+    return by_job
+
+
+def list_parts(connection: Connection, job: str) -> list[JobRecord]:
+    """Return all jobs of a job's interpolation, in their order on the way; empty if it belongs to none."""
+    job_records = load_records(connection, select(jobs).where(jobs.c.id == job))
+    return _find_interpolation(connection, job_records[0]) if job_records else []
+
+
+def find_last_finished(connection: Connection, job_records: Iterable[JobRecord]) -> set[str]:
+    """Return those jobs that finished last in a completed interpolation."""
+    last_ids: set[str] = set()
+    for job_record in job_records:
+        group = _find_interpolation(connection, job_record) if is_end(job_record.state) else []
+        finished = [part for part in group if part.state == "finished"]
+        if finished and all(is_end(part.state) for part in group):
+            last_part = max(finished, key=lambda part: (part.ended or 0.0, part.id))
+            last_ids |= {job_record.id} & {last_part.id}
+    return last_ids
+
+
+def _find_interpolation(connection: Connection, job_record: JobRecord) -> list[JobRecord]:
+    if _get_interpolation(job_record) is None:
+        return []
+    request_jobs: Sequence[JobRecord] = list_by_key(connection, job_record.key) if job_record.key else [job_record]
+    groups = _split_interpolations(part for part in request_jobs if _is_same_interpolation(part, job_record))
+    return next((group for group in groups if job_record.id in {part.id for part in group}), list[JobRecord]())
+
+
+def _split_interpolations(request_jobs: Iterable[JobRecord]) -> list[list[JobRecord]]:
+    """Split the ordered jobs of one request into interpolations. A request may ask for the same one twice."""
+    groups = list[list[JobRecord]]()
+    last_position = -1
+    for part in request_jobs:
+        if (interpolation := _get_interpolation(part)) is None:
+            continue
+        if not groups or interpolation.first <= last_position:
+            groups.append([])
+        groups[-1].append(part)
+        last_position = interpolation.first
+    return groups
+
+
+def _get_interpolation(job_record: JobRecord) -> Interpolation | None:
+    return job_record.task.interpolation if isinstance(job_record.task, Recipe) else None
+
+
+def _is_same_interpolation(job_record: JobRecord, other: JobRecord) -> bool:
+    """Return True if recipe and interpolation are equal but for the position. A request may make several."""
+    first, second = (
+        msgspec.structs.replace(record.task, count=1, bucket=None, interpolation=None)
+        for record in (job_record, other)
+        if isinstance(record.task, Recipe)
+    )
+    interpolations = {
+        msgspec.structs.replace(interpolation, first=0)
+        for each in (job_record, other)
+        if (interpolation := _get_interpolation(each)) is not None
+    }
+    return first == second and len(interpolations) == 1
+
+
+@dataclass(frozen=True)
+class JobGroup:
+    """Jobs of one state, tier and pool: their number, their batch rows, and when the oldest was created."""
+
+    state: JobState
+    tier: str
+    pool: str
+    jobs: int
+    rows: int
+    oldest_created: float
+
+
+def count_open_jobs(connection: Connection) -> list[JobGroup]:
+    """Return the counts of all jobs that are not over."""
+    group_columns = (jobs.c.state, jobs.c.tier, jobs.c.pool)
+    query = select(*group_columns, func.count(), func.sum(jobs.c.rows), func.min(jobs.c.created))
+    rows = connection.execute(query.where(jobs.c.state.in_(OPEN_STATES)).group_by(*group_columns)).all()
+    return [
+        JobGroup(state, tier, pool, int(count), int(row_sum), float(oldest))
+        for state, tier, pool, count, row_sum, oldest in rows
+    ]

@@ -1,14 +1,15 @@
-"""Frozen dataclasses for the rows that the store reads and writes. Knows the wire contract; does no I/O."""
+"""Frozen dataclasses for the rows that the store reads and writes, and how rows become records."""
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, cast
 
-from sqlalchemy import RowMapping
+from sqlalchemy import Connection, RowMapping, Select
 
 from bot.domain.dto import Destination, JobAction, Member, StoredInput
 from bot.domain.job_states import JobState
@@ -18,6 +19,7 @@ from engine.contract import (
     BillingKey,
     Blame,
     Job,
+    MalformedMessage,
     Recipe,
     Task,
     UpscaleTask,
@@ -27,6 +29,8 @@ from engine.contract import (
     find_done_share,
     list_final_images,
 )
+
+log = logging.getLogger(__name__)
 
 RELAXED_TIER = "relaxed"  # the tier whose jobs cost no quota
 INITIAL_VALUES: Mapping[str, object] = MappingProxyType(
@@ -307,3 +311,16 @@ def decode_audit_entry(row: RowMapping) -> AuditEntry:
         epoch=row["epoch"],
         reason=row["why"],
     )
+
+
+def load_records(
+    connection: Connection, query: Select[*tuple[Any, ...]], params: Mapping[str, object] | None = None
+) -> list[JobRecord]:
+    """Return rows of `jobs` as records. A corrupt row is skipped and logged: it must not block the others."""
+    loaded: list[JobRecord] = []
+    for row in connection.execute(query, params or {}).mappings():
+        try:
+            loaded.append(decode_record(row))
+        except (MalformedMessage, TypeError) as error:
+            log.error("job %s: its row cannot be read: %s", row["id"], error)
+    return loaded

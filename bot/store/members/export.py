@@ -9,8 +9,8 @@ from typing import Any
 from sqlalchemy import Connection, Select, func, select
 
 from bot.domain.feature import load_hooks
-from bot.store.jobs.queries import list_pictures, load_records
-from bot.store.jobs.records import JobRecord, StoredPicture
+from bot.store.jobs.queries import list_pictures
+from bot.store.jobs.records import JobRecord, StoredPicture, load_records
 from bot.store.members.preferences import load_preferences
 from bot.store.parties import list_said
 from bot.store.schema.tables import amendments, destinations, favourites, incidents, jobs

@@ -13,8 +13,8 @@ from bot.domain.dto import Member
 from bot.domain.errors import UserError
 from bot.domain.incidents import IncidentKind
 from bot.domain.texts import PICTURES_DELETED
-from bot.store.jobs.queries import list_pictures, load_records
-from bot.store.jobs.records import JobRecord, StoredPicture
+from bot.store.jobs.queries import list_pictures
+from bot.store.jobs.records import JobRecord, StoredPicture, load_records
 from bot.store.moderation import incidents
 from bot.store.schema.tables import jobs, pictures
 

@@ -184,7 +184,7 @@ leader_terms = Table(  # leader terms: each new leader raises the number, and ol
     Column("store", String(26), nullable=False, server_default=""),  # the store's id, created with the first term
 )
 
-commit_log = Table(  # the last commit of each writer, PostgreSQL only: see `bot.store.drivers.postgres.commit_log`
+commit_log = Table(  # the last commit of each writer, PostgreSQL only: see `bot.store.drivers.postgresql`
     "commits",
     metadata,
     Column("writer", String(26), primary_key=True),

@@ -1,22 +1,28 @@
-"""Job administration for the operator, from outside the bot's process: list, cancel, requeue.
+"""Changes of jobs besides their usual life: by the operator, to another pool, and of rows that cannot be read.
 
-It makes the bot's transitions (`job_transitions`) and marks their audit lines. A running bot detects changes by these
-lines (`bot.jobs.control`). Works inside its caller's transaction.
+The operator lists, cancels and requeues from outside the bot's process. That makes the bot's transitions
+(`job_transitions`) and marks their audit lines, by which a running bot detects them (`bot.jobs.control`). Every
+function works inside its caller's transaction.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, func, select, update
+from msgspec import ValidationError
+from sqlalchemy import Connection, RowMapping, func, select, update
 
-from bot.domain.job_states import JobState
-from bot.store.jobs import queries
-from bot.store.jobs.records import AuditEntry, JobRecord, Transition, decode_audit_entry
-from bot.store.schema.tables import audit_lines, jobs
-from bot.store.transitions.job_transitions import make_transition, request_cancel, write_audit_line
+from bot.domain.job_states import OPEN_STATES, JobState
+from bot.policy.fair_queue import account_name
+from bot.store.fairness.accounts import add_cost, adjust_counts, enter_accounts
+from bot.store.jobs.records import AuditEntry, JobRecord, Transition, decode_audit_entry, decode_record, load_records
+from bot.store.schema.tables import accounts, amendments, audit_lines, jobs
+from bot.store.transitions.amendments import decode_amendment, refuse_waiting
+from bot.store.transitions.job_transitions import make_transition, request_cancel
+from bot.store.transitions.job_writes import apply_transition, lock_job, write_audit_line
+from engine.contract import MalformedMessage
 
 CANCEL_NOTE = "cancelled at the command line"
 REQUEUE_NOTE = "asked for at the command line"
@@ -43,7 +49,7 @@ def list_jobs(connection: Connection, job_filter: JobFilter) -> list[JobRecord]:
         query = query.where(jobs.c.guild == job_filter.guild)
     if job_filter.member:
         query = query.where(jobs.c.member == job_filter.member)
-    return queries.load_records(connection, query)
+    return load_records(connection, query)
 
 
 def list_job_ids(connection: Connection, prefix: str, limit: int) -> list[str]:
@@ -94,3 +100,88 @@ def list_external_changes(connection: Connection, after_line: int) -> tuple[int,
     for row in connection.execute(query.order_by(audit_lines.c.id)).mappings():
         entries[row["id"]] = decode_audit_entry(row)
     return last_line, entries
+
+
+PAGE_SIZE = 100  # jobs per page
+
+
+def list_waiting_pools(connection: Connection) -> list[str]:
+    """Return the pools in which any job waits."""
+    query = select(accounts.c.path).where(accounts.c.parent == "", accounts.c.queued > 0)
+    return [account_name(path) for path in connection.execute(query).scalars()]
+
+
+def list_waiting_jobs(
+    connection: Connection, pool: str, models: Collection[str], after_job: str = ""
+) -> tuple[list[JobRecord], str]:
+    """Return a page of jobs that wait in a pool for one of these models ("": for any), the oldest first.
+
+    The page begins after job `after_job`. Also return the last job of the page, empty if it is the last page.
+    """
+    conditions = (jobs.c.state == "queued", jobs.c.pool == pool, jobs.c.model.in_(models), jobs.c.id > after_job)
+    page_ids = list(
+        connection.execute(select(jobs.c.id).where(*conditions).order_by(jobs.c.id).limit(PAGE_SIZE)).scalars()
+    )
+    page_records = load_records(connection, select(jobs).where(jobs.c.id.in_(page_ids)).order_by(jobs.c.id))
+    return page_records, page_ids[-1] if len(page_ids) == PAGE_SIZE else ""
+
+
+def reroute_job(
+    connection: Connection, job: str, pool: str, weights: Mapping[str, float], now: float
+) -> JobRecord | None:
+    """Move a waiting job to another pool. None if it no longer waits, or waits there already."""
+    old_row = lock_job(connection, job)
+    if old_row is None or old_row["state"] != "queued" or old_row["pool"] == pool:
+        return None
+    old_pool, _, path_in_pool = old_row["account"].partition("/")
+    new_account = f"{pool}/{path_in_pool}"
+    for path, sign in ((old_row["account"], -1), (new_account, 1)):
+        if sign > 0:
+            enter_accounts(connection, new_account, weights, now)
+        add_cost(connection, path, sign * old_row["billed"])
+        adjust_counts(connection, path, queued=sign)
+    statement = update(jobs).where(jobs.c.id == job).values(pool=pool, account=new_account).returning(jobs)
+    row = connection.execute(statement).mappings().one()
+    write_audit_line(connection, row, "queued", now, f"from pool {old_pool}, where nobody can run it")
+    return decode_record(row)
+
+
+UNREADABLE_TEXT = "Its database entry cannot be read any more; nothing was charged."
+
+
+def fail_unreadable_jobs(connection: Connection, now: float) -> list[str]:
+    """Fail every unreadable open job without charge, and return their ids. Reads all open jobs."""
+    rows = connection.execute(select(jobs).where(jobs.c.state.in_(OPEN_STATES)).order_by(jobs.c.id)).mappings().all()
+    with_unreadable_changes = _list_jobs_with_unreadable_changes(connection)
+    unreadable = [row for row in rows if not _is_readable(row, decode_record) or row["id"] in with_unreadable_changes]
+    for row in unreadable:
+        _fail_job(connection, row, now)
+    return [row["id"] for row in unreadable]
+
+
+def _is_readable(row: RowMapping, decode: Callable[[RowMapping], object]) -> bool:
+    try:
+        decode(row)
+    except (MalformedMessage, ValidationError, TypeError):
+        return False
+    return True
+
+
+def _list_jobs_with_unreadable_changes(connection: Connection) -> set[str]:
+    """Return the open jobs for which a newer version has written a change that this one does not know."""
+    query = select(amendments).join(jobs, jobs.c.id == amendments.c.job).where(jobs.c.state.in_(OPEN_STATES))
+    return {row["job"] for row in connection.execute(query).mappings() if not _is_readable(row, decode_amendment)}
+
+
+def _fail_job(connection: Connection, row: RowMapping, now: float) -> None:
+    values: dict[str, Any] = {
+        "reason": UNREADABLE_TEXT,
+        "blame": "us",
+        "ended": now,
+        "cancelling": False,
+        "charged": 0.0,
+        "billed": 0.0,
+    }
+    if apply_transition(connection, "fail", row["id"], now, audit_note="unreadable", **values) is not None:
+        add_cost(connection, row["account"], -row["billed"])
+        refuse_waiting(connection, row["id"])

@@ -1,14 +1,17 @@
 """Job transitions in SQL: each changes the job, its accounts and the audit together, or nothing.
 
 Every function works inside its caller's transaction. `bot.domain.job_states` defines the transitions; here each is one
-UPDATE … WHERE state IN (…) AND epoch <= …. So a stale or duplicate message changes and charges nothing.
+UPDATE … WHERE state IN (…) AND epoch <= …. So a stale or duplicate message changes and charges nothing. Incoming
+pictures and the end of their job are one transaction: one for each picture would cost more than the picture.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
+import msgspec
 from sqlalchemy import Connection, RowMapping, func, select, update
 
 from bot.domain.job_states import ACTIVE_STATES, TRANSITIONS, TransitionKind, is_end
@@ -24,11 +27,22 @@ from bot.store.fairness.accounts import (
     reset_wait,
 )
 from bot.store.fairness.ledger import Ledger
+from bot.store.jobs import queries
 from bot.store.jobs.queries import list_by_key
-from bot.store.jobs.records import RELAXED_TIER, JobRecord, NewJob, Transition, decode_record
+from bot.store.jobs.records import RELAXED_TIER, JobRecord, NewJob, StoredPicture, Transition, decode_record
 from bot.store.schema.tables import audit_lines, destinations, jobs, pictures
+from bot.store.transitions import amendments
 from bot.store.transitions.amendments import refuse_waiting
-from bot.store.transitions.state_change import apply_transition, lock_job, write_audit_line
+from bot.store.transitions.job_writes import (
+    apply_transition,
+    delete_other_images,
+    delete_results,
+    insert_pictures,
+    lock_job,
+    lock_open_job,
+    write_audit_line,
+)
+from engine.contract import Amendment, Recipe, UpscaleMethod, encode
 
 AdmissionCheck = Callable[[Sequence[NewJob], Ledger], Sequence[NewJob]]
 POISON_ATTEMPTS = 3  # attempts without progress
@@ -140,7 +154,7 @@ def pick_job(
 
     The head of the order waits until it fits. Only these may pass it, or large jobs would starve:
 
-    1. now and then, a job of the member who has waited longest for a turn (`bot.policy.queue_bypass`);
+    1. now and then, a job of the member who has waited longest for a turn (`bot.policy.fair_queue`);
     2. for a limited time, a job whose model is in memory, if the head's is not;
     3. a job of a member with no active job, if the head does not fit.
 
@@ -364,3 +378,80 @@ def _fail_poison(
 def _done_fraction(old_row: RowMapping, step: int) -> float:
     """Return the fraction of the job that is known to have run."""
     return decode_record(old_row).find_done_share(max(step, old_row["step"]))
+
+
+@dataclass(frozen=True)
+class JobStats:
+    """A worker's figures for a finished job: `cost` in device-seconds, `seconds`, and milliseconds per step.
+
+    `chosen_candidates`: the candidate that each picture is, where the judge chose. `amendments`: the changes that hold
+    in the pictures.
+    """
+
+    cost: float
+    seconds: float
+    ms_per_step: float
+    chosen_candidates: tuple[int, ...] = ()
+    amendments: tuple[Amendment, ...] = ()
+
+
+def record_pictures(
+    connection: Connection,
+    job: str,
+    epoch: int,
+    new_pictures: Sequence[StoredPicture],
+    stats: JobStats | None,
+    now: float,
+    *,
+    method: UpscaleMethod | None = None,
+) -> tuple[bool, Transition | None]:
+    """Record pictures of one job, and finish it if `stats` is given and none is missing.
+
+    False: the job is unknown, deleted or over, or a newer epoch has it. `method`: how the worker made an upscale.
+    The finished job's recipe names the chosen candidates, and the changes that hold. Raises ValueError if they are none
+    of its own. Pictures without a change that members were told of do not finish the job, and are deleted.
+    """
+    row = (
+        insert_pictures(connection, new_pictures, epoch, now, method)
+        if new_pictures
+        else lock_open_job(connection, job, epoch)
+    )
+    if row is None or stats is None:
+        return row is not None, None
+    old_record = decode_record(row)
+    if old_record.find_lost_changes(stats.amendments):
+        delete_results(connection, job)
+        return True, None
+    job_record = _take_result(connection, old_record, stats)
+    present = queries.list_pictures(connection, [job])
+    if job_record.find_missing(present):
+        return True, None
+    values: dict[str, Any] = {"seconds": stats.seconds, "ms_per_step": stats.ms_per_step, "step": job_record.steps}
+    if job_record.task != old_record.task:
+        values["task"] = encode(job_record.task)
+    cost: float | None = stats.cost
+    if stats.amendments or _has_amendments(old_record):
+        amendments.record_held(connection, job_record, stats.amendments)
+        cost = None  # the reserve is the price of what holds; a worker knows only by how much the rows have grown
+    delete_other_images(connection, present, job_record)
+    return True, end_job(connection, "finish", job, now, cost, epoch=epoch, **values)
+
+
+def _take_result(connection: Connection, job_record: JobRecord, stats: JobStats) -> JobRecord:
+    """Return the record with the recipe of the finished pictures. Raises ValueError for a false choice or change."""
+    if stats.amendments or _has_amendments(job_record):
+        job_record = replace(job_record, task=amendments.check_held(connection, job_record, stats.amendments))
+    if isinstance(job_record.task, Recipe) and job_record.task.needs_choice:
+        job_record = replace(job_record, task=_record_choice(job_record.task, stats.chosen_candidates))
+    return job_record
+
+
+def _has_amendments(job_record: JobRecord) -> bool:
+    return isinstance(job_record.task, Recipe) and bool(job_record.task.amendments)
+
+
+def _record_choice(recipe: Recipe, chosen: tuple[int, ...]) -> Recipe:
+    """Return the recipe with its chosen candidates: from now on it makes these pictures, without a choice."""
+    if not len(chosen) == len(set(chosen)) == recipe.count or max(chosen) >= recipe.candidate_count:
+        raise ValueError(f"the worker chose the candidates {chosen} for {recipe.count} of {recipe.candidate_count}")
+    return msgspec.structs.replace(recipe, chosen_candidates=chosen)

@@ -1,13 +1,12 @@
-"""Decodes latents in overlapping tiles where a whole decode would exceed the free memory.
-
-Tiles have one size and are blended linearly, so the pixels depend only on the latents.
-"""
+"""Large pictures: decoded and encoded in tiles where the whole would exceed the free memory."""
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 import torch
@@ -118,3 +117,98 @@ def estimate_peak_layers(vae: Any) -> int:
     kernels = [weight for weight in vae.parameters() if weight.dim() == 4 and min(weight.shape) > 1]
     is_channels_last = kernels and all(weight.is_contiguous(memory_format=torch.channels_last) for weight in kernels)
     return CHANNELS_LAST_LAYERS if is_channels_last else CONTIGUOUS_LAYERS
+
+
+Encode = Callable[[torch.Tensor], torch.Tensor]
+
+
+def encode_within_memory(vae: Any, pixels: torch.Tensor) -> torch.Tensor:
+    """Return the encoder's mean `[1, channels, h, w]`, float32 and unscaled, of pixels `[1, 3, height, width]`."""
+
+    def encode(part: torch.Tensor) -> torch.Tensor:
+        encoded = vae.encode(part)
+        return (encoded.latent_dist.mean if hasattr(encoded, "latent_dist") else encoded.latent).float()
+
+    factor = get_pixels_per_latent(vae)
+    if max(pixels.shape[-2:]) <= TILE or any(side % factor for side in pixels.shape[-2:]):
+        return encode(pixels)
+    return run_within_memory(
+        lambda: encode(pixels),
+        lambda: encode_tiles(encode, pixels, factor),
+        estimate_encode_bytes(vae, pixels),
+        pixels.device,
+        "an encode",
+    )
+
+
+def estimate_encode_bytes(vae: Any, pixels: torch.Tensor) -> int:
+    """Predict the memory of a whole encode besides weights, in bytes; 0 where the configuration does not say."""
+    channels = list(vae.config.get("encoder_block_out_channels") or ()) or list_channels(vae)
+    if not channels:
+        return 0
+    height, width = pixels.shape[-2:]
+    return estimate_peak_layers(vae) * height * width * channels[0] * pixels.element_size()
+
+
+def encode_tiles(encode: Encode, pixels: torch.Tensor, factor: int) -> torch.Tensor:
+    """Return the latents of a picture whose sides are multiples of `factor` (pixels a latent), encoded in tiles."""
+    height, width = (side // factor for side in pixels.shape[-2:])
+    tile = max(2, TILE // factor)
+    overlap = max(1, OVERLAP // factor)
+    latents: torch.Tensor | None = None
+    for top, row_weights in split_into_spans(height, tile, overlap, 1):
+        for left, column_weights in split_into_spans(width, tile, overlap, 1):
+            part = pixels[..., factor * top : factor * (top + tile), factor * left : factor * (left + tile)]
+            encoded = encode(part.contiguous())
+            if latents is None:
+                latents = encoded.new_zeros(1, encoded.shape[1], height, width)
+            weights = (row_weights[:, None] * column_weights).to(encoded.device)
+            latents[..., top : top + tile, left : left + tile] += encoded * weights
+    assert latents is not None
+    return latents
+
+
+Estimate = Callable[[Any, torch.Tensor], int]
+
+
+def fit_to_memory(vae: Any) -> None:
+    """From now on, let the autoencoder decode and encode in tiles where memory is short. It stays whole without tiles.
+
+    The sides of a tile are diffusers' default; of an `AutoencoderKL`, at most 512 pixels.
+    """
+    if (tiled := _make_tiled_view(vae)) is None:
+        return
+    for name, estimate, work in (
+        ("decode", estimate_decode_bytes, "a decode"),
+        ("encode", estimate_encode_bytes, "an encode"),
+    ):
+        setattr(vae, name, _choose_by_memory(getattr(vae, name), getattr(tiled, name), vae, estimate, work))
+
+
+def _choose_by_memory(
+    run_whole: Callable[..., Any], run_tiles: Callable[..., Any], vae: Any, estimate: Estimate, work: str
+) -> Callable[..., Any]:
+    @wraps(run_whole)
+    def run(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        return run_within_memory(
+            lambda: run_whole(tensor, *args, **kwargs),
+            lambda: run_tiles(tensor, *args, **kwargs),
+            estimate(vae, tensor),
+            tensor.device,
+            work,
+        )
+
+    return run
+
+
+def _make_tiled_view(vae: Any) -> Any | None:
+    """Return the autoencoder with tiling, sharing its layers; None where it cannot tile."""
+    tiled = copy.copy(vae)
+    try:
+        tiled.enable_tiling()
+    except (AttributeError, RuntimeError):  # it says that it cannot
+        return None
+    if isinstance(getattr(tiled, "tile_sample_min_size", None), int) and tiled.tile_sample_min_size > TILE:
+        tiled.tile_sample_min_size = TILE
+        tiled.tile_latent_min_size = TILE // get_pixels_per_latent(vae)
+    return tiled

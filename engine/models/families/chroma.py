@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 
-from engine.models.families.few_step_models import choose_guidance
+from engine.models.families.diffusers_family import choose_guidance
 from engine.models.families.flux import TOKENS, Flux
 from engine.models.family import Conditioning
-from engine.models.pictures.conditioner import PictureConditioner
-from engine.models.text.prompt_key import PromptKey
+from engine.models.pictures.picture_conditions import PictureConditioner
+from engine.models.text.text_cache import PromptKey
 
 GUIDANCE = 5.0  # the pipeline's own default
 

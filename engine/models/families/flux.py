@@ -11,14 +11,13 @@ from typing import Any, cast
 import torch
 
 from engine.contract import Recipe, Sampler
-from engine.models.control.transformer_control import make_flux_conditioner
-from engine.models.families.diffusers_family import DiffusersFamily
-from engine.models.families.few_step_models import choose_guidance
+from engine.models.control.control_conditioner import make_flux_conditioner
+from engine.models.families.diffusers_family import DiffusersFamily, choose_guidance
 from engine.models.families.flow_matching import compute_mu, make_even_sigmas
 from engine.models.families.picture_editing import NeedsPicture, split_pictures
 from engine.models.family import Conditioning
-from engine.models.pictures.conditioner import Additions, PictureConditioner
-from engine.models.text.prompt_key import PromptKey
+from engine.models.pictures.picture_conditions import Additions, PictureConditioner
+from engine.models.text.text_cache import PromptKey
 from engine.sampling import Plan, TimestepOptions, plan
 
 GUIDANCE = 3.5  # the pipeline's own default

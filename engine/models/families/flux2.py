@@ -12,13 +12,12 @@ import torch
 from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu
 
 from engine.contract import Recipe, Sampler
-from engine.models.autoencoder.latent_adapters import PATCH, PatchedAutoencoder
-from engine.models.families.diffusers_family import DiffusersFamily
-from engine.models.families.few_step_models import DISTILLED_STEPS, choose_guidance
+from engine.models.autoencoder.autoencoder import PATCH, PatchedAutoencoder
+from engine.models.families.diffusers_family import DISTILLED_STEPS, DiffusersFamily, choose_guidance
 from engine.models.families.flow_matching import make_even_sigmas
 from engine.models.families.picture_editing import PictureEditing, split_pictures
 from engine.models.family import Conditioning
-from engine.models.text.prompt_key import PromptKey
+from engine.models.text.text_cache import PromptKey
 from engine.sampling import Plan, TimestepOptions, plan
 
 GUIDANCE = 4.0  # the pipelines' own default

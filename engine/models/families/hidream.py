@@ -10,11 +10,10 @@ from typing import Any
 import torch
 
 from engine.contract import Sampler
-from engine.models.families.diffusers_family import DiffusersFamily
-from engine.models.families.few_step_models import choose_guidance
+from engine.models.families.diffusers_family import DiffusersFamily, choose_guidance
 from engine.models.families.flow_matching import compute_mu
 from engine.models.family import Conditioning
-from engine.models.text.prompt_key import PromptKey
+from engine.models.text.text_cache import PromptKey
 from engine.sampling import Plan, TimestepOptions, plan
 
 GUIDANCE = 5.0  # the pipeline's own default

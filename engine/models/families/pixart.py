@@ -11,10 +11,9 @@ from typing import Any
 import torch
 
 from engine.contract import Recipe
-from engine.models.families.diffusers_family import DiffusersFamily
-from engine.models.families.few_step_models import choose_guidance
+from engine.models.families.diffusers_family import DiffusersFamily, choose_guidance
 from engine.models.family import Conditioning
-from engine.models.text.prompt_key import PromptKey
+from engine.models.text.text_cache import PromptKey
 
 GUIDANCE = 4.5  # the pipelines' own default
 

@@ -13,14 +13,12 @@ from PIL import Image
 from torch.nn.functional import avg_pool2d, interpolate, pad
 
 from engine.contract import MAX_INIT_IMAGES, Recipe, Sampler
-from engine.models.autoencoder.latent_adapters import StillAutoencoder
-from engine.models.families.diffusers_family import DiffusersFamily
-from engine.models.families.few_step_models import choose_guidance
+from engine.models.autoencoder.autoencoder import StillAutoencoder
+from engine.models.families.diffusers_family import DiffusersFamily, choose_guidance
 from engine.models.families.flow_matching import compute_mu, make_even_sigmas
-from engine.models.families.picture_editing import NeedsPicture, split_pictures
+from engine.models.families.picture_editing import EditedPictures, NeedsPicture, split_pictures
 from engine.models.family import Conditioning
-from engine.models.picture_edits import EditedPictures
-from engine.models.text.prompt_key import PromptKey
+from engine.models.text.text_cache import PromptKey
 from engine.prompt.emphasis import strip_emphasis
 from engine.sampling import Plan, TimestepOptions, plan
 

@@ -8,13 +8,12 @@ import torch
 
 from engine.contract import Sampler
 from engine.contract.rejection import JobRejected
-from engine.models.control.transformer_control import make_sd3_conditioner
-from engine.models.families.diffusers_family import DiffusersFamily
-from engine.models.families.few_step_models import choose_guidance
+from engine.models.control.control_conditioner import make_sd3_conditioner
+from engine.models.families.diffusers_family import DiffusersFamily, choose_guidance
 from engine.models.families.flow_matching import compute_mu
 from engine.models.family import Conditioning
-from engine.models.pictures.conditioner import Additions, ForwardInputs
-from engine.models.text.prompt_key import PromptKey
+from engine.models.pictures.picture_conditions import Additions, ForwardInputs
+from engine.models.text.text_cache import PromptKey
 from engine.sampling import Plan, TimestepOptions, plan
 
 GUIDANCE = 7.0  # the pipeline's own default

@@ -9,19 +9,20 @@ import math
 from typing import Any
 
 import torch
+from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
 from PIL import Image
 
 from engine.contract import GuidanceKind, Recipe, find_embeddings
 from engine.models.control.control_conditioner import make_unet_conditioner, name_unet_inputs
 from engine.models.families.diffusers_family import DiffusersFamily
-from engine.models.families.latent_consistency import choose_default_guidance, detect_guides, embed_guidance
+from engine.models.families.stable_diffusion import choose_default_guidance, detect_guides, embed_guidance
 from engine.models.family import Conditioning
-from engine.models.inpainting.inpainting_channels import add_channels
+from engine.models.inpainting.inpainting_conditioner import add_channels
 from engine.models.network.reference_attention import attend_to_references, find_references
-from engine.models.pictures.conditioner import Additions
+from engine.models.pictures.picture_conditions import Additions
 from engine.models.text import prompt_chunks
-from engine.models.text.prompt_key import PromptKey, list_texts
-from engine.models.textual_inversion.embedding_collection import EmbeddingSlot, spell_words
+from engine.models.text.text_cache import PromptKey, list_texts
+from engine.models.textual_inversion.embedding_files import EmbeddingSlot, spell_words
 from engine.prompt.emphasis import strip_emphasis
 
 GUIDANCE = 5.0  # the pipeline's own default
@@ -143,3 +144,13 @@ class StableDiffusionXL(DiffusersFamily):
 def _name_texts(conditioning: Conditioning) -> dict[str, Any]:
     states, pooled, sizes, *_ = conditioning
     return {"encoder_hidden_states": states, "added_cond_kwargs": {"text_embeds": pooled, "time_ids": sizes}}
+
+
+def as_stable_diffusion_xl(pipeline: Any) -> StableDiffusionXLPipeline:
+    """Return the parts as an SDXL pipeline, which has the same ones."""
+    parts: dict[str, Any] = pipeline.components
+    options: dict[str, Any] = {
+        "force_zeros_for_empty_prompt": pipeline.config.force_zeros_for_empty_prompt,
+        "add_watermarker": False,
+    }
+    return StableDiffusionXLPipeline(**parts, **options)

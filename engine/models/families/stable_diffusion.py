@@ -5,23 +5,23 @@ from __future__ import annotations
 from typing import Any, Self, cast
 
 import torch
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from PIL import Image
 from transformers.models.bert.modeling_bert import BertModel
 
 from engine.contract import GuidanceKind, ModelPart, Recipe, find_embeddings
 from engine.models.autoencoder.large_decoder import LARGE_FACTOR, LargeDecoder
 from engine.models.control.control_conditioner import make_unet_conditioner, name_unet_inputs
-from engine.models.families.diffusers_family import DiffusersFamily
-from engine.models.families.latent_consistency import choose_default_guidance, detect_guides, embed_guidance
+from engine.models.families.diffusers_family import DiffusersFamily, choose_guidance
 from engine.models.family import SMALL_MODEL_SIZE, Conditioning
-from engine.models.files.fingerprint import combine_fingerprints
-from engine.models.inpainting.inpainting_channels import add_channels
+from engine.models.files.model_source import combine_fingerprints
+from engine.models.inpainting.inpainting_conditioner import add_channels
 from engine.models.judge import PromptJudge
 from engine.models.network.reference_attention import attend_to_references, find_references
-from engine.models.pictures.conditioner import Additions
+from engine.models.pictures.picture_conditions import Additions
 from engine.models.text import prompt_chunks
-from engine.models.text.prompt_key import PromptKey, list_texts
-from engine.models.textual_inversion.embedding_collection import EmbeddingSlot, spell_words
+from engine.models.text.text_cache import PromptKey, list_texts
+from engine.models.textual_inversion.embedding_files import EmbeddingSlot, spell_words
 from engine.picture_files import MAX_SIDE
 from engine.prompt.emphasis import strip_emphasis
 from engine.upscaling.super_resolver import SuperResolver
@@ -169,3 +169,38 @@ class StableDiffusion(DiffusersFamily):
 
 def _name_texts(conditioning: Conditioning) -> dict[str, Any]:
     return {"encoder_hidden_states": conditioning[0]}
+
+
+CONSISTENCY_GUIDANCE = 8.0  # for models trained with 3 to 15
+
+
+def as_stable_diffusion(pipeline: Any) -> StableDiffusionPipeline:
+    """Return the parts as a Stable Diffusion pipeline, which has more inputs and differs only in its sampler."""
+    parts: dict[str, Any] = {
+        **pipeline.components,
+        "safety_checker": None,
+        "feature_extractor": None,
+        "scheduler": None,
+    }
+    converted_pipeline = StableDiffusionPipeline(**parts, requires_safety_checker=False)
+    converted_pipeline.register_modules(scheduler=pipeline.scheduler)  # unchanged: the constructor would "correct" it
+    return converted_pipeline
+
+
+def detect_guides(pipeline: Any) -> GuidanceKind:
+    """Return whether guidance is an input of the pipeline's U-Net, or a second row."""
+    return "rows" if pipeline.unet.config.get("time_cond_proj_dim") is None else "network"
+
+
+def choose_default_guidance(pipeline: Any, name: str, family_default: float) -> float:
+    """Return the default guidance of a Stable Diffusion of this name; `family_default` is its family's."""
+    return CONSISTENCY_GUIDANCE if detect_guides(pipeline) == "network" else choose_guidance(name, family_default)
+
+
+def embed_guidance(pipeline: Any, guidance: float, device: torch.device) -> Conditioning:
+    """Return the guidance input `[width]`, float32; nothing where the network takes none."""
+    if detect_guides(pipeline) == "rows":
+        return ()
+    width = pipeline.unet.config.time_cond_proj_dim
+    embedding = pipeline.get_guidance_scale_embedding(torch.tensor([guidance - 1]), embedding_dim=width)
+    return (embedding[0].to(device),)

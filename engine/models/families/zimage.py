@@ -11,11 +11,10 @@ import torch
 from torch.nn.functional import pad
 
 from engine.contract import Sampler
-from engine.models.families.diffusers_family import DiffusersFamily
-from engine.models.families.few_step_models import choose_guidance
+from engine.models.families.diffusers_family import DiffusersFamily, choose_guidance
 from engine.models.families.flow_matching import compute_mu, make_even_sigmas
 from engine.models.family import Conditioning
-from engine.models.text.prompt_key import PromptKey
+from engine.models.text.text_cache import PromptKey
 from engine.sampling import Plan, TimestepOptions, plan
 
 GUIDANCE = 6.0  # the pipeline's default of 5, as our G

@@ -17,7 +17,7 @@ from typing import Generic, Literal, NamedTuple, TypeVar
 from safetensors import SafetensorError
 
 from engine.contract.rejection import JobRejected
-from engine.hub.catalogue import PICKLE_SUFFIXES, SAFETENSORS_SUFFIX
+from engine.hub.catalogue import FOLDER_BY_KIND, PICKLE_SUFFIXES, SAFETENSORS_SUFFIX
 
 log = logging.getLogger(__name__)
 
@@ -175,3 +175,11 @@ def log_once(folder: Path | None, sentence: str) -> None:
 def _reject_pickle(noun: str, name: str) -> JobRejected:
     reason = "exists only as a pickle, which can run code when it is opened: convert it to safetensors"
     return reject_added(noun, name, reason)
+
+
+LORA_FOLDER = FOLDER_BY_KIND["lora"]
+EMBEDDING_FOLDER = FOLDER_BY_KIND["embedding"]  # textual inversions
+AUTOENCODER_FOLDER = FOLDER_BY_KIND["vae"]
+CONTROL_FOLDER = FOLDER_BY_KIND["controlnet"]  # ControlNets and T2I-Adapters
+PREPROCESSOR_FOLDER = "preprocessors"  # networks that make control images
+REFERENCE_FOLDER = FOLDER_BY_KIND["ip-adapter"]  # for reference pictures

@@ -22,12 +22,13 @@ from safetensors import SafetensorError, safe_open
 
 from engine.contract import Dtype, Quantization
 from engine.contract.rejection import JobRejected
-from engine.models.files.fingerprint import UNUSED_PARTS, refuse_unsafe_part_names
-from engine.models.quantization.matrix_sizes import Matrix, find_matrix
+from engine.models.files.model_source import UNUSED_PARTS, refuse_unsafe_part_names
 from engine.models.quantization.stored_quantization import (
+    Matrix,
     PackedWeights,
     TensorSize,
     count_packed,
+    find_matrix,
     find_stored_quantization,
     is_packed_tensor,
 )

@@ -1,33 +1,34 @@
-"""Memory estimate of a model from its files' headers. Loads no weights."""
+"""Predicts the bytes of a model from its files' headers, and chooses how it is held in memory. Loads no weights."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 
-from engine.contract import Dtype
+from engine.contract import Dtype, Quantization
 from engine.contract.rejection import JobRejected
+from engine.hub.catalogue import GGUF_SUFFIX
 from engine.models.autoencoder.large_decoder import LARGE_DECODER_FOLDER
-from engine.models.families.embedded import WEIGHTS_FOLDER, find_minilm_folder
 from engine.models.files.model_source import ModelSource, find_configs_folder
 from engine.models.files.pipeline_parts import Part, count_parameters, read_index
-from engine.models.loading.memory_plan import WeightBytes, can_offload, choose_memory, list_offloads
-from engine.models.loading.network_file import inspect_network_file, is_network_file
-from engine.models.loading.number_formats import FormatChooser, choose_training_formats
+from engine.models.loading.number_formats import FormatChooser, PartFormats, choose_training_formats
 from engine.models.loading.pipeline_loader import inspect_folder
-from engine.models.loading.single_file import inspect_file
-from engine.models.loading.weight_bytes import weigh_parts
-from engine.models.quantization.choice import SizedQuantization, list_candidates
-from engine.models.quantization.part_quantization import PartQuantization
+from engine.models.loading.single_file import inspect_file, inspect_network_file, is_in_part, is_network_file
+from engine.models.network.pipeline_offload import LayerSizes, measure_layers
+from engine.models.quantization.choice import PartQuantization, SizedQuantization, list_candidates
 from engine.models.quantization.stored_quantization import refuse_unopenable
 from engine.models.registry import LATENT_CONSISTENCY, STABLE_DIFFUSION
-from engine.pipelines.network_call import TEXT_ENCODER_PREFIX
+from engine.models.text_embedder import find_minilm_folder
+from engine.pipelines.network_call import NETWORK_NAMES, TEXT_ENCODER_PREFIX
+from engine.process.load_progress import format_size
+from engine.process.model_words import WEIGHTS_FOLDER
 from engine.process.offload_request import Offload, OffloadRequest
 from engine.process.quantization_request import QuantizationRequests
 
@@ -187,3 +188,145 @@ def _count_part(name: str, folder: Path) -> Part:
     except (OSError, SafetensorError) as error:
         raise JobRejected(f"The weights of the model's {folder.name} cannot be read.", "model") from error
     return Part(name, None, count, "float32")
+
+
+def weigh_parts(parts: Sequence[Part], formats: PartFormats, source: ModelSource, device: torch.device) -> WeightBytes:
+    """Return the predicted bytes of a model's parts in these formats. Raises `JobRejected` for an unreadable file."""
+    networks = [part for part in parts if part.name in NETWORK_NAMES]
+    texts = [part for part in parts if part.name.startswith(TEXT_ENCODER_PREFIX)]
+    total = formats.count_bytes(parts)
+    network_bytes, text_bytes = (formats.count_bytes(each) for each in (networks, texts))
+    return WeightBytes(
+        network=network_bytes,
+        text_encoders=text_bytes,
+        others=total - network_bytes - text_bytes,
+        network_group=_measure_group(networks, formats, source, device),
+        text_group=_measure_group(texts, formats, source, device),
+    )
+
+
+def _measure_group(parts: Sequence[Part], formats: PartFormats, source: ModelSource, device: torch.device) -> int:
+    """Return the most bytes of these parts that are on the device at once while their layers are offloaded."""
+    return max((_measure_part_group(part, formats, source, device) for part in parts), default=0)
+
+
+def _measure_part_group(part: Part, formats: PartFormats, source: ModelSource, device: torch.device) -> int:
+    if any(file.suffix.lower() == GGUF_SUFFIX for file in part.files):  # its layers are not listed here
+        return formats.count_bytes([part])
+    sizes = _read_layers(part, source)
+    at_once = sizes.count_at_once(is_streamed=device.type == "cuda")
+    return round(formats.count_bytes([part]) * at_once / max(1, sizes.total))
+
+
+def _read_layers(part: Part, source: ModelSource) -> LayerSizes:
+    """Return the sizes of a part's layers; of a file in the layout of the original programs, by that file's names."""
+    try:
+        if not source.is_file or part.files:
+            return measure_layers(_count_by_name(part.files))
+        return measure_layers(each for each in _count_by_name([source.path]) if is_in_part(each[0], part.name))
+    except (OSError, SafetensorError) as error:
+        raise JobRejected(f"The weights of the model {source.name} cannot be read.", "model") from error
+
+
+def _count_by_name(files: Iterable[Path]) -> Iterable[tuple[str, int]]:
+    for path in files:
+        with cast(Any, safe_open)(path, framework="pt") as file:
+            for key in file.keys():  # noqa: SIM118 - not a mapping
+                yield key, torch.Size(file.get_slice(key).get_shape()).numel()
+
+
+MOVABLE_LAYERS: dict[str, tuple[Quantization, ...]] = {  # by the device's type: weights whose layers can be offloaded
+    "cuda": ("none", "int8", "float8", "int4", "gguf"),  # bitsandbytes keeps what a layer needs beside its weights
+    "cpu": ("none",),  # layers wait in files of safetensors, which hold plain numbers
+}
+_QUICK_OFFLOADS: tuple[Offload, ...] = ("none", "text")  # without a cost a step
+_SLOW_OFFLOADS: tuple[Offload, ...] = ("layers",)
+_OFFLOAD_TEXTS: dict[Offload, str] = {
+    "none": "whole on the device",
+    "text": "its text encoders kept off the device",
+    "layers": "its network and text encoders kept off the device, one group of layers there at a time",
+}
+
+
+@dataclass(frozen=True)
+class WeightBytes:
+    """Predicted bytes of a model's weights in one quantisation.
+
+    `others` are the autoencoder and all else that stays on the device. `network_group` and `text_group` are the most
+    that is on the device at once of the network, and of the text encoders, while they are offloaded.
+    """
+
+    network: int
+    text_encoders: int
+    others: int
+    network_group: int
+    text_group: int
+
+    def count_device_bytes(self, offload: Offload) -> int:
+        """Return the most bytes of weights that are on the device at once."""
+        if offload == "layers":
+            return self.others + max(self.network_group, self.text_group)
+        texts = self.text_encoders if offload == "none" else self.text_group
+        return self.network + texts + self.others
+
+
+@dataclass(frozen=True)
+class MemoryChoice:
+    """The chosen quantisation and offload, the predicted bytes on the device, and whether they fit the budget."""
+
+    quantization: PartQuantization
+    offload: Offload
+    device_bytes: int
+    fits: bool
+
+    def describe(self, name: str, budget: int) -> str:
+        """Return one sentence for the log."""
+        weights = f"with its {self.quantization}" if self.quantization else "in full"
+        if not self.fits:
+            return f"{name} does not fit: even {weights}, it takes {self._compare(budget)}"
+        return f"{name} is loaded {weights}, {_OFFLOAD_TEXTS[self.offload]}: it takes {self._compare(budget)}"
+
+    def _compare(self, budget: int) -> str:
+        return f"about {format_size(self.device_bytes)}, and models may take {format_size(budget)}"
+
+
+def list_offloads(request: OffloadRequest, device_type: str, *, is_large: bool) -> tuple[Offload, ...]:
+    """Return the ways of offloading that an operator's request leaves; a small model is not worth offloading.
+
+    On a processor, text encoders are in host memory anyway.
+    """
+    if request == "text" and device_type == "cpu":
+        return ("none",)
+    if request != "auto":
+        return (request,)
+    if not is_large:
+        return ("none",)
+    return ("none", "layers") if device_type == "cpu" else ("none", "text", "layers")
+
+
+def can_offload(quantization: PartQuantization, offload: Offload, device_type: str) -> bool:
+    """Whether a network that is stored so can be offloaded so."""
+    return offload != "layers" or quantization.network in MOVABLE_LAYERS[device_type]
+
+
+def choose_memory(
+    weights: Mapping[PartQuantization, WeightBytes], offloads: Sequence[Offload], budget: int, device_type: str
+) -> MemoryChoice:
+    """Choose the first option that fits `budget` bytes; where none does, the smallest one.
+
+    `weights` are the quantisations that may be used, best first; `offloads` the ways of offloading that may be used. A
+    caller that leaves no choice of one gives only that one. Neither may be empty. Raises ValueError with a sentence
+    where no offloading of these is possible.
+    """
+    choices = [
+        MemoryChoice(quantization, offload, size := each.count_device_bytes(offload), size <= budget)
+        for group in (_QUICK_OFFLOADS, _SLOW_OFFLOADS)
+        for quantization, each in weights.items()
+        for offload in group
+        if offload in offloads and can_offload(quantization, offload, device_type)
+    ]
+    if not choices:
+        networks = " or ".join(dict.fromkeys(each.network for each in weights))
+        raise ValueError(f"Layers of {networks} weights cannot be offloaded on this device.")
+    fitting = [choice for choice in choices if choice.fits]
+    return fitting[0] if fitting else min(choices, key=lambda choice: choice.device_bytes)

@@ -15,8 +15,8 @@ import torch
 from engine.contract import Dtype, Quantization
 from engine.models.family import TORCH_DTYPES
 from engine.models.files.pipeline_parts import Part
-from engine.models.quantization.matrix_sizes import count_matrix_bytes
-from engine.models.quantization.part_quantization import PartQuantization
+from engine.models.quantization.choice import PartQuantization
+from engine.models.quantization.stored_quantization import count_matrix_bytes
 from engine.models.registry import has_family
 from engine.pipelines.network_call import NETWORK_NAMES, TEXT_ENCODER_PREFIX
 

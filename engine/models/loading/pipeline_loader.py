@@ -20,17 +20,19 @@ from safetensors import SafetensorError
 from engine.contract import Dtype, Quantization
 from engine.contract.rejection import JobRejected
 from engine.models.family import TORCH_DTYPES
-from engine.models.files.fingerprint import UNUSED_PARTS
-from engine.models.files.model_source import find_model
+from engine.models.files.model_source import UNUSED_PARTS, find_model
 from engine.models.files.pipeline_parts import Part, find_part_classes, find_pipeline_class, list_parts, read_index
-from engine.models.files.streamed_tensors import StreamedTensors
-from engine.models.files.tensor_reader import read_tensors
-from engine.models.inpainting.inpainting_channels import needs_mask
+from engine.models.files.tensor_reader import StreamedTensors, read_tensors
+from engine.models.inpainting.inpainting_conditioner import needs_mask
 from engine.models.library_logging import silence_libraries
 from engine.models.loading.number_formats import FormatChooser, PartFormats, choose_training_formats
-from engine.models.quantization.library_configs import make_library_config, refuse_unavailable
-from engine.models.quantization.part_quantization import PartQuantization
-from engine.models.quantization.stored_quantization import refuse_unopenable, set_compute_format
+from engine.models.quantization.choice import PartQuantization
+from engine.models.quantization.stored_quantization import (
+    make_library_config,
+    refuse_unavailable,
+    refuse_unopenable,
+    set_compute_format,
+)
 from engine.models.registry import has_family
 from engine.process.heap import trim_heap
 

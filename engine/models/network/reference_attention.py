@@ -1,8 +1,4 @@
-"""Attention to reference pictures, added to a U-Net's attention to the prompt for one forward (Ye et al. 2023).
-
-h = Attention(Q, K, V) + Σ scale·Attention(Q, K', V') over a row's pictures. A row without any computes no more than
-before, and after the forward the network is as it was.
-"""
+"""Attention to reference pictures, added to a U-Net's attention to the prompt for one forward (Ye et al. 2023)."""
 
 from __future__ import annotations
 
@@ -14,8 +10,17 @@ import torch
 from diffusers.models.attention_processor import AttnProcessor2_0
 from torch.nn import functional
 
-from engine.models.network.substitute_layers import MIN_BFLOAT16_KEYS
-from engine.models.pictures.conditioner import Additions
+from engine.models.network.network_copies import MIN_BFLOAT16_KEYS
+from engine.models.pictures.picture_conditions import Additions
+
+
+def list_attention_layers(net: Any) -> Iterator[tuple[str, Any]]:
+    """Yield (name, layer) of each layer of a U-Net that attends to the prompt, in the sequence of diffusers' loader."""
+    for processor_name in net.attn_processors:
+        name = processor_name.removesuffix(".processor")
+        if name.endswith("attn2"):
+            yield name, net.get_submodule(name)
+
 
 ADDITION = "reference"  # names of such additional inputs begin with it
 
@@ -29,14 +34,6 @@ class ReferenceRows(NamedTuple):
     keys_values: torch.Tensor
     scales: torch.Tensor
     rows: torch.Tensor | None = None
-
-
-def list_attention_layers(net: Any) -> Iterator[tuple[str, Any]]:
-    """Yield (name, layer) of each layer of a U-Net that attends to the prompt, in the sequence of diffusers' loader."""
-    for processor_name in net.attn_processors:
-        name = processor_name.removesuffix(".processor")
-        if name.endswith("attn2"):
-            yield name, net.get_submodule(name)
 
 
 def find_references(additions: Additions) -> list[ReferenceRows]:

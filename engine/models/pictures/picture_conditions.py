@@ -6,12 +6,17 @@ that have a picture there, whatever images they belong to.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from PIL import Image
+
+from engine.contract import ControlModel, Dtype, Preprocessor, Recipe
+from engine.contract.rejection import JobRejected
 
 SlotKind = Literal["control", "adapter", "reference", "inpaint"]
 OpenPicture = Callable[[str], Image.Image]  # returns the picture (RGB) of a SHA-256; raises `JobRejected`
@@ -95,3 +100,178 @@ class PictureRows:
             None,
             self.network,
         )
+
+
+Additions = Mapping[str, tuple[torch.Tensor, ...]]  # further inputs of a network, by their name in its forward
+
+
+class ForwardInputs(NamedTuple):
+    """The inputs of a forward: latents `[rows, …]` and conditions in `dtype`, timesteps `[rows]`."""
+
+    x: torch.Tensor
+    t: torch.Tensor
+    conditioning: tuple[torch.Tensor, ...]
+    dtype: Dtype
+
+
+@runtime_checkable
+class UsesAutoencoder(Protocol):
+    """A conditioner that encodes pictures with its family's autoencoder."""
+
+    def with_family(self, family: Any) -> PictureConditioner:
+        """Return the same for a copy of its family with another autoencoder."""
+        ...
+
+
+class PictureConditioner(Protocol):
+    """Prepares a recipe's pictures of `kinds`, and turns those of a forward's rows into additional inputs."""
+
+    kinds: tuple[SlotKind, ...]
+
+    def use_data_folder(self, data: Path) -> None:
+        """From now on, find networks in the worker's data folder."""
+        ...
+
+    def list_networks(self) -> tuple[ControlModel, ...]:
+        """Return the networks that fit the model."""
+        ...
+
+    def list_preprocessors(self) -> tuple[Preprocessor, ...]:
+        """Return the preprocessors that may make its pictures."""
+        ...
+
+    def needs_pictures(self, recipe: Recipe) -> bool:
+        """Return whether the recipe has such pictures."""
+        ...
+
+    def check_pictures(self, recipe: Recipe) -> None:
+        """Raise `JobRejected` where it cannot take them; load nothing."""
+        ...
+
+    def count_bytes(self, recipe: Recipe, *, with_kept: bool = True) -> int:
+        """Return the bytes of the recipe's networks, `with_kept`: and of those in memory. Loads nothing."""
+        ...
+
+    def list_shared_bytes(self, recipe: Recipe, *, with_kept: bool = True) -> Mapping[str, int]:
+        """Return the part of these bytes whose networks other models share, by a key for each network."""
+        ...
+
+    def load_networks(self, recipe: Recipe) -> None:
+        """Load the networks that they need, in the recipe's number format. It may run on any thread."""
+        ...
+
+    def prepare_pictures(self, recipe: Recipe, open_picture: OpenPicture) -> PictureConditions:
+        """Return them as conditions. Raises `JobRejected`."""
+        ...
+
+    def make_additions(self, inputs: ForwardInputs, pictures: Sequence[PictureRows]) -> Additions:
+        """Return the additional inputs of a forward with these pictures, for all of its rows."""
+        ...
+
+    def release_others(self, recipe: Recipe) -> None:
+        """Drop the networks that the recipe does not use. Raises `JobRejected`."""
+        ...
+
+    def release(self) -> None:
+        """Drop all networks."""
+        ...
+
+
+Predict = Callable[[Any, tuple[torch.Tensor, ...]], torch.Tensor]
+
+
+class PictureSupport:
+    """Implements `engine.models.family.TakesPictures` for a family; `conditioners`: what its networks take.
+
+    `required`: what it cannot draw without; empty: it can.
+    """
+
+    name: str
+    conditioners: tuple[PictureConditioner, ...] = ()
+    required: Literal["", "mask", "picture"] = ""
+
+    def _use_picture_folders(self, data: Path) -> None:
+        """Find the networks for pictures in a worker's data folder."""
+        for conditioner in self.conditioners:
+            conditioner.use_data_folder(data)
+
+    def list_controls(self) -> tuple[ControlModel, ...]:
+        return self._list_networks("control")
+
+    def list_references(self) -> tuple[ControlModel, ...]:
+        return self._list_networks("reference")
+
+    def list_preprocessors(self) -> tuple[Preprocessor, ...]:
+        listed: dict[Preprocessor, None] = {"none": None}
+        for conditioner in self.conditioners:
+            listed |= dict.fromkeys(conditioner.list_preprocessors())
+        return tuple(listed)
+
+    def _list_networks(self, kind: SlotKind) -> tuple[ControlModel, ...]:
+        return tuple(model for each in self.conditioners if kind in each.kinds for model in each.list_networks())
+
+    def needs_pictures(self, recipe: Recipe) -> bool:
+        return any(each.needs_pictures(recipe) for each in self.conditioners)
+
+    def check_pictures(self, recipe: Recipe) -> None:
+        kinds = {kind for each in self.conditioners for kind in each.kinds}
+        if recipe.controls and "control" not in kinds:
+            raise JobRejected(f"{self.name} takes no control pictures.", "model")
+        if recipe.references and "reference" not in kinds:
+            raise JobRejected(f"{self.name} takes no reference pictures.", "model")
+        for conditioner in self.conditioners:
+            conditioner.check_pictures(recipe)
+
+    def count_picture_bytes(self, recipe: Recipe, *, with_kept: bool = True) -> int:
+        return sum(each.count_bytes(recipe, with_kept=with_kept) for each in self.conditioners)
+
+    def list_shared_bytes(self, recipe: Recipe, *, with_kept: bool = True) -> Mapping[str, int]:
+        shared: dict[str, int] = {}
+        for conditioner in self.conditioners:
+            shared |= conditioner.list_shared_bytes(recipe, with_kept=with_kept)
+        return shared
+
+    def release_other_networks(self, recipe: Recipe) -> None:
+        for conditioner in self.conditioners:
+            conditioner.release_others(recipe)
+
+    def load_picture_networks(self, recipe: Recipe) -> None:
+        for conditioner in self.conditioners:
+            if conditioner.needs_pictures(recipe):
+                conditioner.load_networks(recipe)
+
+    @torch.inference_mode()
+    def prepare_pictures(self, recipe: Recipe, open_picture: OpenPicture) -> PictureConditions:
+        chosen = [each for each in self.conditioners if each.needs_pictures(recipe)]
+        return tuple(condition for each in chosen for condition in each.prepare_pictures(recipe, open_picture))
+
+    def _make_additions(self, inputs: ForwardInputs, pictures: tuple[PictureRows, ...]) -> Additions:
+        """Return the additional inputs of a forward; they depend on each row's own pictures alone."""
+        additions: dict[str, tuple[torch.Tensor, ...]] = {}
+        for conditioner in self.conditioners:
+            own_pictures = [each for each in pictures if each.slot.kind in conditioner.kinds]
+            if own_pictures:
+                additions |= conditioner.make_additions(inputs, own_pictures)
+        return additions
+
+    def _flatten(
+        self, inputs: ForwardInputs, additions: Additions
+    ) -> tuple[tuple[torch.Tensor, ...], tuple[tuple[str, int], ...], Predict]:
+        """Return all inputs as one sequence, the layout of its additions, and the forward that takes it."""
+        count = len(inputs.conditioning)
+        layout = tuple((name, len(each)) for name, each in additions.items())
+
+        def predict(net: Any, tensors: tuple[torch.Tensor, ...]) -> torch.Tensor:
+            x, t, *rest = tensors
+            remaining = iter(rest[count:])
+            named = {name: tuple(next(remaining) for _ in range(length)) for name, length in layout}
+            return self._run_network_with(net, x, t, tuple(rest[:count]), named)
+
+        added = (tensor for each in additions.values() for tensor in each)
+        return (inputs.x, inputs.t, *inputs.conditioning, *added), layout, predict
+
+    @abstractmethod
+    def _run_network_with(
+        self, net: Any, x: torch.Tensor, t: torch.Tensor, conditioning: tuple[torch.Tensor, ...], additions: Additions
+    ) -> torch.Tensor:
+        """Run one forward of the network with additional inputs, which its conditioners made."""

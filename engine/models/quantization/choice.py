@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
 
 import torch
+from torch import nn
 
 from engine.contract import Quantization
-from engine.models.quantization.library_configs import find_obstacle, refuse_unavailable
-from engine.models.quantization.part_quantization import PartQuantization
+from engine.models.quantization.stored_quantization import find_obstacle, refuse_unavailable
+from engine.pipelines.network_call import NETWORK_NAMES, TEXT_ENCODER_PREFIX
 from engine.process.quantization_request import QuantizationRequest, QuantizationRequests
 
 # (network, text encoders), best first: the network shows more of what is lost
@@ -77,3 +79,59 @@ def _choose_alone(candidates: Sequence[SizedQuantization], budget: int) -> Sized
 
 def _pick(request: QuantizationRequest, automatic: Quantization) -> Quantization:
     return automatic if request == "auto" else request
+
+
+@dataclass(frozen=True)
+class PartQuantization:
+    """One quantisation for all networks of a pipeline, another for all its text encoders; the rest has none."""
+
+    network: Quantization = "none"
+    text: Quantization = "none"
+
+    def find_for(self, part_name: str) -> Quantization:
+        """Return the quantisation of a part, by its name in the pipeline."""
+        if part_name in NETWORK_NAMES:
+            return self.network
+        return self.text if part_name.startswith(TEXT_ENCODER_PREFIX) else "none"
+
+    def __bool__(self) -> bool:
+        return self != PartQuantization()
+
+    def __str__(self) -> str:
+        parts = (("network", self.network), ("text encoders", self.text))
+        named = [f"{part} in {quantization}" for part, quantization in parts if quantization != "none"]
+        return " and ".join(named) or "nothing quantised"
+
+
+@runtime_checkable
+class HasQuantization(Protocol):
+    """A family whose network may be quantised."""
+
+    quantization: Quantization
+
+
+def find_quantization(family: object) -> Quantization:
+    """Return how the weights of the family's network are stored."""
+    return family.quantization if isinstance(family, HasQuantization) else "none"
+
+
+def is_quantized(net: Any) -> bool:
+    """Whether the library that loaded the network stored its weights in fewer bits."""
+    return bool(getattr(net, "is_quantized", False))
+
+
+def find_compute_dtype(net: nn.Module) -> torch.dtype:
+    """Return the number format in which the network computes: of its first weight that is not stored in fewer bits.
+
+    torchao's weights have the format in which they compute as theirs. Weights of 8 bits are packed.
+    """
+    dtypes = (each.dtype for each in net.parameters() if each.is_floating_point() and each.dtype.itemsize > 1)
+    return next(dtypes, torch.float32)
+
+
+def find_weight_shape(layer: nn.Module | None) -> tuple[int, ...] | None:
+    """Return the shape of a layer's weight as if it were not packed; None where it has no weight."""
+    if isinstance(layer, nn.Linear):
+        return layer.out_features, layer.in_features
+    weight = getattr(layer, "weight", None)
+    return None if weight is None else tuple(weight.shape)

@@ -5,17 +5,19 @@ torchao's int8 and float8 (weights only), and nf4 and LLM.int8() of bitsandbytes
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, NamedTuple, cast
 
 import torch
+from diffusers.hooks.layerwise_casting import apply_layerwise_casting_hook
 from torch import nn
 
 from engine.contract import Quantization
 from engine.contract.rejection import JobRejected
-from engine.models.quantization.library_configs import PACKAGES, find_obstacle
 
 TORCHAO = "torchao"
 BITSANDBYTES = "bitsandbytes"
@@ -135,3 +137,175 @@ def _is_plain(value: object, depth: int) -> bool:
     if isinstance(value, list):
         return all(_is_plain(each, depth - 1) for each in cast(list[object], value))
     return True
+
+
+STORAGE_DTYPE = torch.float8_e4m3fn
+STORED_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d)
+
+
+def store_in_float8(net: Any, dtype: torch.dtype) -> Any:
+    """Store those layers of the network in float8 that lose nothing by it, as those of a float8 file do."""
+    for layer in list(net.modules()):
+        if isinstance(layer, STORED_LAYERS) and all(_is_lossless(each) for each in layer.parameters(recurse=False)):
+            apply_layerwise_casting_hook(layer, STORAGE_DTYPE, dtype, non_blocking=False)
+    net.is_quantized = True  # as the library marks what its quantisers load: its number format is fixed
+    return net
+
+
+def _is_lossless(weights: torch.Tensor) -> bool:
+    return torch.equal(weights.to(STORAGE_DTYPE).to(weights.dtype), weights)
+
+
+TORCHAO_QUANTIZATIONS: tuple[Quantization, ...] = ("int8", "float8", "int4")
+INT4_CAPABILITY = (8, 0)  # the oldest GPUs whose kernels take int4: Ampere
+PACKAGES: dict[Quantization, str] = {
+    "int8": "torchao",
+    "float8": "torchao",
+    "int4": "torchao",
+    "nf4": "bitsandbytes",
+    "gguf": "gguf",
+    "llm_int8": "bitsandbytes",
+}
+
+
+def find_obstacle(quantization: Quantization, device: torch.device) -> str:
+    """Return why this worker cannot store weights so, as a part of a sentence; empty if it can."""
+    package = PACKAGES.get(quantization)
+    if package is not None and find_spec(package) is None:
+        return f"the package {package} is not installed"
+    if package == "bitsandbytes" and device.type != "cuda":
+        return "weights of bitsandbytes are opened on a GPU only"
+    if quantization == "int4" and device.type == "cuda" and torch.cuda.get_device_capability(device) < INT4_CAPABILITY:
+        return "this GPU has no kernels for it"
+    return ""
+
+
+def refuse_unavailable(quantization: Quantization, device: torch.device) -> None:
+    """Raise `JobRejected` where this worker cannot store weights so."""
+    if obstacle := find_obstacle(quantization, device):
+        raise JobRejected(f"Weights cannot be stored as {quantization} here: {obstacle}.", "worker")
+
+
+def make_library_config(
+    library: str, quantization: Quantization, device: torch.device, dtype: torch.dtype, matrices: Iterable[Matrix]
+) -> Any:
+    """Return the configuration for a part of `library` (diffusers or transformers) that computes in `dtype`."""
+    classes: Any = import_module(library)
+    if quantization == "llm_int8":
+        return classes.BitsAndBytesConfig(load_in_8bit=True)
+    if quantization == "nf4":
+        return classes.BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+        )
+    kept_layers = [
+        matrix.name.removesuffix(".weight") for matrix in matrices if not is_quantizable(matrix, quantization)
+    ]
+    return classes.TorchAoConfig(_make_torchao_config(quantization, device), modules_to_not_convert=kept_layers)
+
+
+def _make_torchao_config(quantization: Quantization, device: torch.device) -> Any:
+    torchao: Any = import_module("torchao.quantization")
+    if quantization == "int8":
+        return torchao.Int8WeightOnlyConfig(set_inductor_config=False)
+    if quantization == "float8":
+        return torchao.Float8WeightOnlyConfig(set_inductor_config=False)
+    if device.type == "cuda":
+        return torchao.Int4WeightOnlyConfig(
+            group_size=GROUP_SIZE, int4_packing_format="tile_packed_to_4d", set_inductor_config=False
+        )
+    prototype: Any = import_module("torchao.prototype.quantization.int4")  # torch's own kernel for processors
+    return prototype.PrototypeInt4WeightOnlyConfig(group_size=GROUP_SIZE, set_inductor_config=False)
+
+
+def quantize_in_place(module: nn.Module, quantization: Quantization, device: torch.device) -> None:
+    """Quantise a loaded module as torchao does while it loads one. Raises `JobRejected` for nf4."""
+    if quantization not in TORCHAO_QUANTIZATIONS:
+        raise JobRejected(f"The parts of a single file cannot be stored as {quantization}.", "worker")
+    quantize: Any = import_module("torchao.quantization").quantize_
+
+    def is_chosen(layer: nn.Module, name: str) -> bool:
+        return isinstance(layer, nn.Linear) and is_quantizable(
+            Matrix(name, layer.out_features, layer.in_features), quantization
+        )
+
+    quantize(module.to(device), _make_torchao_config(quantization, device), is_chosen)
+
+
+GROUP_SIZE = 64  # weights of a row that share one scale and zero point in int4
+
+
+# to which a GPU's layout of int4 pads a matrix
+TILE_COLUMNS = 1024
+
+
+TILE_ROWS = 8
+
+
+_EMBEDDING = re.compile(
+    r"(?:token_embedding|position_embedding|embed_tokens|shared|relative_attention_bias|wte|wpe|embeddings\.\w+"
+    r"|class_embedding|patch_embedding|context_embedder_embedding|pos_embed)\.weight$"
+)
+
+
+class Matrix(NamedTuple):
+    """A weight of two dimensions that is no embedding: a linear layer's, [out features, in features]."""
+
+    name: str
+    rows: int
+    columns: int
+
+    @property
+    def parameters(self) -> int:
+        return self.rows * self.columns
+
+
+def find_matrix(name: str, shape: Iterable[int]) -> Matrix | None:
+    """Return the tensor as the matrix of a linear layer; None for any other tensor."""
+    sides = tuple(shape)
+    if len(sides) != 2 or not name.endswith(".weight") or _EMBEDDING.search(name):
+        return None
+    return Matrix(name, sides[0], sides[1])
+
+
+def is_quantizable(matrix: Matrix, quantization: Quantization) -> bool:
+    """Whether the library stores this matrix in fewer bits; it leaves others as they are."""
+    if quantization == "int4":
+        return matrix.columns % GROUP_SIZE == 0 and matrix.rows % INT4_ROWS == 0
+    return quantization != "none"
+
+
+def count_matrix_bytes(matrix: Matrix, quantization: Quantization, device: torch.device, itemsize: int) -> int:
+    """Return the bytes of a matrix; `itemsize`: bytes of a number that is not quantised."""
+    if not is_quantizable(matrix, quantization):
+        return itemsize * matrix.parameters
+    if quantization == "int8":
+        return matrix.parameters + 5 * matrix.rows  # a scale in float32 and a zero point for each row
+    if quantization in ("float8", "llm_int8"):  # a scale in float32 for each row
+        return matrix.parameters + 4 * matrix.rows
+    if quantization == "int4":
+        return _count_int4_bytes(matrix, device, itemsize)
+    scales = math.ceil(matrix.parameters / NF4_BLOCK)
+    return math.ceil(matrix.parameters / 2) + scales + 4 * math.ceil(scales / NF4_OUTER_BLOCK)
+
+
+def _count_int4_bytes(matrix: Matrix, device: torch.device, itemsize: int) -> int:
+    rows = matrix.rows
+    columns = matrix.columns
+    if device.type == "cuda":
+        rows = _pad(rows, TILE_ROWS)
+        columns = _pad(columns, TILE_COLUMNS)
+    return rows * columns // 2 + 2 * itemsize * rows * columns // GROUP_SIZE
+
+
+def _pad(side: int, multiple: int) -> int:
+    return -(-side // multiple) * multiple
+
+
+INT4_ROWS = 16  # the kernels of int4 take matrices whose rows are a multiple of this
+
+
+# weights that share a scale, and scales that share theirs (Dettmers et al. 2023)
+NF4_BLOCK = 64
+
+
+NF4_OUTER_BLOCK = 256

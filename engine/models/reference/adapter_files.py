@@ -1,21 +1,31 @@
-"""IP-Adapters of a folder: `NAME/` with one safetensors file and the folder `image_encoder`, as they are published."""
+"""IP-Adapters: their files, whether one fits a U-Net, and their image encoder."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, cast
 
 import msgspec
+import torch
 from msgspec import Meta
+from PIL import Image
 from safetensors import SafetensorError, safe_open
-from transformers import CLIPVisionModelWithProjection
+from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 
+from engine.contract import Dtype
+from engine.contract.rejection import JobRejected
 from engine.hub.catalogue import SAFETENSORS_SUFFIX
+from engine.models.family import TORCH_DTYPES
 from engine.models.files.added_kind import CONFIG_FILE, AddedEntry, AddedKind, cache_while_unchanged, reject_added
-from engine.models.files.fingerprint import combine_fingerprints, fingerprint_file
+from engine.models.files.model_source import combine_fingerprints, fingerprint_file
 from engine.models.files.pipeline_parts import list_parts
+from engine.models.library_logging import silence_libraries
+from engine.models.loading.pipeline_loader import LOAD_ERRORS, guard_default_dtype
+from engine.models.network.pipeline_offload import offload_to_cpu
+from engine.models.network.reference_attention import list_attention_layers
 
 ENCODER_FOLDER = "image_encoder"
 MAX_CONFIG_BYTES = 2**20
@@ -109,3 +119,112 @@ def _fingerprint(path: Path) -> str:
 
 
 REFERENCE_KIND = AddedKind(NOUN, _read_adapter, forms=("folder",))
+
+
+Shapes = Mapping[str, tuple[int, ...]]
+# The matrix that reads the image encoder's output, by the kind of adapter: pooled output, or states. In the sequence in
+# which diffusers' loader tells them apart, with what only that kind has.
+PLAIN_KEY = "image_proj.proj.weight"
+FULL_KEY = "image_proj.proj.0.weight"
+PLUS_KEY = "image_proj.proj_in.weight"
+FULL_MARK = "image_proj.proj.3.weight"
+FACE_MARKS = ("image_proj.perceiver_resampler", "image_proj.norm.")
+MATRICES = ("to_k_ip", "to_v_ip")  # of each layer: to keys, to values
+
+
+def find_mismatch(net: Any, adapter: AdapterFile) -> str:
+    """Return why the adapter does not fit `net`; empty: it fits. Raises `JobRejected` for unreadable files."""
+    shapes = read_shapes(adapter)
+    return _find_layer_mismatch(net, shapes) or _find_encoder_mismatch(adapter.encoder_config, shapes)
+
+
+def list_layer_keys(net: Any) -> list[str]:
+    """Return the adapter's names for the matrices of each layer of `net`: to its keys, to its values."""
+    count = sum(1 for _ in list_attention_layers(net))
+    return [f"ip_adapter.{2 * number + 1}.{part}.weight" for number in range(count) for part in MATRICES]
+
+
+def is_plain(layer: Any) -> bool:
+    """Whether an attention layer only attends: no norms inside, no residual."""
+    norms = layer.spatial_norm, layer.group_norm, layer.norm_q, layer.norm_k, layer.norm_cross
+    return not any(norms) and not layer.residual_connection and layer.rescale_output_factor == 1
+
+
+def _find_layer_mismatch(net: Any, shapes: Shapes) -> str:
+    """Compare each matrix `[width, features of a token]` with its layer."""
+    layers = list(list_attention_layers(net))
+    keys = list_layer_keys(net)
+    adapter_layers = {key.split(".")[1] for key in shapes if key.startswith("ip_adapter.")}
+    if len(adapter_layers) != len(layers):
+        return f"it has {len(adapter_layers)} layers, and the model {len(layers)}"
+    for number, key in enumerate(keys):
+        name, layer = layers[number // len(MATRICES)]
+        if not is_plain(layer) or shapes.get(key) != (layer.inner_dim, layer.cross_attention_dim):
+            return f"its {key} does not fit {name}"
+    return ""
+
+
+def _find_encoder_mismatch(config: EncoderConfig, shapes: Shapes) -> str:
+    if PLAIN_KEY in shapes:
+        key = PLAIN_KEY
+        width = config.projection_dim
+    elif FULL_MARK not in shapes and any(key.startswith(FACE_MARKS) for key in shapes):
+        return "it is for faces, and reads the output of a network that recognises them"
+    else:
+        key = FULL_KEY if FULL_MARK in shapes else PLUS_KEY
+        width = config.hidden_size
+    if config.model_type != "clip_vision_model":
+        return "its image encoder is no CLIP"
+    if key not in shapes:
+        return "it has no image projection that is known"
+    return "" if shapes[key][-1] == width else f"its image encoder has the width {width}, not {shapes[key][-1]}"
+
+
+class ImageEncoder:
+    """Encodes pictures (RGB) in `dtype`. `revision`: its weights'. On a GPU it stays on the host between pictures."""
+
+    def __init__(self, file: AdapterFile, device: torch.device, dtype: Dtype) -> None:
+        """Load it. Raises `JobRejected` where it cannot be loaded from safetensors."""
+        self.revision = file.encoder_revision
+        self._device = device
+        self.dtype: Dtype = dtype
+        self._encoder: Any = _load(file, TORCH_DTYPES[dtype]).eval().requires_grad_(False)
+        if device.type != "cpu":
+            offload_to_cpu(self._encoder, device)
+        size = int(self._encoder.config.image_size)
+        self._processor: Any = CLIPImageProcessor(size=size, crop_size=size)  # diffusers' default
+
+    @torch.inference_mode()
+    def encode_pooled(self, picture: Image.Image) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return (picture, no picture) as pooled outputs `[1, width]`."""
+        pooled = self._encoder(self._prepare(picture)).image_embeds
+        return pooled, torch.zeros_like(pooled)
+
+    @torch.inference_mode()
+    def encode_states(self, picture: Image.Image) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return (picture, no picture) as states before the last layer `[1, tokens, width]`."""
+        pixels = self._prepare(picture)
+        return self._run_states(pixels), self._run_states(torch.zeros_like(pixels))
+
+    def _prepare(self, picture: Image.Image) -> torch.Tensor:
+        """Return pixels `[1, 3, size, size]`: the shorter side scaled to the encoder's size, the middle cut out."""
+        pixels = self._processor(picture, return_tensors="pt").pixel_values
+        return pixels.to(self._device, TORCH_DTYPES[self.dtype])
+
+    def _run_states(self, pixels: torch.Tensor) -> torch.Tensor:
+        return self._encoder(pixels, output_hidden_states=True).hidden_states[-2]
+
+
+def _load(file: AdapterFile, dtype: torch.dtype) -> Any:
+    (part,) = list_parts(file.encoder_folder.parent, {ENCODER_FOLDER: CLIPVisionModelWithProjection})
+    converted_files = part.files if dtype != TORCH_DTYPES[part.stored_dtype] else ()
+    guarded_class = guard_default_dtype(CLIPVisionModelWithProjection, dtype, converted_files)
+    try:
+        with silence_libraries(), torch.inference_mode(False):
+            encoder = guarded_class.from_pretrained(
+                str(file.encoder_folder), dtype=dtype, variant=part.variant, use_safetensors=True, local_files_only=True
+            )
+    except LOAD_ERRORS as error:
+        raise JobRejected(f"The image encoder of the reference adapter {file.name} is damaged.", "worker") from error
+    encoder.__class__ = CLIPVisionModelWithProjection
+    return encoder

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from engine.models.network.group_offload import find_offload
+from engine.models.network.pipeline_offload import find_offload
 from engine.prompt.emphasis import split_by_weight
 
 MAX_CHUNKS = 3  # chunks of a text; the rest is ignored

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Mapping
 from threading import Lock
+from typing import NamedTuple
 
+from engine.contract import Lora, ModelPart, Recipe, needs_unconditional_row
 from engine.models.family import Conditioning
-from engine.models.text.prompt_key import PromptKey, count_bytes
 
 MAX_TEXTS = 256
 MAX_BYTES = 256 * 2**20
@@ -45,3 +47,27 @@ class TextCache:
     def clear(self) -> None:
         with self._lock:
             self._conditioning.clear()
+
+
+class PromptKey(NamedTuple):
+    """Each key is encoded once."""
+
+    text: str
+    negative: bool = False  # it is the empty or negative prompt of guidance
+    chunks: int = 1  # chunks of the image's longest text: all its texts get this length
+    loras: tuple[Lora, ...] = ()
+    embeddings: tuple[ModelPart, ...] = ()  # textual inversions whose words occur in the text
+    clip_skip: int = 0  # of a negative text always 0, as in diffusers' pipelines
+
+
+def list_texts(recipe: Recipe) -> list[str]:
+    """Return every text that has a row in some step."""
+    negative = (
+        [recipe.negative] if any(needs_unconditional_row(recipe, is_guided) for is_guided in (True, False)) else []
+    )
+    return [*(concept.text for concept in recipe.concepts), *negative]
+
+
+def count_bytes(cache: Mapping[PromptKey, Conditioning]) -> int:
+    """Return the memory of cached texts."""
+    return sum(part.nbytes for conditioning in cache.values() for part in conditioning)

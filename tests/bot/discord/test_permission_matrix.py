@@ -21,9 +21,8 @@ from simcord.enums import ChannelType
 from bot.discord.cards.button_layout import Button, ButtonKind
 from bot.discord.cards.job_cards import render_refusal
 from bot.discord.channel_visibility import CHANNEL_HIDDEN, THREAD_HIDDEN
-from bot.discord.commands import registry
 from bot.discord.components import buttons
-from bot.discord.extension import list_feature_commands
+from bot.discord.declarations import list_commands
 from bot.discord.responses import INTERNAL_ERROR
 from bot.discord.settings import HANDLERS
 from bot.domain.dto import Member
@@ -507,9 +506,9 @@ async def test_every_role_presses_every_button_of_the_settings(open_world: Any) 
 
 async def test_the_matrix_has_every_command_and_menu() -> None:
     """The fast part of the slow tests: a new command that is missing here fails at once."""
-    commands = [command for command in registry.COMMANDS if not isinstance(command, discord.app_commands.ContextMenu)]
+    commands = [command for command in list_commands() if not isinstance(command, discord.app_commands.ContextMenu)]
     assert set(list_leaf_names(commands)) == set(COMMANDS)
-    assert {command.name for command in registry.COMMANDS} - {command.name for command in commands} == set(MENUS)
+    assert {command.name for command in list_commands()} - {command.name for command in commands} == set(MENUS)
 
 
 def list_leaf_names(commands: Iterable[Any]) -> Iterator[str]:
@@ -528,6 +527,6 @@ async def test_every_action_of_the_permission_table_is_covered() -> None:
         *CARDS.values(),
         *(action for action, _ in COMMANDS.values()),
     }
-    commands = {each.action for each in list_feature_commands()}
+    commands = {row.action for row in list_commands().values()}
     other_actions = {action for feature in load_features().values() for action in feature.permissions} - commands
     assert set(ACTIONS) - actions - other_actions == {"envelope", "pause"}

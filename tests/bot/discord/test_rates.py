@@ -7,9 +7,8 @@ from typing import Any
 import discord
 import pytest
 
-from bot.discord.checks import list_command_rates
-from bot.discord.commands import registry
 from bot.discord.components.forms import form_id
+from bot.discord.declarations import list_command_rates, list_commands, list_dynamic_items
 from bot.policy.rates import PRICES, TokenBuckets
 from shared.feature_rows import read_feature_rows
 
@@ -46,10 +45,10 @@ class Refusing(TokenBuckets):
 
 async def test_every_command_and_menu_has_its_rate() -> None:
     rates = list_command_rates()
-    assert {command.name for command in registry.COMMANDS} == set(rates)
+    assert {command.name for command in list_commands()} == set(rates)
     assert set(rates.values()) <= set(PRICES)
     assert PRICES[rates["party"]].kind == "make", "it makes a job"
-    assert {item.__name__ for item in registry.DYNAMIC_ITEMS} == (set(PRESSES) - {"settings"}) | MENUS
+    assert {item.__name__ for item in list_dynamic_items()} == (set(PRESSES) - {"settings"}) | MENUS
 
 
 async def test_a_member_who_asks_too_often_is_refused_everywhere(open_world: Any) -> None:

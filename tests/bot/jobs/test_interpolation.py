@@ -29,7 +29,7 @@ from bot.prompt import parse
 from bot.prompt.capability_check import check_sampler
 from bot.prompt.flags import prompt_title
 from bot.store import NewJob
-from bot.store.jobs import interpolations
+from bot.store.jobs import queries
 from engine.contract import PIPELINE_SAMPLERS, Concept, Interpolation, NoiseAncestor, Recipe, recipe_for_image
 from shared.app_harness import make_profile
 from shared.picture_files import make_png
@@ -131,9 +131,7 @@ async def test_the_jobs_of_an_interpolation_differ_only_in_place_and_share_one_f
     assert sum(view.ends_interpolation for view in views) == 1, "one of the jobs has the film"
     films = [await services.gallery.render_interpolation_film(view.id) for view in views]
     assert films[0] == films[1]
-    assert [part.id for part in await app.store.query(interpolations.list_parts, views[1].id)] == [
-        view.id for view in views
-    ]
+    assert [part.id for part in await app.store.query(queries.list_parts, views[1].id)] == [view.id for view in views]
 
     (other,) = await services.jobs.imagine("a fox --steps 20", ann, destination)
     (view,) = await wait_for_end(app, [other.job], wait_until)
@@ -208,7 +206,7 @@ async def test_the_same_interpolation_twice_is_two_interpolations(harness, ann, 
     )
     jobs = [one.job for one in accepted_jobs]
     for frame_index, job in enumerate(jobs):
-        part_ids = [part.id for part in await app.store.query(interpolations.list_parts, job)]
+        part_ids = [part.id for part in await app.store.query(queries.list_parts, job)]
         assert part_ids == jobs[:2] if frame_index < 2 else part_ids == jobs[2:]
 
 

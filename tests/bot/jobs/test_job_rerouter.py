@@ -15,7 +15,7 @@ from bot.jobs.dispatch import JobRerouter
 from bot.jobs.model_catalog import ModelCatalog, group_by_pool
 from bot.store import Store
 from bot.store.jobs import queries
-from bot.store.transitions.pool_changes import PAGE_SIZE
+from bot.store.transitions.job_admin import PAGE_SIZE
 from engine.contract import ModelProfile, Presence, UpscaleTask
 from shared.stored_jobs import RECIPE, make_new_job
 

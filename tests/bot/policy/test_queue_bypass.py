@@ -14,7 +14,7 @@ from sqlalchemy.pool import StaticPool
 from ulid import ULID
 
 from bot.domain.dto import Destination, Member
-from bot.policy.queue_bypass import MAX_BYPASS_SECONDS, QueueBypass
+from bot.policy.fair_queue import MAX_BYPASS_SECONDS, QueueBypass
 from bot.store import NewJob, PickRequest, Transition
 from bot.store.schema.tables import accounts, metadata
 from bot.store.transitions import job_transitions

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bot.discord.checks import list_command_actions
+from bot.discord.declarations import list_command_actions
 from bot.domain.feature import merge_rows
 from bot.policy.permissions import ACTIONS, KEY_SCOPES, PERMISSIONS
 from bot.policy.rates import FILL_SECONDS, OTHER_ACTIONS, PRICES, RATES, TokenBuckets, too_often

@@ -36,7 +36,7 @@ from bot.store.moderation import incidents
 from bot.store.schema.deletion_tables import archived_charges
 from bot.store.schema.tables import accounts, metadata
 from bot.store.schema.tables import jobs as job_rows
-from bot.store.transitions.corrupt_rows import fail_unreadable_jobs
+from bot.store.transitions.job_admin import fail_unreadable_jobs
 from shared.stored_jobs import PICTURE_BYTES, admit_job, finish_job, list_contents, make_new_job
 
 pytestmark = pytest.mark.asyncio

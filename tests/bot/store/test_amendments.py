@@ -9,10 +9,17 @@ from sqlalchemy import update
 
 from bot.domain.dto import Member
 from bot.store import Store
-from bot.store.jobs.amendments import NewAmendment, list_amendments, list_jobs_with_waiting, list_waiting
 from bot.store.schema.tables import amendments
-from bot.store.transitions.amendments import ENDED_TEXT, answer_amendment, ask_for_amendments
-from bot.store.transitions.corrupt_rows import fail_unreadable_jobs
+from bot.store.transitions.amendments import (
+    ENDED_TEXT,
+    NewAmendment,
+    answer_amendment,
+    ask_for_amendments,
+    list_amendments,
+    list_jobs_with_waiting,
+    list_waiting,
+)
+from bot.store.transitions.job_admin import fail_unreadable_jobs
 from engine.contract import Change, Concept, DropImages, JobAmended, ModelProfile, Recipe, SetConcepts, SplitImage
 from shared.stored_jobs import admit_job, make_new_job
 

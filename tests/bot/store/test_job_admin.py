@@ -6,7 +6,7 @@ import pytest
 
 from bot.domain.dto import Destination, Member
 from bot.store import NewJob, PickRequest
-from bot.store.jobs import queries, queue_metrics
+from bot.store.jobs import queries
 from bot.store.transitions import job_admin
 from bot.store.transitions.job_admin import JobFilter
 from shared.sample_views import make_recipe
@@ -48,7 +48,7 @@ async def test_jobs_are_found_and_counted(store):
     ]
     assert [one.id for one in await store.query(job_admin.list_jobs, JobFilter(guild="discord:7"))] == [IDS[0]]
     assert [one.id for one in await store.query(job_admin.list_jobs, JobFilter(member="local:ann"))] == [IDS[2], IDS[1]]
-    groups = await store.query(queue_metrics.count_open_jobs)
+    groups = await store.query(queries.count_open_jobs)
     assert sum(one.jobs for one in groups) == 3
     assert sum(one.rows for one in groups) == 24
     assert {one.state for one in groups} == {"queued", "sent"}

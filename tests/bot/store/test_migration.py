@@ -16,8 +16,8 @@ from sqlalchemy import Connection, inspect, text
 from bot.domain.errors import UserError
 from bot.domain.feature import load_features, load_parts
 from bot.store import Store
-from bot.store.admin.ping import check_database
 from bot.store.drivers.database import select_driver
+from bot.store.ping import check_database
 from bot.store.schema import migration
 from bot.store.schema.tables import metadata
 from shared.stored_jobs import admit_job, make_new_job

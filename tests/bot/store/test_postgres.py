@@ -20,8 +20,7 @@ from bot.domain.dto import Destination, Member
 from bot.domain.errors import UserError
 from bot.policy.limits import check_job_count
 from bot.store import DatabaseUnavailable, NewJob, PickRequest, Store
-from bot.store.drivers.postgres.connection import Timeouts
-from bot.store.drivers.postgres.driver import READERS, PostgresDatabase
+from bot.store.drivers.postgresql import READERS, PostgresDatabase, Timeouts
 from bot.store.fairness.ledger import Ledger
 from bot.store.jobs import queries
 from engine.contract import Concept, Recipe
@@ -360,6 +359,7 @@ async def test_the_outcome_of_a_commit_whose_reply_is_lost_is_found_out(postgres
         assert await job_ids(store) == {first, second}
 
 
+@pytest.mark.slow
 async def test_every_acknowledged_admission_survives_crashes_of_the_server(
     server_and_store: tuple[Server, Store], wait_until: Callable[..., Any]
 ) -> None:

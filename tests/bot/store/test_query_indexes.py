@@ -15,7 +15,7 @@ from bot.policy.rules.effective_rules import UsageScope
 from bot.store import NewJob, PickRequest, Store
 from bot.store.deletion import deletion_steps
 from bot.store.fairness.ledger import Ledger
-from bot.store.jobs import history
+from bot.store.jobs import queries
 from engine.contract import Concept, Recipe
 from shared.query_plans import StatementRecorder, explain_statements, list_plans
 
@@ -93,9 +93,9 @@ async def test_the_newest_jobs_of_a_member_and_of_a_channel_use_indexes(store):
     ]
     await store.admit_jobs(drafts, None, lambda requests, _ledger: requests, 1.0)
     first, _, third, _, last = (one.id for one in drafts)
-    assert [one.id for one in await store.query(history.list_nearby_jobs, "ann", "g", "1", 9)] == [last, third, first]
-    assert [one.id for one in await store.query(history.list_nearby_jobs, "ann", "g", "1", 2)] == [last, third]
-    query_plans = await list_plans(store, history.list_nearby_jobs, "ann", "g", "1", 2)
+    assert [one.id for one in await store.query(queries.list_nearby_jobs, "ann", "g", "1", 9)] == [last, third, first]
+    assert [one.id for one in await store.query(queries.list_nearby_jobs, "ann", "g", "1", 2)] == [last, third]
+    query_plans = await list_plans(store, queries.list_nearby_jobs, "ann", "g", "1", 2)
     assert len(query_plans) == 2
     assert not [plan for plan in query_plans if "SCAN" in plan or "TEMP B-TREE" in plan]
 

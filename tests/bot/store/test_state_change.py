@@ -20,7 +20,7 @@ from bot.policy.fair_queue import ancestor_paths
 from bot.store import NewJob, PickRequest
 from bot.store.schema.tables import accounts, jobs, metadata
 from bot.store.schema.tables import audit_lines as audit
-from bot.store.transitions import job_transitions, pool_changes
+from bot.store.transitions import job_admin, job_transitions
 from engine.contract import Concept, Recipe
 
 RECIPE = Recipe(
@@ -93,7 +93,7 @@ class Jobs(RuleBasedStateMachine):
 
     @rule(job_index=st.integers(0, 9), pool=st.sampled_from(POOLS))
     def move_away(self, job_index: int, pool: str) -> None:
-        pool_changes.reroute_job(self.connection, self._job(job_index), pool, {}, self.now)
+        job_admin.reroute_job(self.connection, self._job(job_index), pool, {}, self.now)
 
     @rule(
         job_index=st.integers(0, 9),
@@ -201,5 +201,5 @@ def test_only_one_place_writes_the_state_of_a_job():
     matches = {name for name, source in sources.items() if any(map(_writes_a_state, ast.walk(ast.parse(source))))}
     # states of deliveries and of changes, in tables of their own
     matches -= {"store/transitions/amendments.py", "features/webhooks/store.py"}
-    assert matches == {"store/transitions/state_change.py", "store/jobs/records.py"}
+    assert matches == {"store/transitions/job_writes.py", "store/jobs/records.py"}
     assert not [name for name, source in sources.items() if "update jobs" in source.lower()]

@@ -24,8 +24,8 @@ from bot.store.fairness.ledger import Ledger
 from bot.store.fairness.ledger import run_with_ledger as ledger
 from bot.store.jobs import destinations, queries
 from bot.store.schema.tables import jobs, metadata, models
-from bot.store.transitions import picture_writes
-from bot.store.transitions.corrupt_rows import fail_unreadable_jobs
+from bot.store.transitions import job_writes
+from bot.store.transitions.job_admin import fail_unreadable_jobs
 from bot.store.transitions.job_transitions import MAX_ATTEMPTS, POISON_ATTEMPTS
 from engine.contract import Concept, ModelProfile, Recipe
 
@@ -285,7 +285,7 @@ async def test_workers_that_shut_down_in_order_poison_no_job(store):
         transition = await store.start_job(job, epoch, "w", 0, 1002.0)
         assert (transition.record.state, transition.record.attempts_without_progress) == ("running", 0)
         assert [
-            await store.write(picture_writes.record_hand_back, job, number) for number in (epoch - 1, epoch, epoch)
+            await store.write(job_writes.record_hand_back, job, number) for number in (epoch - 1, epoch, epoch)
         ] == [False, True, False]
     for epoch in (8, 9, 10):
         assert (await store.start_job(job, epoch, "w", 0, 1003.0)).record.state == "running"

@@ -90,7 +90,8 @@ def test_early_previews_show_the_likely_end_and_the_picture_stays_the_same(
 
 
 @pytest.mark.parametrize(
-    ("steps", "estimate_count"), [(49, 0), (50, 1), (120, 2), pytest.param(400, 3, marks=pytest.mark.slow)]
+    ("steps", "estimate_count"),
+    [(49, 0), (50, 1), pytest.param(120, 2, marks=pytest.mark.slow), pytest.param(400, 3, marks=pytest.mark.slow)],
 )
 def test_a_job_has_an_estimate_for_every_fifty_steps_and_at_most_three(
     family: Any, recipe: Make, job: Make, monkeypatch: pytest.MonkeyPatch, steps: int, estimate_count: int
@@ -118,6 +119,7 @@ def test_an_unwatched_job_has_no_estimate(
     assert rows == []
 
 
+@pytest.mark.slow
 def test_a_failed_estimate_costs_its_previews_alone(
     family: Any, recipe: Make, job: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -19,9 +19,8 @@ from benchmarks.fixtures.small_controls import build_adapter, build_controlnet, 
 from benchmarks.fixtures.small_pipelines import save_small_pipeline
 from engine.contract import ControlImage, ControlModel
 from engine.contract.rejection import JobRejected
-from engine.models.control.compatibility import TargetNetwork
-from engine.models.control.control_collection import MAX_KEPT, ControlCollection
-from engine.models.control.control_files import CONTROL_KIND
+from engine.models.control.control_files import CONTROL_KIND, TargetNetwork
+from engine.models.control.control_networks import MAX_KEPT, ControlCollection
 
 CPU = torch.device("cpu")
 SHA = "a" * 64

@@ -20,7 +20,7 @@ from engine.batching.model_inputs import build_conditioning
 from engine.contract import Concept, Job
 from engine.contract.rejection import JobRejected
 from engine.models import load_folder
-from engine.models.families.few_step_models import choose_guidance, find_few_step_sampling
+from engine.models.families.diffusers_family import choose_guidance, find_few_step_sampling
 from engine.models.families.stable_diffusion import StableDiffusion
 from shared.small_families import USUAL, Make, build_recipe, by_engine, error
 

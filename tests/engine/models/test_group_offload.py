@@ -25,17 +25,17 @@ from engine.contract import Concept, Lora, Recipe
 from engine.contract.rejection import JobRejected
 from engine.models.families.diffusers_family import DiffusersFamily
 from engine.models.family import Family
-from engine.models.network import group_offload
-from engine.models.network.cpu_offload import is_offloaded
-from engine.models.network.group_offload import (
+from engine.models.network import pipeline_offload
+from engine.models.network.pipeline_offload import (
     FOLDER_NAME,
     LayerOffload,
     copy_without_offload,
     find_offload,
+    is_offloaded,
+    measure_layers,
     offload_layers,
     remove_stale_folders,
 )
-from engine.models.network.layer_sizes import measure_layers
 from engine.process.offload_request import Offload
 from shared.worker_harness import wait_until
 
@@ -107,11 +107,12 @@ async def test_files_are_removed_with_their_module_also_on_an_event_loop(tmp_pat
     await wait_until(lambda: (gc.collect(), not list((tmp_path / FOLDER_NAME).iterdir()))[1])
 
 
+@pytest.mark.slow
 def test_files_are_removed_at_exit(tmp_path: Path) -> None:
     program = "\n".join(
         [
             "import sys, pathlib, torch",
-            "from engine.models.network.group_offload import offload_layers",
+            "from engine.models.network.pipeline_offload import offload_layers",
             "network = torch.nn.Sequential(torch.nn.Linear(8, 8))",
             "offload_layers(network, torch.device('cpu'), pathlib.Path(sys.argv[1]))",
             "assert list(pathlib.Path(sys.argv[1]).rglob('*.safetensors'))",
@@ -164,7 +165,7 @@ def test_a_forward_that_fails_midway_leaves_the_next_one_right(tmp_path: Path, m
 
 def test_layers_need_room_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = type("Usage", (), {"free": 1000})
-    monkeypatch.setattr(group_offload.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(pipeline_offload.shutil, "disk_usage", lambda _: usage)
     with pytest.raises(JobRejected, match=r"need \d+ kB of disk, and 1 kB are free"):
         offload_layers(Network(), CPU, tmp_path)
     assert not list((tmp_path / FOLDER_NAME).iterdir())

@@ -17,13 +17,13 @@ from safetensors.torch import load_file, save_file
 from engine.contract.rejection import JobRejected
 from engine.models import load_folder
 from engine.models.autoencoder.large_decoder import LARGE_FACTOR, WEIGHTS_FILE, LargeDecoder
-from engine.models.families.embedded import WEIGHTS_FOLDER, load_embedded
+from engine.models.families.embedded import load_embedded
 from engine.models.families.stable_diffusion import StableDiffusion
-from engine.models.files.fingerprint import fingerprint_folder
-from engine.models.files.model_source import ModelSource
+from engine.models.files.model_source import ModelSource, fingerprint_folder
 from engine.models.loading.memory_estimate import estimate_bytes
 from engine.models.loading.number_formats import FormatChooser
 from engine.output.postprocessing import decode_tiled
+from engine.process.model_words import WEIGHTS_FOLDER
 from engine.upscaling import super_resolver
 from shared.small_families import write_decoder
 

@@ -20,7 +20,7 @@ from engine.contract import TURBO_LORA, Lora
 from engine.contract.rejection import JobRejected
 from engine.models import load_folder, load_model
 from engine.models.families.embedded import build_pipeline, load_embedded
-from engine.models.lora import lora_pipeline
+from engine.models.lora import lora_files
 from engine.models.lora.lora_files import find_lora, find_loras
 from shared.small_families import ATTENTION, build_recipe, by_engine, error, random_matrices, write_family_lora
 from training.commands.run_lora import write_lora
@@ -255,7 +255,7 @@ def test_half_precision_applies_the_lora(load_small: Make, tmp_path: Path, recip
 def test_loras_beyond_the_cache_size_are_loaded_again(
     load_small: Make, tmp_path: Path, recipe: Make, job: Make, finish: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lora_pipeline, "LORAS_PER_COPY", 2)
+    monkeypatch.setattr(lora_files, "LORAS_PER_COPY", 2)
     family = load_small("sd")
     names = ("one", "two", "three")
     for seed, name in enumerate(names):
@@ -336,7 +336,7 @@ def test_without_peft_loras_are_neither_announced_nor_accepted(
 ) -> None:
     family = load_small("sd")
     write_family_lora(tmp_path / "one.safetensors", family, 1)
-    monkeypatch.setattr(lora_pipeline, "find_spec", lambda name: None)
+    monkeypatch.setattr(lora_files, "find_spec", lambda name: None)
     assert family.list_loras() == ()
     with pytest.raises(JobRejected, match="LoRAs need the package peft"):
         family.with_loras(build_recipe(recipe, family, loras=(Lora("one"),)))

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.contract import Quantization
-from engine.models.loading.memory_plan import MemoryChoice, WeightBytes, choose_memory, list_offloads
-from engine.models.quantization.part_quantization import PartQuantization
+from engine.models.loading.memory_estimate import MemoryChoice, WeightBytes, choose_memory, list_offloads
+from engine.models.quantization.choice import PartQuantization
 from engine.process.offload_request import OFFLOADS, Offload
 
 GB = 10**9

@@ -18,8 +18,8 @@ from engine.contract.rejection import JobRejected
 from engine.models import load_model, make_model_name
 from engine.models.families import embedded as embedded_module
 from engine.models.families.stable_diffusion import StableDiffusion
-from engine.models.files import fingerprint
-from engine.models.files.fingerprint import fingerprint_folder
+from engine.models.files import model_source
+from engine.models.files.model_source import fingerprint_folder
 from engine.models.library_logging import silence_libraries
 from engine.models.text import text_cache
 
@@ -68,28 +68,28 @@ def test_a_changed_weight_changes_the_revision(small_folder: Path, tmp_path: Pat
 def test_the_fingerprint_of_a_large_file_covers_the_ends_of_each_weight(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fingerprint, "FULL_HASH_BYTES", 1000)
+    monkeypatch.setattr(model_source, "FULL_HASH_BYTES", 1000)
     path = tmp_path / "large.safetensors"
     weights = {name: torch.zeros(5000) for name in "abc"}
     save_file(weights, path)
-    fingerprints = {fingerprint.fingerprint_file(path)}
+    fingerprints = {model_source.fingerprint_file(path)}
     for name, index in (("a", 0), ("b", 0), ("b", -1), ("c", -1)):
         save_file(weights | {name: torch.zeros(5000).index_fill(0, torch.tensor(index), 1.0)}, path)
-        fingerprints.add(fingerprint.fingerprint_file(path))
+        fingerprints.add(model_source.fingerprint_file(path))
     save_file({"d" if name == "c" else name: each for name, each in weights.items()}, path)
-    assert len(fingerprints | {fingerprint.fingerprint_file(path)}) == 6
+    assert len(fingerprints | {model_source.fingerprint_file(path)}) == 6
 
 
 @pytest.mark.parametrize("content", [b"\xff" * 3000, (2).to_bytes(8, "little") + b"[]" + bytes(3000), bytes(3000)])
 def test_the_fingerprint_of_any_other_large_file_covers_its_ends(
     content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fingerprint, "FULL_HASH_BYTES", 1000)
+    monkeypatch.setattr(model_source, "FULL_HASH_BYTES", 1000)
     path = tmp_path / "large.model"
     path.write_bytes(content)
-    before = fingerprint.fingerprint_file(path)
+    before = model_source.fingerprint_file(path)
     path.write_bytes(content[:-1] + b"x")
-    assert fingerprint.fingerprint_file(path) != before
+    assert model_source.fingerprint_file(path) != before
 
 
 def test_a_changed_tokenizer_changes_the_revision(small_folder: Path, tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ from torch import nn
 from engine.calibration.measurement import probe_recipe
 from engine.contract import Dtype
 from engine.models.families.stable_diffusion import StableDiffusion
-from engine.models.network import onednn_packing
-from engine.models.network.onednn_packing import PackedCopies, can_pack
+from engine.models.network import forward_runner
+from engine.models.network.forward_runner import PackedCopies, can_pack
 
 pytestmark = pytest.mark.skipif(not can_pack(nn.Linear(1, 1)), reason="this build of torch has no oneDNN operators")
 
@@ -36,7 +36,7 @@ def test_a_packed_forward_gives_the_same_bits(embedded: StableDiffusion, rows: i
             return network(x, t, encoder_hidden_states=texts[0].to(x.dtype), return_dict=False)[0]
 
         expected = predict(net)
-        for _ in range(onednn_packing.FORWARDS_BEFORE_PACKING + 1):
+        for _ in range(forward_runner.FORWARDS_BEFORE_PACKING + 1):
             assert torch.equal(packs.run(net, (dtype, height), predict), expected)
     if dtype == "bfloat16":
         assert all(each is not net for each in packs._copies.values())
@@ -90,7 +90,7 @@ def test_the_copies_are_bounded_and_share_the_parameters() -> None:
     packs = PackedCopies(max_bytes=300)
     with torch.inference_mode():
         for rows in (1, 2, 3):
-            for _ in range(onednn_packing.FORWARDS_BEFORE_PACKING):
+            for _ in range(forward_runner.FORWARDS_BEFORE_PACKING):
                 packs.run(net, rows, lambda network, rows=rows: network(torch.ones(rows, 8).bfloat16()))
     assert list(packs._copies) == [2, 3]
     assert all(copy is not net and copy[0].weight is net[0].weight for copy in packs._copies.values())
@@ -130,7 +130,7 @@ def test_a_repeated_text_is_processed_once() -> None:
             assert torch.equal(output, net(x, text))
             return new_reads
 
-        for _ in range(onednn_packing.FORWARDS_BEFORE_PACKING):
+        for _ in range(forward_runner.FORWARDS_BEFORE_PACKING):
             step(texts[0])
         assert [step(text) for text in (texts[0], texts[0], texts[1], texts[1], texts[0])] == [0, 0, 1, 0, 1]
 
@@ -153,7 +153,7 @@ def test_only_the_rows_with_another_text_are_read_anew(mixes_rows: bool) -> None
     """A module whose rows depend on each other reads them all, always."""
     plain = RowCounter(mixes_rows=mixes_rows)
     counter = RowCounter(mixes_rows=mixes_rows)
-    cached = onednn_packing._CachedModule(counter, onednn_packing._TextChanges())
+    cached = forward_runner._CachedModule(counter, forward_runner._TextChanges())
     first = torch.randn(6, 4, 3, generator=torch.Generator().manual_seed(1)).bfloat16()
     second = first.clone()
     third = first.clone()
@@ -175,7 +175,7 @@ def test_only_the_rows_with_another_text_are_read_anew(mixes_rows: bool) -> None
 
 def test_an_equal_text_in_another_tensor_is_not_read_again() -> None:
     counter = RowCounter()
-    cached = onednn_packing._CachedModule(counter, onednn_packing._TextChanges())
+    cached = forward_runner._CachedModule(counter, forward_runner._TextChanges())
     text = torch.ones(4, 2, 2)
     assert torch.equal(cached(text), cached(text.clone()))
     assert counter.counts == [4]
@@ -192,7 +192,7 @@ class OneShape(nn.Module):
 
 
 def test_a_module_that_refuses_single_rows_reads_the_whole_batch() -> None:
-    cached = onednn_packing._CachedModule(OneShape(), onednn_packing._TextChanges())
+    cached = forward_runner._CachedModule(OneShape(), forward_runner._TextChanges())
     text = torch.zeros(4, 2, 2)
     changed = text.clone()
     changed[1] = 5
@@ -239,5 +239,5 @@ def test_the_next_step_reuses_the_batched_texts_of_the_last(embedded: StableDiff
 
 
 def test_a_large_network_is_not_packed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(onednn_packing, "MAX_PARAMETERS", 10)
+    monkeypatch.setattr(forward_runner, "MAX_PARAMETERS", 10)
     assert not can_pack(nn.Linear(8, 8))

@@ -18,7 +18,7 @@ from engine.batching.engine import Engine
 from engine.batching.init_latents import load_init_latents
 from engine.contract import MAX_INIT_IMAGES, Branch, ImageToImage, InitImage, Job, Recipe
 from engine.contract.rejection import JobRejected
-from engine.models.picture_edits import EditsPictures, fit_edited_size, is_edit
+from engine.models.families.picture_editing import EditsPictures, fit_edited_size, is_edit
 from shared.small_families import build_recipe, error
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' own

@@ -20,7 +20,6 @@ from engine.contract import Dtype
 from engine.contract.rejection import JobRejected
 from engine.models import load_model
 from engine.models.autoencoder.large_decoder import LargeDecoder
-from engine.models.families.embedded import WEIGHTS_FOLDER
 from engine.models.families.stable_diffusion import StableDiffusion
 from engine.models.family import TORCH_DTYPES
 from engine.models.files import tensor_reader
@@ -30,6 +29,7 @@ from engine.models.loading import pipeline_loader
 from engine.models.loading.memory_estimate import InspectedModel, estimate_bytes, estimate_embedded_bytes
 from engine.models.loading.number_formats import FormatChooser, choose_single_format
 from engine.models.loading.pipeline_loader import load_folder_pipeline
+from engine.process.model_words import WEIGHTS_FOLDER
 from shared.ldm_checkpoint import write_ldm_checkpoint
 
 SMALL = FormatChooser(torch.device("cpu"))

@@ -14,9 +14,8 @@ import torch
 from PIL import Image
 
 from engine.contract.rejection import JobRejected
-from engine.models.preprocessing.pose import MAX_PEOPLE, PersonDetector
+from engine.models.preprocessing.pose import MAX_PEOPLE, Joints, PersonDetector, draw_skeletons, order_joints
 from engine.models.preprocessing.preprocessors import Preprocessors
-from engine.models.preprocessing.skeleton import Joints, draw_skeletons, order_joints
 from shared.init_image_jobs import draw_scene
 
 transformers: Any = import_module("transformers")

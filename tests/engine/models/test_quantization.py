@@ -24,11 +24,10 @@ from engine.calibration.calibration import Calibration, calibration_key
 from engine.contract import Quantization
 from engine.contract.rejection import JobRejected
 from engine.models.families.diffusers_family import DiffusersFamily
-from engine.models.files.fingerprint import fingerprint_folder
-from engine.models.files.model_source import ModelSource, find_model
+from engine.models.files.model_source import ModelSource, find_model, fingerprint_folder
 from engine.models.loading.memory_estimate import InspectedModel
 from engine.models.loading.number_formats import FormatChooser
-from engine.models.quantization.part_quantization import PartQuantization
+from engine.models.quantization.choice import PartQuantization
 from engine.process.quantization_request import QuantizationRequests
 from engine.process.settings import load_settings
 from engine.worker.doctor import Finding, check_model

@@ -8,9 +8,8 @@ import torch
 from engine.contract import Quantization
 from engine.contract.rejection import JobRejected
 from engine.models.quantization import choice
-from engine.models.quantization.choice import SizedQuantization, choose_quantizations, list_candidates
-from engine.models.quantization.matrix_sizes import Matrix, count_matrix_bytes, find_matrix
-from engine.models.quantization.part_quantization import PartQuantization
+from engine.models.quantization.choice import PartQuantization, SizedQuantization, choose_quantizations, list_candidates
+from engine.models.quantization.stored_quantization import Matrix, count_matrix_bytes, find_matrix
 from engine.process.quantization_request import QuantizationRequests, parse_quantization, split_model_request
 from engine.process.setting_sources import SettingError
 from engine.process.settings import load_settings
@@ -55,7 +54,7 @@ def test_candidates_are_best_first_and_follow_what_is_asked_for(monkeypatch: pyt
 
 
 def test_auto_leaves_out_what_this_worker_lacks_and_a_named_one_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("engine.models.quantization.library_configs.find_spec", lambda name: None)
+    monkeypatch.setattr("engine.models.quantization.stored_quantization.find_spec", lambda name: None)
     assert list_candidates(QuantizationRequests(), CPU) == (PartQuantization(),)
     with pytest.raises(JobRejected, match=r"^Weights cannot be stored as int8 here: the package torchao is not instal"):
         list_candidates(QuantizationRequests("int8"), CPU)

@@ -24,9 +24,8 @@ from engine.models.files.model_source import ModelSource
 from engine.models.loading.memory_estimate import InspectedModel
 from engine.models.loading.number_formats import FormatChooser
 from engine.models.loading.pipeline_loader import load_training_pipeline
-from engine.models.quantization.matrix_sizes import find_matrix
-from engine.models.quantization.part_quantization import PartQuantization
-from engine.models.quantization.stored_quantization import find_stored_quantization
+from engine.models.quantization.choice import PartQuantization
+from engine.models.quantization.stored_quantization import find_matrix, find_stored_quantization
 from engine.process.quantization_request import QuantizationRequests
 from shared.small_families import build_recipe, by_engine, error
 

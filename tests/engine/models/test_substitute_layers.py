@@ -16,8 +16,7 @@ from torch import nn
 
 from engine.calibration.measurement import probe_recipe
 from engine.models.families.stable_diffusion import StableDiffusion
-from engine.models.network.network_copies import place_network
-from engine.models.network.substitute_layers import substitute_layers
+from engine.models.network.network_copies import place_network, substitute_layers
 
 CPU = torch.device("cpu")
 

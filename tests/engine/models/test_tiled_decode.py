@@ -24,8 +24,8 @@ from engine.models.autoencoder.tiled_decode import (
     get_pixels_per_latent,
     split_into_spans,
 )
-from engine.models.families.embedded import WEIGHTS_FOLDER
 from engine.models.families.stable_diffusion import StableDiffusion
+from engine.process.model_words import WEIGHTS_FOLDER
 from engine.worker.local_run import run_locally
 
 Make = Callable[..., Any]

@@ -13,10 +13,14 @@ from benchmarks.fixtures.small_pipelines import save_small_pipeline
 from benchmarks.report.measures import psnr
 from engine import models
 from engine.models.autoencoder import tiled_decode
-from engine.models.autoencoder.pipeline_tiling import fit_to_memory
-from engine.models.autoencoder.tiled_encode import encode_tiles, encode_within_memory, estimate_encode_bytes
-from engine.models.families.embedded import WEIGHTS_FOLDER
+from engine.models.autoencoder.tiled_decode import (
+    encode_tiles,
+    encode_within_memory,
+    estimate_encode_bytes,
+    fit_to_memory,
+)
 from engine.models.families.stable_diffusion import StableDiffusion
+from engine.process.model_words import WEIGHTS_FOLDER
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' own
 

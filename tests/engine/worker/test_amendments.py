@@ -55,6 +55,7 @@ def list_answers(results: Any) -> list[tuple[int, bool, str]]:
     return [(each.number, each.step is not None, each.reason) for each in results if isinstance(each, JobAmended)]
 
 
+@pytest.mark.slow
 @pytest.mark.asyncio
 async def test_a_steered_job_ends_as_its_recipe_drawn_from_the_start(slow_harness: WorkerHarness) -> None:
     job = make_job(steps=STEPS, count=2, guidance=3.0, bucket=4)

@@ -11,6 +11,7 @@ from discord.app_commands import Range
 
 from bot.discord.attachments import to_remote_file
 from bot.discord.commands.generation.imagine import MIN_STRENGTH
+from bot.discord.declarations import declare
 from bot.discord.responses import respond_with_jobs
 from bot.domain.errors import UserError
 from bot.jobs.init_images import InitImages
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
 WEIGHT = re.compile(r"[0-9]{1,3}(?:\.[0-9]{1,4})?")
 
 
-@app_commands.command(description="Blend two to five pictures into new ones")
+@app_commands.command(
+    description="Blend two to five pictures into new ones", extras=declare("blend", help="two to five pictures in one")
+)
 @app_commands.describe(
     image1="The first picture; it sets the aspect ratio",
     image2="The second",

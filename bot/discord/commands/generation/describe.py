@@ -17,6 +17,7 @@ from bot.discord.attachments import to_remote_file
 from bot.discord.checks import reply_on_error, report_errors, require_permission
 from bot.discord.commands.generation import autocomplete
 from bot.discord.commands.generation.imagine import submit_prompt
+from bot.discord.declarations import declare
 from bot.discord.responses import NO_MENTIONS, member_of
 from bot.domain.errors import UserError
 from bot.domain.texts import escape_discord
@@ -31,7 +32,10 @@ PROMPT_LINE = re.compile(r"^`([1-4])\.` (.+) · [0-9]+ % less error", re.MULTILI
 PROMPTS_GONE = "That message no longer shows its prompts. Please use /describe again."
 
 
-@app_commands.command(description="Suggest prompts for a picture, each to imagine")
+@app_commands.command(
+    description="Suggest prompts for a picture, each to imagine",
+    extras=declare("describe", help="prompts for a picture"),
+)
 @app_commands.describe(image="The picture", model="Which model scores the words")
 async def describe(
     interaction: discord.Interaction[DarkroomClient], image: discord.Attachment, model: str | None = None

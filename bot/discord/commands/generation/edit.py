@@ -12,6 +12,7 @@ from bot.discord.attachments import to_remote_file
 from bot.discord.checks import reply_on_error
 from bot.discord.commands.generation import autocomplete
 from bot.discord.commands.generation.imagine import submit_prompt
+from bot.discord.declarations import declare
 from bot.jobs.init_images import InitImages
 from engine.contract import MAX_COUNT
 
@@ -19,7 +20,9 @@ if TYPE_CHECKING:
     from bot.discord.client import DarkroomClient
 
 
-@app_commands.command(description="Change a picture as your words say")
+@app_commands.command(
+    description="Change a picture as your words say", extras=declare("edit", help="one, changed as you say")
+)
 @app_commands.describe(
     picture="The picture to change",
     words="What to change, like: make it a winter night",

@@ -15,6 +15,7 @@ from bot.discord.attachments import to_remote_file
 from bot.discord.checks import reply_on_error
 from bot.discord.commands.generation import autocomplete
 from bot.discord.components import branches
+from bot.discord.declarations import declare
 from bot.discord.job_choice import MAX_CHOICE_CHARS, MAX_CHOICES, recent_jobs_autocomplete
 from bot.discord.responses import member_of, respond_with_jobs
 from bot.domain.errors import UserError
@@ -31,7 +32,7 @@ MASK_WITHOUT_IMAGE = "A mask says which part of a picture is redrawn: add that p
 BRANCH_WITH_IMAGE = "A branch starts from a job, so it takes no image."
 
 
-@app_commands.command(description="Turn a prompt into pictures while you watch")
+@app_commands.command(description="Turn a prompt into pictures while you watch", extras=declare("imagine"))
 @app_commands.describe(
     prompt="What to show. Flags like --ar 3:2 work here too",
     image="An init image: the picture to start from",

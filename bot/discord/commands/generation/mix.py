@@ -10,6 +10,7 @@ from discord.app_commands import Range
 
 from bot.discord.checks import reply_on_error
 from bot.discord.commands.generation.imagine import submit_prompt
+from bot.discord.declarations import declare
 from bot.domain.errors import UserError
 from bot.prompt.flags import split_at_flags
 
@@ -20,7 +21,10 @@ MIN_WEIGHT = 0.05
 MAX_WEIGHT = 0.95
 
 
-@app_commands.command(description="Mix two prompts: pictures of what lies between them")
+@app_commands.command(
+    description="Mix two prompts: pictures of what lies between them",
+    extras=declare("imagine", help="two prompts in one"),
+)
 @app_commands.describe(
     first="What to show", second="The second prompt", weight="The weight of the first, of 1; half by default"
 )

@@ -10,6 +10,7 @@ from discord import app_commands
 from discord.app_commands import Range
 
 from bot.discord.checks import reply_on_error, require_permission
+from bot.discord.declarations import declare
 from bot.discord.responses import member_of, respond_with_jobs, send_ephemeral
 from bot.domain.errors import UserError
 from bot.domain.texts import escape_discord
@@ -24,7 +25,10 @@ MENTION = re.compile(r"<@!?([0-9]{15,20})>")
 NO_MENTIONS_GIVEN = "Name the members as mentions, like @ann @bob; without any, everybody here may take part."
 
 
-@app_commands.command(description="Steer one picture together: all who are here say and vote what it shows")
+@app_commands.command(
+    description="Steer one picture together: all who are here say and vote what it shows",
+    extras=declare("party", help="steer one together: {say}, 👍, 👎", rate="imagine"),
+)
 @app_commands.describe(
     prompt="What to begin with. Flags like --ar 3:2 work here too",
     minutes="How long the picture develops",
@@ -62,7 +66,7 @@ def parse_mentions(text: str) -> list[str]:
     return ids
 
 
-@app_commands.command(description="In a party: say what its picture should show from now on")
+@app_commands.command(description="In a party: say what its picture should show from now on", extras=declare("party"))
 @app_commands.describe(words="A few words; they replace what you said before")
 @app_commands.guild_only()
 async def say(interaction: discord.Interaction[DarkroomClient], words: Range[str, 1, MAX_SAID]) -> None:

@@ -9,6 +9,7 @@ from discord import app_commands
 from discord.app_commands import Range
 
 from bot.discord.checks import reply_on_error, require_permission
+from bot.discord.declarations import declare
 from bot.discord.job_choice import recent_jobs_autocomplete
 from bot.discord.responses import member_of, respond_with_jobs
 from engine.contract import Recipe
@@ -20,7 +21,10 @@ if TYPE_CHECKING:
     Interaction = discord.Interaction[DarkroomClient]
 
 
-@app_commands.command(description="Make a picture again: same prompt, same seed, same pixels")
+@app_commands.command(
+    description="Make a picture again: same prompt, same seed, same pixels",
+    extras=declare("reproduce", help="the same once more"),
+)
 @app_commands.describe(job="Choose one; a link to its message, its id or its seed works too")
 async def reproduce(interaction: discord.Interaction[DarkroomClient], job: Range[str, 1, 300]) -> None:
     async with reply_on_error(interaction):

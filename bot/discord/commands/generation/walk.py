@@ -10,6 +10,7 @@ from discord.app_commands import Range
 
 from bot.discord.checks import reply_on_error
 from bot.discord.commands.generation.imagine import submit_prompt
+from bot.discord.declarations import declare
 from bot.domain.errors import UserError
 from bot.prompt.flag_values import MIN_FRAMES
 from bot.prompt.flags import split_at_flags
@@ -20,7 +21,10 @@ if TYPE_CHECKING:
     from bot.discord.client import DarkroomClient
 
 
-@app_commands.command(description="Interpolate from one prompt to another, picture by picture, with a film")
+@app_commands.command(
+    description="Interpolate from one prompt to another, picture by picture, with a film",
+    extras=declare("imagine", help="from one prompt to another, with a film"),
+)
 @app_commands.rename(start="from", end="to")
 @app_commands.describe(start="The first prompt", end="The last prompt", frames="How many pictures; twelve by default")
 async def walk(

@@ -19,6 +19,7 @@ from bot.discord.cards.pictures import to_discord_file
 from bot.discord.checks import reply_on_error, report_errors, require_permission
 from bot.discord.commands.member.mine_layout import FILTER_TITLES, MineLayout
 from bot.discord.commands.member.thumbnail import render_thumbnail
+from bot.discord.declarations import declare
 from bot.discord.job_choice import job_label
 from bot.discord.responses import NO_MENTIONS, member_of
 from bot.domain.job_states import is_end
@@ -39,7 +40,10 @@ FILTER_CHOICES = [
 ]
 
 
-@app_commands.command(description="Your own pictures and jobs, from every server; only you see them")
+@app_commands.command(
+    description="Your own pictures and jobs, from every server; only you see them",
+    extras=declare("mine", help="your pictures"),
+)
 @app_commands.describe(which="Which jobs; all by default", page="Which page, five jobs each; the newest first")
 @app_commands.choices(which=FILTER_CHOICES)
 async def mine(

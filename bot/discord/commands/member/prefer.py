@@ -14,7 +14,7 @@ from discord import app_commands
 from discord.app_commands import Choice, Range
 
 from bot.discord.checks import reply_on_error
-from bot.discord.extension import list_preference_commands
+from bot.discord.declarations import declare, list_preference_commands
 from bot.discord.responses import member_of, send_ephemeral
 from bot.domain.texts import escape_discord
 from bot.jobs.preferences import CHOICES, MAX_SUFFIX, NAMES, Preference
@@ -36,7 +36,11 @@ DESCRIPTIONS: Mapping[str, str] = MappingProxyType(
 NAME_CHOICES = [Choice(name=f"{name}: {DESCRIPTIONS[name]}", value=name) for name in NAMES]
 
 
-prefer = app_commands.Group(name="prefer", description="Your preferences: pings, speed, a suffix, flag aliases, …")
+prefer = app_commands.Group(
+    name="prefer",
+    description="Your preferences: pings, speed, a suffix, flag aliases, …",
+    extras=declare("prefer", help="pings, privacy, flag aliases; short: `/fast` `/relax` `/stealth` `/public`"),
+)
 
 
 @prefer.command(description="All your preferences")

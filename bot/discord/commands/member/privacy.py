@@ -11,6 +11,7 @@ import discord
 from discord import app_commands, ui
 
 from bot.discord.checks import reply_on_error, report_errors, require_permission
+from bot.discord.declarations import declare
 from bot.discord.responses import NO_MENTIONS, member_of
 from bot.domain.texts import format_job_count
 
@@ -33,7 +34,11 @@ stop at their next step, and messages in channels go one by one. A message that 
 but its buttons stop working."""
 
 
-@app_commands.command(name="my-data", description="A copy of your stored data: jobs, settings and pictures")
+@app_commands.command(
+    name="my-data",
+    description="A copy of your stored data: jobs, settings and pictures",
+    extras=declare("export", help="a copy of your data"),
+)
 async def my_data(interaction: discord.Interaction[DarkroomClient]) -> None:
     async with reply_on_error(interaction):
         await interaction.response.defer(ephemeral=True, thinking=True)
@@ -58,7 +63,11 @@ def describe_archive(archive: ExportArchive) -> str:
     return f"{text}, and {archive.picture_count} {'picture' if archive.picture_count == 1 else 'pictures'}."
 
 
-@app_commands.command(name="forget-me", description="Delete all your data for good; asks for confirmation")
+@app_commands.command(
+    name="forget-me",
+    description="Delete all your data for good; asks for confirmation",
+    extras=declare("forget", help="delete your data"),
+)
 async def forget_me(interaction: discord.Interaction[DarkroomClient]) -> None:
     async with reply_on_error(interaction):
         job_count = await interaction.client.services.data_deletion.count_jobs(member_of(interaction).id)

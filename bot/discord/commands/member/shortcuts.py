@@ -9,6 +9,7 @@ from discord import app_commands
 
 from bot.discord.checks import reply_on_error
 from bot.discord.commands.member.prefer import render_preference
+from bot.discord.declarations import declare
 from bot.discord.responses import member_of, send_ephemeral
 from engine.contract import find_turbo
 
@@ -31,28 +32,34 @@ async def _set_preference(interaction: Interaction, name: str, value: str) -> No
         await send_ephemeral(interaction, f"From now on: {render_preference(name, preferences)}")
 
 
-@app_commands.command(description="From now on use the usual queue, which counts against your limit")
+@app_commands.command(
+    description="From now on use the usual queue, which counts against your limit", extras=declare("prefer")
+)
 async def fast(interaction: discord.Interaction[DarkroomClient]) -> None:
     await _set_preference(interaction, "speed", "fast")
 
 
-@app_commands.command(description="From now on use the relaxed queue, which does not count against your limit")
+@app_commands.command(
+    description="From now on use the relaxed queue, which does not count against your limit", extras=declare("prefer")
+)
 async def relax(interaction: discord.Interaction[DarkroomClient]) -> None:
     await _set_preference(interaction, "speed", "relaxed")
 
 
-@app_commands.command(description="Says why there is no third speed, and what is quicker")
+@app_commands.command(description="Says why there is no third speed, and what is quicker", extras=declare("prefer"))
 async def turbo(interaction: discord.Interaction[DarkroomClient]) -> None:
     model_profile = interaction.client.services.catalog.find_profile(None)
     text = TURBO_TEXT if model_profile and find_turbo(model_profile) else NO_TURBO_TEXT
     await send_ephemeral(interaction, text.format(fast=interaction.client.mention_command("fast")))
 
 
-@app_commands.command(description="From now on only you see your results, where the server's rules allow it")
+@app_commands.command(
+    description="From now on only you see your results, where the server's rules allow it", extras=declare("prefer")
+)
 async def stealth(interaction: discord.Interaction[DarkroomClient]) -> None:
     await _set_preference(interaction, "results", "private")
 
 
-@app_commands.command(description="From now on everybody in the channel sees your results")
+@app_commands.command(description="From now on everybody in the channel sees your results", extras=declare("prefer"))
 async def public(interaction: discord.Interaction[DarkroomClient]) -> None:
     await _set_preference(interaction, "results", "public")

@@ -14,13 +14,12 @@ import msgspec
 import pytest
 
 from bot.discord.cards.button_layout import BUTTON_EMOJI
-from bot.discord.checks import list_command_actions
 from bot.discord.commands.command_limits import check_limits, count_characters
+from bot.discord.commands.command_tree import build_payload
 from bot.discord.commands.generation import autocomplete
-from bot.discord.commands.help import MENTIONED_COMMANDS, render_help
+from bot.discord.commands.help import render_help
 from bot.discord.commands.member.prefer import render_preferences
-from bot.discord.commands.registry import COMMANDS, build_payload
-from bot.discord.extension import list_feature_commands
+from bot.discord.declarations import list_command_actions, list_commands, list_help
 from bot.discord.job_choice import MAX_CHOICE_CHARS, MAX_CHOICES
 from bot.discord.permissions import PERMISSIONS_AFTER_TOKEN, SEND_IN_THREADS
 from bot.jobs.model_catalog import SHIPPED_MODEL
@@ -33,8 +32,8 @@ from engine.contract import SAMPLER_TITLES, Lora
 ROOT = Path(__file__).resolve().parents[4]
 
 STAFF = {"settings", "moderation"}  # for a server's staff: only in servers, and in English
-MENUS = {command.name for command in COMMANDS if isinstance(command, discord.app_commands.ContextMenu)}
-MEMBERS = {command.name for command in COMMANDS} - MENUS - STAFF
+MENUS = {command.name for command in list_commands() if isinstance(command, discord.app_commands.ContextMenu)}
+MEMBERS = {command.name for command in list_commands()} - MENUS - STAFF
 SHORTCUTS = {"fast", "relax", "turbo", "stealth", "public"}  # shortcuts to /prefer
 STRING = 3
 LONG_CHOICES = [{"name": "x" * 100, "value": "y" * 100} for _ in range(10)]
@@ -135,7 +134,7 @@ def test_the_command_line_prints_the_tree_and_the_rows() -> None:
 
 
 def test_every_command_has_an_action_of_the_permission_table() -> None:
-    names = {command.name for command in COMMANDS} - {
+    names = {command.name for command in list_commands()} - {
         "settings",
         "moderation",
         "Report",
@@ -172,7 +171,7 @@ def test_a_model_not_in_memory_is_offered_as_loaded_on_demand() -> None:
 
 def test_help_names_each_command_and_links_those_with_a_known_id() -> None:
     help_text = render_help(lambda name: f"`/{name}`", is_staff=True)
-    mentioned = {*MENTIONED_COMMANDS, *(each.command.name for each in list_feature_commands())}
+    mentioned = {*list_help(), "say", "imagine"}
     assert all(f"`/{name}`" in help_text for name in mentioned)
     assert {name.partition(" ")[0] for name in mentioned} == MEMBERS - {"help"} - SHORTCUTS
     assert len(render_help(lambda name: f"</{name}:1234567890123456789>", is_staff=True)) <= 2000
@@ -187,7 +186,7 @@ def test_the_list_of_preferences_says_how_to_change_one() -> None:
 
 
 def test_prefer_set_offers_every_preference() -> None:
-    group = next(command for command in COMMANDS if command.name == "prefer")
+    group = next(command for command in list_commands() if command.name == "prefer")
     assert isinstance(group, discord.app_commands.Group)
     set_command = group.get_command("set")
     assert isinstance(set_command, discord.app_commands.Command)

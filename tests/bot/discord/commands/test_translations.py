@@ -18,7 +18,6 @@ from discord.app_commands import TranslationContext, TranslationContextLocation,
 from bot.discord.commands.command_limits import check_limits
 from bot.discord.commands.command_tree import DarkroomCommandTree
 from bot.discord.commands.generation.autocomplete import SAMPLER_ADVICE, sampler_choices
-from bot.discord.commands.registry import COMMANDS
 from bot.discord.commands.translations import (
     LOCALE_FOLDER,
     CatalogueError,
@@ -27,6 +26,7 @@ from bot.discord.commands.translations import (
     load_catalogues,
     read_catalogue,
 )
+from bot.discord.declarations import list_commands
 from bot.discord.job_choice import MAX_CHOICE_CHARS, MAX_CHOICES
 from engine.contract import SAMPLER_TITLES, Sampler
 
@@ -55,7 +55,7 @@ class RecordingTranslator(app_commands.Translator):
 async def build_tree(translator: app_commands.Translator) -> DarkroomCommandTree:
     tree = DarkroomCommandTree(cast(Any, discord.Client(intents=discord.Intents(guilds=True))))
     await tree.set_translator(translator)
-    for command in COMMANDS:
+    for command in list_commands():
         tree.add_command(command)
     return tree
 

@@ -1,1 +1,0 @@
-"""Copies the database, and checks that it answers."""

@@ -1,1 +1,0 @@
-"""PostgreSQL through psycopg, on the store's own threads."""
