@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from PIL import Image
+from pydantic import SecretStr
 
 from bot.domain.feature import load_features
 from bot.store import JobRecord
@@ -35,7 +36,7 @@ JOBS = [JOB[:-1] + letter for letter in "ABC"]
 async def stand_before(server: WebServer, kind: str, folder: Path) -> AsyncGenerator[BusHarness]:
     """Another Darkroom's queue, whose worker draws with `server`."""
     key = await asyncio.to_thread(terminal_key, server.settings.data)
-    settings = BackendSettings.model_validate({"kind": kind, "url": server.url, "key": key, "size": 64})
+    settings = BackendSettings(kind, server.url, SecretStr(key), size=64)
     async with open_bus(folder) as harness, run_backend_worker(harness, settings, folder, kind):
         await wait_until(lambda: kind in harness.bot.workers, 20)
         yield harness

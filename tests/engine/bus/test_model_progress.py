@@ -78,7 +78,7 @@ async def test_a_starting_worker_reports_its_loading_until_it_is_ready(
         data=tmp_path,
         models=("tiny",),
         device="cpu",
-        name="far",
+        worker_name="far",
         pools=("big",),
         nats_token=broker.token,
     )

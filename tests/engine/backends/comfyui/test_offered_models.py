@@ -33,9 +33,8 @@ async def test_a_member_draws_with_comfyui_and_is_refused_before_the_queue(
 ) -> None:
     comfyui = ComfyUiStandIn()
     harness = BusHarness(broker, LEASE)
-    settings = {"kind": "comfyui", "size": 64}
     async with open_server(workers=0) as server, serve(comfyui.app) as url:
-        backend = BackendSettings.model_validate({**settings, "url": url})
+        backend = BackendSettings("comfyui", url, size=64)
         async with run_backend_worker(harness, backend, tmp_path / "worker"):
             await wait_until(server.services.live_workers)
             names = {profile.name for profile in server.services.catalog.list_profiles()}
