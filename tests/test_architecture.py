@@ -159,7 +159,6 @@ PURE = [
     "benchmarks.simulation.simulated_device",
     "training.lab.tensor_math",
     "training.lab.contact_sheet",
-    "training.lab.sample_pictures",
     "training.lab.word_sums",
 ]
 IO = {
@@ -320,7 +319,7 @@ def test_the_bot_imports_only_the_contract_of_the_engine() -> None:
     ("package", "home_modules"),
     [
         ("discord", ("bot.discord", "*.discord")),
-        ("sqlalchemy", ("bot.store", "bot.migrations", "benchmarks.queue.queue_seed", "*.store", "*.tables")),
+        ("sqlalchemy", ("bot.store", "bot.migrations", "benchmarks.queue.job_picking", "*.store", "*.tables")),
         ("alembic", ("bot.store", "bot.migrations", "*.store")),
         ("aiohttp.web", ("bot.web", "bot.apis", "*.web")),
         ("torch", ("engine", "training", "benchmarks")),

@@ -1,6 +1,6 @@
 """The `darkroom train` command line. A mistake of the user ends in one sentence and exit code 2.
 
-Each command is a file of `training/commands/`; it imports torch only when it runs.
+The commands are in `training/commands/`; they import torch only when they run.
 """
 
 from __future__ import annotations
@@ -11,20 +11,10 @@ from collections.abc import Sequence
 import typer
 
 from engine.contract.rejection import JobRejected
-from training.commands.autoencoder import autoencoder
-from training.commands.decoder import decoder
-from training.commands.diffusion import diffusion
-from training.commands.evaluate import evaluate
-from training.commands.judge import judge
-from training.commands.lora import lora
-from training.commands.measure import export, measure
-from training.commands.pack import pack
+from training.commands.artwork_files import pack, styles, substitutes, words
+from training.commands.evaluate import evaluate, export, measure
 from training.commands.progress import print_status
-from training.commands.styles import styles
-from training.commands.substitutes import substitutes
-from training.commands.turbo import turbo
-from training.commands.upscaler import upscaler
-from training.commands.words import words
+from training.commands.trainings import autoencoder, decoder, diffusion, judge, lora, turbo, upscaler
 
 app = typer.Typer(
     help="Train the parts of the embedded model, and models of your own.",
@@ -42,20 +32,10 @@ def commands() -> None:
     """Train the parts of the embedded model, and models of your own."""
 
 
-app.command()(autoencoder)
-app.command()(decoder)
-app.command()(diffusion)
-app.command()(lora)
-app.command()(turbo)
-app.command()(upscaler)
-app.command()(evaluate)
-app.command()(judge)
-app.command()(measure)
-app.command()(export)
-app.command()(words)
-app.command()(substitutes)
-app.command()(styles)
-app.command()(pack)
+for command in (autoencoder, decoder, diffusion, lora, turbo, upscaler, evaluate):
+    app.command()(command)
+for command in (judge, measure, export, words, substitutes, styles, pack):
+    app.command()(command)
 
 
 def main(args: Sequence[str] | None = None) -> int:

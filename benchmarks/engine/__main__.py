@@ -44,9 +44,9 @@ def bench(
 
 
 def _measure_rows(models: ComparedModels, quick: bool) -> Iterator[FigureRow]:
-    from benchmarks.engine.gpu_throughput import measure_gpu_rows
     from benchmarks.engine.service import measure_service_rows
     from benchmarks.engine.suite import measure_all_rows, measure_quick_rows
+    from benchmarks.engine.throughput import measure_gpu_rows
     from benchmarks.simulation.simulated_day import simulate_day_rows
 
     yield from measure_quick_rows(models, _print_progress) if quick else measure_all_rows(models, _print_progress)
@@ -59,15 +59,13 @@ def _measure_rows(models: ComparedModels, quick: bool) -> Iterator[FigureRow]:
 
 
 def _plot_users(models: ComparedModels, path: Path) -> None:
-    from benchmarks.engine import users_plot
+    from benchmarks.engine.users_plot import STEPS, measure_user_counts, plot_measurements
     from benchmarks.engine.workload import cast_pipeline
     from engine.calibration.calibration import read_device_name
 
-    load = replace(models.load, steps=users_plot.STEPS)
-    measurements = users_plot.measure_user_counts(
-        models.family, cast_pipeline(models.pipeline, load.dtype), load, _print_progress
-    )
-    users_plot.plot_measurements(
+    load = replace(models.load, steps=STEPS)
+    measurements = measure_user_counts(models.family, cast_pipeline(models.pipeline, load.dtype), load, _print_progress)
+    plot_measurements(
         measurements,
         path,
         f"embedded model, {load.steps} steps of DDPM, {load.dtype}, {read_device_name(models.family.device)}",

@@ -19,8 +19,8 @@ import msgspec
 import torch
 from PIL import Image
 
-from benchmarks.engine.evaluation_curve import plot_curve
 from benchmarks.engine.resumption import is_resumed_equal
+from benchmarks.engine.users_plot import plot_curve
 from benchmarks.engine.workload import make_job, run_jobs
 from benchmarks.report.figure_row import FigureRow, format_json, format_table
 from benchmarks.report.measures import psnr

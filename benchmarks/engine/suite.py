@@ -10,10 +10,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.engine import network_speed, preview_times, step_overhead, throughput
+from benchmarks.engine import step_overhead, throughput, workload
 from benchmarks.engine.evaluations import measure_brief_rows
 from benchmarks.engine.parity import measure_parity_rows
 from benchmarks.engine.resumption import measure_resume_rows
+from benchmarks.engine.throughput import measure_forward_rows
 from benchmarks.engine.workload import USERS, Workload, cast_pipeline
 from benchmarks.report.figure_row import FigureRow
 from engine.calibration.calibration import Calibration, calibrate
@@ -76,7 +77,7 @@ def measure_all_rows(models: ComparedModels, print_progress: PrintProgress) -> I
     yield throughput.compare_mixed_load(family, load)
     yield throughput.compare_init_images(family, load)
     print_progress("time of a step outside the network")
-    yield from network_speed.measure_forward_rows(family, load.dtype)
+    yield from measure_forward_rows(family, load.dtype)
     yield step_overhead.measure_step_overhead(family, replace(load, steps=OVERHEAD_STEPS))
     yield step_overhead.measure_preview_overhead(family, load)
     yield step_overhead.measure_cancel_delay(family, load)
@@ -102,9 +103,9 @@ def _measure_default_rows(models: ComparedModels, print_progress: PrintProgress)
 
 def compare_preview_times(pipeline: Any, family: Family, load: Workload, goal: str) -> FigureRow:
     """Compare the p95 time at which users see the preview at a tenth of the steps: diffusers' by ours."""
-    diffusers_times = preview_times.time_pipeline_previews(pipeline, family, load)
-    engine_times = preview_times.time_engine_previews(family, load)
-    percentiles = preview_times.percentile_95(diffusers_times), preview_times.percentile_95(engine_times)
+    diffusers_times = workload.time_pipeline_previews(pipeline, family, load)
+    engine_times = workload.time_engine_previews(family, load)
+    percentiles = workload.percentile_95(diffusers_times), workload.percentile_95(engine_times)
     name = f"p95 time to the 10 % preview of {load.steps} steps, sooner than diffusers by default"
     note = f"{percentiles[1]:.2f} s instead of {percentiles[0]:.1f}"
     return FigureRow(
@@ -113,6 +114,6 @@ def compare_preview_times(pipeline: Any, family: Family, load: Workload, goal: s
 
 
 def measure_first_preview(family: Family, load: Workload) -> FigureRow:
-    times = preview_times.time_engine_previews(family, load, step_share=0.0)
+    times = workload.time_engine_previews(family, load, step_share=0.0)
     name = f"p95 time to any preview, {load.users} users"
-    return FigureRow(name, preview_times.percentile_95(times), "≤ 0.5", "s", samples=len(times), planned=load.users)
+    return FigureRow(name, workload.percentile_95(times), "≤ 0.5", "s", samples=len(times), planned=load.users)

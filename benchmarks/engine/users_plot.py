@@ -1,17 +1,23 @@
-"""Plots first preview and throughput against the number of users, for both systems."""
+"""Plots: first preview and throughput against the number of users; likeness against the number of evaluations."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from benchmarks.engine import preview_times, workload
-from benchmarks.engine.workload import Workload
+from benchmarks.engine.workload import (
+    Workload,
+    time_diffusers,
+    time_engine,
+    time_engine_previews,
+    time_pipeline_previews,
+)
 from engine.models.family import Family
 
 USER_COUNTS = (1, 2, 4, 8, 16)
@@ -44,12 +50,9 @@ def measure_user_counts(
     for users in USER_COUNTS:
         print_progress(f"{users} at once")
         user_load = replace(load, users=users)
-        workload.time_engine(family, replace(user_load, steps=4))  # builds kernels and packs weights
+        time_engine(family, replace(user_load, steps=4))  # builds kernels and packs weights
         darkroom_seconds = _measure_median(
-            lambda user_load=user_load: (
-                workload.time_engine(family, user_load),
-                preview_times.time_engine_previews(family, user_load)[-1],
-            )
+            lambda user_load=user_load: (time_engine(family, user_load), time_engine_previews(family, user_load)[-1])
         )
         diffusers_seconds = _measure_median(lambda user_load=user_load: _time_diffusers(family, pipeline, user_load))
         measurements.append(
@@ -63,8 +66,8 @@ def measure_user_counts(
 
 
 def _time_diffusers(family: Family, pipeline: Any, load: Workload) -> tuple[float, float]:
-    seconds = workload.time_diffusers(pipeline, family, load)
-    return seconds, preview_times.time_pipeline_previews(pipeline, family, load)[-1]
+    seconds = time_diffusers(pipeline, family, load)
+    return seconds, time_pipeline_previews(pipeline, family, load)[-1]
 
 
 def _measure_median(measure_once: Callable[[], tuple[float, float]]) -> tuple[float, float]:
@@ -146,3 +149,38 @@ def write_text(
 ) -> None:
     """Write text at its anchor: "mm" is its centre."""
     draw.text(position, text, fill=colour, font=ImageFont.load_default(size), anchor=anchor)
+
+
+def plot_curve(curve: Mapping[int, Sequence[float]], path: Path, caption: str) -> None:
+    """Draw mean, and the lowest and highest tenth, against the evaluations as a PNG. Raises OSError."""
+    width = 720
+    height = 420
+    left = 86
+    bottom = 80
+    image = Image.new("RGB", (width, height), BACKGROUND_COLOUR)
+    draw = ImageDraw.Draw(image)
+    counts = list(curve)
+    low = 20.0
+    high = 60.0
+
+    def place(count: float, value: float) -> tuple[float, float]:
+        x = left + (width - left - 30) * (np.log(count / counts[0]) / np.log(counts[-1] / counts[0]))
+        return float(x), float(height - bottom - (height - bottom - 50) * (value - low) / (high - low))
+
+    write_text(draw, (left, 10), "likeness to the picture with all evaluations, dB", size=18, anchor="la")
+    for tick in range(int(low), int(high) + 1, 10):
+        draw.line([place(counts[0], tick), place(counts[-1], tick)], fill=GRID_COLOUR)
+        write_text(draw, (left - 10, place(counts[0], tick)[1]), str(tick), anchor="rm")
+    for count, values in curve.items():
+        tenth, nine_tenths = (min(high, max(low, float(np.percentile(values, q)))) for q in (10, 90))
+        draw.line([place(count, tenth), place(count, nine_tenths)], fill=GRID_COLOUR, width=10)
+        write_text(draw, (place(count, low)[0], height - bottom + 16), str(count))
+    points = [place(count, fmean(values)) for count, values in curve.items()]
+    draw.line(points, fill=DARKROOM_COLOUR, width=3)
+    for x, y in points:
+        draw.ellipse((x - 4, y - 4, x + 4, y + 4), fill=DARKROOM_COLOUR)
+    write_text(
+        draw, (width // 2, height - 44), "evaluations of 1000 steps of DDPM; the bars hold eight of ten pictures"
+    )
+    write_text(draw, (width // 2, height - 20), caption)
+    image.quantize(64).save(path, optimize=True)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from benchmarks.models.__main__ import default_cache_folder, measure_models, parse_model_names
+from benchmarks.report.errors import FAILED
+from benchmarks.report.figure_row import FigureRow
 
 if TYPE_CHECKING:
     import torch
 
     from benchmarks.gpu_report.speedups import LoadFamily
-    from benchmarks.report.figure_row import FigureRow
     from engine.models.families.diffusers_family import DiffusersFamily
     from engine.process.offload_request import Offload
 
@@ -62,7 +65,7 @@ def gpu_report(
 
 def _write_files(out: Path, facts: dict[str, object], sections: dict[str, list[FigureRow]]) -> None:
     """Write both files, and print their paths."""
-    from benchmarks.gpu_report.report_format import format_json, format_markdown
+    from benchmarks.gpu_report.__main__ import format_json, format_markdown
 
     for ending, text in (("json", format_json(facts, sections)), ("md", format_markdown(facts, sections))):
         path = out / f"{REPORT_NAME}.{ending}"
@@ -73,11 +76,13 @@ def _write_files(out: Path, facts: dict[str, object], sections: dict[str, list[F
 def measure_report(
     device: torch.device, names: tuple[str, ...], cache_folder: Path, *, with_real_models: bool
 ) -> tuple[dict[str, object], dict[str, list[FigureRow]]]:
-    from benchmarks.gpu_report.control_parity import measure_control_rows
     from benchmarks.gpu_report.device_facts import describe_device
-    from benchmarks.gpu_report.pipeline_parity import measure_parity_rows
-    from benchmarks.gpu_report.quantization_rows import measure_quantization_rows
-    from benchmarks.gpu_report.reference_parity import measure_picture_rows
+    from benchmarks.gpu_report.parity import (
+        measure_control_rows,
+        measure_parity_rows,
+        measure_picture_rows,
+        measure_quantization_rows,
+    )
     from benchmarks.gpu_report.speedups import measure_speedup_rows
 
     facts = describe_device(device)
@@ -126,3 +131,36 @@ def main(argv: list[str] | None = None) -> int:
 
 if __name__ == "__main__":
     raise SystemExit(main())
+
+
+ReportSections = Mapping[str, Sequence[FigureRow]]
+
+
+def format_json(facts: Mapping[str, Any], sections: ReportSections) -> str:
+    rows = {title: [row.to_dict() for row in section_rows] for title, section_rows in sections.items()}
+    return json.dumps({"device": dict(facts), "sections": rows}, indent=1, ensure_ascii=False)
+
+
+def format_markdown(facts: Mapping[str, Any], sections: ReportSections) -> str:
+    lines = [f"# Darkroom on {facts['device']}", ""]
+    if facts["kind"] != "cuda":
+        lines += ["There is no GPU here: all figures are of the processor.", ""]
+    lines += [
+        "| | |",
+        "|---|---|",
+        *(f"| {_format_cell(name)} | {_format_cell(value)} |" for name, value in facts.items()),
+    ]
+    for title, rows in sections.items():
+        lines += ["", f"## {title}", "", "| | what | figure | goal | note |", "|---|---|---|---|---|"]
+        lines += [_format_row(row) for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def _format_row(row: FigureRow) -> str:
+    missing_mark = "**failed**" if row.goal or row.note.startswith(FAILED) else "–"
+    mark = missing_mark if row.figure is None else "ok" if row.meets_goal else "**miss**"
+    return f"| {mark} | {_format_cell(row.name)} | {row.figure_text} | {row.goal or ''} | {_format_cell(row.remark)} |"
+
+
+def _format_cell(value: object) -> str:
+    return "–" if value is None else str(value).replace("|", "\\|").replace("\n", " ")

@@ -119,15 +119,14 @@ def _measure_model(
 
         yield from measure_memory_rows(model, folder, _print_progress)
     if "quantization" in part_names and not figures.failures and (on_gpu or model.name in QUANTIZED_MODELS):
-        from benchmarks.models.quantization import measure_quantizations
+        from benchmarks.models.memory_rows import measure_quantizations
 
         yield from measure_quantizations(model, folder, _print_progress, on_gpu=on_gpu)
 
 
 def _measure_speed(model: BenchmarkModel, folder: Path, figures: Figures, on_gpu: bool) -> Iterator[FigureRow]:
     """Yield the rows beside diffusers. `figures` has the failures so far."""
-    from benchmarks.models.measurement import measure_model
-    from benchmarks.models.ratios import make_rows
+    from benchmarks.models.measurement import make_rows, measure_model
 
     if not figures.failures:
         figures = measure_model(model, folder, _print_progress)

@@ -24,12 +24,10 @@ import torch
 from PIL import Image
 
 from benchmarks.fixtures.reference_pipeline import make_job
-from benchmarks.fixtures.small_controls import EMBEDDING_WIDTHS
-from benchmarks.fixtures.small_ip_adapters import ADAPTER_FILE
+from benchmarks.fixtures.small_controls import ADAPTER_FILE, EMBEDDING_WIDTHS
 from benchmarks.models.diffusers_run import StepClock, print_output_line, synchronize_gpu
-from benchmarks.models.random_adapters import SCALE as REFERENCE_SCALE
-from benchmarks.models.random_adapters import ensure_adapter
-from benchmarks.models.random_weights import write_network
+from benchmarks.models.random_weights import SCALE as REFERENCE_SCALE
+from benchmarks.models.random_weights import ensure_adapter, write_network
 from engine import models
 from engine.batching.engine import Engine, JobFailure
 from engine.batching.input_pictures import load_pictures

@@ -19,7 +19,7 @@ import torch
 
 from benchmarks.fixtures.reference_pipeline import make_job
 from benchmarks.models.diffusers_run import print_output_line, read_memory, synchronize_gpu
-from benchmarks.models.weight_bytes import count_stored_bytes
+from benchmarks.models.memory_run import count_stored_bytes
 from engine import models
 from engine.batching.engine import Engine, JobFailure, LatentsDone
 from engine.calibration.calibration import calibrate

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.fixtures.medium_pipelines import NETWORK_FIELDS, build_medium_pipeline
+from benchmarks.fixtures.wide_pipelines import NETWORK_FIELDS, build_medium_pipeline
 from benchmarks.models.diffusers_run import print_output_line
 from benchmarks.models.measurement import PrintProgress
 from benchmarks.models.memory_run import draw_latents, make_recipe, read_settled_memory

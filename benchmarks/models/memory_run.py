@@ -12,13 +12,14 @@ import json
 import mmap
 import sys
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors.torch import save_file
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.fixtures.reference_pipeline import make_job
@@ -170,3 +171,20 @@ def make_recipe(run_spec: dict[str, Any], family: Any, dtype: Dtype) -> Recipe:
 if __name__ == "__main__":
     torch.set_grad_enabled(False)
     main(json.loads(Path(sys.argv[1]).read_text()))
+
+
+def count_stored_bytes(pipeline: Any) -> int:
+    """Return the bytes of all weights of a pipeline; tensors that share memory count once."""
+    modules = [each for each in pipeline.components.values() if isinstance(each, nn.Module)]
+    tensors = (plain for each in modules for weight in each.parameters() for plain in _list_plain_tensors(weight))
+    return sum({tensor.data_ptr(): tensor.nbytes for tensor in tensors}.values())
+
+
+def _list_plain_tensors(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Yield the tensors of which a quantised weight is made; a plain one is its own."""
+    flatten: Any = getattr(tensor, "__tensor_flatten__", None)
+    if flatten is None:
+        yield tensor
+        return
+    for name in cast(list[str], flatten()[0]):
+        yield from _list_plain_tensors(cast(torch.Tensor, getattr(tensor, name)))

@@ -13,8 +13,8 @@ from typing import Any
 from tokenizers import pre_tokenizers
 
 from benchmarks.fixtures import small_pipelines
+from benchmarks.fixtures.small_parts import build_t5_tokenizer
 from benchmarks.fixtures.small_pipelines import build_flow_scheduler, build_scheduler
-from benchmarks.fixtures.small_tokenizers import build_t5_tokenizer
 
 diffusers: Any = import_module("diffusers")  # their lazy modules export nothing that a type checker sees
 transformers: Any = import_module("transformers")

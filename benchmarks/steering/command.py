@@ -7,18 +7,17 @@ import asyncio
 from collections.abc import Sequence
 from random import Random
 
-from benchmarks.queue.system.http_client import open_client
-from benchmarks.queue.system.installation import open_system
+from benchmarks.queue.system.installation import open_client, open_system
 from benchmarks.report.figure_row import FigureRow, format_json, format_table
-from benchmarks.steering import loopback_parts, response_times
+from benchmarks.steering import loopback_parts, steered_jobs
+from benchmarks.steering.loopback_parts import MODULES, measure_in_loopback
 from benchmarks.steering.page_reader import open_page
-from benchmarks.steering.running_jobs import RunningJobs
-from benchmarks.steering.steered_throughput import THROUGHPUT_NAME, measure_steered_throughput
+from benchmarks.steering.steered_jobs import THROUGHPUT_NAME, RunningJobs, measure_responses, measure_steered_throughput
 from bot.domain.errors import UserError
 
 REPLAY_NAME = "a steered run against its recipe drawn anew, exact: equal to the bit"
 ROW_NAMES = {
-    "responses": response_times.ROW_NAMES,
+    "responses": steered_jobs.ROW_NAMES,
     "throughput": (THROUGHPUT_NAME,),
     "replays": (REPLAY_NAME,),
     **loopback_parts.ROW_NAMES,
@@ -51,8 +50,8 @@ def measure(parts: Sequence[str], *, quick: bool) -> list[FigureRow]:
 
 
 def _measure_part(part: str, *, quick: bool) -> list[FigureRow]:
-    if part in loopback_parts.MODULES:
-        return loopback_parts.measure_in_loopback(part, quick=quick)
+    if part in MODULES:
+        return measure_in_loopback(part, quick=quick)
     if part == "replays":
         from benchmarks.steering.replays import measure_replays  # imports torch
 
@@ -68,4 +67,4 @@ async def measure_service(part: str, *, quick: bool) -> list[FigureRow]:
         jobs = RunningJobs(client, reader, rng)
         if part == "throughput":
             return [await measure_steered_throughput(jobs, quick=quick)]
-        return await response_times.measure_responses(jobs, rng, quick=quick)
+        return await measure_responses(jobs, rng, quick=quick)

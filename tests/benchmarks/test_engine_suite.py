@@ -14,20 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks.engine import (
-    evaluations,
-    gpu_throughput,
-    network_speed,
-    parity,
-    plan_accuracy,
-    preview_times,
-    resumption,
-    step_overhead,
-    suite,
-    throughput,
-    users_plot,
-    workload,
-)
+from benchmarks.engine import evaluations, parity, resumption, step_overhead, suite, throughput, users_plot, workload
 from benchmarks.engine.users_plot import UserMeasurement
 from benchmarks.engine.workload import SAMPLER_MIX, Workload, time_engine
 from benchmarks.report.figure_row import FigureRow
@@ -82,8 +69,8 @@ def test_a_load_with_init_images_has_as_many_row_steps_as_one_without(embedded: 
 @pytest.mark.slow
 def test_the_preview_benchmark_waits_for_every_users_preview(embedded: StableDiffusion, sequential_engine: Any) -> None:
     load = Workload(10, "float32", users=3)
-    our_rows = preview_times.time_engine_previews(embedded, load)
-    sequential_rows = preview_times.time_pipeline_previews(sequential_engine, embedded, load)
+    our_rows = workload.time_engine_previews(embedded, load)
+    sequential_rows = workload.time_pipeline_previews(sequential_engine, embedded, load)
     assert len(our_rows) == len(sequential_rows) == 3
     assert sequential_rows[-1] > sequential_rows[0] > 0  # a later user waits for whole jobs
     assert not sequential_engine._interrupt or sequential_engine("cat", num_inference_steps=1, output_type="latent")
@@ -112,9 +99,9 @@ def test_a_killed_and_resumed_picture_is_the_same(embedded: StableDiffusion, mon
 
 def test_gpu_rows_say_that_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    rows = gpu_throughput.measure_gpu_rows(lambda sentence: None)
-    assert [row.name for row in rows] == [name for name, _ in gpu_throughput.ROW_GOALS]
-    assert all(row.figure is None and not row.meets_goal and row.note == gpu_throughput.NO_GPU_NOTE for row in rows)
+    rows = throughput.measure_gpu_rows(lambda sentence: None)
+    assert [row.name for row in rows] == [name for name, _ in throughput.ROW_GOALS]
+    assert all(row.figure is None and not row.meets_goal and row.note == throughput.NO_GPU_NOTE for row in rows)
 
 
 @pytest.mark.slow
@@ -122,12 +109,12 @@ def test_the_gpu_benchmarks_run_on_small_networks(monkeypatch: pytest.MonkeyPatc
     """The same code, with small networks on the processor. It skips the compiler, which takes a minute."""
     monkeypatch.setattr(shutil, "which", lambda name: None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    rows = gpu_throughput.measure_model_rows(
-        lambda: gpu_throughput.build_random_model("cpu", SMALL, {"block_out_channels": (32, 32)}),
-        lambda: gpu_throughput.build_random_model("cpu", SMALL, {"block_out_channels": (32, 32)}),
+    rows = throughput.measure_model_rows(
+        lambda: throughput.build_random_model("cpu", SMALL, {"block_out_channels": (32, 32)}),
+        lambda: throughput.build_random_model("cpu", SMALL, {"block_out_channels": (32, 32)}),
         Workload(2, "float32", users=2),
     )
-    assert [row.goal for row in rows] == [goal for _, goal in gpu_throughput.ROW_GOALS]
+    assert [row.goal for row in rows] == [goal for _, goal in throughput.ROW_GOALS]
     assert rows[0].figure is not None
     assert rows[2].figure is not None
     assert (rows[1].figure, "compiler" in rows[1].note) == (None, True)
@@ -136,12 +123,10 @@ def test_the_gpu_benchmarks_run_on_small_networks(monkeypatch: pytest.MonkeyPatc
 SHORT_SETTINGS = {
     suite: {"STEPS": 4, "PREVIEW_STEPS": 10, "QUICK_PREVIEW_STEPS": 10, "OVERHEAD_STEPS": 8},
     evaluations: {"STEPS": 12, "DRAFT_EVALUATIONS": 5, "KILLS": 1, "count_usual_evaluations": lambda sampler, steps: 8},
-    parity: {"STEPS": 2},
-    plan_accuracy: {"STEPS": 12},
+    parity: {"STEPS": 2, "PLAN_STEPS": 12},
     resumption: {"KILL_COUNT": 1},
-    throughput: {"ROUNDS": 1, "DEFAULT_ROUNDS": 1},
     step_overhead: {"ROUNDS": 1},
-    network_speed: {"ROUNDS": 1, "WARMUP_FORWARDS": 1},
+    throughput: {"ROUNDS": 1, "DEFAULT_ROUNDS": 1, "NETWORK_ROUNDS": 1, "WARMUP_FORWARDS": 1},
 }
 
 
@@ -218,10 +203,10 @@ def test_a_failing_step_ends_the_decode_workers_thread(
 
 
 def test_missing_previews_give_no_figure(embedded: StableDiffusion, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preview_times, "time_engine_previews", lambda family, load, step_share=0.1: [])
+    monkeypatch.setattr(workload, "time_engine_previews", lambda family, load, step_share=0.1: [])
     row = suite.measure_first_preview(embedded, SHORT_LOAD)
     assert (row.figure, row.meets_goal, row.remark) == (None, False, "nothing was measured: 0 of 2")
-    monkeypatch.setattr(preview_times, "time_engine_previews", lambda family, load, step_share=0.1: [0.1])
+    monkeypatch.setattr(workload, "time_engine_previews", lambda family, load, step_share=0.1: [0.1])
     assert not suite.measure_first_preview(embedded, SHORT_LOAD).meets_goal
 
 

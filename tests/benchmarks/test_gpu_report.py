@@ -12,16 +12,9 @@ import typer
 
 from benchmarks.fixtures.small_pipelines import PIPELINE_BUILDERS, save_small_pipeline
 from benchmarks.gpu_report import __main__ as report
-from benchmarks.gpu_report import (
-    control_parity,
-    device_facts,
-    pipeline_parity,
-    quantization_rows,
-    reference_parity,
-    speedups,
-)
+from benchmarks.gpu_report import device_facts, parity, speedups
+from benchmarks.gpu_report.__main__ import format_json, format_markdown
 from benchmarks.gpu_report.device_facts import describe_device
-from benchmarks.gpu_report.report_format import format_json, format_markdown
 from benchmarks.models.measurement import Figures
 from benchmarks.report.figure_row import FigureRow
 from engine import models
@@ -41,9 +34,9 @@ def small_matrices(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def one_kind_and_two_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a test of the report itself measures."""
-    monkeypatch.setattr(pipeline_parity, "PIPELINE_BUILDERS", {"sd": PIPELINE_BUILDERS["sd"]})
+    monkeypatch.setattr(parity, "PIPELINE_BUILDERS", {"sd": PIPELINE_BUILDERS["sd"]})
     monkeypatch.setattr(speedups, "BATCH_SIZES", (2, 4))
-    monkeypatch.setattr(quantization_rows, "QUANTIZATIONS", ("int8", "nf4"))
+    monkeypatch.setattr(parity, "QUANTIZATIONS", ("int8", "nf4"))
 
 
 def ignore_sentence(_: str) -> None:
@@ -53,15 +46,15 @@ def ignore_sentence(_: str) -> None:
 @pytest.mark.slow
 def test_every_kind_is_measured_and_matches_its_pipeline() -> None:
     messages: list[str] = []
-    rows = pipeline_parity.measure_parity_rows(CPU, messages.append)
+    rows = parity.measure_parity_rows(CPU, messages.append)
     assert len(rows) == len(messages) == len(PIPELINE_BUILDERS)
     assert [f"{row.name}: {row.note}" for row in rows if not row.meets_goal] == []
 
 
 @pytest.mark.slow
 def test_pictures_beside_the_prompt_are_measured_and_match_their_pipelines() -> None:
-    rows = reference_parity.measure_picture_rows(CPU, ignore_sentence)
-    rows += control_parity.measure_control_rows(CPU, ignore_sentence)
+    rows = parity.measure_picture_rows(CPU, ignore_sentence)
+    rows += parity.measure_control_rows(CPU, ignore_sentence)
     assert [f"{row.name}: {row.note}" for row in rows if not row.meets_goal] == []
     assert len(rows) == 6
 
@@ -73,8 +66,8 @@ def test_a_failing_kind_is_reported_and_the_others_continue(monkeypatch: pytest.
             raise RuntimeError("no kernel image is available")
         save_small_pipeline(kind, folder)
 
-    monkeypatch.setattr(pipeline_parity, "save_small_pipeline", fail)
-    broken_row, sound_row = pipeline_parity.measure_parity_rows(CPU, ignore_sentence, ("sd", "sdxl"))
+    monkeypatch.setattr(parity, "save_small_pipeline", fail)
+    broken_row, sound_row = parity.measure_parity_rows(CPU, ignore_sentence, ("sd", "sdxl"))
     assert (broken_row.figure, broken_row.meets_goal) == (None, False)
     assert "no kernel image" in broken_row.note
     assert sound_row.meets_goal
@@ -82,9 +75,9 @@ def test_a_failing_kind_is_reported_and_the_others_continue(monkeypatch: pytest.
 
 @pytest.mark.slow
 def test_a_picture_that_differs_is_a_miss(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = pipeline_parity.call_pipeline
-    monkeypatch.setattr(pipeline_parity, "call_pipeline", lambda *args: original(*args) * 1.01)
-    (row,) = pipeline_parity.measure_parity_rows(CPU, ignore_sentence, ("sd",))
+    original = parity.call_pipeline
+    monkeypatch.setattr(parity, "call_pipeline", lambda *args: original(*args) * 1.01)
+    (row,) = parity.measure_parity_rows(CPU, ignore_sentence, ("sd",))
     assert row.figure == pytest.approx(0.01, abs=0.009)
     assert not row.meets_goal
 
@@ -146,17 +139,17 @@ def test_failures_name_no_folder(monkeypatch: pytest.MonkeyPatch) -> None:
 
     figures = Figures()
     figures.add_measured("this", fail)
-    monkeypatch.setattr(pipeline_parity, "save_small_pipeline", fail)
+    monkeypatch.setattr(parity, "save_small_pipeline", fail)
     rows = speedups.measure_speedup_rows(fail, ignore_sentence)
-    rows += pipeline_parity.measure_parity_rows(CPU, ignore_sentence, ("sd",))
+    rows += parity.measure_parity_rows(CPU, ignore_sentence, ("sd",))
     notes = [*figures.failures, *(row.note for row in rows)]
     assert all("No such file" in note and "ada" not in note for note in notes), notes
 
 
 def test_latents_that_are_not_finite_fail(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = pipeline_parity.run_engine
-    monkeypatch.setattr(pipeline_parity, "run_engine", lambda *args: original(*args) * torch.nan)
-    (row,) = pipeline_parity.measure_parity_rows(CPU, ignore_sentence, ("sd",))
+    original = parity.run_engine
+    monkeypatch.setattr(parity, "run_engine", lambda *args: original(*args) * torch.nan)
+    (row,) = parity.measure_parity_rows(CPU, ignore_sentence, ("sd",))
     assert "not finite" in row.note
     assert "| **failed** | sd: latents" in format_markdown({"device": "a", "kind": "cuda"}, {"Parity": [row]})
 
@@ -208,11 +201,11 @@ def test_both_files_are_written_and_named(
 
 def test_full_measures_the_chosen_real_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for module, section in (
-        (pipeline_parity, "measure_parity_rows"),
-        (reference_parity, "measure_picture_rows"),
+        (parity, "measure_parity_rows"),
+        (parity, "measure_picture_rows"),
         (speedups, "measure_speedup_rows"),
-        (quantization_rows, "measure_quantization_rows"),
-        (control_parity, "measure_control_rows"),
+        (parity, "measure_quantization_rows"),
+        (parity, "measure_control_rows"),
     ):
         monkeypatch.setattr(module, section, lambda *_: [])  # the test above runs them
     chosen_rows: list[Any] = []

@@ -15,12 +15,11 @@ import typer
 from safetensors import safe_open
 
 from benchmarks.fixtures import small_pipelines
-from benchmarks.models import family_memory, measurement, memory_rows, model_configs, quantization
+from benchmarks.models import family_memory, measurement, memory_rows, model_configs
 from benchmarks.models.__main__ import main, parse_model_names, parse_part_names
-from benchmarks.models.measurement import Figures
+from benchmarks.models.measurement import RATIO_ROWS, USER_COUNTS, Figures, make_rows
 from benchmarks.models.processes import OutputLine, clean_environment, run_and_collect
 from benchmarks.models.random_weights import STAMP_FILE, ensure_model_folder
-from benchmarks.models.ratios import RATIO_ROWS, USER_COUNTS, make_rows
 from benchmarks.report.figure_row import FigureRow
 from shared.forked_programs import ForkedPrograms
 
@@ -201,8 +200,8 @@ def test_benchmark_programs_get_no_settings_of_the_real_bot(monkeypatch: pytest.
 def test_a_short_run_has_every_row_of_the_quantisations(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], forked_programs: ForkedPrograms
 ) -> None:
-    monkeypatch.setattr(quantization, "run_and_collect", forked_programs.run_and_collect)
-    monkeypatch.setattr(quantization, "PROCESSOR_QUANTIZATIONS", ("int8",))
+    monkeypatch.setattr(memory_rows, "run_and_collect", forked_programs.run_and_collect)
+    monkeypatch.setattr(memory_rows, "PROCESSOR_QUANTIZATIONS", ("int8",))
     main(["--tiny", "--only", "sdxl", "--parts", "quantization", "--cache", str(tmp_path), "--json"])
     rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
     assert [name for name, row in rows.items() if row["figure"] is None] == []

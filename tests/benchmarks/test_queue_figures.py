@@ -20,7 +20,7 @@ from benchmarks.queue.figures import (
     pick_spread,
     rate_per_second,
 )
-from benchmarks.queue.system.stream_viewers import StreamViewer
+from benchmarks.queue.preview_delivery import StreamViewer
 from benchmarks.queue.system.timestamp_worker import add_timestamp, make_jpeg, read_timestamp
 from benchmarks.report.figure_row import format_json
 from benchmarks.report.measures import jain_index

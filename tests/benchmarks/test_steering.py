@@ -12,10 +12,8 @@ import torch
 
 from benchmarks.steering import replays
 from benchmarks.steering.page_reader import PageReader
-from benchmarks.steering.replays import MODELS, has_same_latents, measure_replays
-from benchmarks.steering.response_times import Response, build_rows
-from benchmarks.steering.scripts import draw_script
-from benchmarks.steering.steered_throughput import build_row
+from benchmarks.steering.replays import MODELS, draw_script, has_same_latents, measure_replays
+from benchmarks.steering.steered_jobs import Response, build_row, build_rows
 from engine.contract import Amendment, DropImages, list_final_images
 
 

@@ -15,9 +15,9 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from PIL import Image, ImageDraw
 
 from training.diffusion.latent_cache import LatentCache
-from training.gan.autoencoder_shapes import build_autoencoder
-from training.gan.decoder_pictures import DecoderPictures, encode_large_pictures, render_large_variants
-from training.gan.upscaler_pairs import LARGE_SIDE, UpscalerPairs
+from training.gan.autoencoder_trainer import build_autoencoder
+from training.gan.decoder_trainer import DecoderPictures, encode_large_pictures, render_large_variants
+from training.gan.upscaler_trainer import LARGE_SIDE, UpscalerPairs
 from training.pictures import artwork
 from training.pictures.artwork import Artwork, Package, is_held_out
 from training.pictures.captions import clean_description

@@ -18,15 +18,23 @@ from PIL import Image
 from engine.models.judge import JudgeNetwork
 from shared.training_parts import SHAPE, are_same, blobs, pixels
 from training.__main__ import main
-from training.commands.run_autoencoder import load_perceptual_loss
+from training.commands.run_pixel_networks import load_perceptual_loss
 from training.core import checkpoint
 from training.gan import autoencoder_trainer
-from training.gan.autoencoder_evaluator import measure_autoencoder
-from training.gan.autoencoder_shapes import AUTOENCODER_SHAPES, build_autoencoder
-from training.gan.kl_weight import ADAPTATION_RATE, MAX_LOG_WEIGHT, MIN_LOG_WEIGHT, adapt_log_weight
+from training.gan.autoencoder_trainer import (
+    ADAPTATION_RATE,
+    AUTOENCODER_SHAPES,
+    MAX_LOG_WEIGHT,
+    MIN_LOG_WEIGHT,
+    Pose,
+    adapt_log_weight,
+    apply_pose,
+    build_autoencoder,
+    draw_pose,
+    measure_autoencoder,
+)
 from training.gan.latent_coding import Posterior, decode_all, encode_all
-from training.gan.perceptual_loss import PerceptualLoss, draw_offset
-from training.gan.poses import Pose, apply_pose, draw_pose
+from training.gan.losses import PerceptualLoss, draw_offset
 from training.pictures.masked_pictures import mask_pictures
 
 MEBIBYTE = 1 << 20

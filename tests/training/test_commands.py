@@ -11,8 +11,7 @@ import torch
 
 from training.__main__ import main
 from training.commands.options import TrainOptions, default_cache_folder, next_clock_time
-from training.commands.run_folder import trim_log
-from training.commands.session import open_session
+from training.commands.session import open_session, trim_log
 from training.core import checkpoint
 
 

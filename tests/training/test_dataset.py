@@ -13,9 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from training.pictures.dataset import PictureDataset, read_folder
+from training.pictures.dataset import PictureDataset, number_views, read_folder, render_view
 from training.pictures.picture_file import decode_picture, fit_square
-from training.pictures.views import number_views, render_view
 
 
 def write_picture(

@@ -26,21 +26,23 @@ from shared.training_parts import (
     make_pictures,
 )
 from training.__main__ import main
-from training.commands import builtin_artwork, model_network
+from training.commands import builtin_artwork, run_decoder
 from training.core import checkpoint
 from training.core.run import Budget, TrainingRun
 from training.diffusion.models import load_model, read_dtypes, write_model
-from training.gan.decoder_evaluator import DecoderEvaluator, measure_decoder
-from training.gan.decoder_pictures import render_large_variants, shrink_by_area
 from training.gan.decoder_trainer import (
+    DecoderEvaluator,
     DecoderSettings,
     DecoderTrainer,
     build_large_decoder,
     fit_output_layer,
+    measure_decoder,
     parse_widths,
+    render_large_variants,
+    shrink_by_area,
 )
 from training.gan.losses import gradient_energy, sharpness_loss
-from training.gan.upscaler_pairs import LARGE_SIDE
+from training.gan.upscaler_trainer import LARGE_SIDE
 from training.pictures.variants import render_variant
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -229,9 +231,9 @@ def test_a_stopped_run_resumes_bit_for_bit_and_denoises_once(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     step = DecoderTrainer.step
-    load = model_network.load_caption_encoder
+    load = run_decoder.load_caption_encoder
     loaded = list[int]()
-    monkeypatch.setattr(model_network, "load_caption_encoder", lambda: loaded.append(1) or load())
+    monkeypatch.setattr(run_decoder, "load_caption_encoder", lambda: loaded.append(1) or load())
     monkeypatch.setattr("training.commands.run_decoder.HELD_OUT_PICTURES", 2)
     assert main(command(model, tmp_path / "full")) == 0
 

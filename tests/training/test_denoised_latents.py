@@ -15,7 +15,7 @@ from shared.training_parts import SHAPE, blobs, make_network
 from training.commands import builtin_artwork
 from training.diffusion import denoised_latents
 from training.diffusion.denoised_latents import STEPS, Denoiser, denoise_latents, open_denoised_latents
-from training.gan.autoencoder_shapes import build_autoencoder
+from training.gan.autoencoder_trainer import build_autoencoder
 
 
 class TargetNetwork(torch.nn.Module):

@@ -24,9 +24,9 @@ from engine.process.model_words import WEIGHTS_FOLDER
 from shared.training_parts import SCHEDULE, archive_of, draw_artwork, tiny_autoencoder, tiny_cache, tiny_network
 from training.__main__ import main
 from training.commands import builtin_artwork
-from training.commands.focus import Focus, parse_focus, read_focus, write_focus
+from training.commands.builtin_artwork import Focus, parse_focus, read_focus, write_focus
 from training.core import checkpoint
-from training.core.rng import weighted_indices
+from training.core.learner import weighted_indices
 from training.core.run import CHECKPOINT_FILE, Budget, TrainingRun, read_settings
 from training.diffusion.diffusion_trainer import (
     DiffusionEvaluator,
@@ -34,10 +34,11 @@ from training.diffusion.diffusion_trainer import (
     DiffusionTrainer,
     add_text_embedding,
     build_network,
+    fit_config,
+    fit_latents,
     load_network,
 )
 from training.diffusion.latent_cache import LatentCache, load_caption_encoder, open_cache, open_variant_cache
-from training.diffusion.outer_levels import fit_config, fit_latents
 from training.diffusion.sampling import add_noise, measure_v_mse, sample_latents
 from training.pictures import artwork
 from training.pictures.artwork import ARTWORK_PACKAGES, LABEL_PACKAGE

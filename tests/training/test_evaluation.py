@@ -36,37 +36,51 @@ from shared.training_parts import THINGS, WIDTHS, drawing, drawings
 from training.__main__ import main
 from training.commands import builtin_artwork
 from training.commands.evaluate import choose_prompts, write_missed
-from training.evaluation import (
-    diversity,
-    edge_charts,
-    goals,
-    measures,
-    prompt_adherence,
-    prompt_sheet,
-    realism,
-    reconstruction,
-    speed,
-)
-from training.evaluation.accepted_labels import ACCEPTED_LABELS, PROMPT_TEMPLATES
-from training.evaluation.augmentation import augment
+from training.evaluation import goals, measures, prompt_sheet, speed
 from training.evaluation.checks import CHECK_NAMES, CHECKS, run_checks
-from training.evaluation.context import EvaluationContext, LazyValue, SampleSizes
-from training.evaluation.free_sentences import FREE_SENTENCES
+from training.evaluation.context import EvaluationContext, InputLoaders, LazyValue, PictureSampler, SampleSizes
 from training.evaluation.judge_trainer import (
     JudgeEvaluator,
     JudgeSettings,
     JudgeTrainer,
+    augment,
     count_parameters,
     held_back_pairs,
     parse_widths,
     render_pairs,
 )
-from training.evaluation.normal_pose import render_posed
-from training.evaluation.picture_sampler import PictureSampler
-from training.evaluation.style_labels import SEEDS, find_labels_of_style
+from training.evaluation.picture_quality import _ssim_row, check_memorisation, check_realism, check_seeds, subject_mask
+from training.evaluation.prompt_adherence import (
+    SEEDS,
+    check_backgrounds,
+    check_held_out_lemmas,
+    check_held_out_words,
+    check_hues,
+    check_labels,
+    find_labels_of_style,
+)
+from training.evaluation.prompt_sheet import (
+    ACCEPTED_LABELS,
+    CAPTION_HEIGHT,
+    CELL_SIDE,
+    FREE_SENTENCES,
+    PROMPT_COUNT,
+    PROMPT_TEMPLATES,
+    choose_mixed_prompts,
+    choose_words,
+    draw_sheet,
+    write_sheet,
+)
+from training.evaluation.speed import check_grids, check_upscaling
 from training.gan.losses import gradient_energy
 from training.pictures.captions import HELD_OUT_WORDS, has_held_out_word
-from training.pictures.variants import BACKGROUND_COLOURS, FIRST_VALIDATION_NUMBER, HUE_DEGREES, render_variant
+from training.pictures.variants import (
+    BACKGROUND_COLOURS,
+    FIRST_VALIDATION_NUMBER,
+    HUE_DEGREES,
+    render_posed,
+    render_variant,
+)
 
 SMALL = SampleSizes(per_colour=1, per_pair=1, per_word=1, seed_groups=2, guidance_prompts=3)
 RGB = tuple[int, int, int]
@@ -189,17 +203,16 @@ def fail_with(sentence: str) -> Callable[[], Any]:
 
 def make_scene(by_prompt: Callable[[str, int], np.ndarray], **other: Any) -> EvaluationContext:
     expert_judge = Expert(JudgeNetwork(len(THINGS), WIDTHS), THINGS, {"at_1": 90.0, "at_5": 95.0})
-    fields: dict[str, Any] = {
-        "weights": Path("none"),
-        "load_sampler": lambda: Copier(by_prompt),
-        "load_judge": lambda: expert_judge,
-        "load_artwork": drawings,
-        "load_resolver": fail_with("The super-resolver's weights are not there."),
-        "load_lemmas": lambda: LEMMAS,
-        "sizes": SMALL,
-        **other,
+    loaders: dict[str, Any] = {
+        "sampler": lambda: Copier(by_prompt),
+        "judge": lambda: expert_judge,
+        "artwork": drawings,
+        "resolver": fail_with("The super-resolver's weights are not there."),
+        "lemmas": lambda: LEMMAS,
     }
-    return EvaluationContext(**fields)
+    own_loaders = {name: other.pop(f"load_{name}", load) for name, load in loaders.items()}
+    fields: dict[str, Any] = {"weights": Path("none"), "sizes": SMALL, **other}
+    return EvaluationContext(loaders=InputLoaders(**own_loaders), **fields)
 
 
 def draw_label(prompt: str, _seed: int = 0) -> np.ndarray:
@@ -272,7 +285,7 @@ def test_the_mask_covers_the_composed_drawing() -> None:
     artwork = drawing("ball", 0)
     for number in range(FIRST_VALIDATION_NUMBER, FIRST_VALIDATION_NUMBER + 6):
         picture = render_variant(artwork, number, 3).pixels
-        mask = reconstruction.subject_mask(artwork, number, 3)
+        mask = subject_mask(artwork, number, 3)
         is_far_from_border = np.abs(picture.astype(int) - measures.border_colour(picture)).max(axis=-1) > 60
         assert mask.any()
         assert (is_far_from_border & ~mask).mean() < 0.03  # apart from the soft edge, the mask covers what differs
@@ -447,7 +460,7 @@ def figures(rows: Sequence[Any]) -> Mapping[str, float]:
 
 def test_a_model_that_copies_hits_all_labels_and_is_reported_as_memorising() -> None:
     scene = make_scene(draw_label)
-    own_1, own_5, _, posed_5, at_1, at_5, relative_at_1, relative_figure = prompt_adherence.check_labels(scene)
+    own_1, own_5, _, posed_5, at_1, at_5, relative_at_1, relative_figure = check_labels(scene)
     assert relative_at_1.figure == 100
     assert (at_1.figure, at_5.figure) == (100, 100)
     assert own_5.figure
@@ -456,11 +469,11 @@ def test_a_model_that_copies_hits_all_labels_and_is_reported_as_memorising() -> 
     assert relative_figure.figure == pytest.approx(100 * 100 / posed_5.figure, abs=0.1)
     assert "on white" in relative_figure.note
     assert "6 of 6 labels" in at_5.note
-    (memory,) = diversity.check_memorisation(scene)
+    (memory,) = check_memorisation(scene)
     assert memory.figure == 100
     assert "asked for in 100 %" in memory.note
     assert "drawings themselves, 0 %" in memory.note
-    difference, same_seed = diversity.check_seeds(scene)
+    difference, same_seed = check_seeds(scene)
     assert difference.figure == pytest.approx(0, abs=1e-4)
     assert same_seed.figure == 100
 
@@ -470,10 +483,10 @@ def test_a_model_that_draws_noise_memorises_nothing_and_hits_no_hue() -> None:
         return np.random.default_rng(seed).integers(0, 256, (64, 64, 3)).astype(np.uint8)
 
     scene = make_scene(noise)
-    assert diversity.check_memorisation(scene)[0].figure == 0
-    assert figures(prompt_adherence.check_labels(scene))["label retrieval at 1"] < 50
-    assert diversity.check_seeds(scene)[1].figure == 0
-    assert prompt_adherence.check_hues(scene)[0].figure == 0
+    assert check_memorisation(scene)[0].figure == 0
+    assert figures(check_labels(scene))["label retrieval at 1"] < 50
+    assert check_seeds(scene)[1].figure == 0
+    assert check_hues(scene)[0].figure == 0
 
 
 def test_requested_colours_are_hits_and_others_are_misses() -> None:
@@ -481,11 +494,11 @@ def test_requested_colours_are_hits_and_others_are_misses() -> None:
         name = prompt.rsplit(", ", 1)[1].removesuffix(" background")
         return square(RED, BACKGROUND_COLOURS[name])
 
-    assert prompt_adherence.check_backgrounds(make_scene(draw_obediently))[0].figure == 100
-    (row,) = prompt_adherence.check_backgrounds(make_scene(lambda prompt, _: square(RED, BACKGROUND_COLOURS["teal"])))
+    assert check_backgrounds(make_scene(draw_obediently))[0].figure == 100
+    (row,) = check_backgrounds(make_scene(lambda prompt, _: square(RED, BACKGROUND_COLOURS["teal"])))
     assert row.figure == pytest.approx(100 / 12, abs=0.01)
     assert "as teal" in row.note
-    (row,) = prompt_adherence.check_hues(make_scene(lambda prompt, _: square(BLUE)))
+    (row,) = check_hues(make_scene(lambda prompt, _: square(BLUE)))
     assert row.figure == pytest.approx(100 * 2 / 6, abs=0.01)  # blue apple, blue banana
     assert "green cat as blue" in row.note
 
@@ -525,7 +538,7 @@ def test_a_held_out_word_is_a_hit_if_an_accepted_label_is_recognised() -> None:
         (word,) = [word for word in ACCEPTED_LABELS if word in prompt]
         return draw_label(next(label for label in THINGS if label in ACCEPTED_LABELS[word]))
 
-    figure, relative_figure = prompt_adherence.check_held_out_words(make_scene(draw_with_understanding))
+    figure, relative_figure = check_held_out_words(make_scene(draw_with_understanding))
     assert figure.figure == 100
     assert relative_figure.figure == 100
     assert "kitten 100" in figure.note
@@ -541,15 +554,13 @@ def test_a_held_out_lemma_is_a_hit_if_a_label_of_its_meaning_is_recognised() -> 
     def draw_with_understanding(prompt: str, _seed: int) -> np.ndarray:
         return draw_label({"terrier": "dog", "big cat": "tiger"}[prompt.removesuffix(", white background")])
 
-    (row,) = prompt_adherence.check_held_out_lemmas(make_scene(draw_with_understanding))
+    (row,) = check_held_out_lemmas(make_scene(draw_with_understanding))
     assert (row.figure, row.note) == (100, "2 of 2 lemmas")  # the judge knows no octopus
     contrarian = Contrarian(JudgeNetwork(len(THINGS), WIDTHS), THINGS, {})
-    (row,) = prompt_adherence.check_held_out_lemmas(make_scene(draw_with_understanding, load_judge=lambda: contrarian))
+    (row,) = check_held_out_lemmas(make_scene(draw_with_understanding, load_judge=lambda: contrarian))
     assert (row.figure, row.meets_goal) == (0, False)
     assert row.note == "2 of 2 lemmas; missed most: big cat (place 6), terrier (place 6)"
-    (row,) = prompt_adherence.check_held_out_lemmas(
-        make_scene(draw_with_understanding, sizes=SampleSizes(lemma_count=1))
-    )
+    (row,) = check_held_out_lemmas(make_scene(draw_with_understanding, sizes=SampleSizes(lemma_count=1)))
     assert row.note == "1 of 2 lemmas"
 
 
@@ -594,7 +605,7 @@ def test_larger_pictures_are_compared_at_the_judges_side() -> None:
     def draw_large(prompt: str, _seed: int) -> np.ndarray:
         return draw_label(prompt).repeat(2, axis=0).repeat(2, axis=1)
 
-    _, energy = realism.check_realism(
+    _, energy = check_realism(
         make_scene(draw_large, load_judge=lambda: LabelJudge(JudgeNetwork(len(THINGS), WIDTHS).eval(), THINGS, {}))
     )
     assert energy.figure is not None
@@ -611,7 +622,7 @@ def test_grids_of_many_few_and_four_steps_are_timed(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(Book, "upscale_factor", 4, raising=False)
     monkeypatch.setattr(speed, "run_locally", run_quickly)
-    rows = speed.check_grids(make_scene(draw_label))
+    rows = check_grids(make_scene(draw_label))
     assert not any(job.ladder for job in jobs), "the frames of a film are decoded after the pictures"
     assert {job.task.guidance_interval for job in jobs if isinstance(job.task, Recipe)} == {Book.interval}
     assert figures(rows) == {
@@ -680,7 +691,7 @@ def test_an_unknown_check_is_refused_with_the_names_of_all() -> None:
 
 def test_without_the_artwork_the_judges_stored_score_is_used() -> None:
     scene = make_scene(draw_label, load_artwork=fail_with("install npm"))
-    rows = {row.name: row for row in prompt_adherence.check_labels(scene)}
+    rows = {row.name: row for row in check_labels(scene)}
     assert rows["the judge's own retrieval at 5, any rendering of real drawings"].figure == 95
     assert rows["label retrieval at 5"].figure == 100
     for count in (1, 5):
@@ -692,14 +703,14 @@ def test_without_the_artwork_the_judges_stored_score_is_used() -> None:
 def test_without_torchmetrics_the_row_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torchmetrics.functional.image", None)
     real = np.stack([square(RED)])
-    row = reconstruction._ssim_row(real, real, "")
+    row = _ssim_row(real, real, "")
     assert not row.meets_goal
     assert "darkroom-bot[train]" in row.note
 
 
 def test_ssim_of_the_same_picture_is_one() -> None:
     real = np.stack([square(RED), square(BLUE)])
-    assert reconstruction._ssim_row(real, real, "").figure == 1
+    assert _ssim_row(real, real, "").figure == 1
 
 
 def test_a_super_resolver_is_measured_for_overshoot_and_time() -> None:
@@ -707,7 +718,7 @@ def test_a_super_resolver_is_measured_for_overshoot_and_time() -> None:
         def upscale(self, picture: Image.Image) -> Image.Image:
             return picture.resize((4 * picture.width, 4 * picture.height), Image.Resampling.LANCZOS)
 
-    seconds, ringing_figure = speed.check_upscaling(make_scene(draw_label, load_resolver=Lanczos))
+    seconds, ringing_figure = check_upscaling(make_scene(draw_label, load_resolver=Lanczos))
     assert seconds.figure is not None
     assert ringing_figure.figure is not None
     assert ringing_figure.figure > 4  # which is why it is measured
@@ -722,7 +733,7 @@ def test_an_overshoot_at_slanting_edges_only_is_detected() -> None:
             return picture
         return Image.fromarray((np.asarray(picture).astype(int) + 9).astype(np.uint8))
 
-    overshoots = edge_charts.measure_overshoots(upscale)
+    overshoots = speed.measure_overshoots(upscale)
     assert {value for name, value in overshoots.items() if "upright" in name or "lying" in name} == {0}
     assert overshoots["64 to 192, steep"] == 9
 
@@ -746,9 +757,9 @@ def test_a_missing_part_is_requested_once() -> None:
 
 def test_the_sheets_prompts_depend_only_on_labels_and_seed() -> None:
     labels = [f"thing {number}" for number in range(300)]
-    prompts = prompt_sheet.choose_mixed_prompts(labels, 7)
-    assert prompts == prompt_sheet.choose_mixed_prompts(labels, 7)
-    assert prompts != prompt_sheet.choose_mixed_prompts(labels, 8)
+    prompts = choose_mixed_prompts(labels, 7)
+    assert prompts == choose_mixed_prompts(labels, 7)
+    assert prompts != choose_mixed_prompts(labels, 8)
     assert len(prompts) == 64
     assert [word for word in ACCEPTED_LABELS if any(word in one for one in prompts[:8])] == list(ACCEPTED_LABELS)
     assert sum("white background" in one for one in prompts[8:]) in range(15, 42)
@@ -756,11 +767,11 @@ def test_the_sheets_prompts_depend_only_on_labels_and_seed() -> None:
 
 def test_words_for_a_sheet_are_drawn_evenly_without_repeats() -> None:
     words = {f"thing {number}" for number in range(300)}
-    prompts = prompt_sheet.choose_words(words, 7)
+    prompts = choose_words(words, 7)
     assert len(set(prompts)) == 64
-    assert prompts == prompt_sheet.choose_words(sorted(words), 7)
+    assert prompts == choose_words(sorted(words), 7)
     assert {prompt.removesuffix(", white background") for prompt in prompts} < words
-    assert prompt_sheet.choose_words({"kraken"}, 7) == ["kraken, white background"]
+    assert choose_words({"kraken"}, 7) == ["kraken, white background"]
 
 
 def test_each_kind_of_sheet_has_its_own_prompts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -777,27 +788,22 @@ def test_each_kind_of_sheet_has_its_own_prompts(tmp_path: Path, monkeypatch: pyt
 
 
 def test_the_free_sentences_fill_a_sheet_and_name_no_held_out_word() -> None:
-    assert len(set(FREE_SENTENCES)) == prompt_sheet.PROMPT_COUNT
+    assert len(set(FREE_SENTENCES)) == PROMPT_COUNT
     assert not any(has_held_out_word(sentence) for sentence in FREE_SENTENCES)
 
 
 def test_a_sheet_is_captioned_and_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    page = prompt_sheet.draw_sheet([Image.fromarray(square(RED))] * 20, ["a long caption of a picture"] * 20)
-    assert page.size == (8 * prompt_sheet.CELL_SIDE, 3 * (prompt_sheet.CELL_SIDE + prompt_sheet.CAPTION_HEIGHT))
-    assert (
-        np.asarray(page)[
-            prompt_sheet.CELL_SIDE : prompt_sheet.CELL_SIDE + prompt_sheet.CAPTION_HEIGHT, : prompt_sheet.CELL_SIDE
-        ].min()
-        < 60
-    )
-    prompt_sheet.write_sheet(page, tmp_path / "sheet.webp")
+    page = draw_sheet([Image.fromarray(square(RED))] * 20, ["a long caption of a picture"] * 20)
+    assert page.size == (8 * CELL_SIDE, 3 * (CELL_SIDE + CAPTION_HEIGHT))
+    assert np.asarray(page)[CELL_SIDE : CELL_SIDE + CAPTION_HEIGHT, :CELL_SIDE].min() < 60
+    write_sheet(page, tmp_path / "sheet.webp")
     with Image.open(tmp_path / "sheet.webp") as reopened:
         assert reopened.size == page.size
     with pytest.raises(ValueError, match=r"ends in \.webp"):
-        prompt_sheet.write_sheet(page, tmp_path / "sheet.png")
+        write_sheet(page, tmp_path / "sheet.png")
     monkeypatch.setattr(prompt_sheet, "MAX_BYTES", 1000)
     with pytest.raises(ValueError, match=r"does not fit into 0\.001 MB"):
-        prompt_sheet.write_sheet(page, tmp_path / "large.webp")
+        write_sheet(page, tmp_path / "large.webp")
     assert not (tmp_path / "large.webp").exists()
 
 

@@ -19,22 +19,13 @@ from shared.training_parts import SHAPE, are_same, blobs, pixels, small_pairs
 from training.__main__ import main
 from training.core import checkpoint
 from training.core.run import Budget, TrainingRun
-from training.gan import (
-    autoencoder_evaluator,
-    autoencoder_shapes,
-    autoencoder_trainer,
-    upscaler_evaluator,
-    upscaler_pairs,
-    upscaler_trainer,
-)
-from training.gan.discriminator import Discriminator, picture_gradient
-from training.gan.latent_coding import round_trip
-from training.gan.latent_scale import fold_scale, measure_latent_scale
+from training.gan import autoencoder_trainer, upscaler_trainer
+from training.gan.gan_learner import Discriminator, picture_gradient
+from training.gan.latent_coding import fold_scale, measure_latent_scale, round_trip
 from training.gan.losses import overshoot_loss, psnr, ssim
-from training.gan.upscaler_pairs import UpscalerPairs
+from training.gan.upscaler_trainer import UpscalerPairs, build_pairs, draw_chart
 from training.pictures.artwork import Artwork, is_held_out
 from training.pictures.captions import clean_description
-from training.pictures.charts import draw_chart
 from training.pictures.masked_pictures import find_subject, mask_pictures, render_artwork
 
 EARLY_GAN = {"batch": 4, "warm": 2, "gan_from": 0.0}
@@ -45,7 +36,7 @@ def make_autoencoder_trainer(*, keep_latents: bool, **fields: Any) -> autoencode
     settings = autoencoder_trainer.AutoencoderSettings(
         **{**EARLY_GAN, "rate": 2e-3, "keep_latents": keep_latents, **fields}
     )
-    return autoencoder_trainer.AutoencoderTrainer(autoencoder_shapes.build_autoencoder(1, SHAPE), pixels(), settings)
+    return autoencoder_trainer.AutoencoderTrainer(autoencoder_trainer.build_autoencoder(1, SHAPE), pixels(), settings)
 
 
 def make_upscaler_trainer(**fields: Any) -> upscaler_trainer.UpscalerTrainer:
@@ -219,7 +210,7 @@ def test_with_kept_latents_only_the_decoder_changes(keep_latents: bool) -> None:
 
 def test_a_run_logs_its_figures_writes_a_sheet_and_ends(tmp_path: Path) -> None:
     trainer = make_autoencoder_trainer(keep_latents=True)
-    judge = autoencoder_evaluator.AutoencoderEvaluator(trainer, mask_pictures(blobs(3, 32)))
+    judge = autoencoder_trainer.AutoencoderEvaluator(trainer, mask_pictures(blobs(3, 32)))
     TrainingRun(tmp_path, trainer, judge, Budget(samples=8), start_time=0.0).train_until(
         lambda: 0.0, lambda: False, lambda losses: None, 60
     )
@@ -233,7 +224,7 @@ def test_a_run_logs_its_figures_writes_a_sheet_and_ends(tmp_path: Path) -> None:
 
 
 def test_folded_latents_have_mean_0_and_deviation_1_and_keep_the_pictures() -> None:
-    network = autoencoder_shapes.build_autoencoder(1, SHAPE).eval()
+    network = autoencoder_trainer.build_autoencoder(1, SHAPE).eval()
     data = pixels()
     images, _ = data.read_rows(np.arange(len(data)))
     before = round_trip(network, images)
@@ -265,14 +256,14 @@ def test_an_exported_super_resolver_loads_in_spandrel_and_in_training(tmp_path: 
 def test_a_fresh_network_repeats_pixels_and_does_not_ring() -> None:
     network = upscaler_trainer.build_upscaler(0, 8, 2)
     small = small_pairs(2).clean
-    assert (upscaler_evaluator.upscale_batch(network, small) == small.repeat(4, axis=1).repeat(4, axis=2)).all()
-    assert upscaler_evaluator.measure_ringing(network) == 0
+    assert (upscaler_trainer.upscale_batch(network, small) == small.repeat(4, axis=1).repeat(4, axis=2)).all()
+    assert upscaler_trainer.measure_ringing(network) == 0
 
 
 def test_charts_and_pairs_are_the_same_for_a_seed() -> None:
     def make_pairs() -> UpscalerPairs:
         pictures = iter(blobs(8, 256))
-        return upscaler_pairs.build_pairs(pictures, 6, None, seed=3, chart_share=0.5)
+        return build_pairs(pictures, 6, None, seed=3, chart_share=0.5)
 
     one = make_pairs()
     other = make_pairs()

@@ -22,17 +22,24 @@ from engine.models.families.stable_diffusion import StableDiffusion
 from engine.models.text_embedder import Embedder
 from training.diffusion import latent_sampling
 from training.diffusion.latent_sampling import SamplingInput
-from training.lab import autoencoder, pictures, tensor_math
+from training.lab import tensor_math
 from training.lab.__main__ import main
 from training.lab.contact_sheet import Tile, draw_sheet, to_ascii
-from training.lab.context import ExperimentResult, LabContext
-from training.lab.forward_process import show_forward_process
-from training.lab.interpolation import interpolate_prompts
-from training.lab.lesson import write_lesson
-from training.lab.output import write_result
-from training.lab.sample_pictures import draw_apple, draw_cat
+from training.lab.context import ExperimentResult, LabContext, write_result
+from training.lab.experiments import (
+    blend_pictures,
+    compose_drawing,
+    crop_square,
+    draw_mix,
+    draw_weight_steps,
+    interpolate_prompts,
+    open_picture,
+    show_forward_process,
+    show_round_trip,
+    to_tensor,
+)
+from training.lab.lesson import draw_apple, draw_cat, write_lesson
 from training.lab.vocabulary import LabVocabulary, find_nearest_words, read_vocabulary
-from training.lab.word_arithmetic import compose_drawing, draw_mix, draw_weight_steps
 from training.lab.word_sums import MAX_TERMS, Term, format_sum, parse_sum
 
 WORDS = ("queen", "king", "prince", "kitten", "carrot", "rocket", "banana", "snowman", "woman", "grape")
@@ -268,15 +275,15 @@ def test_an_invalid_word_list_is_refused(tmp_path: Path, content: str) -> None:
 
 def test_pictures_open_upright_on_white_with_only_the_first_frame(tmp_path: Path) -> None:
     Image.new("RGBA", (32, 32), (255, 0, 0, 0)).save(tmp_path / "clear.png")
-    assert pictures.open_picture(tmp_path / "clear.png").getpixel((4, 4)) == (255, 255, 255)
+    assert open_picture(tmp_path / "clear.png").getpixel((4, 4)) == (255, 255, 255)
     exif = Image.Exif()
     exif[0x0112] = 6  # rotated by 90 degrees
     Image.new("RGB", (40, 20), (0, 0, 255)).save(tmp_path / "turned.jpg", exif=exif)
-    assert pictures.open_picture(tmp_path / "turned.jpg").size == (20, 40)
+    assert open_picture(tmp_path / "turned.jpg").size == (20, 40)
     frames = [Image.new("RGB", (32, 32), colour) for colour in ("red", "lime")]
     frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
-    assert pictures.open_picture(tmp_path / "moving.gif").getpixel((4, 4)) == (255, 0, 0)
-    assert pictures.crop_square(Image.new("RGB", (300, 20)), 64).size == (64, 64)
+    assert open_picture(tmp_path / "moving.gif").getpixel((4, 4)) == (255, 0, 0)
+    assert crop_square(Image.new("RGB", (300, 20)), 64).size == (64, 64)
 
 
 def test_a_picture_that_cannot_be_read_is_refused_in_one_sentence(tmp_path: Path) -> None:
@@ -293,7 +300,7 @@ def test_a_picture_that_cannot_be_read_is_refused_in_one_sentence(tmp_path: Path
         "none.png": r"none\.png cannot be read",
     }.items():
         with pytest.raises(JobRejected, match=sentence):
-            pictures.open_picture(tmp_path / name)
+            open_picture(tmp_path / name)
 
 
 def test_a_contact_sheet_writes_any_caption_with_the_letters_of_its_font() -> None:
@@ -324,7 +331,7 @@ def test_all_three_ways_to_mix_one_term_draw_the_same_picture(
     result = draw_mix(lab(embedded), parse_sum("red apple"), count=1)
     tiles = [result.sheet.crop((12 + n * 204, 60, 12 + n * 204 + 192, 200)) for n in range(3)]
     assert tiles[0].getextrema() != ((255, 255),) * 3
-    psnr_values = [tensor_math.psnr(pictures.to_tensor(tile), pictures.to_tensor(tiles[0])) for tile in tiles[1:]]
+    psnr_values = [tensor_math.psnr(to_tensor(tile), to_tensor(tiles[0])) for tile in tiles[1:]]
     assert min(psnr_values) > 50
     assert result.figures["terms"] == {"red apple": 1.0}
 
@@ -374,7 +381,7 @@ def test_a_blend_runs_as_many_steps_as_its_strength_asks(
 ) -> None:
     total_counts: list[int] = []
     recording_lab = replace(small, steps=4, on_step=lambda _done, total_count: total_counts.append(total_count))
-    result = autoencoder.blend_pictures(recording_lab, draw_apple(), draw_cat(), strength=strength)
+    result = blend_pictures(recording_lab, draw_apple(), draw_cat(), strength=strength)
     assert (result.figures["steps"], bool(total_counts), {*total_counts} - {steps}) == (steps, is_recorded, set())
 
 
@@ -409,7 +416,7 @@ def test_an_interpolation_starts_and_ends_with_its_prompts(
         [small_lab.make_drawing(text, small_lab.initial_noise()) for text in texts]
     )
     for frame, expected in zip((result.frames[0], result.frames[2]), end_pictures, strict=True):
-        assert tensor_math.psnr(pictures.to_tensor(frame), pictures.to_tensor(expected)) > 45
+        assert tensor_math.psnr(to_tensor(frame), to_tensor(expected)) > 45
     between_seeds = interpolate_prompts(small_lab, "sun", "sun", frames=2, seeds=(1, 2))
     assert between_seeds.figures["seeds"] == [1, 2]
     assert between_seeds.frames[0].tobytes() != between_seeds.frames[1].tobytes()
@@ -418,7 +425,7 @@ def test_an_interpolation_starts_and_ends_with_its_prompts(
 def test_a_round_trip_restores_the_picture_from_a_sixth_of_its_numbers(
     embedded: StableDiffusion, lab: Callable[..., LabContext]
 ) -> None:
-    result = autoencoder.show_round_trip(lab(embedded), draw_cat())
+    result = show_round_trip(lab(embedded), draw_cat())
     assert (result.figures["pixels"], result.figures["latents"]) == (12288, 2048)
     assert float(str(result.figures["psnr"])) > 18
     assert "6 times fewer" in result.summary
@@ -428,7 +435,7 @@ def test_a_round_trip_restores_the_picture_from_a_sixth_of_its_numbers(
 def test_the_blend_and_the_forward_process_return_their_figures(
     embedded: StableDiffusion, lab: Callable[..., LabContext]
 ) -> None:
-    result = autoencoder.blend_pictures(lab(embedded), draw_apple(), draw_cat(), share=0.0, strength=0.0)
+    result = blend_pictures(lab(embedded), draw_apple(), draw_cat(), share=0.0, strength=0.0)
     assert result.figures["share"] == 0.0
     one, average = (result.sheet.crop((x, 60, x + 190, 200)) for x in (13, 13 + 204))
     assert one.tobytes() == average.tobytes()

@@ -9,10 +9,9 @@ import pytest
 from PIL import Image
 
 from training.__main__ import main
-from training.commands.run_upscaler import LazyPictures
+from training.commands.run_pixel_networks import LazyPictures
 from training.gan import upscaler_trainer
-from training.pictures.dataset import read_folder
-from training.pictures.dataset_captions import read_captions
+from training.pictures.dataset import read_captions, read_folder
 
 
 def test_reading_captions_takes_linear_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

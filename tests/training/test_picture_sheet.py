@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from training.pictures.picture_sheet import write_picture_sheet
+from training.pictures.masked_pictures import write_picture_sheet
 
 
 def test_a_sheet_is_in_reading_order_and_leaves_other_files_alone(tmp_path: Path) -> None:

@@ -18,7 +18,6 @@ from engine.prompt.substitutes import replace_nouns
 from training.pictures import related_words
 from training.pictures.artwork import add_related_words, find_held_out_lemmas
 from training.pictures.captions import Appearance, clean_description, list_usual_words, make_caption
-from training.pictures.chosen_substitutes import CHOSEN_SUBSTITUTES
 from training.pictures.related_words import (
     MAX_DISTANCE,
     find_meant_labels,
@@ -26,7 +25,7 @@ from training.pictures.related_words import (
     group_by_label,
     is_held_out,
 )
-from training.pictures.substitutes import find_substitutes, may_be_substituted
+from training.pictures.substitutes import CHOSEN_SUBSTITUTES, find_substitutes, may_be_substituted
 from training.pictures.wordnet import WordNet, read_wordnet
 
 ANIMAL = 5

@@ -11,7 +11,7 @@ import torch
 
 import training
 from training.__main__ import main
-from training.core.device import mixed_precision, open_device
+from training.core.learner import mixed_precision, open_device
 
 
 @pytest.mark.slow
@@ -24,8 +24,8 @@ def test_every_trainer_gives_the_same_numbers_on_another_device() -> None:
 
 
 OWN_DEVICE_CHOICES = {
-    "core/device.py": "the home of both rules",
-    "lab/context_loader.py": "the lab trains nothing and takes no --device",
+    "core/learner.py": "the home of both rules",
+    "lab/__main__.py": "the lab trains nothing and takes no --device",
     "diffusion/lora_trainer.py": "--precision names the format",
 }
 

@@ -14,8 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from training.commands.options import TrainOptions
-from training.commands.session import open_session
-from training.commands.tensorboard import open_tensorboard
+from training.commands.session import open_session, open_tensorboard
 from training.core import checkpoint
 from training.core.run import CHECKPOINT_FILE
 from training.diffusion.diffusion_trainer import DiffusionSettings

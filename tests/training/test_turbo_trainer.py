@@ -18,7 +18,7 @@ from engine.contract import FULL_INTERVAL
 from engine.models.lora.lora_files import find_lora, is_compatible
 from shared.training_parts import SCHEDULE, tiny_cache, tiny_network
 from training.__main__ import main
-from training.commands.run_turbo import _make_settings
+from training.commands.run_lora import _make_turbo_settings
 from training.diffusion.sampling import sample_latents
 from training.diffusion.turbo_trainer import (
     GRID_STEPS,
@@ -243,9 +243,9 @@ def test_a_loss_that_is_no_number_stops_the_training() -> None:
 
 
 def test_the_guidance_interval_is_the_embedded_models_own_by_default() -> None:
-    assert parse_interval(_make_settings("embedded", {}).interval) == (0.3, 0.8)
-    assert parse_interval(_make_settings("other", {}).interval) == FULL_INTERVAL
-    assert parse_interval(_make_settings("embedded", {"interval": "0.1-1"}).interval) == (0.1, 1.0)
+    assert parse_interval(_make_turbo_settings("embedded", {}).interval) == (0.3, 0.8)
+    assert parse_interval(_make_turbo_settings("other", {}).interval) == FULL_INTERVAL
+    assert parse_interval(_make_turbo_settings("embedded", {"interval": "0.1-1"}).interval) == (0.1, 1.0)
     for text in ("", "0.3", "0.8-0.3", "0-1.5", "a-b", "1..2-3", "0-0"):
         with pytest.raises(ValueError, match="--interval takes two fractions"):
             parse_interval(text)

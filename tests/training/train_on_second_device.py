@@ -34,23 +34,29 @@ from shared.training_parts import (
 )
 from shared.training_parts import make_pictures as make_decoder_pictures
 from tests.training.second_device import NAME, autocast_devices
-from training.commands.model_network import NetworkSource, load_denoiser
+from training.commands.run_decoder import NetworkSource, load_denoiser
 from training.diffusion.denoised_latents import open_denoised_latents
 from training.diffusion.diffusion_trainer import DiffusionEvaluator, DiffusionSettings, DiffusionTrainer
 from training.diffusion.latent_cache import encode_latents, load_caption_encoder
 from training.diffusion.lora_trainer import LoraEvaluator, LoraSettings, LoraTrainer
 from training.diffusion.turbo_trainer import TurboEvaluator, TurboSettings, TurboTrainer
 from training.evaluation.judge_trainer import JudgeEvaluator, JudgeSettings, JudgeTrainer, held_back_pairs
-from training.gan.autoencoder_evaluator import AutoencoderEvaluator
-from training.gan.autoencoder_shapes import build_autoencoder
-from training.gan.autoencoder_trainer import AutoencoderSettings, AutoencoderTrainer
-from training.gan.decoder_evaluator import DecoderEvaluator
-from training.gan.decoder_trainer import DecoderSettings, DecoderTrainer, build_large_decoder
-from training.gan.latent_scale import fold_scale, measure_latent_scale
-from training.gan.perceptual_loss import PerceptualLoss
-from training.gan.upscaler_evaluator import UpscalerEvaluator
-from training.gan.upscaler_pairs import build_pairs
-from training.gan.upscaler_trainer import UpscalerSettings, UpscalerTrainer, build_upscaler
+from training.gan.autoencoder_trainer import (
+    AutoencoderEvaluator,
+    AutoencoderSettings,
+    AutoencoderTrainer,
+    build_autoencoder,
+)
+from training.gan.decoder_trainer import DecoderEvaluator, DecoderSettings, DecoderTrainer, build_large_decoder
+from training.gan.latent_coding import fold_scale, measure_latent_scale
+from training.gan.losses import PerceptualLoss
+from training.gan.upscaler_trainer import (
+    UpscalerEvaluator,
+    UpscalerSettings,
+    UpscalerTrainer,
+    build_pairs,
+    build_upscaler,
+)
 
 SAMPLED_STEPS = 5  # an evaluator takes up to fifty, which are all alike
 Parts = tuple[Any, Any]  # a trainer and its evaluator

@@ -1,9 +1,14 @@
-"""The built-in artwork for the training commands: fetches and encodes it once, and keeps it in the cache folder."""
+"""The built-in artwork for the training commands: fetches and encodes it once; the drawings to learn better.
+
+A file of `--focus` has a drawing a line, as `train evaluate --missed` writes it.
+"""
 
 from __future__ import annotations
 
 import subprocess
-from dataclasses import replace
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any, cast
@@ -17,22 +22,49 @@ from engine.models.families.embedded import EMBEDDED_MODEL
 from engine.models.judge import read_labels
 from engine.models.text_embedder import find_minilm_folder
 from engine.process.model_words import WEIGHTS_FOLDER
-from training.commands.focus import NO_FOCUS, Focus, format_focus
 from training.commands.options import default_cache_folder
-from training.commands.progress import show_progress
+from training.commands.progress import show_counts
 from training.diffusion.latent_cache import CaptionEncoder, LatentCache, load_caption_encoder, open_variant_cache
 from training.diffusion.models import refuse_incomplete
 from training.pictures import artwork, packed_artwork
 from training.pictures.artwork import Artwork
 from training.pictures.captions import Description
 from training.pictures.substitutes import find_substitutes
-from training.pictures.variants import FIRST_VALIDATION_NUMBER, FocusedDrawing, number_variants, share_draws
+from training.pictures.variants import (
+    DRAW_SHARE,
+    FIRST_VALIDATION_NUMBER,
+    FOCUS_SHARE,
+    MAIN_STYLE,
+    STYLE_SHARE,
+    FocusedDrawing,
+    number_variants,
+    share_draws,
+)
 from training.pictures.wordnet import WordNet, read_wordnet
 
 VALIDATION_PICTURES = 1024
 EVERYDAY_TOKENS = 12_000  # of the text encoder's vocabulary, which begins with the most frequent words
 
 Encoders = tuple[AutoencoderKL, CaptionEncoder]
+
+
+@dataclass(frozen=True)
+class Focus:
+    """Drawings to learn better, and their share of all draws."""
+
+    drawings: tuple[FocusedDrawing, ...]
+    share: float
+
+    def describe(self) -> str:
+        """Return text that differs for other drawings or another share; empty without any drawing."""
+        if not self.drawings:
+            return ""
+        lines = sorted({format_focus(drawing) for drawing in self.drawings})
+        digest = zlib.crc32(repr((lines, DRAW_SHARE)).encode())
+        return f"{self.share:g} of the draws, lines: {len(lines)}, {digest:08x}"
+
+
+NO_FOCUS = Focus((), FOCUS_SHARE)
 
 
 def load_drawings(
@@ -123,16 +155,9 @@ def open_variants(
     )
     caches: list[LatentCache] = []
     for name, pairs in zip(("encoding variants", "encoding held-out variants"), pair_lists, strict=True):
-        with show_progress(name) as report_progress:
-            latent_cache = open_variant_cache(
-                _cache_folder(cache),
-                pictures,
-                pairs,
-                encoders,
-                seed=seed,
-                on_progress=lambda finished, total, report=report_progress: report(finished / total, ""),
-            )
-        caches.append(latent_cache)
+        with show_counts(name) as on_progress:
+            folder = _cache_folder(cache)
+            caches.append(open_variant_cache(folder, pictures, pairs, encoders, seed=seed, on_progress=on_progress))
     shares = share_draws(pictures, pair_lists[0], set(focus.drawings), focus.share) if focus.drawings else None
     return replace(caches[0], shares=shares), caches[1]
 
@@ -154,3 +179,35 @@ def find_weights(source: str) -> Path:
     folder = WEIGHTS_FOLDER if source == EMBEDDED_MODEL else Path(source)
     refuse_incomplete(source, folder)
     return folder
+
+
+def read_focus(path: Path | None, share: float | None) -> Focus:
+    """Read a file of drawings. Raises ValueError if it cannot be read, or is empty."""
+    if path is None:
+        return NO_FOCUS
+    try:
+        lines = [line for line in path.read_text("utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError):
+        raise ValueError(f"--focus {path} is no text file that can be read.") from None
+    if not lines:
+        raise ValueError(f"--focus {path} names no label: write one a line.")
+    return Focus(tuple(map(parse_focus, lines)), FOCUS_SHARE if share is None else share)
+
+
+def write_focus(path: Path, drawings: Iterable[FocusedDrawing]) -> None:
+    """Write a file that `read_focus` reads. Raises ValueError if it cannot be written."""
+    try:
+        path.write_text("".join(f"{format_focus(drawing)}\n" for drawing in drawings), "utf-8")
+    except OSError as error:
+        raise ValueError(f"{path} cannot be written: {error.strerror}.") from None
+
+
+def parse_focus(line: str) -> FocusedDrawing:
+    """Parse "label" or "label, style", as a prompt names them."""
+    label, comma, style = line.strip().rpartition(", ")
+    return FocusedDrawing(label, style) if comma and style in STYLE_SHARE else FocusedDrawing(line.strip())
+
+
+def format_focus(drawing: FocusedDrawing) -> str:
+    """Return the line of a drawing: the main style has no name there."""
+    return drawing.label if drawing.style == MAIN_STYLE else f"{drawing.label}, {drawing.style}"

@@ -1,18 +1,18 @@
-"""The `darkroom train evaluate` command: measures a model's quality as rows of figure and goal."""
+"""The commands `darkroom train evaluate`, `measure` and `export`: a model's quality as rows; a run's network."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from training.commands.options import Cache, Threads
-from training.commands.progress import print_status, show_progress
+from training.commands.progress import print_status, show_counts
 
 if TYPE_CHECKING:
-    from training.evaluation.context import EvaluationContext
-    from training.evaluation.picture_sampler import PictureSampler
+    from training.evaluation.context import EvaluationContext, PictureSampler
 
 ModelName = Annotated[
     str, typer.Option("--from", metavar="MODEL", help="The model to evaluate: embedded, or a folder.")
@@ -79,9 +79,8 @@ def evaluate(
     from benchmarks.report.figure_row import format_json, format_table
     from engine.process.model_words import WEIGHTS_FOLDER
     from training.commands import builtin_artwork
-    from training.evaluation.checks import run_checks as rows_of
-    from training.evaluation.context import QUICK_SIZES, SampleSizes
-    from training.evaluation.context_loader import open_context
+    from training.evaluation.checks import run_checks
+    from training.evaluation.context import QUICK_SIZES, EvaluationContext, SampleSizes, make_loaders
 
     _check_sheet(sheet, prompts)
     _check_labels_drawn(missed, style, sheet, only or ["labels"])
@@ -91,18 +90,17 @@ def evaluate(
     judge_folder = judge or WEIGHTS_FOLDER / "judge"
     if sheet:
         return _draw_sheet(weights_folder, choose_prompts(prompts or "mixed", judge_folder, cache, seed), sheet, seed)
-    with show_progress("drawing") as report_progress:
-        context = open_context(
+    with show_counts("drawing", "steps") as on_progress:
+        loaders = make_loaders(
             weights_folder,
             judge_folder,
             lambda: builtin_artwork.load_drawings(cache),
             lambda: builtin_artwork.load_held_out_lemmas(cache),
-            QUICK_SIZES if quick else SampleSizes(),
-            seed,
-            style or "",
-            lambda finished, total: report_progress(finished / total, f"{finished} of {total} steps"),
+            on_progress,
         )
-        rows = rows_of(context, only or [], print_status)
+        sizes = QUICK_SIZES if quick else SampleSizes()
+        context = EvaluationContext(weights_folder, loaders, sizes, seed, style or "")
+        rows = run_checks(context, only or [], print_status)
     typer.echo(format_json(rows) if json else format_table(rows))
     if missed:
         write_missed(context, missed)
@@ -130,7 +128,7 @@ def _check_labels_drawn(missed: Path | None, style: str | None, sheet: Path | No
 
 def write_missed(context: EvaluationContext, path: Path) -> None:
     """Write the missed labels with their picture's style, if there is such a drawing; without a style, the main one."""
-    from training.commands.focus import write_focus
+    from training.commands.builtin_artwork import write_focus
     from training.pictures.variants import MAIN_STYLE, FocusedDrawing
 
     drawings = {FocusedDrawing(drawing.description.label, drawing.style) for drawing in context.artwork}
@@ -144,33 +142,101 @@ def choose_prompts(kind: str, judge_folder: Path, cache: Path | None, seed: int)
     """Choose the prompts of a sheet: "mixed", "labels", "lemmas" or "sentences". Raises ValueError without WordNet."""
     from engine.models.judge import read_labels
     from training.commands import builtin_artwork
-    from training.evaluation import prompt_sheet
-    from training.evaluation.free_sentences import FREE_SENTENCES
+    from training.evaluation.prompt_sheet import FREE_SENTENCES, choose_mixed_prompts, choose_words
 
     if kind == "sentences":
         return list(FREE_SENTENCES)
     if kind == "lemmas":
-        return prompt_sheet.choose_words(builtin_artwork.load_held_out_lemmas(cache), seed)
+        return choose_words(builtin_artwork.load_held_out_lemmas(cache), seed)
     labels = read_labels(judge_folder)
     if kind == "labels":
-        return prompt_sheet.choose_words(labels, seed)
-    return prompt_sheet.choose_mixed_prompts(labels, seed)
+        return choose_words(labels, seed)
+    return choose_mixed_prompts(labels, seed)
 
 
 def _draw_sheet(weights_folder: Path, prompts: list[str], path: Path, seed: int) -> None:
     from dataclasses import replace
 
-    from training.evaluation import prompt_sheet
-    from training.evaluation.context_loader import load_sampler
+    from training.evaluation.context import load_sampler
+    from training.evaluation.prompt_sheet import draw_sheet, write_sheet
 
     sampler: PictureSampler = load_sampler(weights_folder)
-    with show_progress("drawing") as report_progress:
-
-        def report_steps(finished: int, total: int) -> None:
-            report_progress(finished / total, f"{finished} of {total} steps")
-
-        sampler = replace(sampler, steps=SHEET_STEPS, on_progress=report_steps)
+    with show_counts("drawing", "steps") as on_progress:
+        sampler = replace(sampler, steps=SHEET_STEPS, on_progress=on_progress)
         latents = sampler.sample_latents(prompts, [seed] * len(prompts))
     pictures = [sampler.family.finish(picture_latents) for picture_latents in latents]
-    prompt_sheet.write_sheet(prompt_sheet.draw_sheet(pictures, prompts), path)
+    write_sheet(draw_sheet(pictures, prompts), path)
     print_status(f"{path}: {len(prompts)} prompts, seed {seed}, {SHEET_STEPS} steps.")
+
+
+PartsModel = Annotated[
+    str, typer.Option("--from", metavar="MODEL", help="The model of its other parts: embedded, or a diffusers folder.")
+]
+
+
+def measure(
+    network: Annotated[Path, typer.Argument(help="A folder with a network's config.json and weights.")],
+    source: PartsModel = "embedded",
+    cache: Cache = None,
+    sheet: Annotated[Path | None, typer.Option(metavar="PNG", help="Draw the fixed prompts there.")] = None,
+    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1)] = 0,
+) -> None:
+    """Print a network's v-MSE on the held-out variants; draw its sheet of the fixed prompts."""
+    import torch
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
+    from engine.models.library_logging import silence_libraries
+    from training.commands import builtin_artwork
+    from training.diffusion.diffusion_trainer import DiffusionEvaluator, DiffusionSettings, DiffusionTrainer
+    from training.diffusion.sampling import SHEET_PROMPTS, measure_v_mse
+
+    weights = builtin_artwork.find_weights(source)
+    with silence_libraries():
+        vae, caption_encoder = builtin_artwork.load_encoders(weights)
+    _, validation_cache = builtin_artwork.open_variants(cache, (vae, caption_encoder), seed)
+    scheduler = builtin_artwork.load_schedule(weights)
+    if not (network / "config.json").is_file():
+        raise ValueError(f"{network} is not a diffusers network: it has no config.json.")
+    with silence_libraries():
+        loaded_network = UNet2DConditionModel.from_pretrained(
+            network, torch_dtype=torch.float32, use_safetensors=True
+        ).eval()
+    error = measure_v_mse(loaded_network, validation_cache, scheduler.alphas_cumprod)
+    typer.echo(json.dumps({"network": network.name, "v_mse": round(error, 4)}))
+    if sheet:
+        trainer = DiffusionTrainer(loaded_network, validation_cache, scheduler.alphas_cumprod, DiffusionSettings())
+        DiffusionEvaluator(trainer, validation_cache, caption_encoder(SHEET_PROMPTS), vae, scheduler).draw_sheet(sheet)
+
+
+def export(
+    run: Annotated[Path, typer.Argument(help="The folder that was --out of a run.")],
+    to: Annotated[Path, typer.Option("--to", metavar="FOLDER", help="Where the network goes.")],
+    source: PartsModel = "embedded",
+    raw: Annotated[bool, typer.Option("--raw", help="The network itself instead of its moving average.")] = False,
+) -> None:
+    """Write a run's averaged network in fp16, sharded, in the diffusers layout; the run may still be going on."""
+    from engine.models.library_logging import silence_libraries
+    from training.commands import builtin_artwork
+    from training.core import checkpoint
+    from training.core.run import CHECKPOINT_FILE
+    from training.diffusion.diffusion_trainer import load_network
+
+    checkpoint_path = next(
+        (path for path in (run / "run" / CHECKPOINT_FILE, run / CHECKPOINT_FILE) if path.is_file()), None
+    )
+    if checkpoint_path is None:
+        raise ValueError(f"{run} holds no run: it has no checkpoint.")
+    with silence_libraries():
+        network = load_network(builtin_artwork.find_weights(source) / "unet")
+    checkpoint.read_position(checkpoint_path)  # raises if it is incomplete
+    tensors, _ = checkpoint.load(checkpoint_path)
+    prefix = "network." if raw else "network:average."
+    try:
+        network.load_state_dict(
+            {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+        )
+    except RuntimeError as error:
+        raise ValueError(f"{run} holds no run of `darkroom train diffusion` from {source}.") from error
+    with checkpoint.translate_write_errors(to):
+        checkpoint.export_network(network, to)
+    checkpoint.make_readable(to)

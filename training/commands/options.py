@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import MISSING, dataclass, fields
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -17,12 +17,6 @@ from typing import Annotated, Any, Literal, get_type_hints
 import typer
 
 Out = Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Where the run is kept, and its result at the end.")]
-StartModel = Annotated[
-    str,
-    typer.Option(
-        "--from", metavar="MODEL", help="The starting model: embedded, a diffusers folder, or (diffusion) scratch."
-    ),
-]
 Pictures = Annotated[
     Path | None,
     typer.Option("--data", metavar="FOLDER", help="Pictures of your own; without it the built-in artwork is used."),
@@ -89,14 +83,7 @@ class TrainOptions:
 
 def with_train_options(command: Callable[..., None]) -> Callable[..., None]:
     """Replace the parameter `options` in a command's signature by every field of `TrainOptions`, for typer to read."""
-    shared_fields = fields(TrainOptions)
-    own_parameters = inspect.signature(command, eval_str=True).parameters
     type_hints = get_type_hints(TrainOptions, include_extras=True)
-
-    @functools.wraps(command)
-    def run(**arguments: Any) -> None:
-        command(TrainOptions(**{option.name: arguments.pop(option.name) for option in shared_fields}), **arguments)
-
     options = [
         inspect.Parameter(
             option.name,
@@ -104,16 +91,23 @@ def with_train_options(command: Callable[..., None]) -> Callable[..., None]:
             annotation=type_hints[option.name],
             default=inspect.Parameter.empty if option.default is MISSING else option.default,
         )
-        for option in shared_fields
+        for option in fields(TrainOptions)
     ]
-    own_options = [
-        option.replace(kind=inspect.Parameter.KEYWORD_ONLY)
-        for name, option in own_parameters.items()
-        if name != "options"
-    ]
-    run.__signature__ = inspect.Signature([*options[:1], *own_options, *options[1:]])  # pyright: ignore[reportAttributeAccessIssue]
-    run.__annotations__ = {option.name: option.annotation for option in [*options, *own_options]}
+
+    @functools.wraps(command)
+    def run(**arguments: Any) -> None:
+        command(TrainOptions(**{option.name: arguments.pop(option.name) for option in options}), **arguments)
+
+    _, *own_options = inspect.signature(command, eval_str=True).parameters.values()
+    give_signature(run, [*options[:1], *own_options, *options[1:]])
     return run
+
+
+def give_signature(run: Callable[..., None], parameters: Sequence[inspect.Parameter]) -> None:
+    """Give a function that takes any keyword the parameters that typer reads."""
+    keywords = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in parameters]
+    run.__signature__ = inspect.Signature(keywords)  # pyright: ignore[reportFunctionMemberAccess]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in keywords}
 
 
 def next_clock_time(until: str, now: Callable[[], datetime] = lambda: datetime.now().astimezone()) -> float:

@@ -39,6 +39,13 @@ def show_progress(title: str) -> Generator[ProgressUpdate]:
         yield lambda share, details: progress.update(task, completed=share, words=details)
 
 
+@contextmanager
+def show_counts(title: str, unit: str = "") -> Generator[Callable[[int, int], None]]:
+    """Show a bar called `title`; yields the function that takes what is finished, and the total, in `unit`."""
+    with show_progress(title) as report_progress:
+        yield lambda finished, total: report_progress(finished / total, f"{finished} of {total} {unit}" if unit else "")
+
+
 def _make_line_reporter(title: str) -> ProgressUpdate:
     start_time = time.monotonic()
     next_line = 0.0

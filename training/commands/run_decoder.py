@@ -1,45 +1,53 @@
-"""Runs `darkroom train decoder`, on the built-in artwork. Imports torch."""
+"""Runs `darkroom train decoder`, on the built-in artwork: it learns to mend the errors of a model's network."""
 
 from __future__ import annotations
 
 import copy
-import json
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from safetensors import SafetensorError
 
 from engine.models.autoencoder.large_decoder import LARGE_DECODER_FOLDER, LargeDecoder
 from engine.models.judge import as_images
-from engine.upscaling.super_resolver import SuperResolver
+from engine.process.model_words import WEIGHTS_FOLDER
 from training.commands import builtin_artwork
-from training.commands.model_network import NetworkSource, check_network, find_network, load_denoiser
-from training.commands.progress import show_progress
-from training.commands.run_autoencoder import (
-    METRICS_FILE,
+from training.commands.progress import show_counts
+from training.commands.run_pixel_networks import (
     find_autoencoder_folder,
     load_autoencoder,
     load_perceptual_loss,
+    write_figures,
 )
 from training.commands.session import Session
 from training.core import memory_estimate
 from training.core.run import Metrics
-from training.diffusion.denoised_latents import open_denoised_latents
+from training.diffusion.denoised_latents import Denoiser, open_denoised_latents
+from training.diffusion.latent_cache import load_caption_encoder
 from training.diffusion.models import find_model_folder, hash_contents
-from training.evaluation.context_loader import find_upscaler
-from training.gan.decoder_evaluator import Decode, DecoderEvaluator, decode_and_upscale, decode_large, measure_decoder
-from training.gan.decoder_pictures import DecoderPictures, TwoSizePictures, encode_large_pictures, render_large_variants
+from training.evaluation.context import load_resolver
 from training.gan.decoder_trainer import (
+    Decode,
+    DecoderEvaluator,
+    DecoderPictures,
     DecoderSettings,
     DecoderTrainer,
     build_large_decoder,
+    decode_and_upscale,
+    decode_large,
+    encode_large_pictures,
     fit_output_layer,
+    measure_decoder,
     parse_widths,
+    render_large_variants,
 )
-from training.gan.upscaler_pairs import LARGE_SIDE
+from training.gan.upscaler_trainer import LARGE_SIDE
 from training.pictures.artwork import is_held_out
 from training.pictures.variants import FIRST_VALIDATION_NUMBER, SIDE
 
@@ -51,7 +59,8 @@ def train_decoder(session: Session, model: str, cache: Path | None, overrides: d
     settings = session.resolve_settings(DecoderSettings, **overrides)
     autoencoder = load_autoencoder(model).eval()
     source = find_network(model)
-    _refuse_other_size(model, autoencoder)
+    if autoencoder.config["sample_size"] != SIDE:
+        raise ValueError(f"The autoencoder of {model} is not for {SIDE} pixels: only such models are trained here.")
     check_network(source, autoencoder)
     network = build_large_decoder(autoencoder, parse_widths(settings.widths, autoencoder), settings.seed)
     _check_memory(network, settings, source)
@@ -71,11 +80,6 @@ def train_decoder(session: Session, model: str, cache: Path | None, overrides: d
         DecoderEvaluator(trainer, held_out, decode_before),
         lambda: _write_result(session, trainer, held_out, measure_decoder(decode_before, held_out)),
     )
-
-
-def _refuse_other_size(model: str, autoencoder: AutoencoderKL) -> None:
-    if autoencoder.config["sample_size"] != SIDE:
-        raise ValueError(f"The autoencoder of {model} is not for {SIDE} pixels: only such models are trained here.")
 
 
 def _check_memory(network: LargeDecoder, settings: DecoderSettings, source: NetworkSource) -> None:
@@ -110,12 +114,10 @@ def _open_pictures(
     drawings = builtin_artwork.load_drawings(cache, LARGE_SIDE, with_related_words=True)
     train_drawings = [drawing for drawing in drawings if not is_held_out(drawing.key)]
     held_out_drawings = [drawing for drawing in drawings if is_held_out(drawing.key)]
-    with show_progress("drawing variants") as report_progress:
-        train_pictures = render_large_variants(
-            train_drawings, settings.pictures, 0, settings.seed, lambda done, total: report_progress(done / total, "")
-        )
+    with show_counts("drawing variants") as on_progress:
+        train_pictures = render_large_variants(train_drawings, settings.pictures, 0, settings.seed, on_progress)
     held_out = render_large_variants(held_out_drawings, HELD_OUT_PICTURES, FIRST_VALIDATION_NUMBER, settings.seed)
-    with show_progress("denoising latents") as report_progress:
+    with show_counts("denoising latents") as on_progress:
         denoised = open_denoised_latents(
             session.folder,
             f"{source.fingerprint}/{autoencoder_hash}",
@@ -123,21 +125,16 @@ def _open_pictures(
             np.concatenate([train_pictures.small, held_out.small]),
             train_pictures.captions + held_out.captions,
             settings.seed,
-            lambda done, total: report_progress(done / total, ""),
+            on_progress,
         )
-    parts: tuple[tuple[TwoSizePictures, np.ndarray], ...] = (
-        (train_pictures, denoised[: len(train_pictures)]),
-        (held_out, denoised[len(train_pictures) :]),
+    return (
+        encode_large_pictures(autoencoder, train_pictures, denoised[: len(train_pictures)]),
+        encode_large_pictures(autoencoder, held_out, denoised[len(train_pictures) :]),
     )
-    encoded_train, encoded_held_out = (encode_large_pictures(autoencoder, *part) for part in parts)
-    return encoded_train, encoded_held_out
 
 
 def _load_two_passes(model: str, autoencoder: AutoencoderKL) -> Decode:
-    resolver = SuperResolver.load(find_upscaler(find_model_folder(model)))
-    if resolver is None:
-        raise ValueError("The super-resolver's weights are not there: `darkroom train upscaler` makes them.")
-    return partial(decode_and_upscale, autoencoder, resolver)
+    return partial(decode_and_upscale, autoencoder, load_resolver(find_model_folder(model)))
 
 
 def _write_result(session: Session, trainer: DecoderTrainer, held_out: DecoderPictures, before: Metrics) -> None:
@@ -147,6 +144,68 @@ def _write_result(session: Session, trainer: DecoderTrainer, held_out: DecoderPi
     network.save_pretrained(session.options.out / LARGE_DECODER_FOLDER, safe_serialization=True)
     torch.nn.Module.float(network)
     after = measure_decoder(lambda latents: decode_large(network, latents), held_out)
-    report = {"held_out": len(held_out), "before": before, "after": after, "samples": trainer.samples}
-    rounded_report = json.loads(json.dumps(report), parse_float=lambda number: float(np.round(float(number), 4)))
-    (session.options.out / METRICS_FILE).write_text(json.dumps(rounded_report, indent=1) + "\n")
+    write_figures(session, {"held_out": len(held_out), "before": before, "after": after, "samples": trainer.samples})
+
+
+TEXT_WIDTH = 384  # of MiniLM's token states
+
+
+@dataclass(frozen=True)
+class NetworkSource:
+    """A diffusion network on disk: what the user called it, its folder, and the folder with its `scheduler`."""
+
+    name: str
+    folder: Path
+    schedule_parent: Path
+
+    @property
+    def fingerprint(self) -> str:
+        """Return hex digits that change with the network or its noise schedule."""
+        return f"{hash_contents(self.folder)}/{hash_contents(self.schedule_parent / 'scheduler')}"
+
+
+def find_network(model: str) -> NetworkSource:
+    """Find the network of a model, and its noise schedule: the embedded one if it has none. Raises ValueError."""
+    folder = find_model_folder(model)
+    if not (folder / "unet").is_dir():
+        raise ValueError(f"{model} has no diffusion network: --from takes a model with unet and vae.")
+    return NetworkSource(model, folder / "unet", folder if (folder / "scheduler").is_dir() else WEIGHTS_FOLDER)
+
+
+def check_network(source: NetworkSource, autoencoder: AutoencoderKL) -> None:
+    """Raise ValueError if the network cannot draw the artwork by its captions, or not this autoencoder's latents."""
+    config = memory_estimate.read_config(source.folder)
+    schedule = builtin_artwork.load_schedule(source.schedule_parent)
+    if (
+        config.get("cross_attention_dim") != TEXT_WIDTH
+        or config.get("addition_embed_type") not in (None, "text")
+        or schedule.config["prediction_type"] != "v_prediction"
+    ):
+        raise ValueError(
+            f"{source.name} has no network for the built-in artwork: --from takes the embedded model, or one that "
+            "`darkroom train diffusion` made of it."
+        )
+    levels = len(autoencoder.config["block_out_channels"])
+    channels = autoencoder.config["latent_channels"]
+    own_shape = (int(autoencoder.config["sample_size"]) >> (levels - 1), channels)
+    shapes = {(config["sample_size"], config.get(name)) for name in ("in_channels", "out_channels")}
+    if shapes != {own_shape}:
+        side = config["sample_size"]
+        count = config.get("in_channels")
+        raise ValueError(
+            f"The network of {source.name} draws latents of {side}×{side}×{count}, and the autoencoder has "
+            f"{own_shape[0]}×{own_shape[0]}×{channels}: --from takes a network that was trained on its latents."
+        )
+
+
+def load_denoiser(source: NetworkSource, autoencoder: AutoencoderKL, device: torch.device) -> Denoiser:
+    """Load a network, its noise schedule and the caption encoder. Raises ValueError."""
+    try:
+        network = UNet2DConditionModel.from_pretrained(
+            source.folder, torch_dtype=torch.float32, use_safetensors=True
+        ).eval()
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
+        raise ValueError(f"{source.name} holds no diffusion network in safetensors.") from error
+    cast(Any, network).to(device, memory_format=torch.channels_last)
+    alphas_cumprod = builtin_artwork.load_schedule(source.schedule_parent).alphas_cumprod
+    return Denoiser(network, alphas_cumprod, autoencoder, load_caption_encoder())

@@ -6,22 +6,27 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from PIL import Image
+from torch import from_numpy
 
 from engine.models.families.embedded import EMBEDDED_MODEL
 from engine.models.family import SMALL_MODEL_SIZE
 from engine.models.files.model_source import fingerprint_folder
+from engine.output.previewer import choose_map_shape
+from engine.preview_maps.latent_map import LatentMap, LatentMapFit
 from engine.preview_maps.map_store import MODEL_MAP_FILE, write_map
 from training.commands import builtin_artwork, user_dataset
-from training.commands.focus import Focus
+from training.commands.builtin_artwork import Focus
 from training.commands.progress import print_status
-from training.commands.run_autoencoder import find_autoencoder_folder, load_autoencoder
-from training.commands.run_folder import STAGING_FOLDER
-from training.commands.session import Session
+from training.commands.run_pixel_networks import find_autoencoder_folder, load_autoencoder
+from training.commands.session import STAGING_FOLDER, Session
 from training.core import memory_estimate
-from training.diffusion.dataset_cache import select_evaluation_rows
+from training.core.learner import spread_rows
 from training.diffusion.diffusion_trainer import (
     SCRATCH,
     DiffusionEvaluator,
@@ -29,9 +34,11 @@ from training.diffusion.diffusion_trainer import (
     DiffusionTrainer,
     add_text_embedding,
     build_network,
+    fit_config,
+    fit_latents,
     load_network,
 )
-from training.diffusion.latent_cache import LatentCache
+from training.diffusion.latent_cache import LatentCache, select_evaluation_rows
 from training.diffusion.models import (
     LoadedModel,
     find_model_folder,
@@ -40,9 +47,7 @@ from training.diffusion.models import (
     read_dtypes,
     write_model,
 )
-from training.diffusion.outer_levels import fit_config, fit_latents
-from training.diffusion.preview_map import fit_map_to_decoder
-from training.diffusion.sampling import SHEET_PROMPTS
+from training.diffusion.sampling import SHEET_PROMPTS, decode_latents
 from training.pictures.variants import mix_fingerprint
 
 # Muon's step size does not depend on the batch
@@ -52,15 +57,8 @@ DATASET_RATE = 1e-4
 POOLING_HEADS = 64  # attention heads with which diffusers pools the text for the time embedding
 
 
-def train_on_artwork(
-    session: Session,
-    source: str,
-    autoencoder: str,
-    cache: Path | None,
-    focus: Focus,
-    overrides: dict[str, float | None],
-) -> int:
-    settings = session.resolve_settings(DiffusionSettings, **overrides)
+def train_on_artwork(session: Session, source: str, autoencoder: str, cache: Path | None, focus: Focus) -> int:
+    settings = session.resolve_settings(DiffusionSettings)
     parts_model = _parts_model(source)
     weights = builtin_artwork.find_weights(parts_model)
     _check_size(weights, autoencoder, settings.batch)
@@ -90,12 +88,8 @@ def train_on_artwork(
     return session.train(trainer, evaluator, write_result)
 
 
-def train_on_dataset(
-    session: Session, source: str, autoencoder: str, data: Path, flip: bool, overrides: dict[str, float | None]
-) -> int:
-    settings = session.resolve_settings(
-        DiffusionSettings if source == SCRATCH else make_small_dataset_settings, **overrides
-    )
+def train_on_dataset(session: Session, source: str, autoencoder: str, data: Path, flip: bool) -> int:
+    settings = session.resolve_settings(DiffusionSettings if source == SCRATCH else make_small_dataset_settings)
     parts_model = _parts_model(source)
     if (folder := find_model_folder(parts_model)) and (
         folder / "unet"
@@ -226,3 +220,32 @@ def _write_result(session: Session, model: LoadedModel, trainer: DiffusionTraine
     if model.side <= SMALL_MODEL_SIZE and (autoencoder or not (model.folder / MODEL_MAP_FILE).is_file()):
         preview_map = fit_map_to_decoder(model.pipeline.vae.float(), trainer.cache.latents)
         write_map(session.options.out / MODEL_MAP_FILE, preview_map)
+
+
+FIT_PICTURES = 512
+BATCH = 32
+
+
+def fit_map_to_decoder(autoencoder: AutoencoderKL, latents: np.ndarray) -> LatentMap:
+    """Return the least-squares map from `latents` [n, c, h, w], scaled as the network has them, to decoded pixels.
+
+    Uses `FIT_PICTURES` of them, evenly spread. Raises `numpy.linalg.LinAlgError` where they are not finite.
+    """
+    chosen = latents[spread_rows(len(latents), FIT_PICTURES)]
+    fit: LatentMapFit | None = None
+    for start in range(0, len(chosen), BATCH):
+        batch = chosen[start : start + BATCH].astype(np.float32)
+        pictures = decode_latents(autoencoder, from_numpy(batch))
+        factor = pictures.shape[1] // batch.shape[2]
+        reach, patch = choose_map_shape(pictures.shape[1], factor)
+        fit = fit or LatentMapFit(batch.shape[1], reach, patch)
+        for row, picture in zip(batch, pictures, strict=True):
+            fit.add_picture(row, _reduce_picture(picture, patch / factor))
+    assert fit is not None, "a training has pictures"
+    return fit.solve()
+
+
+def _reduce_picture(picture: np.ndarray, scale: float) -> np.ndarray:
+    height, width, _ = picture.shape
+    size = (round(width * scale), round(height * scale))
+    return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BOX), dtype=np.uint8)

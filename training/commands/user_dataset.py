@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from training.commands.progress import count_noun, print_status, show_progress
+from training.commands.progress import count_noun, print_status, show_counts
 from training.commands.session import Session
-from training.diffusion.dataset_cache import open_dataset_cache
-from training.diffusion.latent_cache import LatentCache
+from training.diffusion.latent_cache import LatentCache, open_dataset_cache
 from training.diffusion.models import LoadedModel
 from training.pictures.dataset import PictureDataset, read_folder
 
@@ -17,12 +16,8 @@ SHEET_CAPTIONS = 16  # captions on a sample sheet
 
 def read_dataset(session: Session, folder: Path, *, require_captions: bool = True) -> PictureDataset:
     """Read the pictures of `folder` and report those left out. Raises ValueError if none is usable."""
-    with show_progress("looking at pictures") as report_progress:
-        dataset = read_folder(
-            folder,
-            require_captions=require_captions,
-            on_progress=lambda finished, total: report_progress(finished / total, ""),
-        )
+    with show_counts("looking at pictures") as on_progress:
+        dataset = read_folder(folder, require_captions=require_captions, on_progress=on_progress)
     lines = [str(skipped_file) for skipped_file in dataset.skipped]
     (session.folder / "skipped.txt").write_text("".join(f"{line}\n" for line in lines))
     for line in lines[:LISTED_FILES]:
@@ -43,15 +38,9 @@ def encode_dataset(
             f"The text encoder reads {max_tokens} tokens: the ends of {count_noun(truncated_count, 'longer caption')} "
             "are ignored."
         )
-    with show_progress("encoding pictures") as report_progress:
+    with show_counts("encoding pictures") as on_progress:
         return open_dataset_cache(
-            session.folder,
-            dataset,
-            model,
-            side=side,
-            seed=seed,
-            flip=flip,
-            on_progress=lambda finished, total: report_progress(finished / total, ""),
+            session.folder, dataset, model, side=side, seed=seed, flip=flip, on_progress=on_progress
         )
 
 

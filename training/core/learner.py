@@ -1,7 +1,8 @@
-"""A network with its optimizers and moving average, and all state of its next update by name.
+"""The parts of every trainer: a network's optimizers and average, its steps, random numbers, number format and device.
 
-It is independent of losses and pictures. Frozen parameters have no average. Buffers (a spectral norm's vectors) are
-saved like parameters.
+A learner is independent of losses and pictures. All randomness of a step (batch, noise, timesteps) is drawn on the
+processor, and is a function of (seed, step) alone. So the position of a run is also the state of its random numbers: a
+killed run continues exactly, on every device.
 """
 
 from __future__ import annotations
@@ -9,10 +10,13 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Mapping
+from typing import Generic, Protocol, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from engine.device.torch_device import choose_device
 from training.core.muon import Muon
 
 OPTIMIZER_MOMENTS = {False: ("exp_avg", "exp_avg_sq"), True: ("momentum",)}  # by whether Muon updates it
@@ -137,3 +141,100 @@ class Learner:
         decay = min(self.ema, (1 + self.updates) / (10 + self.updates))
         for key, average in self._average_parameters().items():
             average.lerp_(self.trainable_parameters[key].detach(), 1 - decay)
+
+
+class SavesState(Protocol):
+    """A learner whose state can be saved and restored."""
+
+    @property
+    def rate(self) -> float: ...
+
+    def state_tensors(self) -> dict[str, Tensor]: ...
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None: ...
+
+
+L = TypeVar("L", bound=SavesState)
+
+
+class BatchTrainer(Generic[L]):
+    """Counts the steps of `learner`, one batch each. `samples` counts pictures seen."""
+
+    def __init__(self, learner: L, batch_size: int) -> None:
+        self.learner = learner
+        self.batch_size = batch_size
+        self.steps: int = 0
+
+    @property
+    def samples(self) -> int:
+        return self.steps * self.batch_size
+
+    @property
+    def rate(self) -> float:
+        return self.learner.rate
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """Return everything that the next step depends on, by name."""
+        return self.learner.state_tensors()
+
+    def refuse_bad_loss(self, loss: Tensor) -> None:
+        """Raise ValueError if the loss is not a number."""
+        if not torch.isfinite(loss):
+            raise ValueError(f"The loss is not a number after {self.samples} pictures: lower the learning rate.")
+
+    def restore(self, tensors: Mapping[str, Tensor], steps: int) -> None:
+        """Restore a saved position: the next step repeats exactly. Raises KeyError for a missing tensor."""
+        self.learner.restore(tensors)
+        self.steps = steps
+
+
+def open_device(name: str | None) -> torch.device:
+    """Return the device `cpu`, `cuda` or `mps`; without a name a GPU if there is one. Raises ValueError if absent."""
+    if name is None:
+        return choose_device()
+    is_available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not is_available[name]:
+        raise ValueError(f"--device {name}: torch finds no such device on this machine. Leave the option out.")
+    return torch.device(name)
+
+
+def mixed_precision(device: torch.device) -> torch.autocast:
+    """Return autocast to bf16 on this device; on a GPU that computes no bf16 it does nothing."""
+    has_bf16 = device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.autocast(device.type, torch.bfloat16, enabled=has_bf16)
+
+
+def batch_indices(seed: int, step: int, total: int, batch_size: int) -> np.ndarray:
+    """Return the row numbers of this step, `batch_size` of `total`: each row comes once an epoch."""
+    epoch, batch_number = divmod(step, total // batch_size)
+    return np.random.default_rng([seed, epoch]).permutation(total)[
+        batch_number * batch_size : (batch_number + 1) * batch_size
+    ]
+
+
+def weighted_indices(seed: int, step: int, shares: np.ndarray, batch_size: int) -> np.ndarray:
+    """Return different row numbers for this step, each drawn with its probability in `shares` [n]."""
+    return np.random.default_rng([seed, step]).choice(len(shares), batch_size, replace=False, p=shares)
+
+
+def spread_rows(total: int, count: int) -> np.ndarray:
+    """Return `count` of `total` row numbers, evenly spread; all of them if there are fewer."""
+    return np.linspace(0, total - 1, min(count, total)).astype(int)
+
+
+def step_generator(seed: int, step: int) -> torch.Generator:
+    """Return the generator for noise, timesteps and all else that a step draws."""
+    return torch.Generator().manual_seed((seed << 32) + step)
+
+
+def stratified_uniforms(count: int, generator: torch.Generator) -> torch.Tensor:
+    """Return one number in each `count`-th of 0 … 1, shuffled, [count]: a batch then covers all noise levels evenly."""
+    return (torch.randperm(count, generator=generator) + torch.rand(count, generator=generator)) / count
+
+
+def drop_conditioning(
+    states: torch.Tensor, empty: torch.Tensor, share: float, generator: torch.Generator
+) -> torch.Tensor:
+    """Replace a `share` of token states [n, tokens, width] by the empty text's, for guidance (Ho & Salimans 2021)."""
+    drop_mask = torch.rand(len(states), generator=generator) < share
+    return torch.where(drop_mask.view(-1, 1, 1), empty, states)

@@ -70,7 +70,7 @@ class Evaluator(Protocol):
     def evaluate(self) -> Mapping[str, float]: ...
 
     def draw_sheet(self, path: Path) -> None:
-        """Write one PNG, replaced atomically (`training.pictures.picture_sheet`)."""
+        """Write one PNG, replaced atomically (`training.pictures.masked_pictures`)."""
         ...
 
 

@@ -21,7 +21,7 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
 
-from training.core.device import mixed_precision
+from training.core.learner import mixed_precision
 from training.diffusion.latent_cache import CaptionEncoder, encode_latents
 from training.diffusion.sampling import add_noise
 from training.pictures.masked_pictures import ProgressCallback

@@ -1,7 +1,10 @@
 """Trains the diffusion network: v-prediction over 1000 steps with zero terminal SNR, classifier-free guidance, EMA.
 
-It holds one step and the state that repeats the next one exactly. It is independent of files, clocks and the source of
-the variants. All randomness is a function of (seed, step).
+It is independent of files, clocks and the source of the variants. All randomness is a function of (seed, step).
+
+`fit_latents` fits a trained network to the latents of another autoencoder: for 16×16 latents instead of 8×8 it gets one
+more level outside. Its inner levels, its attention to the text and its sense of time stay. Only the new outer layers
+begin from nothing.
 
 Ho 2020 (DDPM); Salimans & Ho 2022 (v-prediction); Lin 2024 (zero terminal SNR); Ho & Salimans 2021 (guidance).
 """
@@ -9,6 +12,7 @@ Ho 2020 (DDPM); Salimans & Ho 2022 (v-prediction); Lin 2024 (zero terminal SNR);
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -23,15 +27,24 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from engine.device.torch_device import copy_to_device
-from training.core.batch_trainer import BatchTrainer
-from training.core.device import mixed_precision
-from training.core.learner import Learner, cosine_decay, warmup_factor
+from training.core.checkpoint import copy_common_part
+from training.core.learner import (
+    BatchTrainer,
+    Learner,
+    batch_indices,
+    cosine_decay,
+    drop_conditioning,
+    mixed_precision,
+    step_generator,
+    stratified_uniforms,
+    warmup_factor,
+    weighted_indices,
+)
 from training.core.muon import is_hidden_matrix
-from training.core.rng import batch_indices, drop_conditioning, step_generator, stratified_uniforms, weighted_indices
 from training.core.run import Metrics
 from training.diffusion.latent_cache import LatentCache
 from training.diffusion.sampling import add_noise, decode_latents, measure_v_mse, read_rows, sample_latents
-from training.pictures.picture_sheet import write_picture_sheet
+from training.pictures.masked_pictures import write_picture_sheet
 
 SCRATCH = "scratch"  # instead of a model's name: the embedded model's architecture with new network weights
 ADDED_LAYERS = "add_embedding."
@@ -169,9 +182,116 @@ class DiffusionEvaluator:
         return {self.metric_name: measure_v_mse(self.trainer.average, self.validation_cache, self.trainer.alphas)}
 
     def draw_sheet(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
         prompt_states, empty_states = (
             tensor.to(self.trainer.device) for tensor in (self.prompt_states, self.trainer.empty_states)
         )
         latents = sample_latents(self.trainer.average, prompt_states, empty_states, self.scheduler)
         write_picture_sheet(path, list(decode_latents(self.autoencoder, latents)))
+
+
+OUTER_PARTS = ("conv_in.", "conv_norm_out.", "conv_out.")  # they follow the outermost width
+TIME_WEIGHT = "time_embedding.linear_1.weight"
+# settings of diffusers that may be a list with one value for each level, the outermost first
+LEVEL_SETTINGS = (
+    "attention_head_dim",
+    "num_attention_heads",
+    "layers_per_block",
+    "cross_attention_dim",
+    "only_cross_attention",
+    "transformer_layers_per_block",
+)
+DEFAULT_GROUPS = 32  # diffusers' `norm_num_groups`
+
+
+def fit_latents(source: UNet2DConditionModel, channels: int, side: int) -> UNet2DConditionModel:
+    """Return a network for latents [channels, side, side] with all that it can keep of `source`.
+
+    It returns `source` itself if the latents already fit. The weights of new layers come from torch's generator. Raises
+    ValueError if no number of levels fits.
+    """
+    config = {name: value for name, value in source.config.items() if not name.startswith("_")}
+    if config["sample_size"] == side and config["in_channels"] == config["out_channels"] == channels:
+        return source
+    network = cast(UNet2DConditionModel, UNet2DConditionModel.from_config(fit_config(config, channels, side)))
+    _copy_weights(source, network, len(network.config["block_out_channels"]) - len(config["block_out_channels"]))
+    return network
+
+
+def fit_config(config: Mapping[str, Any], channels: int, side: int) -> dict[str, Any]:
+    """Return the configuration of a network for other latents. Each new level has half the width of the one within.
+
+    Raises ValueError if no number of levels fits.
+    """
+    fitted_config = dict(config)
+    for _ in range(_count_added_levels(config, side)):
+        fitted_config = _add_outer_level(fitted_config)
+    time_width = config.get("time_embedding_dim") or 4 * config["block_out_channels"][0]
+    return fitted_config | {
+        "in_channels": channels,
+        "out_channels": channels,
+        "sample_size": side,
+        "time_embedding_dim": time_width,
+    }
+
+
+def _count_added_levels(config: Mapping[str, Any], side: int) -> int:
+    sides = list[int]()
+    groups = int(config.get("norm_num_groups") or DEFAULT_GROUPS)
+    width = int(config["block_out_channels"][0])
+    while width and width % groups == 0:
+        sides.append(int(config["sample_size"]) << len(sides))
+        width //= 2
+    if side not in sides:
+        raise ValueError(
+            f"The autoencoder's latents have {side}×{side} values, and this network can only learn to draw "
+            f"{' or '.join(f'{each}×{each}' for each in sides)}."
+        )
+    return sides.index(side)
+
+
+def _add_outer_level(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the configuration with one more level outside, without attention: there are too many places for it."""
+    per_level = {name: [config[name][0], *config[name]] for name in LEVEL_SETTINGS if _is_list(config.get(name))}
+    return {
+        **config,
+        **per_level,
+        "block_out_channels": [config["block_out_channels"][0] // 2, *config["block_out_channels"]],
+        "down_block_types": ["DownBlock2D", *config["down_block_types"]],
+        "up_block_types": [*config["up_block_types"], "UpBlock2D"],
+    }
+
+
+def _is_list(value: object) -> bool:
+    return isinstance(value, (list, tuple))
+
+
+@torch.no_grad()
+def _copy_weights(source: UNet2DConditionModel, network: UNet2DConditionModel, added_levels: int) -> None:
+    """Copy each tensor of `source` to its new level, as far as the shapes agree."""
+    targets = network.state_dict()
+    for name, tensor in source.state_dict().items():
+        if name == TIME_WEIGHT:
+            targets[name].copy_(_halve_frequencies(tensor, added_levels))
+        elif not (added_levels and name.startswith(OUTER_PARTS)):
+            target = targets.get(_shift_level(name, added_levels))
+            if target is not None:
+                copy_common_part(tensor, target)  # on the way up, the first are those from within
+
+
+def _shift_level(name: str, added_levels: int) -> str:
+    """Return a tensor's name in the new network. Only the levels on the way down count from outside."""
+    if not name.startswith("down_blocks."):
+        return name
+    prefix, level, rest = name.split(".", 2)
+    return f"{prefix}.{int(level) + added_levels}.{rest}"
+
+
+def _halve_frequencies(weight: Tensor, added_levels: int) -> Tensor:
+    """Return the time embedding's first layer for the sinusoids of a narrower network, [rows, width / 2**levels].
+
+    These have every second frequency, for sine and cosine alike. So each takes over its left-out neighbour.
+    """
+    for _ in range(added_levels):
+        rows, width = weight.shape
+        weight = weight.view(rows, 2, width // 4, 2).sum(-1).reshape(rows, -1)
+    return weight

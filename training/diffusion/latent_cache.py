@@ -1,7 +1,8 @@
-"""The training data in fp16 files, computed once: latents of every variant, token states of every caption.
+"""The training data in fp16 files, computed once: latents of every variant or view, token states of every caption.
 
-It uses the frozen parts (our autoencoder, MiniLM from its wheel), never the network. The files are memory-mapped, so a
-step costs only the network. A cache is renamed into place at the end, so no run uses an incomplete one.
+It uses the frozen parts of a model (our autoencoder and MiniLM, or any pipeline's), never the network. The files are
+memory-mapped, so a step costs only the network. A cache is renamed into place at the end, so no run uses an incomplete
+one.
 """
 
 from __future__ import annotations
@@ -22,8 +23,10 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from engine.models.judge import as_images
 from engine.models.text_embedder import TOKENS, load_text_encoder
-from training.core.device import mixed_precision
+from training.core.learner import mixed_precision, spread_rows
+from training.diffusion.models import LoadedModel
 from training.pictures.artwork import Artwork
+from training.pictures.dataset import PictureDataset, number_views, render_view
 from training.pictures.masked_pictures import ProgressCallback
 from training.pictures.variants import render_variant
 
@@ -175,3 +178,49 @@ def _encode_variants(
             caption_encoder([item.caption for item in batch]),
             [{"key": item.key, "licence": item.licence, "caption": item.caption} for item in batch],
         )
+
+
+DATASET_FORMAT = 1  # raise it when views change
+PIXELS_PER_BATCH = 128 * 64 * 64
+EVALUATION_PICTURES = 256
+
+
+def open_dataset_cache(
+    folder: Path,
+    dataset: PictureDataset,
+    model: LoadedModel,
+    *,
+    side: int,
+    seed: int,
+    flip: bool,
+    on_progress: ProgressCallback = lambda finished, total: None,
+) -> LatentCache:
+    """Open or build the cache of these pictures under `folder`, for this model's autoencoder and text encoder."""
+    key = f"{DATASET_FORMAT}/{seed}/{side}/{flip}/{dataset.fingerprint}/{model.fingerprint}"
+    cache_folder = folder / f"own-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
+    pairs = number_views(dataset.pictures, flip)
+    batches = _encode_views(dataset, model, pairs, side, seed, flip)
+    cache = open_or_write_cache(cache_folder, batches, model.encode_captions([""])[0], len(pairs), on_progress)
+    for stale_folder in set(folder.glob("own-*")) - {cache_folder}:  # caches of other pictures or another seed
+        shutil.rmtree(stale_folder)
+    return cache
+
+
+def select_evaluation_rows(cache: LatentCache, dataset: PictureDataset, flip: bool) -> LatentCache:
+    """Select the first view of up to 256 pictures, evenly spaced, to evaluate a run on."""
+    rows = [row for row, (_, number) in enumerate(number_views(dataset.pictures, flip)) if number == 0]
+    selected_rows = [rows[place] for place in spread_rows(len(rows), EVALUATION_PICTURES)]
+    captions = tuple(cache.captions[row] for row in selected_rows)
+    return LatentCache(cache.latents[selected_rows], cache.states[selected_rows], cache.empty_states, captions)
+
+
+def _encode_views(
+    dataset: PictureDataset, model: LoadedModel, pairs: list[tuple[int, int]], side: int, seed: int, flip: bool
+) -> Iterator[EncodedBatch]:
+    batch_size = max(1, PIXELS_PER_BATCH // side**2)
+    for start in range(0, len(pairs), batch_size):
+        chunk = [(dataset.pictures[index], number) for index, number in pairs[start : start + batch_size]]
+        views = np.stack([render_view(picture, number, side, seed, flip) for picture, number in chunk])
+        listing = [{"key": picture.name, "caption": picture.caption} for picture, _ in chunk]
+        states = model.encode_captions([picture.caption for picture, _ in chunk])
+        yield EncodedBatch(encode_latents(model.pipeline.vae, views), states, listing)

@@ -17,13 +17,19 @@ from peft import LoraConfig
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from training.core.batch_trainer import BatchTrainer
-from training.core.learner import Learner, warmup_factor
-from training.core.rng import batch_indices, drop_conditioning, step_generator, stratified_uniforms
+from training.core.learner import (
+    BatchTrainer,
+    Learner,
+    batch_indices,
+    drop_conditioning,
+    step_generator,
+    stratified_uniforms,
+    warmup_factor,
+)
 from training.core.run import Metrics
 from training.diffusion.latent_cache import LatentCache
 from training.diffusion.sampling import add_noise, decode_latents, measure_mean_loss, read_rows, sample_latents
-from training.pictures.picture_sheet import write_picture_sheet
+from training.pictures.masked_pictures import write_picture_sheet
 
 TARGET_MODULES = ["to_q", "to_k", "to_v", "to_out.0"]
 PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -76,8 +82,7 @@ class LoraTrainer(BatchTrainer[Learner]):
         """Train one batch. Raises ValueError if the loss is not a number."""
         clean, states, generator = self._next_batch()
         loss = self._loss(clean, states, generator)
-        if not torch.isfinite(loss):
-            raise ValueError(f"The loss is not a number after {self.samples} pictures: lower the learning rate.")
+        self.refuse_bad_loss(loss)
         loss.backward()
         self.learner.update(self.settings.rate * warmup_factor(self.steps, self.settings.warm) * (1.0 - 0.9 * progress))
         self.steps += 1
@@ -122,7 +127,6 @@ class LoraEvaluator:
         return {"loss_of_pictures": self.trainer.mean_loss(self.training_cache)}
 
     def draw_sheet(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
         device = self.trainer.device
         network = self.trainer.network
         states = self.prompt_states.to(device)

@@ -16,7 +16,7 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from torch import Tensor
 
 from engine.contract import FULL_INTERVAL, is_in_interval
-from training.core.device import mixed_precision
+from training.core.learner import mixed_precision
 from training.diffusion.latent_cache import LatentCache
 from training.pictures.masked_pictures import as_pictures
 

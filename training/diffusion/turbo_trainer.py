@@ -27,10 +27,16 @@ from torch import Tensor
 from engine.contract import TURBO_STEPS, is_in_interval
 from engine.models.judge import as_images
 from engine.sampling.samplers import build_scheduler
-from training.core.batch_trainer import BatchTrainer
-from training.core.device import mixed_precision
-from training.core.learner import Learner, cosine_decay, warmup_factor
-from training.core.rng import batch_indices, step_generator, stratified_uniforms
+from training.core.learner import (
+    BatchTrainer,
+    Learner,
+    batch_indices,
+    cosine_decay,
+    mixed_precision,
+    step_generator,
+    stratified_uniforms,
+    warmup_factor,
+)
 from training.core.run import Metrics
 from training.diffusion.latent_cache import LatentCache
 from training.diffusion.lora_trainer import TARGET_MODULES, add_lora
@@ -43,7 +49,7 @@ from training.diffusion.sampling import (
     seed_generators,
 )
 from training.gan.losses import gradient_energy
-from training.pictures.picture_sheet import write_picture_sheet
+from training.pictures.masked_pictures import write_picture_sheet
 
 GRID_STEPS = 50  # steps of the teacher's path; original_inference_steps of diffusers' LCMScheduler
 # of diffusers' LCMScheduler
@@ -165,8 +171,7 @@ class TurboTrainer(BatchTrainer[Learner]):
         """Train one batch. Raises ValueError if the loss is not a number."""
         indices = np.sort(batch_indices(self.settings.seed, self.steps, len(self.cache), self.batch_size))
         loss = self._loss(*read_rows(self.cache, indices), step_generator(self.settings.seed, self.steps))
-        if not torch.isfinite(loss):
-            raise ValueError(f"The loss is not a number after {self.samples} pictures: lower the learning rate.")
+        self.refuse_bad_loss(loss)
         loss.backward()
         rate = self.settings.rate * warmup_factor(self.steps, self.settings.warm) * cosine_decay(progress)
         self.learner.update(rate)
@@ -306,7 +311,6 @@ class TurboEvaluator:
 
     def draw_sheet(self, path: Path) -> None:
         """Draw each prompt twice: by four steps with the LoRA, and beside that by the teacher."""
-        path.parent.mkdir(parents=True, exist_ok=True)
         pictures = [
             decode_latents(self.autoencoder, latents) for latents in (self.sample_student(), self.teacher_latents)
         ]

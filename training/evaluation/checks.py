@@ -8,9 +8,19 @@ from dataclasses import dataclass
 
 from benchmarks.report.figure_row import FigureRow
 from engine.contract.rejection import JobRejected
-from training.evaluation import diversity, goals, guidance_check, prompt_adherence, realism, reconstruction, speed
+from training.evaluation import goals
 from training.evaluation.context import EvaluationContext
 from training.evaluation.goals import Goal
+from training.evaluation.picture_quality import check_memorisation, check_realism, check_reconstruction, check_seeds
+from training.evaluation.prompt_adherence import (
+    check_backgrounds,
+    check_guidance,
+    check_held_out_lemmas,
+    check_held_out_words,
+    check_hues,
+    check_labels,
+)
+from training.evaluation.speed import check_grids, check_sizes, check_upscaling
 
 
 @dataclass(frozen=True)
@@ -23,19 +33,19 @@ class Check:
 
 
 CHECKS = (
-    Check("reconstruction", (goals.PSNR, goals.SSIM), reconstruction.check_reconstruction),
-    Check("backgrounds", (goals.BACKGROUNDS,), prompt_adherence.check_backgrounds),
-    Check("hues", (goals.HUES,), prompt_adherence.check_hues),
-    Check("labels", goals.LABELS, prompt_adherence.check_labels),
-    Check("words", (goals.WORDS, goals.WORDS_SHARE), prompt_adherence.check_held_out_words),
-    Check("lemmas", (goals.LEMMAS,), prompt_adherence.check_held_out_lemmas),
-    Check("realism", (goals.FRECHET, goals.GRADIENT_ENERGY), realism.check_realism),
-    Check("seeds", (goals.DIVERSITY, goals.SEEDS_ALIKE), diversity.check_seeds),
-    Check("memories", (goals.MEMORISED,), diversity.check_memorisation),
-    Check("guidance", goals.GUIDANCE_GOALS, guidance_check.check_guidance),
-    Check("speed", (goals.GRID_1000_STEPS, goals.GRID_30_STEPS, goals.GRID_4_STEPS), speed.check_grids),
-    Check("enlarging", (goals.UPSCALE_TIME, goals.OVERSHOOT), speed.check_upscaling),
-    Check("sizes", (goals.TOTAL_WEIGHTS, goals.LARGEST_FILE), speed.check_sizes),
+    Check("reconstruction", (goals.PSNR, goals.SSIM), check_reconstruction),
+    Check("backgrounds", (goals.BACKGROUNDS,), check_backgrounds),
+    Check("hues", (goals.HUES,), check_hues),
+    Check("labels", goals.LABELS, check_labels),
+    Check("words", (goals.WORDS, goals.WORDS_SHARE), check_held_out_words),
+    Check("lemmas", (goals.LEMMAS,), check_held_out_lemmas),
+    Check("realism", (goals.FRECHET, goals.GRADIENT_ENERGY), check_realism),
+    Check("seeds", (goals.DIVERSITY, goals.SEEDS_ALIKE), check_seeds),
+    Check("memories", (goals.MEMORISED,), check_memorisation),
+    Check("guidance", goals.GUIDANCE_GOALS, check_guidance),
+    Check("speed", (goals.GRID_1000_STEPS, goals.GRID_30_STEPS, goals.GRID_4_STEPS), check_grids),
+    Check("enlarging", (goals.UPSCALE_TIME, goals.OVERSHOOT), check_upscaling),
+    Check("sizes", (goals.TOTAL_WEIGHTS, goals.LARGEST_FILE), check_sizes),
 )
 CHECK_NAMES = tuple(check.name for check in CHECKS)
 

@@ -1,28 +1,38 @@
-"""The inputs of the checks, loaded on first use: the model, the judge, the artwork.
+"""The inputs of the checks, loaded from folders on first use: the model, the judge, the artwork.
 
-A missing input raises a ValueError with one sentence on every use. It tries no load twice.
+A missing input raises a ValueError with one sentence on every use. It tries no load twice. Pictures are drawn with the
+engine's own text encoding, plan and autoencoder.
 """
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Generic, TypeVar, cast
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
+from engine.calibration.calibration import calibrate
+from engine.contract import Dtype, Sampler, add_style, find_style, has_style
 from engine.contract.rejection import JobRejected
-from engine.models.judge import JudgeOutput, LabelJudge
+from engine.models.families.embedded import load_embedded
+from engine.models.family import TokenConditioned
+from engine.models.judge import JudgeOutput, LabelJudge, load_judge
+from engine.process.model_words import WEIGHTS_FOLDER, read_style_guide
+from engine.prompt.style_guide import StyleGuide
+from engine.sampling import plan
 from engine.upscaling.super_resolver import SuperResolver
+from training.diffusion.latent_sampling import build_input, initial_noise, sample_latents
 from training.evaluation.judge_trainer import held_back_pairs, render_pairs
 from training.evaluation.measures import retrieval_at
-from training.evaluation.normal_pose import OTHER_SCALES, render_posed_rescaled
-from training.evaluation.picture_sampler import PictureSampler
 from training.pictures.artwork import Artwork
+from training.pictures.variants import OTHER_SCALES, render_posed_rescaled
 
 Value = TypeVar("Value")
 
@@ -81,6 +91,17 @@ class LabelSample:
         return [(label, style) for label, style, hit in zip(self.labels, self.styles, is_hit, strict=True) if not hit]
 
 
+@dataclass(frozen=True)
+class InputLoaders:
+    """What loads each input of the checks; a loader's ValueError says in one sentence what is missing."""
+
+    sampler: Callable[[], PictureSampler]
+    judge: Callable[[], LabelJudge]
+    artwork: Callable[[], Sequence[Artwork]]
+    resolver: Callable[[], SuperResolver]
+    lemmas: Callable[[], Mapping[str, frozenset[str]]]
+
+
 class EvaluationContext:
     """The inputs of all checks. `weights` is the model's folder; each loader is called at most once.
 
@@ -88,22 +109,13 @@ class EvaluationContext:
     """
 
     def __init__(
-        self,
-        weights: Path,
-        load_sampler: Callable[[], PictureSampler],
-        load_judge: Callable[[], LabelJudge],
-        load_artwork: Callable[[], Sequence[Artwork]],
-        load_resolver: Callable[[], SuperResolver],
-        load_lemmas: Callable[[], Mapping[str, frozenset[str]]],
-        sizes: SampleSizes = SampleSizes(),
-        seed: int = 0,
-        style: str = "",
+        self, weights: Path, loaders: InputLoaders, sizes: SampleSizes = SampleSizes(), seed: int = 0, style: str = ""
     ) -> None:
-        self._sampler = LazyValue(load_sampler)
-        self._judge = LazyValue(load_judge)
-        self._artwork = LazyValue(load_artwork)
-        self._resolver = LazyValue(load_resolver)
-        self._lemmas = LazyValue(load_lemmas)
+        self._sampler = LazyValue(loaders.sampler)
+        self._judge = LazyValue(loaders.judge)
+        self._artwork = LazyValue(loaders.artwork)
+        self._resolver = LazyValue(loaders.resolver)
+        self._lemmas = LazyValue(loaders.lemmas)
         self.weights = weights
         self.sizes = sizes
         self.seed = seed
@@ -184,3 +196,122 @@ class EvaluationContext:
         except ValueError:
             return float(self.judge.own_scores[f"at_{count}"])
         return retrieval_at(output.scores, targets, count)
+
+
+ROWS_PER_FORWARD = 64  # of a forward: a larger batch gains nothing on a processor
+
+
+@dataclass(frozen=True)
+class PictureSampler:
+    """Generates pictures of one family. It calls `on_progress` with the finished and the total number of steps.
+
+    With a `style_guide`, prompts get the styles of their seeds, as a recipe's pictures do.
+    """
+
+    family: TokenConditioned
+    dtype: Dtype
+    on_progress: Callable[[int, int], None] = lambda finished, total: None
+    steps: int = 25
+    sampler: Sampler = "dpmpp_2m"
+    style_guide: StyleGuide | None = None
+
+    def sample_pictures(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        guidance: float | None = None,
+        interval: tuple[float, float] | None = None,
+    ) -> np.ndarray:
+        """Draw uint8 [n, h, w, 3] as people see them, at the model's size; one prompt and seed a picture.
+
+        Each pixel is the mean of its area in the finished picture. Guidance defaults to the model's.
+        """
+        latents = self.sample_latents(prompts, seeds, guidance, interval)
+        return np.stack([np.asarray(self._finish_at_own_size(picture_latents)) for picture_latents in latents])
+
+    def choose_style(self, prompt: str, seed: int) -> str:
+        """Return the style that a prompt without one gets from its seed; "" for none."""
+        if self.style_guide is None or has_style(prompt):
+            return ""
+        return find_style(self.style_guide.choose_styles(prompt), seed)
+
+    def _finish_at_own_size(self, latents: Tensor) -> Image.Image:
+        picture = self.family.finish(latents).convert("RGB")
+        return picture.reduce(self.family.upscale_factor) if self.family.upscale_factor > 1 else picture
+
+    def sample_latents(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        guidance: float | None = None,
+        interval: tuple[float, float] | None = None,
+    ) -> Tensor:
+        """Draw the latents of each prompt and seed: [n, channels, h, w]."""
+        family = self.family
+        guidance_scale = family.guidance if guidance is None else guidance
+        guidance_interval = family.interval if interval is None else interval
+        sampling_plan = plan(family.scheduler_config, self.sampler, self.steps)
+        drawings = [
+            build_input(
+                family,
+                family.encode_text(add_style(prompt, self.choose_style(prompt, seed))),
+                guidance_scale,
+                sampling_plan.init_sigma * initial_noise(family, seed),
+                guidance_interval,
+            )
+            for prompt, seed in zip(prompts, seeds, strict=True)
+        ]
+        return torch.stack(
+            sample_latents(
+                family, sampling_plan, drawings, on_step=self.on_progress, dtype=self.dtype, rows=ROWS_PER_FORWARD
+            )
+        )
+
+
+UPSCALER_FILE = Path("upscaler") / "model.safetensors"
+
+
+def make_loaders(
+    weights: Path,
+    judge_folder: Path,
+    load_artwork: Callable[[], Sequence[Artwork]],
+    load_lemmas: Callable[[], Mapping[str, frozenset[str]]],
+    on_progress: Callable[[int, int], None],
+) -> InputLoaders:
+    """Return the loaders for the model in `weights` and the judge in another folder."""
+    return InputLoaders(
+        lambda: replace(load_sampler(weights), on_progress=on_progress),
+        lambda: _load_judge(judge_folder),
+        load_artwork,
+        lambda: load_resolver(weights),
+        load_lemmas,
+    )
+
+
+def load_sampler(weights: Path) -> PictureSampler:
+    """Load a folder's model as the engine would run it here, in the fastest number format."""
+    family = load_embedded(weights=weights, resolver=SuperResolver.load(find_upscaler(weights)))
+    with tempfile.TemporaryDirectory() as temp_folder, torch.inference_mode():
+        dtype = calibrate(family, Path(temp_folder) / "calibration.json").dtype
+    return PictureSampler(family, dtype, style_guide=read_style_guide(weights))
+
+
+def _load_judge(folder: Path) -> LabelJudge:
+    try:
+        return load_judge(folder)
+    except FileNotFoundError:
+        raise ValueError("The judge's weights are not there: `darkroom train judge` makes them.") from None
+
+
+def load_resolver(weights: Path) -> SuperResolver:
+    """Load the model's own super-resolver, or the built-in one. Raises ValueError if its weights are missing."""
+    resolver = SuperResolver.load(find_upscaler(weights))
+    if resolver is None:
+        raise ValueError("The super-resolver's weights are not there: `darkroom train upscaler` makes them.")
+    return resolver
+
+
+def find_upscaler(weights: Path) -> Path | None:
+    """Return the path of the model's own super-resolver; None for the built-in one."""
+    upscaler_path = weights / UPSCALER_FILE
+    return upscaler_path if upscaler_path.is_file() and weights != WEIGHTS_FOLDER else None

@@ -1,18 +1,23 @@
-"""Checks of prompt adherence: backgrounds, hues on unseen pairs, labels, unseen words and lemmas."""
+"""Checks of prompt adherence: backgrounds, hues on unseen pairs, labels, unseen words and lemmas, over guidance.
+
+`find_labels_of_style` finds the labels that a model draws well in a style.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import numpy as np
+import torch
 
 from benchmarks.report.figure_row import FigureRow
+from engine.contract import FULL_INTERVAL, add_style, has_style
+from engine.models.judge import LabelJudge
 from training.evaluation import goals
-from training.evaluation.accepted_labels import ACCEPTED_LABELS, PROMPT_TEMPLATES
 from training.evaluation.context import EvaluationContext
-from training.evaluation.goals import Goal
+from training.evaluation.goals import GUIDANCE_INTERVALS, GUIDANCE_SCALES, Goal, goals_at_scale, goals_in_interval
 from training.evaluation.measures import (
     best_places,
     name_subject_hue,
@@ -21,9 +26,9 @@ from training.evaluation.measures import (
     retrieval_at,
     retrieval_of_any_at,
 )
-from training.evaluation.normal_pose import render_posed_rescaled
+from training.evaluation.prompt_sheet import ACCEPTED_LABELS, PROMPT_TEMPLATES
 from training.pictures.captions import HELD_OUT_PAIRS
-from training.pictures.variants import BACKGROUND_COLOURS
+from training.pictures.variants import BACKGROUND_COLOURS, render_posed_rescaled
 
 LISTED_MISSES = 3  # of the worst, in a note
 
@@ -185,3 +190,54 @@ def _list_misses(misses: Sequence[str]) -> str:
         return ""
     worst_misses = ", ".join(f"{miss} ({count})" for miss, count in Counter(misses).most_common(LISTED_MISSES))
     return f"; missed most: {worst_misses}"
+
+
+def check_guidance(context: EvaluationContext) -> list[FigureRow]:
+    """Return rows for the same labels, colours and seeds at every scale, then at the usual scale in every interval."""
+    labels = context.choose_labels(context.sizes.guidance_prompts, 5)
+    names = list(BACKGROUND_COLOURS)
+    colours = [names[i % len(names)] for i in range(len(labels))]
+    prompts = [f"{label}, {colour} background" for label, colour in zip(labels, colours, strict=True)]
+    targets = torch.tensor([context.label_numbers[label] for label in labels])
+    results: list[FigureRow] = []
+    default_scale = context.sampler.family.guidance
+    scale_intervals = [(guidance_scale, FULL_INTERVAL) for guidance_scale in GUIDANCE_SCALES] + [
+        (default_scale, interval) for interval in GUIDANCE_INTERVALS
+    ]
+    for guidance_scale, interval in scale_intervals:
+        pictures = context.sampler.sample_pictures(prompts, range(len(prompts)), guidance_scale, interval)
+        hits = [nearest_background(picture) == colour for picture, colour in zip(pictures, colours, strict=True)]
+        retrieval_goal, background_goal = (
+            goals_in_interval(interval) if interval != FULL_INTERVAL else goals_at_scale(guidance_scale)
+        )
+        results += [
+            retrieval_goal.make_row(
+                retrieval_at(context.judge.judge_pictures(pictures).scores, targets, 5), f"{len(prompts)} pictures"
+            ),
+            background_goal.make_row(percent_of_hits(hits)),
+        ]
+    return results
+
+
+SEEDS = (1_000_000, 2_000_000)  # of each label, far from those of the evaluation
+DrawPictures = Callable[[Sequence[str], Sequence[int]], np.ndarray]  # prompts and seeds → uint8 [n, h, w, 3]
+
+
+def find_labels_of_style(draw_pictures: DrawPictures, judge: LabelJudge, style: str) -> frozenset[str]:
+    """Return the labels whose picture in this style the judge puts first, with every seed of `SEEDS`."""
+    # A prompt's subject ends at a comma, and a text that names a style ("pencil") gets no other.
+    labels = [label for label in judge.labels if "," not in label and not has_style(label)]
+    for first_seed in SEEDS:
+        labels = _keep_recognised(draw_pictures, judge, labels, style, first_seed) if labels else []
+    return frozenset(labels)
+
+
+def _keep_recognised(
+    draw_pictures: DrawPictures, judge: LabelJudge, labels: Sequence[str], style: str, first_seed: int
+) -> list[str]:
+    """Return the labels that are recognised; label `i` of the judge is drawn from seed `first_seed + i`."""
+    numbers = [judge.labels.index(label) for label in labels]
+    prompts = [add_style(f"{label}, white background", style) for label in labels]
+    pictures = draw_pictures(prompts, [first_seed + number for number in numbers])
+    places = best_places(judge.judge_pictures(pictures).scores, [[number] for number in numbers])
+    return [label for label, place in zip(labels, places, strict=True) if place == 1]

@@ -1,8 +1,9 @@
-"""The contact sheets of the model card: 64 captioned prompts with one seed, not chosen by hand.
+"""The evaluation's prompts, and the contact sheets of the model card: 64 captioned prompts with one seed.
 
-The rule of the mixed sheet: every held-out word once, in the templates' order. Then labels drawn evenly by the seed:
-half of them with a background other than white, a quarter with a hue (unless the label names a colour), a quarter with
-a style. The other sheets show labels alone, held-out lemmas of WordNet, and sentences as people write them.
+The prompts are not chosen by hand. The mixed sheet has every held-out word once, in the templates' order. Then labels
+drawn evenly by the seed: half of them with a background other than white, a quarter with a hue (unless the label names
+a colour), a quarter with a style. The other sheets show labels alone, held-out lemmas of WordNet, and sentences as
+people write them.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from training.evaluation.accepted_labels import ACCEPTED_LABELS, PROMPT_TEMPLATES
 from training.pictures.artwork import ARTWORK_PACKAGES
 from training.pictures.captions import COLOURS
 from training.pictures.variants import BACKGROUND_COLOURS, HUE_DEGREES
@@ -99,3 +99,115 @@ def write_sheet(page: Image.Image, path: Path) -> None:
             path.write_bytes(file.getvalue())
             return
     raise ValueError(f"The sheet does not fit into {MAX_BYTES / 1e6:g} MB.")
+
+
+DOGS = ("dog", "dog face", "guide dog", "service dog", "poodle")
+CATS = (
+    "cat",
+    "cat face",
+    "black cat",
+    "cat with tears of joy",
+    "cat with wry smile",
+    "crying cat",
+    "grinning cat",
+    "grinning cat with smiling eyes",
+    "kissing cat",
+    "pouting cat",
+    "smiling cat with heart-eyes",
+    "weary cat",
+)
+CARS = (
+    "car",
+    "oncoming car",
+    "taxi",
+    "oncoming taxi",
+    "police car",
+    "oncoming police car",
+    "racing car",
+    "sport utility vehicle",
+    "pickup truck",
+)
+BOATS = ("ship", "passenger ship", "sailboat", "motor boat", "speedboat", "ferry", "canoe")
+ACCEPTED_LABELS = {
+    "puppy": DOGS,
+    "hound": DOGS,
+    "canine": (*DOGS, "wolf", "fox"),
+    "kitten": CATS,
+    "feline": (*CATS, "lion", "tiger", "tiger face", "leopard"),
+    "automobile": CARS,
+    "vessel": BOATS,
+}
+PROMPT_TEMPLATES = (
+    "{word}",
+    "{word}, white background",
+    "{word}, looking up, cute, white background",
+    "a {word}, 3d render",
+)
+
+
+FREE_SENTENCES = (
+    "a happy dog with its tongue out",
+    "a sleepy cat on a cushion",
+    "an astronaut floating in space",
+    "a wizard with a long white beard",
+    "the last slice of pizza",
+    "a cup of coffee in the morning",
+    "a robot that wants to be friends",
+    "a haunted house at night",
+    "a very angry chicken",
+    "my birthday cake with candles",
+    "an old pirate ship",
+    "a dragon breathing fire",
+    "a small red car",
+    "a lighthouse by the sea",
+    "a cosy cabin in the snow",
+    "a bowl of ramen noodles",
+    "a knight's sword",
+    "a golden crown with jewels",
+    "a bee on a flower",
+    "a tired student",
+    "a rainy day",
+    "a magic potion",
+    "a treasure map",
+    "a spooky skeleton",
+    "a juicy burger with fries",
+    "a princess with red hair",
+    "a whale under water",
+    "a penguin in winter",
+    "a bunch of grapes, purple",
+    "a broken heart",
+    "fireworks over the city",
+    "a vintage camera",
+    "an electric guitar",
+    "a bicycle, side view",
+    "a train in the mountains",
+    "a slice of watermelon",
+    "a cactus in a pot",
+    "an owl in the moonlight",
+    "a detective looking for clues",
+    "a chef cooking dinner",
+    "a monkey eating a banana",
+    "a green frog, smiling",
+    "a snowman with a hat",
+    "a football player",
+    "a rocket flying to the moon",
+    "a teddy bear, cute, 3d render",
+    "a blue butterfly, flat design",
+    "a strawberry with a face",
+    "a mushroom in the forest",
+    "a goldfish in a bowl",
+    "a huge wave",
+    "a volcano erupting",
+    "a desert island with a palm tree",
+    "a shooting star",
+    "a laptop on a desk",
+    "a pair of sunglasses",
+    "a red umbrella",
+    "a love letter",
+    "a trophy for the winner",
+    "a baby sleeping",
+    "an alien from another planet",
+    "a unicorn on a rainbow",
+    "a vampire laughing",
+    "santa claus, white background",
+)

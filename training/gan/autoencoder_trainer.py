@@ -1,10 +1,10 @@
-"""Trains the autoencoder, or only its decoder: L1 on a pyramid, edges, a perceptual loss, KL, a discriminator.
+"""Trains and evaluates the autoencoder, or its decoder: L1 on a pyramid, edges, perceptual loss, KL, discriminator.
 
-It holds one step and the state that repeats the next one exactly. It is independent of files, clocks and the source of
-the pictures. With `keep_latents` encoder and quant_conv stay frozen, so every network trained on these latents stays
-valid. All randomness is a function of (seed, step).
+It is independent of files, clocks and the source of the pictures. With `keep_latents` encoder and quant_conv stay
+frozen, so every network trained on these latents stays valid. Otherwise latents are rotated and rescaled with their
+pictures, so that they keep the symmetries of pictures and stay learnable. All randomness is a function of (seed, step).
 
-Rombach 2022 (latent diffusion); Esser 2021 (adversarial autoencoder).
+Rombach 2022 (latent diffusion); Esser 2021 (adversarial autoencoder); Kouzelis 2025 (EQ-VAE, the poses).
 """
 
 from __future__ import annotations
@@ -12,27 +12,22 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor
+from torch.nn import functional as F
 
 from engine.device.torch_device import copy_to_device
-from training.core.batch_trainer import BatchTrainer
-from training.core.device import mixed_precision
-from training.core.learner import Learner
-from training.core.muon import is_hidden_matrix
-from training.core.rng import batch_indices, step_generator
+from training.core.learner import batch_indices, mixed_precision, spread_rows, step_generator
 from training.core.run import Metrics
-from training.gan.gan_learner import GanLearner, GanSettings
-from training.gan.kl_weight import adapt_log_weight
-from training.gan.latent_coding import Posterior, decode_images, encode_pictures
-from training.gan.losses import gradient_loss, pyramid_loss
-from training.gan.perceptual_loss import PerceptualLoss, draw_offset
-from training.gan.poses import apply_pose, draw_pose
-from training.pictures.masked_pictures import MaskedPictures
+from training.gan.gan_learner import GanSettings, GanTrainer
+from training.gan.latent_coding import Posterior, decode_all, decode_images, encode_all, encode_pictures, round_trip
+from training.gan.losses import PerceptualLoss, draw_offset, gradient_loss, psnr, pyramid_loss, ssim
+from training.pictures.masked_pictures import MaskedPictures, as_pictures, write_picture_sheet
 
 LOG_KL_KEY = "kl:log_weight"
 
@@ -63,7 +58,7 @@ class DecoderTask:
     weight: Tensor
 
 
-class AutoencoderTrainer(BatchTrainer[GanLearner]):
+class AutoencoderTrainer(GanTrainer[AutoencoderKL]):
     """Trains an autoencoder with a discriminator. `samples` counts pictures seen."""
 
     def __init__(
@@ -73,9 +68,6 @@ class AutoencoderTrainer(BatchTrainer[GanLearner]):
         settings: AutoencoderSettings,
         perception: PerceptualLoss | None = None,
     ) -> None:
-        cast(Any, network).to(memory_format=torch.channels_last)
-        self.network = network.train()
-        self.device = next(network.parameters()).device
         if settings.keep_latents:
             network.encoder.requires_grad_(False)
             if network.quant_conv is not None:
@@ -83,15 +75,8 @@ class AutoencoderTrainer(BatchTrainer[GanLearner]):
         self.pixels = pixels
         self.settings = settings
         self.perception = perception
-        learner = Learner(
-            "network", network, ema=settings.ema, is_muon_matrix=is_hidden_matrix if settings.muon else None
-        )
-        super().__init__(GanLearner(learner, settings), min(settings.batch, len(pixels)))
+        super().__init__(network, settings, min(settings.batch, len(pixels)))
         self.log_kl = math.log(settings.kl)
-
-    @property
-    def average(self) -> AutoencoderKL:
-        return self.learner.generator_learner.average  # pyright: ignore[reportReturnType]
 
     def step(self, progress: float) -> Metrics:
         """Train one batch at this share of the run. Raises ValueError if the loss is not a number."""
@@ -166,3 +151,133 @@ class AutoencoderTrainer(BatchTrainer[GanLearner]):
             return {}
         self.log_kl = adapt_log_weight(self.log_kl, posterior.noise_to_signal, self.settings.noise_to_signal)
         return {"noise_to_signal": posterior.noise_to_signal, "log10_kl": self.log_kl / math.log(10)}
+
+
+ADAPTATION_RATE = 0.005  # change of the logarithm in a step, for each factor e between ratio and target
+MIN_LOG_WEIGHT = math.log(1e-9)
+MAX_LOG_WEIGHT = math.log(1e-1)
+
+
+def adapt_log_weight(log_weight: float, ratio: float, target: float) -> float:
+    """Run one step of the controller. With a `target` of 0 the weight stays."""
+    if target <= 0:
+        return log_weight
+    log_error = math.log(target / max(ratio, 1e-12))
+    return min(MAX_LOG_WEIGHT, max(MIN_LOG_WEIGHT, log_weight + ADAPTATION_RATE * min(1.0, max(-1.0, log_error))))
+
+
+MIN_SIDE_SHARE = 0.5  # of a side of the latents
+
+
+@dataclass(frozen=True)
+class Pose:
+    """The `side` of the latents afterwards, `quarter_turns` of 90 degrees, and whether they are `mirrored` first."""
+
+    side: int
+    quarter_turns: int
+    mirrored: bool
+
+
+def draw_pose(side: int, generator: torch.Generator) -> Pose:
+    """Draw a pose of latents of this side; all are equally likely."""
+    min_side = max(1, round(MIN_SIDE_SHARE * side))
+    extra_side, quarter_turns, mirrored = (
+        int(torch.randint(count, (), generator=generator)) for count in (side - min_side + 1, 4, 2)
+    )
+    return Pose(min_side + extra_side, quarter_turns, bool(mirrored))
+
+
+def apply_pose(pose: Pose, images: Tensor, scale: int = 1) -> Tensor:
+    """Apply a pose to [n, c, side, side]; `scale` is the width of one latent position in pixels."""
+    side = pose.side * scale
+    if images.size(-1) != side:
+        images = F.interpolate(images, size=(side, side), mode="bilinear", antialias=True, align_corners=False)
+    mirrored_images = images.flip(-1) if pose.mirrored else images
+    return torch.rot90(mirrored_images, pose.quarter_turns, (-2, -1))
+
+
+def _make_shape(latent_channels: int, *widths: int) -> dict[str, Any]:
+    levels = len(widths)
+    return {
+        "sample_size": 64,
+        "latent_channels": latent_channels,
+        "layers_per_block": 1,
+        "norm_num_groups": 8,
+        "block_out_channels": widths,
+        "mid_block_add_attention": False,
+        "scaling_factor": 1.0,
+        "down_block_types": ("DownEncoderBlock2D",) * levels,
+        "up_block_types": ("UpDecoderBlock2D",) * levels,
+    }
+
+
+AUTOENCODER_SHAPES: dict[str, dict[str, Any]] = {
+    "compact": _make_shape(16, 16, 48, 128, 192),  # 8×8×16, 6.4 M parameters
+    "deep": _make_shape(32, 32, 64, 128, 256),  # 8×8×32, 10.5 M
+    "wide": _make_shape(8, 32, 64, 192),  # 16×16×8: the embedded model's, 5.3 M
+}
+
+
+def build_autoencoder(seed: int, shape: Mapping[str, Any] = AUTOENCODER_SHAPES["compact"]) -> AutoencoderKL:
+    """Build an untrained autoencoder."""
+    torch.manual_seed(seed)
+    return AutoencoderKL(**shape)
+
+
+LATENT_ERROR = 0.3  # of the signal: a diffusion network's typical error in latents
+
+
+def measure_autoencoder(autoencoder: AutoencoderKL, held_out: MaskedPictures) -> Metrics:
+    """Return the pictures' means (PSNR inside the subject and overall, SSIM, L1), and the latents' noise and signal.
+
+    `disturbed_psnr` is the PSNR inside the subject for latents with a diffusion network's error.
+    """
+    indices = np.arange(len(held_out))
+    device = next(autoencoder.parameters()).device
+    images, subject_masks = (tensor.to(device) for tensor in held_out.read_rows(indices))
+    posterior = encode_all(autoencoder, images)
+    output = decode_all(autoencoder, posterior.mean)
+    return {
+        "masked_psnr": float(psnr(output, images, subject_masks).mean()),
+        "disturbed_psnr": float(
+            psnr(decode_all(autoencoder, _add_latent_error(posterior)), images, subject_masks).mean()
+        ),
+        "psnr": float(psnr(output, images).mean()),
+        "ssim": float(ssim(output, images).mean()),
+        "l1": float((output - images).abs().mean()),
+        "signal": posterior.signal,
+        "noise": posterior.noise,
+        "noise_to_signal": posterior.noise_to_signal,
+    }
+
+
+def _add_latent_error(posterior: Posterior) -> Tensor:
+    """Return the means with noise of a fixed share of each channel's signal, always the same."""
+    deviation = posterior.mean.transpose(0, 1).flatten(1).std(1).view(1, -1, 1, 1)
+    noise = torch.randn(posterior.mean.shape, generator=torch.Generator().manual_seed(0))
+    return posterior.mean + LATENT_ERROR * deviation * noise.to(deviation.device)
+
+
+@dataclass(frozen=True)
+class AutoencoderEvaluator:
+    """Evaluates the averaged network of `trainer` on drawings that were never trained on."""
+
+    trainer: AutoencoderTrainer
+    held_out: MaskedPictures
+    picture_count: int = 24
+
+    def evaluate(self) -> Metrics:
+        return measure_autoencoder(self.trainer.average, self.held_out)
+
+    def draw_sheet(self, path: Path) -> None:
+        """Write a sheet of originals, with the decoded pictures under each line."""
+        index = spread_rows(len(self.held_out), self.picture_count)
+        images, _ = self.held_out.read_rows(index)
+        device = self.trainer.device
+        rows = [self.held_out.pictures[index], as_pictures(round_trip(self.trainer.average, images.to(device)))]
+        lines: list[np.ndarray] = []
+        for start in range(0, len(index), 8):
+            blank = [np.full_like(rows[0][0], 255)] * (8 - len(index[start : start + 8]))
+            for row in rows:
+                lines += [*row[start : start + 8], *blank]
+        write_picture_sheet(path, lines)

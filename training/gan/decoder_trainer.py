@@ -1,35 +1,48 @@
-"""Trains the large decoder: L1 on a pyramid, edges, sharpness, a perceptual loss, a discriminator.
+"""Trains and evaluates the large decoder: L1 on a pyramid, edges, sharpness, a perceptual loss, a discriminator.
 
-It holds one step and the state that repeats the next one exactly. It is independent of files, clocks and the source of
-the pictures. Half of each batch is decoded from latents that a diffusion network denoised, half from the encoder's with
-a little noise: so the decoder mends the network's errors, and stays right for pictures that were encoded.
+A picture is a variant of the built-in artwork at 256 px; its small copy is the mean of each area. Half of each batch is
+decoded from latents that a diffusion network denoised, half from the encoder's with a little noise: so the decoder
+mends the network's errors, and stays right for pictures that were encoded. All randomness is a function of (seed,
+step).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from engine.device.torch_device import copy_to_device
 from engine.models.autoencoder.large_decoder import ADDED_LEVELS, LARGE_FACTOR, LargeDecoder
-from training.core.batch_trainer import BatchTrainer
+from engine.models.judge import as_images
+from engine.upscaling.super_resolver import SuperResolver
 from training.core.checkpoint import copy_common_part
-from training.core.device import mixed_precision
-from training.core.learner import Learner
-from training.core.muon import is_hidden_matrix
-from training.core.rng import batch_indices, step_generator
+from training.core.learner import batch_indices, mixed_precision, spread_rows, step_generator
 from training.core.run import Metrics
 from training.gan.autoencoder_trainer import DecoderTask
-from training.gan.decoder_pictures import DecoderPictures
-from training.gan.gan_learner import GanLearner, GanSettings
-from training.gan.losses import gradient_loss, pyramid_loss, sharpness_loss
-from training.gan.perceptual_loss import PerceptualLoss, draw_offset
+from training.gan.gan_learner import GanSettings, GanTrainer
+from training.gan.latent_coding import decode_all, encode_all
+from training.gan.losses import (
+    PerceptualLoss,
+    draw_offset,
+    gradient_energy,
+    gradient_loss,
+    psnr,
+    pyramid_loss,
+    sharpness_loss,
+)
+from training.gan.upscaler_trainer import LARGE_SIDE, MIN_DETAILED_SIDE
+from training.pictures.artwork import Artwork
+from training.pictures.masked_pictures import ProgressCallback, as_pictures, find_subject, write_picture_sheet
+from training.pictures.variants import Variant, render_variant
 
 PYRAMID_LEVELS = 5  # from 256 px down to 16
 WINDOW = 64  # pixels a side of the part that the judge sees at full size
@@ -130,7 +143,7 @@ def fit_output_layer(network: LargeDecoder, latents: Tensor, images: Tensor) -> 
     cast(Tensor, layer.bias).copy_(solution[:, -1])
 
 
-class DecoderTrainer(BatchTrainer[GanLearner]):
+class DecoderTrainer(GanTrainer[LargeDecoder]):
     """Trains a large decoder with a discriminator. `samples` counts crops seen."""
 
     def __init__(
@@ -140,19 +153,10 @@ class DecoderTrainer(BatchTrainer[GanLearner]):
         settings: DecoderSettings,
         perception: PerceptualLoss | None = None,
     ) -> None:
-        cast(Any, network).to(memory_format=torch.channels_last)
-        self.network = network.train()
-        self.device = next(network.parameters()).device
         self.pictures = pictures
         self.settings = settings
         self.perception = perception
-        is_muon_matrix = is_hidden_matrix if settings.muon else None
-        learner = Learner("network", network, ema=settings.ema, is_muon_matrix=is_muon_matrix)
-        super().__init__(GanLearner(learner, settings), min(settings.batch, len(pictures)))
-
-    @property
-    def average(self) -> LargeDecoder:
-        return cast(LargeDecoder, self.learner.generator_learner.average)
+        super().__init__(network, settings, min(settings.batch, len(pictures)))
 
     def step(self, progress: float) -> Metrics:
         """Train one batch at this share of the run. Raises ValueError if the loss is not a number."""
@@ -210,3 +214,165 @@ class DecoderTrainer(BatchTrainer[GanLearner]):
         distance = self.perception.distance(small, small_target, offset)
         distance = distance + self.perception.distance(image[..., *window], target[..., *window])
         return loss + settings.perceptual * distance / 2
+
+
+ENCODE_BATCH = 128
+
+
+@dataclass(frozen=True)
+class TwoSizePictures:
+    """`large` uint8 [n, 256, 256, 3], `small` uint8 [n, 64, 64, 3], and each picture's caption."""
+
+    large: np.ndarray
+    small: np.ndarray
+    captions: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.large)
+
+
+@dataclass(frozen=True)
+class DecoderPictures:
+    """Large pictures with the latents of their small copies, unscaled as the decoder takes them.
+
+    `means`, `deviations` [n, c, h, w] are the encoder's. `denoised` fp16 [n, c, h, w] has a diffusion network's errors.
+    `subject_masks` bool [n, 64, 64].
+    """
+
+    large: np.ndarray
+    subject_masks: np.ndarray
+    means: Tensor
+    deviations: Tensor
+    denoised: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.large)
+
+    @property
+    def scale(self) -> int:
+        """Return pixels a latent along a side."""
+        return self.large.shape[1] // self.means.size(-1)
+
+    def read_denoised(self, index: np.ndarray) -> Tensor:
+        """Return the denoised latents of these pictures, fp32 [n, c, h, w]."""
+        return torch.from_numpy(self.denoised[index]).float()
+
+    def read_crops(self, index: np.ndarray, corners: np.ndarray, side: int) -> tuple[Tensor, Tensor]:
+        """Return crops of `side` latents from `corners` [n, 2] (top, left, in latents): pictures and subject masks.
+
+        fp32 [n, 3, scale·side, scale·side] from −1 to 1, and [n, 1, scale·side, scale·side] of 0 or 1.
+        """
+        images = _crop_all(self.large, index, corners, side, self.scale)
+        masks = _crop_all(self.subject_masks, index, corners, side, self.scale // LARGE_FACTOR)
+        return as_images(images), F.interpolate(torch.from_numpy(masks[:, None]).float(), scale_factor=LARGE_FACTOR)
+
+
+def render_large_variants(
+    drawings: Sequence[Artwork],
+    count: int,
+    first_number: int,
+    seed: int,
+    on_progress: ProgressCallback = lambda finished, total: None,
+) -> TwoSizePictures:
+    """Render `count` variants of the drawings with enough detail, in turn, numbered from `first_number`.
+
+    Raises ValueError if no drawing has enough detail.
+    """
+    detailed = [drawing for drawing in drawings if max(drawing.pixels.size) >= MIN_DETAILED_SIDE]
+    if not detailed:
+        raise ValueError(f"no drawing has {MIN_DETAILED_SIDE} pixels a side: there is nothing to learn detail from")
+    order = np.random.default_rng([seed, first_number]).permutation(len(detailed))
+    variants = list[Variant]()
+    for number in range(count):
+        drawing = detailed[int(order[number % len(detailed)])]
+        variants.append(render_variant(drawing, first_number + number // len(detailed), seed, LARGE_SIDE))
+        on_progress(len(variants), count)
+    return TwoSizePictures(
+        np.stack([variant.pixels for variant in variants]),
+        np.stack([shrink_by_area(variant.pixels) for variant in variants]),
+        tuple(variant.caption for variant in variants),
+    )
+
+
+def shrink_by_area(picture: np.ndarray) -> np.ndarray:
+    """Return a picture uint8 [h, w, 3] at a quarter of its sides, each pixel the mean of its area."""
+    return np.asarray(Image.fromarray(picture).reduce(LARGE_FACTOR))
+
+
+def encode_large_pictures(
+    autoencoder: AutoencoderKL, pictures: TwoSizePictures, denoised: np.ndarray
+) -> DecoderPictures:
+    """Encode the small copies, and add their denoised latents [n, c, h, w]."""
+    device = next(autoencoder.parameters()).device
+    means = list[Tensor]()
+    deviations = list[Tensor]()
+    for start in range(0, len(pictures), ENCODE_BATCH):
+        posterior = encode_all(autoencoder, as_images(pictures.small[start : start + ENCODE_BATCH]).to(device))
+        means.append(posterior.mean.cpu())
+        deviations.append(posterior.deviation.cpu())
+    masks = np.stack([find_subject(picture) for picture in pictures.small])
+    return DecoderPictures(pictures.large, masks, torch.cat(means), torch.cat(deviations), denoised)
+
+
+def _crop_all(pixels: np.ndarray, index: np.ndarray, corners: np.ndarray, side: int, scale: int) -> np.ndarray:
+    crops = list[np.ndarray]()
+    for row, (top, left) in zip(index, corners * scale, strict=True):
+        crops.append(pixels[row, top : top + side * scale, left : left + side * scale])
+    return np.stack(crops)
+
+
+DECODE_BATCH = 8
+Decode = Callable[[Tensor], np.ndarray]  # latents [n, c, h, w] → uint8 [n, 256, 256, 3]
+
+
+def measure_decoder(decode: Decode, held_out: DecoderPictures) -> Metrics:
+    """Return the PSNR of encoded (`psnr`) and denoised latents, and the gradient energies, drawn ÷ real, of these.
+
+    `denoised_gradient_ratio` is measured in the large pictures, `small_gradient_ratio` in their small copies.
+    """
+    target = as_images(held_out.large)
+    encoded = as_images(decode(held_out.means))
+    denoised = as_images(decode(held_out.read_denoised(np.arange(len(held_out)))))
+    small, small_target = (F.avg_pool2d(images, LARGE_FACTOR) for images in (denoised, target))
+    return {
+        "psnr": float(psnr(encoded, target).mean()),
+        "denoised_psnr": float(psnr(denoised, target).mean()),
+        "denoised_gradient_ratio": gradient_energy(denoised) / max(gradient_energy(target), 1e-12),
+        "small_gradient_ratio": gradient_energy(small) / max(gradient_energy(small_target), 1e-12),
+    }
+
+
+@torch.inference_mode()
+def decode_large(network: LargeDecoder, latents: Tensor) -> np.ndarray:
+    """Decode latents [n, c, h, w] to uint8 [n, 256, 256, 3], in fp32."""
+    device = next(network.parameters()).device
+    return np.concatenate([as_pictures(network(part.to(device))) for part in torch.split(latents, DECODE_BATCH)])
+
+
+def decode_and_upscale(autoencoder: AutoencoderKL, resolver: SuperResolver, latents: Tensor) -> np.ndarray:
+    """Decode latents in two passes, as a model without a large decoder does."""
+    device = next(autoencoder.parameters()).device
+    small = as_pictures(decode_all(autoencoder, latents.to(device)))
+    return np.stack([np.asarray(resolver.upscale(Image.fromarray(picture), LARGE_FACTOR)) for picture in small])
+
+
+@dataclass(frozen=True)
+class DecoderEvaluator:
+    """Evaluates the averaged network of `trainer`; `decode_before` decodes in two passes, as before it."""
+
+    trainer: DecoderTrainer
+    held_out: DecoderPictures
+    decode_before: Decode
+    picture_count: int = 12
+
+    def evaluate(self) -> Metrics:
+        return measure_decoder(lambda latents: decode_large(self.trainer.average, latents), self.held_out)
+
+    def draw_sheet(self, path: Path) -> None:
+        """Write triples from denoised latents: the drawing, decoded in two passes, by the large decoder."""
+        index = spread_rows(len(self.held_out), self.picture_count)
+        latents = self.held_out.read_denoised(index)
+        columns = self.held_out.large[index], self.decode_before(latents), decode_large(self.trainer.average, latents)
+        write_picture_sheet(
+            path, [picture for triple in zip(*columns, strict=True) for picture in triple], columns=6, zoom=1
+        )

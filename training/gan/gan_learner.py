@@ -1,7 +1,10 @@
-"""One adversarial training step of generator and discriminator, with a learning rate that falls to zero.
+"""A patch discriminator, and one adversarial training step of it and a generator, with a rate that falls to zero.
 
-It combines two learners and a reconstruction loss, whatever the source of the pictures. The discriminator begins at a
-share of the run: earlier pictures are not worth judging.
+It works on images of any generator, with any reconstruction loss. The discriminator begins at a share of the run:
+earlier pictures are not worth judging.
+
+Isola 2017 (patches); Miyato 2018 (spectral norm); Lim & Ye 2017 (hinge); Esser 2021 (its weight follows the
+reconstruction's gradient, here measured at the picture itself).
 """
 
 from __future__ import annotations
@@ -9,14 +12,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any, Generic, TypeVar, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.parametrizations import spectral_norm
 
-from training.core.device import mixed_precision
-from training.core.learner import Learner, cosine_decay, warmup_factor
+from training.core.learner import BatchTrainer, Learner, cosine_decay, mixed_precision, warmup_factor
+from training.core.muon import is_hidden_matrix
 from training.core.run import Metrics
-from training.gan.discriminator import Discriminator, hinge_loss, picture_gradient
 
 DISCRIMINATOR_HEAD_START = 0.05  # of the run, in which only the discriminator learns
 
@@ -101,3 +106,75 @@ class GanLearner:
 
     def _current_rate(self, peak: float, progress: float) -> float:
         return peak * warmup_factor(self.generator_learner.updates, self.settings.warm) * cosine_decay(progress)
+
+
+CHANNELS = (32, 64, 128)
+
+
+class Discriminator(nn.Module):
+    """Returns one score for each patch; above 0 it looks real. Three halvings: a patch is 46 pixels wide."""
+
+    def __init__(self, channels: tuple[int, ...] = CHANNELS) -> None:
+        super().__init__()
+        widths = (3, *channels)
+        layers = [
+            spectral_norm(nn.Conv2d(in_width, out_width, 4, 2, 1))
+            for in_width, out_width in zip(widths, channels, strict=False)
+        ]
+        self.layers = nn.ModuleList(layers)
+        self.score = spectral_norm(nn.Conv2d(channels[-1], 1, 4, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        for layer in self.layers:
+            images = F.leaky_relu(layer(images), 0.2)
+        return self.score(images)
+
+
+def hinge_loss(real: Tensor, fake: Tensor) -> Tensor:
+    """Return the discriminator's loss: real patches above 1, generated ones below −1."""
+    return (F.relu(1 - real).mean() + F.relu(1 + fake).mean()) / 2
+
+
+def picture_gradient(
+    output: Tensor, measure_loss: Callable[[Tensor], Tensor], discriminator: Discriminator | None, weight: float
+) -> tuple[Tensor, float]:
+    """Return the gradient of `measure_loss` at the picture, and the loss. A `discriminator` adds its own gradient.
+
+    `weight` is the length of that part relative to the loss's: 0.1 is a tenth, at any scale.
+    """
+    image = output.detach().float().requires_grad_()
+    loss = measure_loss(image)
+    (gradient,) = torch.autograd.grad(loss, image)
+    if discriminator is not None and weight > 0:
+        with mixed_precision(image.device):
+            scores = discriminator(image)
+        (adversarial_gradient,) = torch.autograd.grad(-scores.float().mean(), image)
+        gradient = gradient + adversarial_gradient * (
+            weight * cast(Tensor, gradient.norm()) / cast(Tensor, adversarial_gradient.norm()).clamp_min(1e-12)
+        )
+    return gradient, float(loss.detach())
+
+
+N = TypeVar("N", bound=nn.Module)
+
+
+class GanTrainer(BatchTrainer[GanLearner], Generic[N]):
+    """Trains `network` with a discriminator, the matrices of `is_muon_matrix` by Muon if the settings say so."""
+
+    def __init__(
+        self,
+        network: N,
+        settings: GanSettings,
+        batch_size: int,
+        is_muon_matrix: Callable[[str, Tensor], bool] = is_hidden_matrix,
+    ) -> None:
+        self.network: N = cast(Any, network).to(memory_format=torch.channels_last).train()
+        self.device = next(network.parameters()).device
+        learner = Learner(
+            "network", network, ema=settings.ema, is_muon_matrix=is_muon_matrix if settings.muon else None
+        )
+        super().__init__(GanLearner(learner, settings), batch_size)
+
+    @property
+    def average(self) -> N:
+        return cast(N, self.learner.generator_learner.average)

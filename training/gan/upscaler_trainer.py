@@ -1,7 +1,8 @@
-"""Trains the super-resolver ×4, a small network in an architecture that spandrel loads ("RealESRGAN Compact").
+"""Trains and evaluates the super-resolver ×4, in an architecture that spandrel loads ("RealESRGAN Compact").
 
-It holds one step and the state that repeats the next one exactly. It is independent of files, clocks and the source of
-the pictures. All randomness is a function of (seed, step).
+Its pairs are large pictures, and small ones, scaled down or decoded by our autoencoder. They are built once, by seed,
+so a step costs only the network. A share of them are charts: steps, lines, flat patches and plain shapes, with cleaner
+edges than any artwork. All randomness is a function of (seed, step).
 
 The loss contains the errors that flat artwork shows at once: ringing, shifted colours, patterns on flat areas. It
 measures them by the steps between neighbours, the means of areas, and values outside the target's range nearby.
@@ -11,12 +12,15 @@ Shi 2016 (the last layer); Wang 2021 (Real-ESRGAN, whose compact network this is
 
 from __future__ import annotations
 
+import io
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
 
 import numpy as np
 import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from PIL import Image, ImageDraw
 from spandrel import ModelLoader
 from spandrel.architectures.Compact import Compact
 from torch import Tensor, nn
@@ -25,13 +29,14 @@ from engine.device.torch_device import copy_to_device
 from engine.models.judge import as_images
 from engine.upscaling.super_resolver import CLAMP_METADATA
 from training.core import checkpoint
-from training.core.batch_trainer import BatchTrainer
-from training.core.device import mixed_precision
-from training.core.learner import Learner
+from training.core.learner import mixed_precision, spread_rows
 from training.core.run import Metrics
-from training.gan.gan_learner import GanLearner, GanSettings
-from training.gan.losses import gradient_loss, overshoot_loss, pyramid_loss
-from training.gan.upscaler_pairs import UPSCALE_FACTOR, UpscalerPairs
+from training.gan.gan_learner import GanSettings, GanTrainer
+from training.gan.latent_coding import decode_images
+from training.gan.losses import gradient_loss, overshoot_loss, psnr, pyramid_loss, ssim
+from training.pictures.artwork import Artwork
+from training.pictures.masked_pictures import ProgressCallback, as_pictures, write_picture_sheet
+from training.pictures.variants import BACKGROUND_COLOURS, USUAL_SCALE
 
 
 @dataclass(frozen=True)
@@ -85,21 +90,13 @@ def is_inner_matrix(name: str, parameter: Tensor) -> bool:
     return parameter.ndim == 4 and parameter.size(0) == parameter.size(1)
 
 
-class UpscalerTrainer(BatchTrainer[GanLearner]):
+class UpscalerTrainer(GanTrainer[nn.Module]):
     """Trains a network with a discriminator. `samples` counts crops seen."""
 
     def __init__(self, network: nn.Module, pairs: UpscalerPairs, settings: UpscalerSettings) -> None:
-        self.network: nn.Module = cast(Any, network).to(memory_format=torch.channels_last).train()
         self.pairs = pairs
         self.settings = settings
-        self.device = next(network.parameters()).device
-        is_muon_matrix = is_inner_matrix if settings.muon else None
-        generator_learner = Learner("network", self.network, ema=settings.ema, is_muon_matrix=is_muon_matrix)
-        super().__init__(GanLearner(generator_learner, settings), settings.batch)
-
-    @property
-    def average(self) -> nn.Module:
-        return self.learner.generator_learner.average
+        super().__init__(network, settings, settings.batch, is_inner_matrix)
 
     def step(self, progress: float) -> Metrics:
         """Train one batch at this share of the run. Raises ValueError if the loss is not a number."""
@@ -132,3 +129,270 @@ class UpscalerTrainer(BatchTrainer[GanLearner]):
                 patch = np.rot90(pixels[number, rows, columns], quarter_turns)
                 crops.append(patch[:, ::-1] if mirrored else patch)
         return as_images(np.stack(small)), as_images(np.stack(large))
+
+
+UPSCALE_FACTOR = 4
+LARGE_SIDE = 256
+SMALL_SIDE = LARGE_SIDE // UPSCALE_FACTOR
+CHART_SHARE = 0.2  # share of the pictures
+MIN_DETAILED_SIDE = 192  # smallest side of a drawing in px; a smaller one would be blurred and teach blur
+MAX_NOISE = 0.6  # the most noise, as a share of the posterior's deviation, as in the decoder's training
+JPEG_SHARE = 0.2
+DOWNSCALE_FILTERS = (Image.Resampling.BOX, Image.Resampling.BICUBIC, Image.Resampling.LANCZOS)
+
+
+@dataclass(frozen=True)
+class UpscalerPairs:
+    """uint8 pictures: `large` [n, 256, 256, 3]; `clean` and `decoded` [n, 64, 64, 3] are small versions of them."""
+
+    large: np.ndarray
+    clean: np.ndarray
+    decoded: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.large)
+
+
+def render_large(drawing: Artwork, rng: np.random.Generator) -> np.ndarray:
+    """Render a drawing on one colour, uint8 [256, 256, 3]; at random, exchange its colour channels."""
+    scale = USUAL_SCALE if rng.random() < 0.5 else float(rng.uniform(0.6, 1.0))
+    longest = max(drawing.pixels.size)
+    width, height = (max(1, round(side * scale * LARGE_SIDE / longest)) for side in drawing.pixels.size)
+    resized = drawing.pixels.resize((width, height), Image.Resampling.LANCZOS)
+    base_colour = BACKGROUND_COLOURS[str(rng.choice(list(BACKGROUND_COLOURS)))]
+    shade = np.clip(base_colour + rng.integers(-20, 21, 3), 0, 255)
+    colour = (255, 255, 255) if rng.random() < 0.3 else (int(shade[0]), int(shade[1]), int(shade[2]))
+    layer = Image.new("RGBA", (LARGE_SIDE, LARGE_SIDE), (0, 0, 0, 0))
+    margin = np.array([LARGE_SIDE - width, LARGE_SIDE - height])
+    left, top = (margin * (0.5 if rng.random() < 0.5 else rng.random(2))).astype(int)
+    layer.paste(resized, (int(left), int(top)))
+    composite = Image.alpha_composite(Image.new("RGBA", (LARGE_SIDE, LARGE_SIDE), (*colour, 255)), layer)
+    pixels = np.asarray(composite.convert("RGB"))
+    return pixels[..., rng.permutation(3)] if rng.random() < 0.25 else pixels
+
+
+def render_drawings(drawings: Sequence[Artwork], count: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
+    """Render `count` large pictures of the drawings with enough detail, in turn. Raises ValueError if none has it."""
+    detailed = [drawing for drawing in drawings if max(drawing.pixels.size) >= MIN_DETAILED_SIDE]
+    if not detailed:
+        raise ValueError(f"no drawing has {MIN_DETAILED_SIDE} pixels a side: there is nothing to learn detail from")
+    order: list[int] = rng.permutation(len(detailed)).tolist()
+    return (render_large(detailed[order[number % len(detailed)]], rng) for number in range(count))
+
+
+def cut_squares(pictures: Sequence[Image.Image], count: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
+    """Cut `count` squares of 256 px out of pictures of any size: the whole picture or a part of it."""
+    for number in range(count):
+        picture = pictures[number % len(pictures)].convert("RGB")
+        shorter = min(picture.size)
+        side = min(shorter, max(LARGE_SIDE, round(shorter * float(rng.uniform(0.4, 1.0)))))
+        left, top = (int(rng.integers(0, length - side + 1)) for length in picture.size)
+        crop = picture.crop((left, top, left + side, top + side))
+        yield np.asarray(crop.resize((LARGE_SIDE, LARGE_SIDE), Image.Resampling.LANCZOS))
+
+
+def build_pairs(
+    large: Iterator[np.ndarray],
+    count: int,
+    autoencoder: AutoencoderKL | None,
+    seed: int,
+    chart_share: float = CHART_SHARE,
+    on_progress: ProgressCallback = lambda finished, total: None,
+) -> UpscalerPairs:
+    """Build pairs of `count` pictures, a share `chart_share` of them charts; the same for the same seed."""
+    rng = np.random.default_rng([seed, 256])
+    is_chart = rng.random(count) < chart_share
+    pictures = [draw_chart(rng, LARGE_SIDE) if chosen else next(large) for chosen in is_chart]
+    clean = [
+        _downscale(picture, rng, use_box_filter=chosen) for picture, chosen in zip(pictures, is_chart, strict=True)
+    ]
+    decoded_pictures: list[np.ndarray] = []
+    for start in range(0, count, 32):
+        batch = np.stack(clean[start : start + 32])
+        decoded_batch = batch if autoencoder is None else _decode_noisy(autoencoder, batch, (seed << 32) + start)
+        decoded_pictures += [_compress_at_random(chosen, rng) for chosen in decoded_batch]
+        on_progress(min(start + 32, count), count)
+    return UpscalerPairs(
+        np.stack(pictures), np.stack([_compress_at_random(chosen, rng) for chosen in clean]), np.stack(decoded_pictures)
+    )
+
+
+def _downscale(picture: np.ndarray, rng: np.random.Generator, *, use_box_filter: bool) -> np.ndarray:
+    """Scale down; with `use_box_filter` by the mean of each area, the only way that keeps a chart's edges clean."""
+    resampling = DOWNSCALE_FILTERS[0 if use_box_filter else int(rng.integers(len(DOWNSCALE_FILTERS)))]
+    return np.asarray(Image.fromarray(picture).resize((SMALL_SIDE, SMALL_SIDE), resampling))
+
+
+def _compress_at_random(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    if rng.random() >= JPEG_SHARE:
+        return picture
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "JPEG", quality=int(rng.integers(70, 96)))
+    return np.asarray(Image.open(buffer).convert("RGB"))
+
+
+@torch.inference_mode()
+def _decode_noisy(autoencoder: AutoencoderKL, pictures: np.ndarray, seed: int) -> np.ndarray:
+    """Encode, add noise of any strength up to `MAX_NOISE`, and decode."""
+    generator = torch.Generator().manual_seed(seed)
+    device = next(autoencoder.parameters()).device
+    with mixed_precision(device):
+        posterior = autoencoder.encode(as_images(pictures).to(device), return_dict=False)[0]
+        mean = posterior.mean.float()
+        deviation = posterior.std.float()
+        strength = torch.rand((len(mean), 1, 1, 1), generator=generator) * MAX_NOISE
+        noise = torch.randn(mean.shape, generator=generator)
+        images = decode_images(autoencoder, mean + strength.to(device) * deviation * noise.to(device))
+    return as_pictures(images)
+
+
+GREY_STEPS = ((64, 192), (96, 160), (112, 144))  # mid greys, so that clipping does not hide overshoot
+
+
+@torch.inference_mode()
+def upscale_batch(network: nn.Module, small: np.ndarray) -> np.ndarray:
+    """Upscale uint8 [n, h, w, 3] to uint8 [n, 4h, 4w, 3], one after the other."""
+    device = next(network.parameters()).device
+    outputs = [network(as_images(picture[None]).to(device) / 2 + 0.5)[0] for picture in small]
+    return torch.stack(outputs).mul(255).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
+
+
+def upscale_with_lanczos(small: np.ndarray) -> np.ndarray:
+    """Upscale by Lanczos, without a network."""
+    height, width = (side * UPSCALE_FACTOR for side in small.shape[1:3])
+    return np.stack(
+        [np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.LANCZOS)) for picture in small]
+    )
+
+
+def measure_ringing(network: nn.Module, side: int = 64, border: int = 16) -> float:
+    """Return the worst overshoot of a step between two mid greys, vertical or horizontal, in steps of 255."""
+    charts = np.empty((2 * len(GREY_STEPS), side, side, 3), np.uint8)
+    for number, (low, high) in enumerate(GREY_STEPS):
+        charts[2 * number : 2 * number + 2] = low
+        charts[2 * number, :, side // 2 :] = high
+        charts[2 * number + 1, side // 2 :] = high
+    upscaled = upscale_batch(network, charts)[:, border:-border, border:-border].astype(np.int16)
+    grey_ranges = np.repeat(np.array(GREY_STEPS), 2, axis=0)
+    overshoot = upscaled.max(axis=(1, 2, 3)) - grey_ranges[:, 1]
+    undershoot = grey_ranges[:, 0] - upscaled.min(axis=(1, 2, 3))
+    return float(max(overshoot.max(), undershoot.max(), 0))
+
+
+def measure_upscaler(network: nn.Module, held_out: UpscalerPairs) -> Metrics:
+    """Return PSNR and SSIM on clean and decoded pictures, their gain over Lanczos, and the overshoot."""
+    metrics: dict[str, float] = {}
+    targets = as_images(held_out.large)
+    for name, small in (("clean", held_out.clean), ("mended", held_out.decoded)):
+        upscaled = as_images(upscale_batch(network, small))
+        baseline = as_images(upscale_with_lanczos(small))
+        metrics[f"psnr_{name}"] = float(psnr(upscaled, targets).mean())
+        metrics[f"psnr_{name}_gain"] = float((psnr(upscaled, targets) - psnr(baseline, targets)).mean())
+        metrics[f"ssim_{name}"] = float(ssim(upscaled, targets).mean())
+        metrics[f"ssim_{name}_gain"] = float((ssim(upscaled, targets) - ssim(baseline, targets)).mean())
+    return {**metrics, "overshoot": measure_ringing(network)}
+
+
+@dataclass(frozen=True)
+class UpscalerEvaluator:
+    """Evaluates the averaged network of `trainer` on drawings that were never trained on."""
+
+    trainer: UpscalerTrainer
+    held_out: UpscalerPairs
+    picture_count: int = 8
+
+    def evaluate(self) -> Metrics:
+        return measure_upscaler(self.trainer.average, self.held_out)
+
+    def draw_sheet(self, path: Path) -> None:
+        """Write a line for each picture: Lanczos and ours of the clean one, the same of the decoded one, the target."""
+        index = spread_rows(len(self.held_out), self.picture_count)
+        clean = self.held_out.clean[index]
+        decoded = self.held_out.decoded[index]
+        columns = (
+            upscale_with_lanczos(clean),
+            upscale_batch(self.trainer.average, clean),
+            upscale_with_lanczos(decoded),
+            upscale_batch(self.trainer.average, decoded),
+            self.held_out.large[index],
+        )
+        write_picture_sheet(
+            path, [picture for row in zip(*columns, strict=True) for picture in row], columns=len(columns), zoom=1
+        )
+
+
+OVERSAMPLING = 4
+CHART_KINDS = ("step", "step", "aligned", "aligned", "aligned", "lines", "shapes", "shapes", "flat")
+
+
+def draw_chart(rng: np.random.Generator, side: int) -> np.ndarray:
+    """Draw one chart, uint8 [side, side, 3]."""
+    kind = str(rng.choice(CHART_KINDS))
+    if kind == "aligned":
+        return _draw_aligned_steps(rng, side)
+    canvas = Image.new("RGB", (side * OVERSAMPLING, side * OVERSAMPLING), _random_colour(rng))
+    draw = ImageDraw.Draw(canvas)
+    if kind == "step":
+        _draw_step(draw, rng, canvas.width)
+    elif kind == "lines":
+        _draw_lines(draw, rng, canvas.width)
+    elif kind == "shapes":
+        _draw_shapes(draw, rng, canvas.width)
+    return np.asarray(canvas.resize((side, side), Image.Resampling.BOX))
+
+
+def _random_colour(rng: np.random.Generator) -> tuple[int, int, int]:
+    """Draw any colour, or a grey: errors show most at a step between two greys."""
+    red, green, blue = (int(part) for part in rng.integers(0, 256, 3))
+    return (red, red, red) if rng.random() < 0.4 else (red, green, blue)
+
+
+def _draw_aligned_steps(rng: np.random.Generator, side: int) -> np.ndarray:
+    """Draw steps on pixel borders of the small picture: the edge is hard in both sizes."""
+    small = np.empty((side // 4, side // 4, 3), np.uint8)
+    small[:] = _random_colour(rng)
+    small[:, int(rng.integers(4, side // 4 - 4)) :] = _random_colour(rng)
+    if rng.random() < 0.3:
+        small[int(rng.integers(4, side // 4 - 4)) :] = _random_colour(rng)
+    large = small.repeat(4, axis=0).repeat(4, axis=1)
+    return large.transpose(1, 0, 2).copy() if rng.random() < 0.5 else large
+
+
+def _draw_step(draw: ImageDraw.ImageDraw, rng: np.random.Generator, side: int) -> None:
+    angle = rng.uniform(0, 2 * np.pi)
+    along = np.array([np.cos(angle), np.sin(angle)])
+    across = np.array([-np.sin(angle), np.cos(angle)])
+    middle = rng.uniform(0.3, 0.7, 2) * side
+    extent = 2 * side
+    corners = (
+        middle + along * extent,
+        middle - along * extent,
+        middle - along * extent + across * extent * 2,
+        middle + along * extent + across * extent * 2,
+    )
+    draw.polygon([(float(x), float(y)) for x, y in corners], fill=_random_colour(rng))
+
+
+def _draw_lines(draw: ImageDraw.ImageDraw, rng: np.random.Generator, side: int) -> None:
+    for _ in range(int(rng.integers(3, 9))):
+        x0, y0, x1, y1 = (float(coordinate) for coordinate in rng.uniform(0, side, 4))
+        draw.line((x0, y0, x1, y1), fill=_random_colour(rng), width=int(rng.integers(2, 12)) * OVERSAMPLING)
+
+
+def _draw_shapes(draw: ImageDraw.ImageDraw, rng: np.random.Generator, side: int) -> None:
+    for _ in range(int(rng.integers(2, 9))):
+        x, y = (float(coordinate) for coordinate in rng.uniform(0, side, 2))
+        half_width, half_height = (float(half_side) for half_side in rng.uniform(0.02, 0.3, 2) * side)
+        box = (x - half_width, y - half_height, x + half_width, y + half_height)
+        kind = rng.integers(4)
+        if kind == 0:
+            draw.ellipse(box, fill=_random_colour(rng))
+        elif kind == 1:
+            draw.ellipse(box, outline=_random_colour(rng), width=int(rng.integers(2, 10)) * OVERSAMPLING)
+        elif kind == 2:
+            draw.rounded_rectangle(box, float(rng.uniform(0, min(half_width, half_height))), fill=_random_colour(rng))
+        else:
+            points = [
+                (x + float(dx) * half_width, y + float(dy) * half_height) for dx, dy in rng.uniform(-1, 1, (3, 2))
+            ]
+            draw.polygon(points, fill=_random_colour(rng))

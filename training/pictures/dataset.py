@@ -1,19 +1,30 @@
-"""Reads a folder of captioned pictures: `NAME.txt` beside `NAME.png`, or `metadata.jsonl` (`file_name`, `text`).
+"""Reads a folder of captioned pictures, and makes views of them: slightly zoomed, shifted, brighter or darker.
 
-It follows the imagefolder convention of the datasets library, subfolders included. An unusable file never ends a run:
-it is left out and listed with the reason. It is independent of networks.
+A caption is `NAME.txt` beside `NAME.png`, or a line of `metadata.jsonl` (`file_name`, `text`). It follows the
+imagefolder convention of the datasets library, subfolders included. An unusable file never ends a run: it is left out
+and listed with the reason. It is independent of networks.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, cast
 
-from training.pictures.dataset_captions import CAPTION_ENDING, METADATA_FILE, FolderCaptions, SkippedFile, read_captions
-from training.pictures.picture_file import SUPPORTED_ENDINGS, UnusablePicture, decode_picture
+import numpy as np
+from PIL import Image, ImageEnhance
+
+from training.pictures.picture_file import (
+    SUPPORTED_ENDINGS,
+    DecodedPicture,
+    UnusablePicture,
+    decode_picture,
+    fit_square,
+)
 
 UNSUPPORTED_ENDINGS = frozenset({".tif", ".tiff", ".heic", ".heif", ".avif", ".svg", ".psd", ".jxl", ".jp2", ".apng"})
 MAX_PICTURES = 1_000_000
@@ -130,3 +141,177 @@ def _empty_folder_message(folder: Path, skipped: list[SkippedFile]) -> str:
         return f"{folder} has no pictures ({', '.join(sorted(ending[1:] for ending in SUPPORTED_ENDINGS))})."
     count_note = f" {len(skipped)} files were left out;" if len(skipped) > 1 else ""
     return f"{folder} has no picture that can be used:{count_note} {skipped[0]}."
+
+
+METADATA_FILE = "metadata.jsonl"
+CAPTION_ENDING = ".txt"
+MAX_CAPTION_LENGTH = 1000  # characters: our text encoders read at most 77 tokens
+MAX_TEXT_BYTES = 64 << 10
+MAX_METADATA_BYTES = 256 << 20
+
+
+@dataclass(frozen=True)
+class SkippedFile:
+    """A file left out, and why. Its text is one printable line, for any file name."""
+
+    name: str
+    reason: str
+
+    def __str__(self) -> str:
+        line = "".join(character if character.isprintable() else "?" for character in f"{self.name} {self.reason}")
+        return line if len(line) <= 300 else line[:299] + "…"
+
+
+@dataclass
+class FolderCaptions:
+    """The caption of each picture, or what is wrong with it. `skipped` lists entries without a picture."""
+
+    by_picture: dict[Path, str] = field(default_factory=dict)
+    problems: dict[Path, str] = field(default_factory=dict)
+    skipped: list[SkippedFile] = field(default_factory=list)
+
+
+def read_captions(folder: Path, caption_files: Sequence[Path], files: Sequence[Path]) -> FolderCaptions:
+    """Read all captions for the pictures among `files`. A picture's first caption counts."""
+    captions = FolderCaptions()
+    files_by_path = {os.path.normpath(path): path for path in files}
+    by_stem: dict[Path, list[Path]] = {}
+    for path in files:
+        by_stem.setdefault(path.with_suffix(""), []).append(path)
+    root = folder.resolve()
+    inside = [path for path in caption_files if path.resolve().is_relative_to(root)]
+    inside_set = set(inside)  # computed once: a folder may have a million captions
+    captions.skipped += [
+        SkippedFile(_relative_name(folder, path), "is a link that leads out")
+        for path in caption_files
+        if path not in inside_set
+    ]
+    for path in (file for file in inside if file.name == METADATA_FILE):
+        _read_metadata(folder, path, files_by_path, captions)
+    for path in (file for file in inside if file.name != METADATA_FILE):
+        pictures = [file for file in by_stem[path.with_suffix("")] if file.suffix.lower() != CAPTION_ENDING]
+        _read_text(path, _relative_name(folder, path), pictures, captions)
+    return captions
+
+
+def _read_text(path: Path, name: str, pictures: list[Path], captions: FolderCaptions) -> None:
+    if not pictures:
+        captions.skipped.append(SkippedFile(name, "has no picture beside it"))
+        return
+    if any(picture in captions.by_picture for picture in pictures):
+        captions.skipped.append(SkippedFile(name, f"is a second caption: {METADATA_FILE} has one already"))
+        return
+    try:
+        caption = clean_caption(_read_bytes(path, MAX_TEXT_BYTES))
+    except ValueError as reason:
+        captions.problems.update((picture, f"has a caption that {reason}") for picture in pictures)
+    else:
+        captions.by_picture.update((picture, caption) for picture in pictures)
+
+
+def _read_metadata(folder: Path, path: Path, files_by_path: Mapping[str, Path], captions: FolderCaptions) -> None:
+    name = _relative_name(folder, path)
+    try:
+        lines = _read_bytes(path, MAX_METADATA_BYTES).splitlines()
+    except ValueError as reason:
+        captions.skipped.append(SkippedFile(name, str(reason)))
+        return
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            _read_line(path.parent, line, files_by_path, captions)
+        except (ValueError, RecursionError) as reason:
+            captions.skipped.append(SkippedFile(f"{name} line {number}", str(reason)))
+
+
+def _read_line(base_folder: Path, line: bytes, files_by_path: Mapping[str, Path], captions: FolderCaptions) -> None:
+    try:
+        entry = json.loads(line.removeprefix(b"\xef\xbb\xbf"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError("is not JSON in UTF-8") from error
+    fields = cast(dict[str, Any], entry) if isinstance(entry, dict) else {}
+    file_name = fields.get("file_name")
+    if not isinstance(file_name, str) or not file_name:
+        raise ValueError("names no picture: it needs file_name and text")
+    normal_path = os.path.normpath(base_folder / file_name)
+    if os.path.isabs(file_name) or not Path(normal_path).is_relative_to(os.path.normpath(base_folder)):
+        raise ValueError("names a path outside of its folder")
+    if (picture := files_by_path.get(normal_path)) is None:
+        raise ValueError(f"names {file_name[:80]}, which is not there")
+    if picture in captions.by_picture or picture in captions.problems:
+        raise ValueError(f"names {file_name[:80]} a second time: the first caption counts")
+    try:
+        captions.by_picture[picture] = clean_caption(fields.get("text"))
+    except ValueError as reason:
+        captions.problems[picture] = f"has a caption that {reason}"
+
+
+def clean_caption(caption: object) -> str:
+    """Clean a caption to one printable line. Raises ValueError with the end of a sentence about what is wrong."""
+    if isinstance(caption, bytes):
+        try:
+            caption = caption.decode("utf-8-sig")
+        except UnicodeDecodeError:
+            raise ValueError("is not UTF-8") from None
+    if not isinstance(caption, str):
+        raise ValueError("is not text")
+    line = " ".join("".join(character if character.isprintable() else " " for character in caption).split())
+    if not line:
+        raise ValueError("is empty")
+    if len(line) > MAX_CAPTION_LENGTH:
+        raise ValueError(f"has {len(line)} characters, and at most {MAX_CAPTION_LENGTH} are read")
+    return line
+
+
+def _relative_name(folder: Path, path: Path) -> str:
+    return path.relative_to(folder).as_posix()
+
+
+def _read_bytes(path: Path, max_bytes: int) -> bytes:
+    if not path.is_file():
+        raise ValueError("is not a regular file")
+    try:
+        with path.open("rb") as file:
+            content = file.read(max_bytes + 1)
+    except OSError as error:
+        raise ValueError(f"cannot be read ({error.strerror})") from error
+    if len(content) > max_bytes:
+        raise ValueError(f"is larger than {max_bytes >> 10} kB")
+    return content
+
+
+ENOUGH_ROWS = 1000  # cache rows above which pictures need no more views
+MAX_VIEWS = 8  # views of one picture
+MIN_VISIBLE_SHARE = 0.9  # the smallest share of a side that a view shows
+MAX_BRIGHTNESS_CHANGE = 0.06
+
+
+def number_views(pictures: Sequence[DatasetPicture], flip: bool) -> list[tuple[int, int]]:
+    """Return all (picture, number) pairs: view 0 is the unchanged picture; with `flip` odd numbers are mirrored."""
+    views = max(1, min(MAX_VIEWS, ENOUGH_ROWS // len(pictures)))
+    return [(index, number) for index in range(len(pictures)) for number in range(max(views, 1 + flip))]
+
+
+def render_view(picture: DatasetPicture, number: int, side: int, seed: int, flip: bool) -> np.ndarray:
+    """Render a view, uint8 [side, side, 3]. Raises `UnusablePicture` if the file has changed."""
+    decoded = decode_picture(picture.path)
+    rng = np.random.default_rng([seed, int(picture.digest[:8], 16), number])
+    square = fit_square(decoded, side)
+    if number > flip:
+        square = _crop_at_random(decoded, side, rng)
+    if flip and number % 2:
+        square = square.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return np.asarray(square)
+
+
+def _crop_at_random(decoded: DecodedPicture, side: int, rng: np.random.Generator) -> Image.Image:
+    visible_share = rng.uniform(MIN_VISIBLE_SHARE, 1.0)
+    large_square = fit_square(decoded, max(side, round(side / visible_share)))
+    left, top = rng.integers(0, large_square.width - side + 1, 2)
+    crop = large_square.crop((int(left), int(top), int(left) + side, int(top) + side))
+    if decoded.was_transparent:  # its background is white and stays white
+        return crop
+    return ImageEnhance.Brightness(crop).enhance(
+        float(rng.uniform(1 - MAX_BRIGHTNESS_CHANGE, 1 + MAX_BRIGHTNESS_CHANGE))
+    )

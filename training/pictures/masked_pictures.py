@@ -6,11 +6,14 @@ It is independent of captions, latents and networks. A drawing with all its vari
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from engine.models.judge import as_images
@@ -78,3 +81,16 @@ def render_artwork(
     return mask_pictures(train_pictures), mask_pictures(
         [render_variant(drawing, FIRST_VALIDATION_NUMBER, seed).pixels for drawing in held_out_drawings]
     )
+
+
+def write_picture_sheet(path: Path, pictures: Sequence[np.ndarray], *, columns: int = 8, zoom: int = 2) -> None:
+    """Write one PNG of all pictures in reading order, at most `columns` in a line, replaced atomically."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    columns = min(columns, len(pictures))
+    blank = np.full_like(pictures[0], 255)
+    cells = [*pictures, *[blank] * (-len(pictures) % columns)]
+    lines = [np.concatenate(cells[start : start + columns], axis=1) for start in range(0, len(cells), columns)]
+    sheet = Image.fromarray(np.concatenate(lines))
+    temp_path = path.with_name(f"{path.name}.fresh")
+    sheet.resize((sheet.width * zoom, sheet.height * zoom), Image.Resampling.NEAREST).save(temp_path, "PNG")
+    os.replace(temp_path, path)

@@ -12,8 +12,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from benchmarks.fixtures.small_controls import build_controlnet
-from benchmarks.fixtures.small_ip_adapters import save_small_ip_adapter
+from benchmarks.fixtures.small_controls import build_controlnet, save_small_ip_adapter
 from bot.app.settings import load_settings
 from bot.cli.imagine.followed_pictures import split_controls, split_references
 from bot.cli.imagine.job_inputs import JobInputs

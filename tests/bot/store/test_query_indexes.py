@@ -8,7 +8,7 @@ from typing import Any, get_args
 import pytest
 from ulid import ULID
 
-from benchmarks.queue.queue_seed import seed_queue
+from benchmarks.queue.job_picking import seed_queue
 from bot.domain.dto import Destination, Member
 from bot.policy.limits import DAY_SECONDS
 from bot.policy.rules.effective_rules import UsageScope

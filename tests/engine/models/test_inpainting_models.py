@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.fixtures.picture_pipelines import call_inpainting
+from benchmarks.fixtures.reference_pipeline import call_inpainting
 from benchmarks.fixtures.small_pipelines import save_small_pipeline
 from engine.batching.engine import Engine
 from engine.batching.input_pictures import load_pictures

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.fixtures.medium_pipelines import build_medium_pipeline
 from benchmarks.fixtures.small_pipelines import PIPELINE_BUILDERS, save_small_pipeline
+from benchmarks.fixtures.wide_pipelines import build_medium_pipeline
 from benchmarks.models.memory_run import sample_weight_bytes
 from benchmarks.models.random_weights import ensure_model_folder
 from engine import models

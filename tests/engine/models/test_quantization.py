@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from benchmarks.fixtures.reference_pipeline import call_pipeline, load_quantized_pipeline, make_job
 from benchmarks.fixtures.wide_pipelines import save_pipeline
-from benchmarks.models.weight_bytes import count_stored_bytes
+from benchmarks.models.memory_run import count_stored_bytes
 from engine import models
 from engine.batching.engine import Engine
 from engine.batching.job_images import reason_to_decline

@@ -14,8 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from benchmarks.fixtures.picture_pipelines import call_with_references, load_reference_pipeline
-from benchmarks.fixtures.small_ip_adapters import save_small_ip_adapter
+from benchmarks.fixtures.reference_pipeline import call_with_references, load_reference_pipeline
+from benchmarks.fixtures.small_controls import save_small_ip_adapter
 from benchmarks.fixtures.small_pipelines import save_small_pipeline
 from engine.batching.engine import Engine
 from engine.batching.job_images import check_job

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from benchmarks.fixtures.reference_pipeline import call_pipeline
 from benchmarks.fixtures.wide_pipelines import save_pipeline
-from benchmarks.models.weight_bytes import count_stored_bytes
+from benchmarks.models.memory_run import count_stored_bytes
 from engine import models
 from engine.contract.rejection import JobRejected
 from engine.models.families.diffusers_family import DiffusersFamily

@@ -25,7 +25,7 @@ from engine.picture_files import MAX_SIDE, encode_png
 from engine.upscaling import super_resolver
 from engine.upscaling.ringing import MAX_EXCESS, clamp_ringing
 from engine.upscaling.super_resolver import BUILT_IN, CLAMP_METADATA, SuperResolver, _tile_boxes
-from training.evaluation.edge_charts import measure_overshoots
+from training.evaluation.speed import measure_overshoots
 
 TIMEOUT = 60.0
 Make = Callable[..., Path]

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pytest
 
-from benchmarks.fixtures.small_ip_adapters import save_small_ip_adapter
+from benchmarks.fixtures.small_controls import save_small_ip_adapter
 from engine.contract import JobFailed, JobFinished, JobStarted, ReferenceImage
 from engine.models.conditioners import add_conditioners
 from engine.models.families.stable_diffusion import StableDiffusion

@@ -1,0 +1,227 @@
+"""Checks that compare pictures with real drawings: reconstruction, realism, seeds that differ, memorisation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import cast
+
+import numpy as np
+import torch
+from PIL import Image
+
+from benchmarks.report.figure_row import FigureRow
+from engine.models.judge import as_images, resize_pictures
+from engine.process.model_words import WEIGHTS_FOLDER
+from training.evaluation import goals
+from training.evaluation.context import EvaluationContext
+from training.evaluation.measures import (
+    find_nearest_drawings,
+    frechet_distance,
+    has_duplicates,
+    masked_psnr,
+    mean_distance,
+    percent_of_hits,
+    shrink,
+)
+from training.gan.losses import gradient_energy
+from training.pictures.artwork import Artwork, is_held_out
+from training.pictures.variants import FIRST_VALIDATION_NUMBER, OTHER_SCALES, render_posed, render_variant
+
+UNKNOWN_TRAINING_NOTE = "held out if its autoencoder was trained with `darkroom train autoencoder`, else not known"
+Trip = Callable[[np.ndarray], np.ndarray]
+
+
+def check_reconstruction(context: EvaluationContext) -> list[FigureRow]:
+    """Return the rows. Raises ValueError if the artwork is unavailable."""
+    held_out = [drawing for drawing in context.artwork if is_held_out(drawing.key)]
+    if not held_out:
+        raise ValueError("None of the artwork is held out, so there is nothing to measure a reconstruction with.")
+    real = np.stack([render_variant(drawing, FIRST_VALIDATION_NUMBER, context.seed).pixels for drawing in held_out])
+    masks = np.stack([subject_mask(drawing, FIRST_VALIDATION_NUMBER, context.seed) for drawing in held_out])
+    reconstructed = np.stack([_round_trip(context, picture) for picture in real])
+    scores = masked_psnr(real, reconstructed, masks)
+    training_note = "" if context.weights == WEIGHTS_FOLDER else f"; {UNKNOWN_TRAINING_NOTE}"
+    note = (
+        f"the mean of {len(scores)} of {len(held_out)} drawings; their median is "
+        f"{float(scores.median()):.1f}{training_note}"
+    )
+    return [
+        goals.PSNR.make_row(float(scores.mean()), note),
+        _ssim_row(real, reconstructed, f"{len(held_out)} drawings{training_note}"),
+    ]
+
+
+def subject_mask(drawing: Artwork, number: int, seed: int) -> np.ndarray:
+    """Return a variant's subject, bool [h, w]: the pixels that follow the drawing's colour, black or white."""
+    alpha = drawing.pixels.getchannel("A")
+    in_white, in_black = (
+        render_variant(replace(drawing, pixels=_paint_silhouette(alpha, shade)), number, seed)
+        .pixels[..., 0]
+        .astype(int)
+        for shade in (255, 0)
+    )
+    return in_white - in_black > 127
+
+
+def _paint_silhouette(alpha: Image.Image, shade: int) -> Image.Image:
+    silhouette = Image.new("RGBA", alpha.size, (shade, shade, shade, 0))
+    silhouette.putalpha(alpha)
+    return silhouette
+
+
+def _round_trip(context: EvaluationContext, picture: np.ndarray) -> np.ndarray:
+    """Send a picture through the autoencoder and back, with the engine's code."""
+    family = context.sampler.family
+    return np.asarray(family.decode(family.encode_image(Image.fromarray(picture))).convert("RGB"))
+
+
+def _ssim_row(real: np.ndarray, reconstructed: np.ndarray, note: str) -> FigureRow:
+    try:
+        from torchmetrics.functional.image import structural_similarity_index_measure as ssim
+    except ImportError:
+        return goals.SSIM.make_row(None, "This needs torchmetrics: pip install 'darkroom-bot[train]'.")
+    score = ssim(_to_tensor(reconstructed), _to_tensor(real), data_range=255.0)
+    return goals.SSIM.make_row(float(torch.as_tensor(score[0] if isinstance(score, Sequence) else score)), note)
+
+
+def _to_tensor(pictures: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(pictures).permute(0, 3, 1, 2).double()  # in fp32 a picture is 0.9995 like itself
+
+
+def check_realism(context: EvaluationContext) -> list[FigureRow]:
+    """Compare one picture of each label with real drawings of the same labels, on white."""
+    return [_frechet_row(context), _gradient_row(context)]
+
+
+def _frechet_row(context: EvaluationContext) -> FigureRow:
+    """Measure the distance of the pictures from real drawings, and that of the real drawings from each other."""
+    label_sample, (real_output, real_targets) = context.label_sample(), context.judge_on_white()
+    drawn = label_sample.output.features
+    real = real_output.features[torch.isin(real_targets, label_sample.targets)]
+    distance = frechet_distance(drawn, real)
+    halves_distance = frechet_distance(real[::2], real[1::2])  # the two drawings of each label take turns
+    note = (
+        f"{len(drawn)} pictures, {len(real)} renderings of real drawings; two halves of these, with a drawing of each "
+        f"label, are {halves_distance:.2f} apart"
+    )
+    if len(drawn) <= drawn.size(1):
+        note += f"; both are too large, because no more pictures than features ({drawn.size(1)}) were drawn"
+    return goals.FRECHET.make_row(distance, note)
+
+
+def _gradient_row(context: EvaluationContext) -> FigureRow:
+    """Compare the gradients with those of all real drawings of the labels; beside it, with those of each style."""
+    label_sample = context.label_sample()
+    pictures = dict(zip(label_sample.labels, resize_pictures(label_sample.pictures), strict=True))
+    drawings = [drawing for drawing in context.choose_drawings() if drawing.description.label in pictures]
+
+    drawn_energy = {label: _measure_energy(picture) for label, picture in pictures.items()}
+    energies = [
+        (drawing.style, drawn_energy[drawing.description.label], _measure_energy(render_posed(drawing)))
+        for drawing in drawings
+    ]
+
+    def divide(style: str | None = None) -> float:
+        """Divide the drawn by the real energy, over the drawings of one style or of all."""
+        drawn, real = zip(*(pair for each_style, *pair in energies if style in (None, each_style)), strict=True)
+        return sum(drawn) / sum(real)
+
+    by_style = ", ".join(f"{style} {divide(style):.2f}" for style in sorted({style for style, *_ in energies}))
+    note = f"{len(pictures)} pictures, {len(drawings)} real drawings of the same labels and size; by style: {by_style}"
+    return goals.GRADIENT_ENERGY.make_row(divide(), note)
+
+
+def _measure_energy(picture: np.ndarray) -> float:
+    return gradient_energy(as_images(np.stack([picture])))
+
+
+SEEDS_PER_PROMPT = 4
+LISTED_PROMPTS = 3
+
+
+def check_seeds(context: EvaluationContext) -> list[FigureRow]:
+    """Compare four seeds of some prompts in the judge's features, relative to different real drawings (1)."""
+    labels = context.choose_labels(context.sizes.seed_groups, 3)
+    prompts = [f"{label}, white background" for label in labels for _ in range(SEEDS_PER_PROMPT)]
+    pictures = context.sampler.sample_pictures(prompts, range(len(prompts)))
+    features = torch.unflatten(context.judge.judge_pictures(pictures).features, 0, (len(labels), SEEDS_PER_PROMPT))
+    seed_distance = float(mean_distance(features).mean())
+    has_duplicate = [
+        has_duplicates(group) for group in pictures.reshape(len(labels), SEEDS_PER_PROMPT, *pictures.shape[1:])
+    ]
+    duplicate_labels = [label for label, is_duplicate in zip(labels, has_duplicate, strict=True) if is_duplicate]
+    note = f"{len(labels)} prompts, {SEEDS_PER_PROMPT} seeds"
+    duplicate_note = (
+        f"{note}: "
+        f"{', '.join(duplicate_labels[:LISTED_PROMPTS])}{' …' if len(duplicate_labels) > LISTED_PROMPTS else ''}"
+        if duplicate_labels
+        else note
+    )
+    return [
+        goals.DIVERSITY.make_row(
+            seed_distance / _drawing_distance(context), f"{note}; 1 would be as different as two drawings"
+        ),
+        goals.SEEDS_ALIKE.make_row(percent_of_hits(has_duplicate), duplicate_note),
+    ]
+
+
+def check_memorisation(context: EvaluationContext) -> list[FigureRow]:
+    """Count pictures as repetitions if they are nearer to a drawing than its own other renderings are."""
+    label_sample = context.label_sample()
+    artwork = context.artwork
+    drawings = np.stack([render_posed(drawing) for drawing in artwork])
+    limit = float(np.median(_rescaled_distances(artwork, drawings)))
+    distances, index = find_nearest_drawings(label_sample.pictures, drawings)
+    is_repeated = cast(list[bool], (distances < limit).tolist())
+    is_label_match = [
+        artwork[int(i)].description.label == label for i, label in zip(index, label_sample.labels, strict=True)
+    ]
+    note = (
+        f"nearer to it than {limit:.1f} of 255, the median between two renderings of one drawing; the median of "
+        f"{len(is_label_match)} pictures is {float(distances.median()):.1f}; the nearest drawing is the one that was "
+        "asked for "
+        f"in {percent_of_hits(is_label_match):.0f} %; of the drawings themselves, "
+        f"{_percent_alike_drawings(artwork, drawings, limit):.0f} % are as near to "
+        "one of another label"
+    )
+    return [goals.MEMORISED.make_row(percent_of_hits(is_repeated), note)]
+
+
+def _rescaled_distances(artwork: Sequence[Artwork], drawings: np.ndarray) -> list[float]:
+    """Return each drawing's distance from its own other renderings (RMS, in steps of 255)."""
+    reference = shrink(drawings)
+    distances: list[float] = []
+    for scale in OTHER_SCALES:
+        rescaled = shrink(np.stack([render_posed(drawing, scale) for drawing in artwork]))
+        distances += (rescaled - reference).square().mean(dim=1).sqrt().tolist()
+    return distances
+
+
+def _percent_alike_drawings(artwork: Sequence[Artwork], drawings: np.ndarray, limit: float) -> float:
+    """Return the percentage of labels whose drawing is nearer than `limit` to another label's, without any model."""
+    label_numbers = {
+        drawing_labels: number
+        for number, drawing_labels in enumerate(sorted({drawing.description.label for drawing in artwork}))
+    }
+    drawing_labels = torch.tensor([label_numbers[drawing.description.label] for drawing in artwork])
+    drawing_numbers = cast(list[int], drawing_labels.tolist())
+    first_rows = torch.tensor([drawing_numbers.index(number) for number in range(len(label_numbers))])
+    small_drawings = shrink(drawings)
+    is_near: list[bool] = []
+    for row_index in torch.split(first_rows, 256):
+        distances = torch.cdist(small_drawings[row_index], small_drawings) / small_drawings.size(1) ** 0.5
+        distances[drawing_labels[row_index][:, None] == drawing_labels[None]] = torch.inf
+        is_near += (distances.min(dim=1).values < limit).tolist()
+    return percent_of_hits(is_near)
+
+
+def _drawing_distance(context: EvaluationContext) -> float:
+    """Return the mean distance between real drawings of different labels, in the judge's features."""
+    by_label = {drawing.description.label: drawing for drawing in context.artwork}
+    rng = np.random.default_rng([context.seed, 4])
+    sampled_labels = rng.choice(sorted(by_label), min(256, len(by_label)), replace=False)
+    features = context.judge.judge_pictures(
+        np.stack([render_posed(by_label[str(label)]) for label in sampled_labels])
+    ).features
+    return float(mean_distance(features[None]))
