@@ -23,7 +23,7 @@ from engine.contract import Job, Sampler
 from engine.models.family import Family
 from engine.sampling import COLUMNS, TABLED, Plan, TimestepOptions, build_scheduler, plan, samplers_for
 from engine.sampling.probe import UncastableTensor
-from engine.sampling.timesteps import set_timesteps
+from engine.sampling.samplers import set_timesteps
 
 STEPS = 25
 

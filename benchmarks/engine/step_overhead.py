@@ -23,7 +23,7 @@ from engine.device.core_turns import WorkKind
 from engine.models.family import Conditioning, Family
 from engine.output.decode_worker import DecodeWorker
 from engine.output.previewer import fit_preview_map
-from engine.preview_maps.map_store import MapStore
+from engine.preview_maps.latent_map import MapStore
 
 ROUNDS = 3
 SNAPSHOT_SECONDS = 2.0  # seconds between two snapshots, as in `engine.worker.snapshot_saver`

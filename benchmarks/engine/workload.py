@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 
 from engine.batching.engine import Engine, Event, JobFailure, LatentsDone, StepDone
-from engine.batching.init_latents import load_init_latents
+from engine.batching.input_pictures import load_init_latents
 from engine.contract import BillingKey, Concept, Dtype, ImageToImage, InitImage, Job, Recipe, Sampler
 from engine.models.family import TORCH_DTYPES, Family
 from engine.models.library_logging import silence_libraries

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from benchmarks.gpu_report.speedups import LoadFamily
     from engine.models.families.diffusers_family import DiffusersFamily
-    from engine.process.offload_request import Offload
+    from engine.process.memory_requests import Offload
 
 REPORT_NAME = "darkroom-gpu-report"
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -45,7 +45,7 @@ def gpu_report(
     Writes darkroom-gpu-report.json and .md, to attach to an issue; they name no person, folder or network address.
     Without a GPU it measures the processor and says so, without real sizes, in about two minutes.
     """
-    from engine.device.torch_device import choose_device
+    from engine.device.memory import choose_device
 
     names = parse_model_names(models)
     device = choose_device()

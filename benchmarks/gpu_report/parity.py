@@ -34,8 +34,7 @@ from benchmarks.report.figure_row import FigureRow
 from benchmarks.report.measures import psnr
 from engine import models
 from engine.batching.engine import Engine, JobFailure, LatentsDone
-from engine.batching.init_latents import load_init_latents
-from engine.batching.input_pictures import load_pictures
+from engine.batching.input_pictures import load_init_latents, load_pictures
 from engine.contract import (
     Concept,
     ControlImage,

@@ -21,7 +21,7 @@ from engine.contract import Dtype
 from engine.models.families.diffusers_family import DiffusersFamily
 from engine.models.family import Family
 from engine.models.network.forward_runner import FORWARDS_BEFORE_RECORDING
-from engine.process.offload_request import OFFLOADS, Offload
+from engine.process.memory_requests import OFFLOADS, Offload
 
 BATCH_SIZES = (2, 4, 8, 16)
 ROUNDS = 5

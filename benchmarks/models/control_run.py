@@ -33,7 +33,7 @@ from engine.batching.engine import Engine, JobFailure
 from engine.batching.input_pictures import load_pictures
 from engine.calibration.calibration import calibrate
 from engine.contract import Concept, ControlImage, Dtype, Recipe, ReferenceImage
-from engine.device.torch_device import choose_device
+from engine.device.memory import choose_device
 from engine.models.control.control_networks import ControlNet
 from engine.models.families.diffusers_family import DiffusersFamily
 from engine.models.family import TORCH_DTYPES

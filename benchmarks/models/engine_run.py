@@ -24,7 +24,7 @@ from engine import models
 from engine.batching.engine import Engine, JobFailure, LatentsDone
 from engine.calibration.calibration import calibrate
 from engine.contract import Concept, Job, ModelProfile, Quantization, Recipe, ReferenceImage
-from engine.device.torch_device import choose_device
+from engine.device.memory import choose_device
 from engine.models.autoencoder import tiled_decode
 from engine.models.families.diffusers_family import DiffusersFamily
 from engine.models.family import Family

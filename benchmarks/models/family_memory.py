@@ -25,7 +25,7 @@ from benchmarks.models.random_weights import ensure_model_folder
 from benchmarks.report.errors import FAILED, describe_error
 from benchmarks.report.figure_row import FigureRow
 from engine import models
-from engine.device.torch_device import choose_device
+from engine.device.memory import choose_device
 from engine.models.family import HasFormats
 from engine.models.files.model_source import find_model
 from engine.models.loading.memory_estimate import estimate_bytes

@@ -21,7 +21,7 @@ from benchmarks.models.model_configs import BenchmarkModel
 from benchmarks.models.processes import run_and_collect
 from benchmarks.report.errors import FAILED, describe_error
 from benchmarks.report.figure_row import FigureRow
-from engine.process.offload_request import Offload
+from engine.process.memory_requests import Offload
 
 PREDICTION_GOAL = "0.9 to 1.1"
 PARITY_GOAL = "≤ 1e-4"

@@ -27,12 +27,12 @@ from benchmarks.models.diffusers_run import print_output_line, read_memory, sync
 from engine import models
 from engine.batching.engine import Engine, JobFailure, LatentsDone
 from engine.contract import Concept, Dtype, Recipe, Sampler
-from engine.device.torch_device import choose_device
+from engine.device.memory import choose_device
 from engine.models.family import HasFormats
 from engine.models.files.model_source import find_model
 from engine.models.loading.memory_estimate import estimate_weights
 from engine.models.loading.number_formats import LARGE_PARAMETERS, FormatChooser
-from engine.process.heap import trim_heap
+from engine.process.system import trim_heap
 
 SAMPLED_OPERATORS = ("linear", "addmm", "mm", "conv2d", "convolution", "embedding")  # those that read large weights
 

@@ -20,7 +20,7 @@ import torch
 
 from benchmarks.models.diffusers_run import print_output_line, read_memory, synchronize_gpu
 from benchmarks.models.memory_run import reset_peak_memory
-from engine.device.torch_device import choose_device
+from engine.device.memory import choose_device
 from engine.models.autoencoder import tiled_decode
 from engine.models.autoencoder.autoencoder import avoid_overflow
 from engine.models.network.network_copies import detach_from_file

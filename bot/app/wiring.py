@@ -31,8 +31,7 @@ from bot.services import Services
 from bot.store import Store
 from engine.bus import Bus
 from engine.contract.rejection import JobRejected
-from engine.process.model_settings import EMBEDDED_MODEL
-from engine.process.model_words import read_style_guide
+from engine.process.model_settings import EMBEDDED_MODEL, read_style_guide
 from engine.prompt.style_guide import StyleGuide
 
 STOP_SECONDS = 5.0  # the broker's client needs a moment to hand back messages in flight

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from engine.batching.fault_isolation import reject_before_start
-from engine.batching.pipeline_image import PipelineImage
+from engine.batching.pipeline_images import PipelineImage
 from engine.batching.trajectory import Trajectory
 from engine.contract import (
     Amendment,

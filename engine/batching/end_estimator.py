@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 import torch
 
-from engine.batching.batch_math import Coefficients, roll_tiles
+from engine.batching.batch import Coefficients, roll_tiles
 from engine.batching.model_inputs import build_conditioning
 from engine.batching.trajectory import Trajectory
 from engine.contract import TURBO_LORA, TURBO_SAMPLER, Lora, has_negative_weight

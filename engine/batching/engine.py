@@ -17,18 +17,14 @@ from typing import cast
 import torch
 
 from engine.batching.amending import amend_images
-from engine.batching.batch_forward import predict_batch
-from engine.batching.batch_layouts import BUCKETS, BatchLayouts
-from engine.batching.batch_limits import BatchLimits
-from engine.batching.batch_math import Prediction
+from engine.batching.batch import BUCKETS, BatchLayouts, BatchLimits, Prediction, predict_batch
 from engine.batching.end_estimator import EndEstimator, choose_preview
 from engine.batching.events import BatchRun, Event, JobFailure, LatentsDone, StepDone
 from engine.batching.fault_isolation import check_device, find_failing_jobs, run_harmless
-from engine.batching.init_latents import InitLatents
+from engine.batching.input_pictures import InitLatents
 from engine.batching.job_controls import JobControls
 from engine.batching.job_images import build_images
-from engine.batching.pipeline_batching import PipelineBatching, PipelineOutputs
-from engine.batching.pipeline_image import NOT_FINITE, PipelineImage
+from engine.batching.pipeline_images import NOT_FINITE, PipelineBatching, PipelineImage, PipelineOutputs
 from engine.batching.scheduler import Scheduler
 from engine.batching.trajectory import Trajectory
 from engine.contract import AmendmentRequest, Blame, Job, Recipe, Snapshot
@@ -47,7 +43,7 @@ class Engine:
     """`rows`: the most rows of a forward (the calibrated batch limit). `families`: its models, by name.
 
     Calibrated, by model name: `row_ms_by_model`, milliseconds a row-step at the native size; `batch_limits`, a model's
-    own limit; `forward_times`, milliseconds of a forward by rows (`engine.batching.step_time_limit`).
+    own limit; `forward_times`, milliseconds of a forward by rows (`engine.batching.group`).
     """
 
     def __init__(

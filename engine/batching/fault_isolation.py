@@ -10,8 +10,8 @@ from typing import Any, TypeVar, cast
 import msgspec
 import torch
 
-from engine.batching.batch_layouts import BatchLayouts
-from engine.batching.pipeline_image import PipelineImage
+from engine.batching.batch import BatchLayouts
+from engine.batching.pipeline_images import PipelineImage
 from engine.batching.trajectory import Trajectory
 from engine.contract.rejection import JobRejected
 from engine.device.memory import is_out_of_memory

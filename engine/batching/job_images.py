@@ -9,12 +9,9 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from engine.batching.fault_isolation import reject_before_start
-from engine.batching.init_latents import InitLatents
-from engine.batching.input_pictures import check_pictures
-from engine.batching.model_parts import check_parts, describe_missing_part, with_embeddings
-from engine.batching.pipeline_image import PipelineImage, PipelineSource
-from engine.batching.restoration import restore_images
-from engine.batching.trajectory import Trajectory
+from engine.batching.input_pictures import InitLatents, check_pictures
+from engine.batching.pipeline_images import PipelineImage, PipelineSource
+from engine.batching.trajectory import Trajectory, restore_images
 from engine.contract import (
     FULL_INTERVAL,
     Branch,
@@ -27,13 +24,23 @@ from engine.contract import (
     Task,
     find_amendments_problem,
     find_borders,
+    find_missing_part,
     list_evaluated_steps,
     list_needed_lives,
     recipe_for_image,
 )
 from engine.contract.rejection import JobRejected
 from engine.models.families.picture_editing import EditsPictures, is_edit
-from engine.models.family import Family, HasSingleFormat, TakesLoras, TakesPictures, find_judge, with_autoencoder
+from engine.models.family import (
+    Family,
+    HasSingleFormat,
+    SkipsTextLayers,
+    TakesEmbeddings,
+    TakesLoras,
+    TakesPictures,
+    find_judge,
+    with_autoencoder,
+)
 from engine.models.pictures.picture_conditions import PictureConditions
 from engine.models.quantization.choice import find_quantization
 from engine.pipelines.network_call import refuse_unsupported_recipe
@@ -300,3 +307,38 @@ def _plan_rejection(recipe: Recipe, family: Family, error: ValueError) -> JobRej
     log.info("%s, %s, %d steps: %s", family.name, recipe.sampler, recipe.steps, error)
     request = f"{recipe.steps} steps with the sampler {recipe.sampler}"
     return JobRejected(f"{family.name} cannot take {request}; fewer steps or another may work.", "model")
+
+
+def check_parts(recipe: Recipe, family: Family) -> None:
+    """Raise `JobRejected` where the model cannot skip so many layers, or has no such autoencoder."""
+    max_clip_skip = family.max_clip_skip if isinstance(family, SkipsTextLayers) else 0
+    if recipe.clip_skip > max_clip_skip:
+        raise JobRejected(_describe_clip_skip(family.name, max_clip_skip), "member")
+    with_autoencoder(family, recipe)
+
+
+def with_embeddings(recipe: Recipe, family: Family) -> Recipe:
+    """Return the recipe with the revision of each textual inversion. Raises `JobRejected`."""
+    if not recipe.embeddings:
+        return recipe
+    if not isinstance(family, TakesEmbeddings):
+        raise JobRejected(f"{family.name} takes no textual inversions.", "model")
+    return family.with_embeddings(recipe)
+
+
+def describe_missing_part(recipe: Recipe, profile: ModelProfile) -> str:
+    """Return which of the recipe's parts a worker lacks, by what it announces, as one sentence; empty: none."""
+    missing = find_missing_part(recipe, profile)
+    if missing is None:
+        return ""
+    if missing.kind == "skipped layers":
+        return _describe_clip_skip(profile.name, profile.max_clip_skip)
+    if missing.kind == "preprocessor":
+        return f"This worker cannot make {missing.name} control images."
+    return f"This worker has no such version of the {missing.kind} {missing.name} for {profile.name}."
+
+
+def _describe_clip_skip(model: str, max_clip_skip: int) -> str:
+    if not max_clip_skip:
+        return f"The text encoder of {model} skips no layers."
+    return f"The text encoder of {model} can skip at most {max_clip_skip} of its layers."

@@ -5,19 +5,21 @@ Only the engine advances it. It knows nothing of other images.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+import logging
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from engine.batching import keyframe_steps
-from engine.batching.init_latents import InitLatents
+from engine.batching.input_pictures import InitLatents
 from engine.batching.model_inputs import ModelInputs, StepInputs
 from engine.batching.noise import Noise
 from engine.contract import (
+    MAX_KEYFRAMES,
     Branch,
     Dtype,
     ImageLife,
@@ -31,7 +33,7 @@ from engine.contract import (
 )
 from engine.models.family import Family
 from engine.models.pictures.picture_conditions import PictureConditions
-from engine.sampling import Plan
+from engine.sampling import COLUMNS, Plan
 
 # 2³² times the inverse of the plastic number, and that of its square: the sequence fills the plane evenly
 # (Roberts 2018, "The unreasonable effectiveness of quasirandom sequences").
@@ -108,7 +110,7 @@ class Trajectory:
         self.h: torch.Tensor | None = _initial_history(plan, init_latents, self.x)
         self.likely_end: torch.Tensor | None = None  # for previews alone
         self.keyframes: list[LatentKeyframe] = []
-        steps = keyframe_steps.keyframe_steps(plan, recipe.first_step, self.end_step) if job.ladder else ()
+        steps = keyframe_steps(plan, recipe.first_step, self.end_step) if job.ladder else ()
         self._keyframe_numbers = {step: number for number, step in enumerate(steps)}
 
     def split(self, life: ImageLife, x0: torch.Tensor | None = None) -> Trajectory:
@@ -213,9 +215,9 @@ class Trajectory:
         """Keep x0, and the latents at some keyframes and at an early end, if this is the step of a keyframe."""
         if self.k not in self._keyframe_numbers:
             return
-        has_latents = self._is_stopped or keyframe_steps.has_latents(self._keyframe_numbers[self.k])
+        keeps_latents = self._is_stopped or has_latents(self._keyframe_numbers[self.k])
         self.keyframes.append(
-            LatentKeyframe(self.k, x0.clone(), x.clone() if has_latents else None, self.plan.draw_count_at(self.k))
+            LatentKeyframe(self.k, x0.clone(), x.clone() if keeps_latents else None, self.plan.draw_count_at(self.k))
         )
 
     def snapshot(self, epoch: int) -> Snapshot:
@@ -320,3 +322,92 @@ def _initial_history(plan: Plan, init_latents: InitLatents | None, x: torch.Tens
 
 def _encode_tensor(tensor: torch.Tensor | None) -> bytes:
     return b"" if tensor is None else tensor.to("cpu", torch.float32).contiguous().numpy().tobytes()
+
+
+LATENTS_EVERY = 4  # every fourth keyframe keeps its latents, to branch or replay from
+_MAX_LOG_SNR = 8.0  # beyond |log-SNR| 8 nothing visible changes; it is infinite at zero terminal SNR
+
+
+def keyframe_steps(plan: Plan, first_step: int = 0, end_step: int | None = None) -> tuple[int, ...]:
+    """Return the keyframes as numbers of steps done, each at the end of a row, the last at `end_step`.
+
+    They are at most `MAX_KEYFRAMES`, evenly spaced in log-SNR, and include the last step.
+    """
+    first_row = plan.row_at(first_step)
+    end_row = len(plan.table) if end_step is None else plan.row_at(end_step)
+    noise_levels = plan.table[first_row:end_row, [COLUMNS.index("alpha"), COLUMNS.index("sigma")]]
+    return tuple(plan.row_steps[first_row + rows] for rows in _choose_rows(noise_levels.tobytes()))
+
+
+@lru_cache(maxsize=256)
+def _choose_rows(noise_levels: bytes) -> tuple[int, ...]:
+    alpha, sigma = np.frombuffer(noise_levels, dtype=np.float64).reshape(-1, 2).T
+    if len(alpha) <= MAX_KEYFRAMES:
+        return tuple(range(1, len(alpha) + 1))
+    with np.errstate(divide="ignore"):
+        log_snr = np.clip(2 * (np.log(alpha) - np.log(sigma)), -_MAX_LOG_SNR, _MAX_LOG_SNR)
+    targets = log_snr[0] + (log_snr[-1] - log_snr[0]) * np.arange(MAX_KEYFRAMES) / (MAX_KEYFRAMES - 1)
+    nearest = np.abs(log_snr[None, :] - targets[:, None]).argmin(axis=1)
+    return tuple(sorted({int(step) + 1 for step in nearest} | {len(alpha)}))[-MAX_KEYFRAMES:]
+
+
+def has_latents(number: int) -> bool:
+    """Return whether keyframe `number` (from 0) stores latents and history besides its thumbnail."""
+    return number % LATENTS_EVERY == LATENTS_EVERY - 1
+
+
+log = logging.getLogger(__name__)
+
+
+def restore_images(
+    images: Sequence[Trajectory], snapshots: Sequence[Snapshot], rebuild: Callable[[], Sequence[Trajectory]]
+) -> Sequence[Trajectory]:
+    """Return the images as far as snapshots say, with those that splits have made; nobody needs the dropped ones.
+
+    An image whose snapshot is bad starts over. In a job with splits all images do, by `rebuild`, since a new image
+    begins only when the one that it leaves passes the split. They come out the same.
+    """
+    splits = [life for life in list_needed_lives(images[0].job_recipe) if life.parent is not None]
+    if splits:
+        try:
+            images = [*images, *_restore_with_splits(images, splits, snapshots)]
+        except ValueError as error:
+            log.warning("job %s starts over: %s", images[0].job, error)
+            return rebuild()
+    else:
+        for image in images:
+            _restore_image(image, snapshots)
+    return [image for image in images if not image.is_dropped]
+
+
+def _restore_image(image: Trajectory, snapshots: Sequence[Snapshot]) -> None:
+    if snapshot := _find_snapshot(image, snapshots):
+        try:
+            image.restore(snapshot)
+        except ValueError as error:
+            log.warning("job %s image %d starts over: %s", image.job, image.image, error)
+
+
+def _restore_with_splits(
+    images: Sequence[Trajectory], splits: Sequence[ImageLife], snapshots: Sequence[Snapshot]
+) -> list[Trajectory]:
+    """Restore images, and return those that splits have made. Raises ValueError if a snapshot is bad or missing."""
+    present = {image.life.key: image for image in images}
+    for image in images:
+        if snapshot := _find_snapshot(image, snapshots):
+            image.restore(snapshot)
+    for life in splits:
+        parent = None if life.parent is None else present.get(life.parent.key)
+        if parent is None:  # it is made later, too
+            continue
+        image = parent.split(life)
+        if snapshot := _find_snapshot(image, snapshots):
+            image.restore(snapshot)
+            present[life.key] = image
+        elif parent.k >= life.first_step:
+            raise ValueError("a split image has no snapshot")
+    return [image for image in present.values() if image not in images]
+
+
+def _find_snapshot(image: Trajectory, snapshots: Sequence[Snapshot]) -> Snapshot | None:
+    return next((snapshot for snapshot in snapshots if image.is_snapshot_of(snapshot)), None)

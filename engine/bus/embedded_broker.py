@@ -25,7 +25,7 @@ from types import TracebackType
 
 from engine.bus import worker_keys, worker_permissions
 from engine.bus.worker_keys import WorkerKey
-from engine.process.child_life import bind_to_parent
+from engine.process.system import bind_to_parent
 
 __all__ = ["Broker", "BrokerError", "ListenAddress", "find_server"]
 

@@ -6,19 +6,24 @@ the cores over ends its team.
 
 Between two steps other work may take `OTHER_WORK_SHARE` of a step's time, or run one piece; finished pictures go first.
 Nobody waits for spare work: it runs when nothing else does, or for `SPARE_SHARE` of the steps' time. Work on a single
-core takes no turns (`engine.device.threads`).
+core takes no turns (`engine.device.core_turns`).
 """
 
 from __future__ import annotations
 
+import asyncio
+import ctypes
 import math
 import threading
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from enum import IntEnum
+from functools import cache
+from pathlib import Path
+from typing import ParamSpec, TypeVar
 
-from engine.device.threads import release_team
+import torch
 
 OTHER_WORK_SHARE = 0.5  # of the last step's time, for other work before the next step
 SPARE_SHARE = 0.02  # of the time of all steps, for spare work where steps never pause
@@ -147,3 +152,72 @@ class CoreTurns:
 
     def _is_idle(self) -> bool:
         return self._clock() - self._last_step_end >= IDLE_SECONDS
+
+
+P = ParamSpec("P")
+T = TypeVar("T")
+SOFT_PAUSE = 1  # `omp_pause_soft` of OpenMP 5.0: settings stay, and the next computation makes a new team
+
+
+def release_team() -> None:
+    """End this thread's team of OpenMP threads, where torch brings libgomp. Call it outside computations."""
+    pause = _find_pause()
+    if pause is not None:
+        pause(SOFT_PAUSE)
+
+
+async def compute_in_thread(compute: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
+    """Run `compute` in a thread of asyncio's pool, and end the team that it made there."""
+
+    def compute_and_release() -> T:
+        try:
+            return compute(*arguments, **options)
+        finally:
+            release_team()
+
+    return await asyncio.to_thread(compute_and_release)
+
+
+@cache
+def _find_pause() -> Callable[[int], int] | None:
+    """Return `omp_pause_resource_all` (OpenMP 5.0, section 3.2.44) of torch's own libgomp; None if it has none.
+
+    In LLVM's library, which torch brings on macOS, the same call sends the threads of all teams to sleep.
+    """
+    for path in sorted((Path(torch.__file__).parent / "lib").glob("libgomp*")):
+        try:
+            return ctypes.CDLL(str(path)).omp_pause_resource_all
+        except (OSError, AttributeError):  # another library, or an older OpenMP
+            continue
+    return None
+
+
+def limit_to_one_core(engine_threads: int) -> None:
+    """Make torch compute on one core in this thread: a second team of threads would fight the engine's for the cores.
+
+    torch also gives the number to every thread that starts later, and another number gives other last bits. So a
+    short-lived thread resets it for them to `engine_threads`.
+    """
+    torch.get_num_threads()  # a thread adopts the global number at its first call: make that call now
+    torch.set_num_threads(1)
+    reset_thread = threading.Thread(target=torch.set_num_threads, args=(engine_threads,))
+    reset_thread.start()
+    reset_thread.join()
+
+
+class Stopwatch:
+    """Milliseconds since its creation; on a CPU at most the CPU time per thread of this process."""
+
+    def __init__(self) -> None:
+        self._counts_cpu_time = not torch.cuda.is_available()
+        self._wall_start = time.perf_counter()
+        self._cpu_start = time.process_time()
+
+    def elapsed_ms(self) -> float:
+        wall_seconds = time.perf_counter() - self._wall_start
+        cpu_seconds = time.process_time() - self._cpu_start
+        return 1000 * (
+            min(wall_seconds, cpu_seconds / torch.get_num_threads())
+            if self._counts_cpu_time and cpu_seconds > 0
+            else wall_seconds
+        )

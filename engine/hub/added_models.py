@@ -19,8 +19,8 @@ from msgspec import Meta, Struct
 from engine.contract import Name
 from engine.hub.catalogue import FOLDER_BY_KIND, PART_KINDS, WEIGHT_SUFFIXES, PartKind
 from engine.hub.repository import HubError, RepositoryFile, explain_disk_error, is_intact, is_safe
-from engine.process.atomic_file import write_atomically
 from engine.process.model_settings import EMBEDDED_MODEL, read_model_settings
+from engine.process.system import write_atomically
 
 MODELS_FOLDER = FOLDER_BY_KIND["model"]  # in the data folder
 PARTIAL_FOLDER = ".partial"  # in a kind's folder: downloads that have not ended

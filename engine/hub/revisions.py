@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 
 from engine.contract.rejection import JobRejected
-from engine.process.atomic_file import write_atomically
+from engine.process.system import write_atomically
 
 REVISIONS_FILE = "hub-revisions.json"
 

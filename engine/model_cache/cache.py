@@ -7,23 +7,28 @@ model it evicts.
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import math
+import threading
 import time
 from collections.abc import Callable, Generator, Mapping
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from types import MappingProxyType
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
+import torch
 from msgspec.structs import replace
 
 from engine.calibration.calibration import Calibration
 from engine.contract import Dtype, ModelProfile, ModelProgress, Recipe
 from engine.contract.rejection import JobRejected
-from engine.model_cache.added_bytes import AddedBytes, count_added_bytes, release_other_additions
+from engine.device.core_turns import limit_to_one_core
+from engine.device.memory import is_out_of_memory
 from engine.model_cache.loaded_models import LoadedModels
-from engine.model_cache.loader import LoadAbandoned, ModelLoader
-from engine.models.family import Family, HasSingleFormat
+from engine.models.family import Family, HasSingleFormat, TakesAutoencoders, TakesPictures
 from engine.process.load_progress import ProgressLines, format_size
 
 if TYPE_CHECKING:
@@ -293,3 +298,94 @@ def make_too_large_error(name: str, size: int, budget: int) -> JobRejected:
 
 def _with_loaded(profile: ModelProfile, is_loaded: bool) -> ModelProfile:
     return profile if profile.loaded == is_loaded else replace(profile, loaded=is_loaded)
+
+
+class AddedBytes(NamedTuple):
+    """Bytes of added autoencoders and picture networks: a recipe's own, and all with those that others left loaded.
+
+    `shared`: the part of all whose networks other models share, by a key for each network.
+    """
+
+    own: int
+    total: int
+    shared: Mapping[str, int] = MappingProxyType({})
+
+
+def count_added_bytes(family: Family, recipe: Recipe) -> AddedBytes:
+    """Return the bytes beside the model once a recipe's networks are loaded; 0: it has none. Raises `JobRejected`."""
+    pictures = family if isinstance(family, TakesPictures) else None
+    autoencoders = family if isinstance(family, TakesAutoencoders) else None
+    if recipe.autoencoder is None and not (pictures and pictures.needs_pictures(recipe)):
+        return AddedBytes(0, 0)
+
+    def count(with_kept: bool) -> int:
+        picture_bytes = pictures.count_picture_bytes(recipe, with_kept=with_kept) if pictures else 0
+        part = recipe.autoencoder
+        return picture_bytes + (autoencoders.count_autoencoder_bytes(part, with_kept=with_kept) if autoencoders else 0)
+
+    shared = pictures.list_shared_bytes(recipe) if pictures else dict[str, int]()  # first, so the whole is not less
+    return AddedBytes(count(with_kept=False), count(with_kept=True), shared)
+
+
+def release_other_additions(family: Family, recipe: Recipe) -> None:
+    """Drop the added autoencoders and picture networks in memory that a recipe does not use. Raises `JobRejected`."""
+    if isinstance(family, TakesPictures):
+        family.release_other_networks(recipe)
+    if isinstance(family, TakesAutoencoders):
+        family.release_other_autoencoders(recipe.autoencoder)
+
+
+T = TypeVar("T")
+ReportActivity = Callable[[], None]
+
+
+class LoadAbandoned(Exception):
+    """No job waits for the model any more."""
+
+
+class ModelLoader:
+    """Calls `report_activity` at the start and at every progress, and `report_idle` at the end."""
+
+    def __init__(
+        self, report_activity: ReportActivity = lambda: None, report_idle: ReportActivity = lambda: None
+    ) -> None:
+        self.report_activity = report_activity
+        self.report_idle = report_idle
+
+    async def run(self, name: str, work: Callable[[ReportActivity], T]) -> T:
+        """Run `work` in a daemon thread. Turns every failure into a `JobRejected` with one sentence."""
+        future: Future[T] = Future()
+        cores = torch.get_num_threads()
+        threading.Thread(
+            target=self._run_in_thread, args=(future, name, work, cores), name="loader", daemon=True
+        ).start()
+        return await asyncio.wrap_future(future)
+
+    def _run_in_thread(self, future: Future[T], name: str, work: Callable[[ReportActivity], T], cores: int) -> None:
+        if not future.set_running_or_notify_cancel():
+            return
+        self.report_activity()
+        try:
+            limit_to_one_core(cores)
+            free_memory()
+            future.set_result(work(self.report_activity))
+        except (JobRejected, LoadAbandoned) as error:
+            future.set_exception(error)
+        except Exception as error:
+            log.exception("%s could not be loaded", name)
+            future.set_exception(_make_error(name, error))
+        finally:
+            self.report_idle()
+
+
+def free_memory() -> None:
+    """Free dropped models now: the next model needs their memory."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _make_error(name: str, error: Exception) -> JobRejected:
+    if is_out_of_memory(error):
+        return JobRejected(f"There is not enough memory to load the model {name}.", "worker")
+    return JobRejected(f"The model {name} could not be loaded.", "worker")

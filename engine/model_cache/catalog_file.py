@@ -17,7 +17,7 @@ from msgspec import Meta, Struct
 
 from engine.calibration.calibration import Calibration, read_device_name
 from engine.contract import VERSION, ModelProfile, decode_json
-from engine.process.atomic_file import write_atomically
+from engine.process.system import write_atomically
 
 log = logging.getLogger(__name__)
 

@@ -18,30 +18,44 @@ from engine import models
 from engine.calibration.calibration import Calibration, calibrate, store_calibration
 from engine.contract import Dtype, ModelProfile, ModelProgress
 from engine.contract.rejection import JobRejected
+from engine.device.memory import model_budget
 from engine.model_cache import catalog_file
-from engine.model_cache.added_files import fingerprint_added_files
-from engine.model_cache.cache import ModelEntry, make_too_large_error
+from engine.model_cache.cache import ModelEntry, free_memory, make_too_large_error
 from engine.model_cache.catalog_file import CalibratedModel
 from engine.model_cache.loaded_models import LoadedModels
-from engine.model_cache.loader import free_memory
 from engine.models.autoencoder.autoencoder_files import AUTOENCODER_KIND
+from engine.models.control.control_files import CONTROL_KIND
 from engine.models.families.diffusers_family import DiffusersFamily
 from engine.models.families.embedded import EMBEDDED_MODEL
 from engine.models.family import Family
-from engine.models.files.added_kind import AUTOENCODER_FOLDER
-from engine.models.files.model_source import ModelSource, find_model, fingerprint_folder
+from engine.models.files.added_kind import (
+    AUTOENCODER_FOLDER,
+    CONTROL_FOLDER,
+    EMBEDDING_FOLDER,
+    LORA_FOLDER,
+    PREPROCESSOR_FOLDER,
+    REFERENCE_FOLDER,
+)
+from engine.models.files.model_source import ModelSource, combine_fingerprints, find_model, fingerprint_folder
 from engine.models.loading.memory_estimate import InspectedModel, LoadChoice, estimate_embedded_bytes
 from engine.models.loading.number_formats import FormatChooser
 from engine.models.loading.pipeline_loader import OnProgress
 from engine.models.loading.single_file import find_configs, is_network_file
+from engine.models.lora.lora_files import find_loras
 from engine.models.network.pipeline_offload import remove_stale_folders
+from engine.models.preprocessing.preprocessors import Preprocessors
 from engine.models.quantization.choice import PartQuantization, SizedQuantization, choose_quantizations
-from engine.process.chosen_quantization import find_requests
+from engine.models.reference.adapter_files import REFERENCE_KIND
+from engine.models.textual_inversion.embedding_files import find_embeddings
 from engine.process.load_progress import format_size
-from engine.process.model_settings import ModelSettings, ModelSettingsError, read_model_settings
-from engine.process.model_words import WEIGHTS_FOLDER
-from engine.process.offload_request import OffloadRequest
-from engine.process.quantization_request import UNQUANTIZED, QuantizationRequests
+from engine.process.memory_requests import UNQUANTIZED, OffloadRequest, QuantizationRequests
+from engine.process.model_settings import (
+    WEIGHTS_FOLDER,
+    ModelSettings,
+    ModelSettingsError,
+    find_requests,
+    read_model_settings,
+)
 from engine.upscaling.super_resolver import SuperResolver
 
 log = logging.getLogger(__name__)
@@ -290,3 +304,39 @@ def _read_settings(data: Path, name: str) -> ModelSettings:
 
 def _write_catalog(discovered: Sequence[DiscoveredModel], entries: dict[str, CalibratedModel], data: Path) -> None:
     catalog_file.write_entries(data, {model.catalog_key: entries[model.name] for model in discovered})
+
+
+def fingerprint_added_files(data: Path, model_folder: Path, autoencoder: str = "") -> str:
+    """Return a fingerprint of the data folder's files for a model, by name and content; empty where there are none.
+
+    `autoencoder`: the one that is to take the place of the model's own.
+    """
+    loras = find_loras(data / LORA_FOLDER, model_folder)
+    parts = [f"{each.name} {each.revision}" for each in loras]
+    parts += [f"embedding {each.name} {each.revision}" for each in find_embeddings(data / EMBEDDING_FOLDER)]
+    parts += [f"vae {each.name} {each.revision}" for each in AUTOENCODER_KIND.find_all(data / AUTOENCODER_FOLDER)]
+    parts += [f"control {each.name} {each.revision}" for each in CONTROL_KIND.find_all(data / CONTROL_FOLDER)]
+    parts += [f"reference {each.name} {each.revision}" for each in REFERENCE_KIND.find_all(data / REFERENCE_FOLDER)]
+    preprocessors = Preprocessors(torch.device("cpu"), data / PREPROCESSOR_FOLDER).list_available()
+    parts += [f"preprocessor {name}" for name in preprocessors if name not in ("none", "canny")]
+    parts += [f"own vae {autoencoder}"] if autoencoder else []
+    return combine_fingerprints(*parts) if parts else ""
+
+
+def choose_for_one(
+    model: str, requests: QuantizationRequests, data: Path, device: torch.device, offload: OffloadRequest = "none"
+) -> tuple[str, LoadChoice]:
+    """Return the model without its own request, and the way to load it (embedded: as it is, 0 bytes).
+
+    Raises `JobRejected` where something is wrong with its files, or where weights cannot be stored so here.
+    """
+    name_or_path, own_requests = find_requests(model, requests, data)
+    if name_or_path == EMBEDDED_MODEL:
+        return name_or_path, LoadChoice(PartQuantization(), "none", 0)
+    inspected = InspectedModel.from_source(find_model(name_or_path, data))
+    chooser = FormatChooser(device)
+    candidates = inspected.list_quantizations(chooser, own_requests, offload)
+    budget = model_budget(device)
+    [chosen] = choose_quantizations([candidates], budget)
+    considered = (chosen,) if chosen.size <= budget else candidates
+    return name_or_path, inspected.choose_load(chooser, considered, offload, budget)

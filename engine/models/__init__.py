@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from engine.models.loading.pipeline_loader import LoadedPipeline, OnProgress
     from engine.models.network.pipeline_offload import PipelineOffload
     from engine.models.quantization.choice import PartQuantization
-    from engine.process.offload_request import Offload
+    from engine.process.memory_requests import Offload
     from engine.upscaling.super_resolver import SuperResolver
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 from engine.contract import ControlModel, Dtype, GuidanceKind, Lora, ModelPart, Preprocessor, Recipe, Sampler
 from engine.contract.rejection import JobRejected
 from engine.models.pictures.picture_conditions import OpenPicture, PictureConditions, PictureRows
-from engine.process.offload_request import Offload
+from engine.process.memory_requests import Offload
 from engine.sampling import Plan
 
 if TYPE_CHECKING:

@@ -7,6 +7,7 @@ maps bit by bit. A picture depends on its recipe and latents alone.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import logging
 import threading
@@ -18,29 +19,26 @@ from typing import TypeVar
 from weakref import WeakKeyDictionary, WeakSet
 
 import torch
-from PIL.Image import Image
+from msgspec.structs import replace
+from PIL import Image, ImageFilter, ImageOps
 
 from engine import contract as wire
 from engine.batching.amending import encode_change
-from engine.batching.engine import LatentsDone, StepDone
+from engine.batching.events import LatentsDone, StepDone
 from engine.batching.fault_isolation import reject_before_start
-from engine.batching.init_latents import InitLatents, encode_square, load_init_latents
-from engine.batching.input_pictures import load_pictures
+from engine.batching.input_pictures import MASK_THRESHOLD, InitLatents, encode_square, load_init_latents, load_pictures
 from engine.batching.job_images import check_job
-from engine.contract import Change, Frame, Job, Ladder, Recipe, Verdict
+from engine.batching.trajectory import LatentKeyframe
+from engine.contract import MAX_ESTIMATE_BYTES, Change, Frame, Job, Keyframe, Ladder, Recipe, Verdict, recipe_at_end
 from engine.contract.rejection import JobRejected
-from engine.device.core_turns import CoreTurns, WorkKind
-from engine.device.stopwatch import Stopwatch
-from engine.device.threads import release_team
+from engine.device.core_turns import CoreTurns, Stopwatch, WorkKind, release_team
 from engine.models.family import SMALL_MODEL_SIZE, Family, find_judge, is_loaded, with_autoencoder
 from engine.models.pictures.picture_conditions import PictureConditions
-from engine.output.candidates import join_concepts
-from engine.output.latent_encoding import encode_keyframe
 from engine.output.picture_check import JobVerdicts, PictureCheck
-from engine.output.postprocessing import composite, decode_tiled
 from engine.output.previewer import Previewer
 from engine.picture_files import encode_jpeg, encode_png, encode_thumbnail, format_parameters
-from engine.preview_maps.map_store import MapStore
+from engine.preview_maps.latent_map import MapStore
+from engine.prompt.emphasis import strip_emphasis
 
 log = logging.getLogger(__name__)
 
@@ -206,17 +204,17 @@ class DecodeWorker:
             verdict=verdict,
         )
 
-    def _render_preview(self, recipe: Recipe, x0: torch.Tensor) -> Image:
+    def _render_preview(self, recipe: Recipe, x0: torch.Tensor) -> Image.Image:
         """Render with the map, which is too cheap to wait for the cores; decode latents that the map does not fit."""
         previewer = self._previewer_of(recipe.model)
         if previewer.can_render(x0):
             return decode_tiled(previewer.render, x0, recipe.tile)
         return self._decode_tiled(recipe, x0)
 
-    def _decode_tiled(self, recipe: Recipe, x0: torch.Tensor) -> Image:
+    def _decode_tiled(self, recipe: Recipe, x0: torch.Tensor) -> Image.Image:
         return decode_tiled(partial(self._decode_x0, recipe), x0, recipe.tile)
 
-    def _decode_x0(self, recipe: Recipe, x0: torch.Tensor) -> Image:
+    def _decode_x0(self, recipe: Recipe, x0: torch.Tensor) -> Image.Image:
         with self.cores.hold(WorkKind.OTHER):
             return with_autoencoder(self._families[recipe.model], recipe).decode(x0)
 
@@ -265,7 +263,7 @@ class DecodeWorker:
         recipe = _recipe_of(job)
         family = with_autoencoder(self._families[recipe.model], recipe)
         init_latents = self._init_latents.get(job.id)
-        pictures = list[Image]()
+        pictures = list[Image.Image]()
         judge = find_judge(family)
         assert judge is not None, "the engine refuses such a recipe"
         for candidate in candidates:
@@ -308,3 +306,80 @@ def _decode_thumbnail(x0: torch.Tensor, tile: bool, family: Family) -> bytes:
 def _recipe_of(job: Job) -> Recipe:
     assert isinstance(job.task, Recipe), "only a recipe's job has events"
     return job.task
+
+
+def encode_latents(latents: torch.Tensor | None) -> bytes | None:
+    """Return the latents as float32, C-order."""
+    return None if latents is None else latents.to("cpu", torch.float32).contiguous().numpy().tobytes()
+
+
+def encode_latents_half(latents: torch.Tensor) -> bytes | None:
+    """Return the latents as float16, C-order; None if they are larger than a keyframe may carry."""
+    if 2 * latents.numel() > MAX_ESTIMATE_BYTES:
+        return None
+    return latents.to("cpu", torch.float16).contiguous().numpy().tobytes()
+
+
+def encode_keyframe(keyframe: LatentKeyframe, thumbnail_jpeg: bytes, is_mapped: bool) -> Keyframe:
+    """Return the wire form. `is_mapped`: a linear map made the thumbnail, so keep x0 to decode it on request."""
+    history = None if keyframe.latents is None else encode_latents(keyframe.x0)
+    estimate = encode_latents_half(keyframe.x0) if is_mapped else None
+    return Keyframe(
+        keyframe.step, thumbnail_jpeg, encode_latents(keyframe.latents), history, keyframe.draw_count, estimate
+    )
+
+
+TILE_MARGIN = 4  # latents of the opposite edge around a tile
+FEATHER_SHARE = 1 / 256  # of the shorter side: four pixels of 1024, as A1111's mask blur
+
+
+def decode_tiled(decode: Callable[[torch.Tensor], Image.Image], latents: torch.Tensor, tile: bool) -> Image.Image:
+    """Return `decode(latents)` for latents `[channels, height, width]`.
+
+    A tile is decoded with its own opposite edges around it, which are then cut off.
+    """
+    if not tile:
+        return decode(latents)
+    height, width = latents.shape[-2:]
+    margin = min(TILE_MARGIN, height, width)
+    padded = decode(torch.nn.functional.pad(latents[None], (margin,) * 4, mode="circular")[0])
+    scale_x = padded.width // (width + 2 * margin)
+    scale_y = padded.height // (height + 2 * margin)
+    return padded.crop((margin * scale_x, margin * scale_y, (margin + width) * scale_x, (margin + height) * scale_y))
+
+
+def composite(picture: Image.Image, init_latents: InitLatents | None) -> Image.Image:
+    """Composite `picture` inside the mask over the init image outside it, pixel for pixel, with a soft edge."""
+    if init_latents is None or init_latents.init_image is None or init_latents.mask_image is None:
+        return picture
+    background = ImageOps.fit(init_latents.init_image, picture.size, Image.Resampling.LANCZOS)
+    mask = ImageOps.fit(init_latents.mask_image, picture.size, Image.Resampling.LANCZOS)
+    hard_mask = mask.point([0 if level < MASK_THRESHOLD else 255 for level in range(256)])
+    soft_mask = hard_mask.filter(ImageFilter.GaussianBlur(max(1.0, FEATHER_SHARE * min(picture.size))))
+    return Image.composite(picture, background, soft_mask)
+
+
+def choose_candidates(
+    job: Job, candidates: Sequence[LatentsDone], scores: Sequence[float]
+) -> tuple[Job, list[LatentsDone]]:
+    """Return the job with the candidates of the highest scores, best first, and their latents as its pictures.
+
+    Of equal scores the lower candidate wins.
+    """
+    recipe = job.task
+    assert isinstance(recipe, Recipe), "only a recipe has candidates"
+    ranking = sorted(zip(scores, candidates, strict=True), key=lambda pair: (-pair[0], pair[1].image))
+    chosen = [candidate for _, candidate in ranking[: recipe.count]]
+    indices = tuple(candidate.image for candidate in chosen)
+    pictures = [dataclasses.replace(candidate, image=image) for image, candidate in enumerate(chosen)]
+    return replace(job, task=replace(recipe, chosen_candidates=indices)), pictures
+
+
+def join_concepts(recipe: Recipe) -> str:
+    """Return the plain text that pictures are compared with: the concepts of positive weight, without emphasis.
+
+    Of a steered job they are those of its last step.
+    """
+    concepts = recipe_at_end(recipe).concepts
+    texts = (strip_emphasis(concept.text).strip() for concept in concepts if concept.weight > 0)
+    return ", ".join(text for text in texts if text)

@@ -19,9 +19,15 @@ import torch
 from PIL import Image, ImageDraw
 
 from engine.models.family import SMALL_MODEL_SIZE, Family
-from engine.preview_maps.known_maps import LatentSpace, rough_map
-from engine.preview_maps.latent_map import FloatArray, LatentMap, LatentMapFit
-from engine.preview_maps.map_store import MapStore, read_map
+from engine.preview_maps.latent_map import (
+    FloatArray,
+    LatentMap,
+    LatentMapFit,
+    LatentSpace,
+    MapStore,
+    read_map,
+    rough_map,
+)
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from engine.contract import UpscaleMethod
-from engine.device.threads import limit_to_one_core
+from engine.device.core_turns import limit_to_one_core
 from engine.picture_files import encode_upscaled, open_source, upscale_by_lanczos
 from engine.upscaling.super_resolver import OnTile, SuperResolver
 

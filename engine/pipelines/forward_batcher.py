@@ -16,8 +16,8 @@ from typing import Any, Generic, NamedTuple, TypeVar, cast
 import torch
 from cachetools import LRUCache
 
+from engine.device.core_turns import limit_to_one_core
 from engine.device.memory import is_out_of_memory
-from engine.device.threads import limit_to_one_core
 from engine.pipelines.network_call import NetworkCall, has_different_timesteps, join_calls, split_output
 
 log = logging.getLogger(__name__)

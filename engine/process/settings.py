@@ -28,8 +28,13 @@ from pydantic import (
 
 from engine.process.backend_kinds import join_words, list_forms, load_backend_kinds
 from engine.process.log_format import LogFormat
-from engine.process.offload_request import OffloadRequest, parse_offload
-from engine.process.quantization_request import QuantizationRequest, QuantizationRequests, parse_quantization
+from engine.process.memory_requests import (
+    OffloadRequest,
+    QuantizationRequest,
+    QuantizationRequests,
+    parse_offload,
+    parse_quantization,
+)
 from engine.process.setting_sources import SettingError, check_variables, list_settings, load, name_variable, read_file
 
 DISCORD_API = "https://discord.com/api/v10"

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from engine.contract import ModelProfile, Recipe, count_row_steps
 from engine.contract.rejection import JobRejected
-from engine.process.atomic_file import write_atomically
+from engine.process.system import write_atomically
 from engine.remote.drawing import Backend, BackendModel, BackendUnreachable, KeyRefused, make_profile
 
 log = logging.getLogger(__name__)

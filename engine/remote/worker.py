@@ -19,18 +19,18 @@ from engine.process.settings import BackendSettings, PictureCheckSettings, Worke
 from engine.remote.connection_state import ConnectionState, MeasuredTimes
 from engine.remote.drawing import Backend, BackendUnreachable
 from engine.remote.pictures import ChecksPictures, RunPictures, Verdicts
-from engine.worker.active_runs import ActiveRuns
-from engine.worker.heartbeats import Heartbeats
-from engine.worker.intake import Intake
-from engine.worker.job_engine import JobEngine
-from engine.worker.job_puller import JobPuller
-from engine.worker.process_end import SignalHandlers, act_on_parent_exit
+from engine.worker.intake import Intake, JobPuller
 from engine.worker.result_publisher import ResultPublisher
-from engine.worker.run import JobRun
-from engine.worker.snapshot_saver import SnapshotSaver
-from engine.worker.watchdog import Watchdog
-from engine.worker.watched_jobs import WatchedJobs
-from engine.worker.worker_life import run_shutdown_steps, run_until_stopped
+from engine.worker.run import ActiveRuns, JobEngine, JobRun
+from engine.worker.snapshot_saver import SnapshotSaver, WatchedJobs
+from engine.worker.worker_life import (
+    Heartbeats,
+    SignalHandlers,
+    Watchdog,
+    act_on_parent_exit,
+    run_shutdown_steps,
+    run_until_stopped,
+)
 from engine.worker.worker_profile import WorkerProfile, make_build_label
 
 log = logging.getLogger(__name__)
@@ -208,7 +208,7 @@ def load_checks(check: PictureCheckSettings | None) -> ChecksPictures | None:
     """Return the picture check, which alone needs torch; None where no setting names one. Raises `JobRejected`."""
     if check is None:
         return None
-    from engine.device.torch_device import choose_device
+    from engine.device.memory import choose_device
     from engine.output.picture_check import JobVerdicts, PictureCheck
 
     return JobVerdicts(PictureCheck.load(check.folder, check.labels, check.threshold, choose_device()))

@@ -14,11 +14,17 @@ from functools import lru_cache
 from typing import Any
 
 from engine.contract import PIPELINE_SAMPLERS
-from engine.sampling.composition import compose
 from engine.sampling.probe import NotTabled, probe
-from engine.sampling.samplers import SAMPLERS, TABLED, build_scheduler, is_flow, samplers_for
-from engine.sampling.table import COLUMNS, Plan
-from engine.sampling.timesteps import TimestepError, TimestepOptions
+from engine.sampling.samplers import (
+    SAMPLERS,
+    TABLED,
+    TimestepError,
+    TimestepOptions,
+    build_scheduler,
+    is_flow,
+    samplers_for,
+)
+from engine.sampling.table import COLUMNS, Plan, compose
 
 __all__ = [
     "COLUMNS",

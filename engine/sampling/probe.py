@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 
+from engine.sampling.samplers import TimestepOptions, set_timesteps
 from engine.sampling.table import Plan
-from engine.sampling.timesteps import TimestepOptions, set_timesteps
 
 X, OUT, HISTORY, NOISE, NOISE_TWICE = range(5)  # rows 0–2: unit x, out, h; rows 3–4: noise only; then the test rows
 MAGNITUDES = (0.01, 300.0, 1e6)  # Euler's latents at zero terminal SNR reach 2e4; beyond, no picture results

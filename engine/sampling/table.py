@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 
@@ -108,3 +110,84 @@ class Plan:
         """Return the plan with `draw_count` noise draws before `first_step`."""
         before = self.draw_count_at(first_step)
         return replace(self, draw_counts=tuple(draw_count + max(0, count - before) for count in self.draw_counts))
+
+
+_X, _OUT, _H = np.eye(3)  # what a row begins with, as the basis of all that it computes
+
+
+@lru_cache(maxsize=64)
+def compose(plan: Plan, evaluated_steps: tuple[int, ...], borders: tuple[int, ...] = ()) -> Plan:
+    """Return the plan with an evaluation only at these steps, the first of which is 0. It makes the same draws.
+
+    `borders`: steps at which the network is asked for something else than before, so that x0 jumps. Raises ValueError
+    where a step cannot do without its evaluation.
+    """
+    rows: list[_Row] = []
+    for first_step, end_step in pairwise((*evaluated_steps, plan.steps)):
+        previous = rows[-1] if rows and first_step not in borders else None
+        rows.append(_compose_row(plan, first_step, end_step, previous))
+    table = plan.table[list(evaluated_steps)].copy()
+    table[:, [COLUMNS.index(name) for name in "ABMN"]] = [(*row.coefficients, row.noise) for row in rows]
+    table.setflags(write=False)
+    return Plan(
+        table,
+        plan.init_sigma,
+        tuple(plan.draw_counts[step] for step in (*evaluated_steps, plan.steps)),
+        (*evaluated_steps, plan.steps),
+        tuple(row.draw_weights for row in rows),
+    )
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One row: its coefficients (A, B, M), its N, the shares of its draws, its number of steps, and its C."""
+
+    coefficients: np.ndarray
+    noise: float
+    draw_weights: tuple[float, ...]
+    step_count: int
+    correction: float
+
+
+def _compose_row(plan: Plan, first_step: int, end_step: int, previous: _Row | None) -> _Row:
+    """Follow the steps from `first_step` to before `end_step` with x0 as it is at the first.
+
+    `previous`: the row whose x0 went evenly to this one's; None: it stayed.
+    """
+    p, q = _read_columns(plan, first_step, "PQ")
+    x = _X
+    x0 = p * _X + q * _OUT
+    last_x0 = _H  # x0 at the step before, for multistep samplers
+    if previous is not None:
+        x = x + previous.correction * (x0 - _H)
+        last_x0 = _H + (previous.step_count - 1) / previous.step_count * (x0 - _H)
+    correction = 0.0
+    last_share = 0.0
+    draws: list[float] = []
+    for k in range(first_step, end_step):
+        share = (k - first_step) / (end_step - first_step)
+        kept, new = _write_as_x0(plan, k)
+        (m, n) = _read_columns(plan, k, "MN")
+        x = kept * x + new * x0 + m * last_x0
+        correction = kept * correction + new * share + m * last_share
+        draws = [kept * weight for weight in draws]
+        if plan.has_noise_draw(k):
+            draws.append(n)
+        last_x0 = x0
+        last_share = share
+    noise = float(np.linalg.norm(draws)) if draws else 0.0
+    shares = tuple(weight / noise for weight in draws) if noise else tuple(0.0 for _ in draws)
+    return _Row(x, noise, shares, end_step - first_step, correction)
+
+
+def _write_as_x0(plan: Plan, k: int) -> tuple[float, float]:
+    """Return step `k` as coefficients of x and x0, since A·x + B·out = (A - B·P/Q)·x + (B/Q)·x0."""
+    a, b, p, q = _read_columns(plan, k, "ABPQ")
+    if q == 0.0 and b != 0.0:
+        raise ValueError(f"step {k} needs the network's output beside x0")
+    ratio = b / q if b else 0.0
+    return a - ratio * p, ratio
+
+
+def _read_columns(plan: Plan, k: int, names: str) -> Iterator[float]:
+    return (float(plan.table[k, COLUMNS.index(name)]) for name in names)

@@ -18,10 +18,9 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from engine.contract.rejection import JobRejected
-from engine.upscaling.ringing import clamp_ringing
 
 log = logging.getLogger(__name__)
 
@@ -238,3 +237,16 @@ def _input_pixels_ratio(side: int, context: int) -> float:
     """Return input pixels per pixel of a square picture: more than one, since tiles overlap."""
     outer = [box for _, box in _tile_boxes((side, side), context)]
     return sum((right - left) * (bottom - top) for left, top, right, bottom in outer) / side**2
+
+
+MAX_EXCESS = 2  # of 255: allowed excess
+
+
+def clamp_ringing(large: Image.Image, source: Image.Image) -> Image.Image:
+    """Clamp each colour of `large` to its range in the nearest nine pixels of `source`. Both are RGB."""
+    minimum, maximum = (
+        np.asarray(source.filter(rank_filter(3)).resize(large.size, Image.Resampling.NEAREST), dtype=np.int16)
+        for rank_filter in (ImageFilter.MinFilter, ImageFilter.MaxFilter)
+    )
+    clamped = np.asarray(large, dtype=np.int16).clip(minimum - MAX_EXCESS, maximum + MAX_EXCESS)
+    return Image.fromarray(clamped.clip(0, 255).astype(np.uint8))

@@ -1,6 +1,6 @@
 """Calibration by real work: times steps and decodes, updates costs, batch limits and announcements, and saves them.
 
-`engine.calibration.refinement` weighs the measurements.
+`engine.calibration.calibration` weighs the measurements.
 """
 
 from __future__ import annotations
@@ -9,13 +9,12 @@ import asyncio
 from collections.abc import Callable, Mapping
 
 from engine.batching.events import BatchRun
-from engine.calibration.calibration import Calibration
-from engine.calibration.refinement import Refinement
+from engine.calibration.calibration import Calibration, Refinement
 from engine.contract import Recipe
 from engine.model_cache.cache import ModelCache
 from engine.models.family import Family
-from engine.worker.active_runs import ActiveRuns
 from engine.worker.engine_thread import EngineThread
+from engine.worker.run import ActiveRuns
 
 UPDATE_SECONDS = 5.0
 

@@ -2,24 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 
 from engine import models
 from engine.calibration.calibration import Calibration, calibrate, read_device_name
-from engine.contract import Quantization
+from engine.contract import ModelProfile, Quantization
 from engine.contract.rejection import JobRejected
-from engine.device.torch_device import choose_device
-from engine.model_cache.single_choice import choose_for_one
+from engine.device.memory import choose_device
+from engine.model_cache.catalog_file import read_catalog
+from engine.model_cache.discovery import choose_for_one
+from engine.models.autoencoder.autoencoder_files import AUTOENCODER_KIND
+from engine.models.control.control_conditioner import ControlConditioner
+from engine.models.control.control_files import CONTROL_KIND, ControlFile, explain_mismatch
+from engine.models.families.diffusers_family import AddedFiles
 from engine.models.family import Family
+from engine.models.files.added_kind import (
+    AUTOENCODER_FOLDER,
+    CONTROL_FOLDER,
+    EMBEDDING_FOLDER,
+    REFERENCE_FOLDER,
+    AddedKind,
+)
 from engine.models.quantization.stored_quantization import find_obstacle
+from engine.models.reference.adapter_files import REFERENCE_KIND, AdapterFile
+from engine.models.reference.reference_conditioner import ReferenceConditioner
+from engine.models.textual_inversion.embedding_files import EMBEDDING_KIND
 from engine.output.picture_check import PictureCheck
 from engine.process.load_progress import format_size
-from engine.process.quantization_request import QuantizationRequests
+from engine.process.memory_requests import QuantizationRequests
 from engine.process.settings import PictureCheckSettings, WorkerSettings
 from engine.upscaling.super_resolver import SuperResolver
-from engine.worker.added_files_check import check_added_files
 
 MEASURE_AGAIN_HINT = "If the machine was busy during this measurement: run darkroom doctor --remeasure, then restart."
 QUANTIZATIONS: tuple[Quantization, ...] = ("int8", "float8", "int4", "nf4", "gguf")
@@ -94,3 +110,75 @@ def _calibration_findings(family: Family, calibration: Calibration) -> Iterator[
         f"{calibration.sampler} in {grid_seconds:.0f} s"
     )
     yield "speed", True, f"{family.name}: {speed}", MEASURE_AGAIN_HINT if calibration.steps < 1000 else ""
+
+
+MAX_FILES = 256  # of a kind
+REMEDY = "Take it away, or offer a model that it fits and start it once."
+
+
+class AddedCheck(NamedTuple):
+    """A kind of added files: its folder, what a model announces, why one does not fit a model."""
+
+    title: str
+    kind: AddedKind[Any]
+    folder: str
+    announced: str  # the field of `ModelProfile`
+    explain: Callable[[AddedFiles, Any], str]
+
+
+def _explain_control(family: AddedFiles, file: ControlFile) -> str:
+    conditioners = [each for each in family.conditioners if isinstance(each, ControlConditioner)]
+    if not conditioners:
+        return "it takes no control networks"
+    return explain_mismatch(file, conditioners[0].collection.target)
+
+
+def _explain_reference(family: AddedFiles, file: AdapterFile) -> str:
+    conditioners = [each for each in family.conditioners if isinstance(each, ReferenceConditioner)]
+    return (conditioners[0].find_mismatch(file) or "") if conditioners else "it takes no reference pictures"
+
+
+CHECKS = (
+    AddedCheck("embedding", EMBEDDING_KIND, EMBEDDING_FOLDER, "embeddings", AddedFiles.explain_embedding),
+    AddedCheck("control", CONTROL_KIND, CONTROL_FOLDER, "controls", _explain_control),
+    AddedCheck("reference", REFERENCE_KIND, REFERENCE_FOLDER, "references", _explain_reference),
+    AddedCheck("vae", AUTOENCODER_KIND, AUTOENCODER_FOLDER, "autoencoders", AddedFiles.explain_autoencoder),
+)
+
+
+def check_added_files(data: Path, family: Family, profile: ModelProfile) -> Iterator[Finding]:
+    """Yield a line for each file that cannot be read, or fits neither the loaded model nor one that was offered here.
+
+    `profile` is the loaded model's. A last line a kind counts those that fit.
+    """
+    profiles = [profile, *(entry.model_profile for entry in read_catalog(data).values())]
+    for check in CHECKS:
+        fitting_names = list[str]()
+        for name in check.kind.list_names(data / check.folder)[:MAX_FILES]:
+            if finding := _check_file(check, data / check.folder, name, family, profiles):
+                yield finding
+            else:
+                fitting_names.append(name)
+        if fitting_names:
+            yield check.title, True, f"{len(fitting_names)} fit: {', '.join(fitting_names)[:200]}", ""
+
+
+def _check_file(
+    check: AddedCheck, folder: Path, name: str, family: Family, profiles: Sequence[ModelProfile]
+) -> Finding | None:
+    """Return what is wrong with a file; None: it fits a model."""
+    try:
+        file = check.kind.find(folder, name)
+    except JobRejected as rejection:
+        return check.title, False, rejection.sentence.rstrip("."), "Replace it, or take it away."
+    offered: list[Any] = [part for profile in profiles for part in getattr(profile, check.announced)]
+    if any((part.name, part.revision) == (file.name, file.revision) for part in offered):
+        return None
+    models = ", ".join(dict.fromkeys(each.name for each in profiles))[:200]
+    reason = check.explain(family, file) if isinstance(family, AddedFiles) else ""
+    return (
+        check.title,
+        False,
+        f"the {check.kind.noun} {name} fits none of {models}" + (f": {reason}" if reason else ""),
+        REMEDY,
+    )

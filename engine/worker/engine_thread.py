@@ -19,10 +19,8 @@ import torch
 from engine.batching.engine import Engine, Event
 from engine.batching.events import BatchRun
 from engine.batching.fault_isolation import DeviceLost
-from engine.device.core_turns import CoreTurns, WorkKind
-from engine.device.stopwatch import Stopwatch
-from engine.device.threads import release_team
-from engine.worker.watchdog import Watchdog
+from engine.device.core_turns import CoreTurns, Stopwatch, WorkKind, release_team
+from engine.worker.worker_life import Watchdog
 
 T = TypeVar("T")
 Command = Callable[[], None]

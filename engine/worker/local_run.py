@@ -15,9 +15,8 @@ from engine.contract import Frame, Job, Recipe, find_done_share
 from engine.contract.rejection import JobRejected
 from engine.device.core_turns import CoreTurns, WorkKind
 from engine.models.family import Family
-from engine.output.candidates import choose_candidates
-from engine.output.decode_worker import DecodeWorker
-from engine.preview_maps.map_store import MapStore
+from engine.output.decode_worker import DecodeWorker, choose_candidates
+from engine.preview_maps.latent_map import MapStore
 
 
 @dataclass(frozen=True)

@@ -5,41 +5,39 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
 
 from engine.batching.engine import Engine
-from engine.bus import Bus
+from engine.bus import BrokerUnreachable, Bus
 from engine.calibration.calibration import Calibration, read_device_name
 from engine.contract import ModelProgress
 from engine.contract.rejection import JobRejected
-from engine.device.core_turns import CoreTurns
-from engine.device.memory_budget import model_budget
-from engine.device.threads import compute_in_thread
-from engine.device.torch_device import choose_device
+from engine.device.core_turns import CoreTurns, compute_in_thread
+from engine.device.memory import choose_device, model_budget
 from engine.model_cache.cache import ModelCache, ModelEntry
 from engine.model_cache.loaded_models import LoadedModels
 from engine.models.text_embedder import Embedder
 from engine.output.decode_worker import DecodeWorker
 from engine.output.picture_check import PictureCheck
 from engine.output.upscaler import Upscaler
-from engine.preview_maps.map_store import MapStore
-from engine.process.heap import exempt_from_collection, limit_heap_arenas
+from engine.preview_maps.latent_map import MapStore
 from engine.process.load_progress import ProgressLines
 from engine.process.settings import PictureCheckSettings, SimulationSettings, WorkerSettings
+from engine.process.system import exempt_from_collection, limit_heap_arenas
 from engine.upscaling.super_resolver import SuperResolver
-from engine.worker.heartbeats import Stuck
-from engine.worker.process_end import SignalHandlers, act_on_parent_exit
-from engine.worker.startup_progress import StartupProgress
-from engine.worker.watchdog import DEADLINES, Watchdog
 from engine.worker.worker import Worker
+from engine.worker.worker_life import DEADLINES, SignalHandlers, Stuck, Watchdog, act_on_parent_exit
 from engine.worker.worker_profile import WorkerProfile, make_build_label
 
 if TYPE_CHECKING:
     from engine.model_cache.discovery import DiscoveredModel, LoadContext, ReportProgress
+
+__all__ = ["JobRejected", "Stuck", "build_label", "load_all_models", "run_worker"]
 
 log = logging.getLogger(__name__)
 
@@ -261,4 +259,39 @@ async def _run_jobs(bus: Bus, loaded: WorkerModels, settings: WorkerSettings) ->
             parent_watch.cancel()
 
 
-__all__ = ["JobRejected", "Stuck", "build_label", "load_all_models", "run_worker"]
+PROGRESS_SECONDS = 0.5  # between two progress messages of a start
+
+
+class StartupProgress:
+    """Publishes this worker's start-up progress."""
+
+    def __init__(self, bus: Bus, name: str, pools: Sequence[str]) -> None:
+        self._bus = bus
+        self._name = name
+        self._pools = pools
+        self._latest = ModelProgress()
+
+    def update(self, progress: ModelProgress) -> None:
+        """Store the newest progress; called in the loading thread."""
+        self._latest = progress
+
+    @asynccontextmanager
+    async def publish_during(self) -> AsyncGenerator[None]:
+        """Publish the progress repeatedly while the body runs, and once when it has succeeded."""
+        task = asyncio.create_task(self._publish_repeatedly())
+        try:
+            yield
+            await self._publish()
+        finally:
+            task.cancel()
+
+    async def _publish_repeatedly(self) -> None:
+        while True:
+            await self._publish()
+            await asyncio.sleep(PROGRESS_SECONDS)
+
+    async def _publish(self) -> None:
+        try:
+            await self._bus.publish_progress(self._name, self._pools, self._latest)
+        except BrokerUnreachable as error:
+            log.debug("%s", error)

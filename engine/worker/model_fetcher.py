@@ -9,10 +9,9 @@ from collections.abc import Sequence
 from engine.batching.job_images import prepare_plan, reason_to_decline
 from engine.bus import BrokerUnreachable, Bus
 from engine.contract import Job, JobModelLoading, ModelProgress, Recipe
-from engine.device.threads import compute_in_thread
+from engine.device.core_turns import compute_in_thread
 from engine.model_cache.cache import ModelCache
-from engine.worker.active_runs import ActiveRuns
-from engine.worker.run import JobRun
+from engine.worker.run import ActiveRuns, JobRun
 
 log = logging.getLogger(__name__)
 

@@ -24,8 +24,7 @@ from engine.contract import (
     Verdict,
 )
 from engine.process.log_format import log_context
-from engine.worker.active_runs import ActiveRuns
-from engine.worker.run import JobRun
+from engine.worker.run import ActiveRuns, JobRun
 
 log = logging.getLogger(__name__)
 

@@ -1,17 +1,18 @@
-"""`JobRun`: one claimed job, its progress, and its remaining time. No I/O.
+"""`JobRun`: one claimed job, its progress, and its remaining time; `ActiveRuns`: those of this worker. No torch.
 
-Its outcome is decided once: the first caller of `try_end` (finish, failure, cancel or loss) gets True, the others
+A run's outcome is decided once: the first caller of `try_end` (finish, failure, cancel or loss) gets True, the others
 False.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from operator import itemgetter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from msgspec.structs import replace
 
@@ -21,6 +22,7 @@ from engine.contract import (
     AmendJob,
     Amendment,
     AmendmentLog,
+    AmendmentRequest,
     Job,
     Recipe,
     Snapshot,
@@ -34,10 +36,12 @@ from engine.contract import (
     list_final_images,
     list_lives,
 )
-from engine.worker.job_engine import JobEngine
 
 if TYPE_CHECKING:
-    from engine.batching.engine import LatentsDone, StepDone  # they bring torch
+    from engine.batching.engine import (
+        LatentsDone,  # they bring torch
+        StepDone,  # they bring torch
+    )
 
 SMOOTHING = 0.05  # weight of the newest step in the measured time of a step
 SLOW_PACE = 0.25  # seconds from step to step: a job this slow leaves its rows to others nearly all of the time
@@ -245,3 +249,133 @@ class JobRun:
     def compute_cost(self, steps: int) -> float:
         """Return the cost up to step `steps`, in device-seconds, by the calibration at its admission."""
         return self.job.cost * find_done_share(self.job.task, steps) if isinstance(self.job.task, Recipe) else 0.0
+
+
+T = TypeVar("T")
+
+
+class JobEngine(Protocol):
+    """Draws the images of jobs. Jobs that it does not know are ignored."""
+
+    def cancel(self, job: str) -> int:
+        """Remove the job. Return the number of executed steps, for the charge."""
+        ...
+
+    def watch(self, job: str, is_watched: bool = True) -> None:
+        """Show the job's previews, or no longer."""
+        ...
+
+    def pause(self, job: str) -> None:
+        """Run no further step of the job until `resume`."""
+        ...
+
+    def resume(self, job: str) -> None: ...
+
+    def set_job_pace(self, job: str, seconds: float) -> None:
+        """Let the steps of the job begin at least so many seconds apart; 0: as soon as they can."""
+        ...
+
+    def set_job_weight(self, job: str, weight: float) -> None:
+        """Let the job have `weight` times the share of its user's jobs of weight 1."""
+        ...
+
+    def amend(self, job: str, request: AmendmentRequest) -> Recipe:
+        """Change the job from the next step on, and return its amended recipe.
+
+        Raises `JobRejected` with a sentence, and KeyError if the job is not here.
+        """
+        ...
+
+    def take_snapshots(self, job: str, epoch: int) -> list[Snapshot]:
+        """Return a snapshot of each unfinished image that another worker can continue."""
+        ...
+
+
+class EngineCaller(Protocol):
+    """Runs calls where nothing else touches the engine."""
+
+    async def call(self, action: Callable[[JobEngine], T]) -> T:
+        """Run `action` between two steps and return its result, or raise its error."""
+        ...
+
+
+log = logging.getLogger(__name__)
+
+
+class ForgetsJobs(Protocol):
+    """What keeps something of a job until the job leaves the worker."""
+
+    def forget_job(self, job: str) -> None: ...
+
+
+class ActiveRuns:
+    """`presence_changed` is set when the worker's presence is out of date."""
+
+    def __init__(self, thread: EngineCaller, decode_worker: ForgetsJobs) -> None:
+        self.thread = thread
+        self._decode_worker = decode_worker
+        self.presence_changed = asyncio.Event()
+        self.on_remove: Callable[[JobRun], None] = lambda _: None
+        self._runs: dict[str, JobRun] = {}
+        self._worker_tasks: set[asyncio.Task[None]] = set()
+
+    def __iter__(self) -> Iterator[JobRun]:
+        return iter(list(self._runs.values()))
+
+    def __len__(self) -> int:
+        return len(self._runs)
+
+    def __contains__(self, run: JobRun) -> bool:
+        return self._runs.get(run.job.id) is run
+
+    def get(self, job: str) -> JobRun | None:
+        return self._runs.get(job)
+
+    @property
+    def rows(self) -> int:
+        """Rows of the batch that all runs occupy."""
+        return sum(run.rows for run in self)
+
+    def add(self, run: JobRun) -> None:
+        self._runs[run.job.id] = run
+        self.presence_changed.set()
+
+    def remove(self, run: JobRun) -> None:
+        if run in self:
+            del self._runs[run.job.id]
+            self._decode_worker.forget_job(run.job.id)
+            self.on_remove(run)
+            self.presence_changed.set()
+
+    def spawn(self, work: Coroutine[object, object, None], run: JobRun | None = None) -> None:
+        """Start a task of a run, which ends with the run, or of the worker."""
+        tasks = self._worker_tasks if run is None else run.tasks
+        task = asyncio.create_task(work)
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+
+    def cancel_tasks(self, run: JobRun) -> None:
+        """Cancel every task of a run except the current one."""
+        for task in run.tasks - {asyncio.current_task()}:
+            task.cancel()
+
+    async def stop_run(self, run: JobRun) -> int:
+        """End a run's tasks, remove it from the engine, and return the steps done."""
+        self.cancel_tasks(run)
+        steps = await self.thread.call(lambda engine: engine.cancel(run.job.id))
+        return max(steps, run.steps_to_charge)
+
+    async def abandon(self, run: JobRun, reason: str) -> None:
+        """Stop a run without a result: the new holder of its claim reports on the job. Only the first call acts."""
+        if run not in self:
+            return
+        log.warning("job %s is stopped: %s", run.job.id, reason)
+        run.try_end()
+        self.remove(run)
+        await self.stop_run(run)
+
+    async def close(self) -> None:
+        """Cancel the worker's tasks; runs end their own."""
+        for task in self._worker_tasks:
+            task.cancel()
+        await asyncio.gather(*self._worker_tasks, return_exceptions=True)

@@ -16,19 +16,18 @@ from typing import TypeVar
 
 from engine.batching.amending import has_new_texts
 from engine.batching.engine import LatentsDone, StepDone
-from engine.batching.init_latents import InitLatents
+from engine.batching.input_pictures import InitLatents
 from engine.bus import BlobMissing, BrokerUnreachable, Bus
 from engine.bus.connection_base import LatestByKey
 from engine.contract import MAX_FRAME_BYTES, AmendmentRequest, Frame, Job, Recipe, UpscaleTask, Verdict
 from engine.contract.rejection import JobRejected
 from engine.models.pictures.picture_conditions import PictureConditions
-from engine.output.candidates import choose_candidates
-from engine.output.decode_worker import DecodeWorker
+from engine.output.decode_worker import DecodeWorker, choose_candidates
 from engine.output.upscaler import UpscaledPicture, Upscaler
 from engine.picture_files import read_png_size
 from engine.worker.result_publisher import ResultPublisher, fetch_blob
 from engine.worker.run import JobRun
-from engine.worker.watchdog import Watchdog
+from engine.worker.worker_life import Watchdog
 
 log = logging.getLogger(__name__)
 

@@ -21,26 +21,19 @@ from engine.model_cache.cache import ModelCache
 from engine.model_cache.loaded_models import LoadedModels
 from engine.output.decode_worker import DecodeWorker
 from engine.output.upscaler import Upscaler
-from engine.process.heap import trim_heap
 from engine.process.log_format import log_context
-from engine.worker.active_runs import ActiveRuns
-from engine.worker.amendment_service import AmendmentService
+from engine.process.system import trim_heap
 from engine.worker.calibration_updater import CalibrationUpdater
-from engine.worker.decode_service import DecodeService
-from engine.worker.describe_service import DescribeService
 from engine.worker.engine_thread import EngineThread
-from engine.worker.heartbeats import Heartbeats, Stuck
-from engine.worker.intake import Intake
-from engine.worker.job_puller import JobPuller
+from engine.worker.intake import Intake, JobPuller
 from engine.worker.model_fetcher import ModelFetcher
+from engine.worker.model_requests import DecodeService, DescribeService
 from engine.worker.result_publisher import ResultPublisher
-from engine.worker.run import JobRun
-from engine.worker.run_control import RunControl
+from engine.worker.run import ActiveRuns, JobRun
+from engine.worker.run_control import AmendmentService, RunControl
 from engine.worker.run_output import RunOutput
-from engine.worker.snapshot_saver import SnapshotSaver
-from engine.worker.watchdog import Watchdog
-from engine.worker.watched_jobs import WatchedJobs
-from engine.worker.worker_life import run_shutdown_steps, run_until_stopped
+from engine.worker.snapshot_saver import SnapshotSaver, WatchedJobs
+from engine.worker.worker_life import Heartbeats, Stuck, Watchdog, run_shutdown_steps, run_until_stopped
 from engine.worker.worker_profile import WorkerProfile
 
 log = logging.getLogger(__name__)

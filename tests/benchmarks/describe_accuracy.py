@@ -29,7 +29,7 @@ from bot.jobs.model_catalog import SHIPPED_MODEL
 from bot.prompt.vocabulary import EMBEDDED_VOCABULARY
 from bot.services.prompt_tools.image_to_prompt import PromptSearch, ScoredPrompt
 from engine.batching import diffusion_classifier
-from engine.batching.init_latents import encode_square
+from engine.batching.input_pictures import encode_square
 from engine.contract import DescribeRequest
 from engine.models.family import Family
 

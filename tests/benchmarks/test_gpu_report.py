@@ -19,7 +19,7 @@ from benchmarks.models.measurement import Figures
 from benchmarks.report.figure_row import FigureRow
 from engine import models
 from engine.models.families.diffusers_family import DiffusersFamily
-from engine.process.offload_request import Offload
+from engine.process.memory_requests import Offload
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # diffusers' schedulers
 CPU = torch.device("cpu")

@@ -9,8 +9,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from engine.batching.engine import Engine, JobFailure, LatentsDone
-from engine.batching.init_latents import InitLatents, load_init_latents
-from engine.batching.input_pictures import load_pictures
+from engine.batching.input_pictures import InitLatents, load_init_latents, load_pictures
 from engine.contract import ImageToImage, InitImage, Job, Keyframe, Ladder, Recipe, Snapshot, encode
 from engine.models.family import Family
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from engine.process.model_words import WEIGHTS_FOLDER
+from engine.process.model_settings import WEIGHTS_FOLDER
 from engine.sampling import COLUMNS, Plan, TimestepOptions
 
 Config = dict[str, Any]

@@ -15,8 +15,8 @@ from engine.models.family import Family
 from engine.output.decode_worker import DecodeWorker
 from engine.output.upscaler import Upscaler
 from engine.worker.local_run import run_locally
-from engine.worker.watchdog import Watchdog
 from engine.worker.worker import Worker
+from engine.worker.worker_life import Watchdog
 from engine.worker.worker_profile import WorkerProfile
 from shared.bus_harness import (
     JOB,

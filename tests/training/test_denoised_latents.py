@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from engine.process.model_words import WEIGHTS_FOLDER
+from engine.process.model_settings import WEIGHTS_FOLDER
 from shared.training_parts import SHAPE, blobs, make_network
 from training.commands import builtin_artwork
 from training.diffusion import denoised_latents

@@ -20,7 +20,7 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from PIL import Image
 
-from engine.process.model_words import WEIGHTS_FOLDER
+from engine.process.model_settings import WEIGHTS_FOLDER
 from shared.training_parts import SCHEDULE, archive_of, draw_artwork, tiny_autoencoder, tiny_cache, tiny_network
 from training.__main__ import main
 from training.commands import builtin_artwork

@@ -29,7 +29,7 @@ from engine.models.judge import (
     read_labels,
     save_judge,
 )
-from engine.process.model_words import WEIGHTS_FOLDER
+from engine.process.model_settings import WEIGHTS_FOLDER
 from engine.prompt.style_guide import StyleGuide
 from engine.worker.local_run import LocalResult
 from shared.training_parts import THINGS, WIDTHS, drawing, drawings

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from engine.models.judge import read_labels
-from engine.process.model_words import SUBSTITUTES_FILE, WEIGHTS_FOLDER, SubstitutesFile
-from engine.prompt.substitutes import replace_nouns
+from engine.process.model_settings import SUBSTITUTES_FILE, WEIGHTS_FOLDER, SubstitutesFile
+from engine.prompt.style_guide import replace_nouns
 from training.pictures import related_words
 from training.pictures.artwork import add_related_words, find_held_out_lemmas
 from training.pictures.captions import Appearance, clean_description, list_usual_words, make_caption

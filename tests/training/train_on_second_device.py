@@ -17,7 +17,7 @@ import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
 from engine.models.judge import JudgeNetwork
-from engine.process.model_words import WEIGHTS_FOLDER
+from engine.process.model_settings import WEIGHTS_FOLDER
 from shared.training_parts import (
     SCHEDULE,
     SHAPE,

@@ -41,7 +41,7 @@ def substitutes(
     """Write the nouns of WordNet that no label has, each with the label of the nearest drawing, which is drawn."""
     import msgspec
 
-    from engine.process.model_words import SubstitutesFile
+    from engine.process.model_settings import SubstitutesFile
     from training.commands import builtin_artwork
     from training.pictures.artwork import WORDNET_PACKAGE
 
@@ -68,7 +68,7 @@ def styles(
     import msgspec
 
     from engine.models.judge import load_judge
-    from engine.process.model_words import WEIGHTS_FOLDER, StylesFile
+    from engine.process.model_settings import WEIGHTS_FOLDER, StylesFile
     from training.commands import builtin_artwork
     from training.evaluation.prompt_adherence import find_labels_of_style
     from training.pictures.variants import MAIN_STYLE

@@ -21,7 +21,7 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from engine.models.families.embedded import EMBEDDED_MODEL
 from engine.models.judge import read_labels
 from engine.models.text_embedder import find_minilm_folder
-from engine.process.model_words import WEIGHTS_FOLDER
+from engine.process.model_settings import WEIGHTS_FOLDER
 from training.commands.options import default_cache_folder
 from training.commands.progress import show_counts
 from training.diffusion.latent_cache import CaptionEncoder, LatentCache, load_caption_encoder, open_variant_cache

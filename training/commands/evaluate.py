@@ -77,7 +77,7 @@ def evaluate(
     import torch
 
     from benchmarks.report.figure_row import format_json, format_table
-    from engine.process.model_words import WEIGHTS_FOLDER
+    from engine.process.model_settings import WEIGHTS_FOLDER
     from training.commands import builtin_artwork
     from training.evaluation.checks import run_checks
     from training.evaluation.context import QUICK_SIZES, EvaluationContext, SampleSizes, make_loaders

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 
 from engine.models.autoencoder.large_decoder import LARGE_DECODER_FOLDER, LargeDecoder
 from engine.models.judge import as_images
-from engine.process.model_words import WEIGHTS_FOLDER
+from engine.process.model_settings import WEIGHTS_FOLDER
 from training.commands import builtin_artwork
 from training.commands.progress import show_counts
 from training.commands.run_pixel_networks import (

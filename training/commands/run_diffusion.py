@@ -18,8 +18,7 @@ from engine.models.families.embedded import EMBEDDED_MODEL
 from engine.models.family import SMALL_MODEL_SIZE
 from engine.models.files.model_source import fingerprint_folder
 from engine.output.previewer import choose_map_shape
-from engine.preview_maps.latent_map import LatentMap, LatentMapFit
-from engine.preview_maps.map_store import MODEL_MAP_FILE, write_map
+from engine.preview_maps.latent_map import MODEL_MAP_FILE, LatentMap, LatentMapFit, write_map
 from training.commands import builtin_artwork, user_dataset
 from training.commands.builtin_artwork import Focus
 from training.commands.progress import print_status

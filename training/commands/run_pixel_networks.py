@@ -19,7 +19,7 @@ from torch import nn
 
 from engine.models.judge import load_judge, save_judge
 from engine.models.text_embedder import Embedder
-from engine.process.model_words import WEIGHTS_FOLDER
+from engine.process.model_settings import WEIGHTS_FOLDER
 from engine.upscaling.super_resolver import BUILT_IN
 from training.commands import builtin_artwork, user_dataset
 from training.commands.progress import show_counts

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from engine.device.torch_device import choose_device
+from engine.device.memory import choose_device
 from training.core.muon import Muon
 
 OPTIMIZER_MOMENTS = {False: ("exp_avg", "exp_avg_sq"), True: ("momentum",)}  # by whether Muon updates it

@@ -26,7 +26,7 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from torch import Tensor
 from torch.nn import functional as F
 
-from engine.device.torch_device import copy_to_device
+from engine.device.memory import copy_to_device
 from training.core.checkpoint import copy_common_part
 from training.core.learner import (
     BatchTrainer,

@@ -24,8 +24,8 @@ from engine.models.files.model_source import fingerprint_folder
 from engine.models.library_logging import silence_libraries
 from engine.models.loading.pipeline_loader import find_folder, load_training_pipeline
 from engine.models.text_embedder import load_text_encoder
-from engine.preview_maps.map_store import MODEL_MAP_FILE
-from engine.process.model_words import WEIGHTS_FOLDER
+from engine.preview_maps.latent_map import MODEL_MAP_FILE
+from engine.process.model_settings import WEIGHTS_FOLDER
 from engine.process.settings import default_data
 
 INDEX_FILE = "model_index.json"

@@ -24,7 +24,7 @@ from engine.contract.rejection import JobRejected
 from engine.models.families.embedded import load_embedded
 from engine.models.family import TokenConditioned
 from engine.models.judge import JudgeOutput, LabelJudge, load_judge
-from engine.process.model_words import WEIGHTS_FOLDER, read_style_guide
+from engine.process.model_settings import WEIGHTS_FOLDER, read_style_guide
 from engine.prompt.style_guide import StyleGuide
 from engine.sampling import plan
 from engine.upscaling.super_resolver import SuperResolver

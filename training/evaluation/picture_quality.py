@@ -12,7 +12,7 @@ from PIL import Image
 
 from benchmarks.report.figure_row import FigureRow
 from engine.models.judge import as_images, resize_pictures
-from engine.process.model_words import WEIGHTS_FOLDER
+from engine.process.model_settings import WEIGHTS_FOLDER
 from training.evaluation import goals
 from training.evaluation.context import EvaluationContext
 from training.evaluation.measures import (

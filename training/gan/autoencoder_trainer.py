@@ -21,7 +21,7 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor
 from torch.nn import functional as F
 
-from engine.device.torch_device import copy_to_device
+from engine.device.memory import copy_to_device
 from training.core.learner import batch_indices, mixed_precision, spread_rows, step_generator
 from training.core.run import Metrics
 from training.gan.gan_learner import GanSettings, GanTrainer

@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from engine.device.torch_device import copy_to_device
+from engine.device.memory import copy_to_device
 from engine.models.autoencoder.large_decoder import ADDED_LEVELS, LARGE_FACTOR, LargeDecoder
 from engine.models.judge import as_images
 from engine.upscaling.super_resolver import SuperResolver

@@ -25,7 +25,7 @@ from spandrel import ModelLoader
 from spandrel.architectures.Compact import Compact
 from torch import Tensor, nn
 
-from engine.device.torch_device import copy_to_device
+from engine.device.memory import copy_to_device
 from engine.models.judge import as_images
 from engine.upscaling.super_resolver import CLAMP_METADATA
 from training.core import checkpoint

@@ -241,7 +241,7 @@ def open_context(model: str, steps: int, guidance: float | None, seed: int) -> G
 
 def load_family(model: str) -> TokenConditioned:
     """Load any model that the engine loads, or a training run's folder, which has no text encoder."""
-    from engine.device.torch_device import choose_device
+    from engine.device.memory import choose_device
     from engine.models import load_model
     from engine.models.families.embedded import load_embedded
     from engine.models.families.stable_diffusion import StableDiffusion

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
-from engine.prompt.substitutes import list_forms
+from engine.prompt.style_guide import list_forms
 from training.pictures.captions import Description, list_usual_words
 from training.pictures.related_words import PEOPLE, find_related_words, list_phrases
 from training.pictures.wordnet import WordNet

@@ -29,7 +29,7 @@ from bot.web.auth import terminal_key
 from engine.bus import Bus
 from engine.bus.embedded_broker import Broker
 from engine.contract import Presence
-from engine.process.heap import exempt_from_collection
+from engine.process.system import exempt_from_collection
 
 WEB_DESTINATION = Destination("web")
 UNLIMITED_JOBS = 10_000  # jobs that a member may have at once: limits are not measured here

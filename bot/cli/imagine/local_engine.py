@@ -53,8 +53,7 @@ from bot.store import JobRecord, Store
 from engine.contract import BillingKey, Frame, Job, ModelProfile, Recipe, estimate_cost, list_final_images
 from engine.contract.evaluations import count_requested_evaluations
 from engine.process.load_progress import format_loading, format_size
-from engine.process.model_settings import EMBEDDED_MODEL
-from engine.process.model_words import read_style_guide
+from engine.process.model_settings import EMBEDDED_MODEL, read_style_guide
 from engine.prompt.style_guide import StyleGuide
 
 if TYPE_CHECKING:
@@ -139,7 +138,7 @@ def _run_job(
     display: ProgressDisplay,
     data: Path,
 ) -> ImagineResult:
-    from engine.preview_maps.map_store import MapStore
+    from engine.preview_maps.latent_map import MapStore
     from engine.worker import local_run
 
     job = _make_job(job_recipe, model_profile, film)
@@ -176,8 +175,8 @@ def _model_name(prompt: str, options: Mapping[str, object], default: str) -> str
 def _load_model(model: str, display: ProgressDisplay, engine: WorkerSettings) -> tuple[Family, ModelProfile]:
     from engine import models
     from engine.calibration.calibration import calibrate
-    from engine.device.torch_device import choose_device
-    from engine.model_cache.single_choice import choose_for_one
+    from engine.device.memory import choose_device
+    from engine.model_cache.discovery import choose_for_one
     from engine.upscaling.super_resolver import SuperResolver
 
     if "/" in model:

@@ -41,8 +41,8 @@ from engine.hub.part_selection import Selection, WantedPart, select_part, select
 from engine.hub.repository import HubError, Repository, fetch_repository
 from engine.hub.revisions import read_revisions
 from engine.process.load_progress import format_size
+from engine.process.memory_requests import QuantizationRequest
 from engine.process.model_settings import ModelSettings, read_model_settings, write_model_settings
-from engine.process.quantization_request import QuantizationRequest
 
 # How a prompt uses a part of this name, by kind.
 USE_BY_KIND: Mapping[PartKind, str] = MappingProxyType(

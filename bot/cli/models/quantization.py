@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from bot.domain.errors import UserError
-from engine.process.quantization_request import QuantizationRequest
-from engine.process.quantization_request import parse_quantization as parse_request
+from engine.process.memory_requests import QuantizationRequest
+from engine.process.memory_requests import parse_quantization as parse_request
 
 
 def parse_quantization(text: str) -> QuantizationRequest | None:

@@ -34,8 +34,8 @@ from bot.store import DatabaseUnavailable
 from bot.web.app import build_app, entry_address, run_server
 from bot.web.connections import ConnectionLimits, raise_descriptor_limit
 from engine.bus import BrokerUnreachable
-from engine.process.heap import exempt_from_collection, limit_heap_arenas, return_freed_blocks, trim_heap
 from engine.process.load_progress import ProgressLines
+from engine.process.system import exempt_from_collection, limit_heap_arenas, return_freed_blocks, trim_heap
 
 if TYPE_CHECKING:
     from aiohttp.web import Application

@@ -16,7 +16,7 @@ from diffusers.configuration_utils import FrozenDict
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from engine.models.autoencoder.tiled_decode import decode_within_memory, encode_within_memory
-from engine.preview_maps.known_maps import LatentSpace
+from engine.preview_maps.latent_map import LatentSpace
 
 
 def decode_latents(vae: Any, latents: torch.Tensor, device: torch.device) -> torch.Tensor:

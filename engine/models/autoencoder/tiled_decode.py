@@ -11,8 +11,7 @@ from typing import Any
 
 import torch
 
-from engine.device.memory import is_out_of_memory
-from engine.device.memory_budget import memory_for_pictures
+from engine.device.memory import is_out_of_memory, memory_for_pictures
 from engine.process.load_progress import format_size
 
 log = logging.getLogger(__name__)

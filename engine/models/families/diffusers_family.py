@@ -53,11 +53,10 @@ from engine.models.textual_inversion.embedding_files import (
     spell_words,
 )
 from engine.models.whole_pipeline.pipeline_support import WholePipelineSupport
-from engine.preview_maps.known_maps import LatentSpace
-from engine.preview_maps.map_store import MODEL_MAP_FILE
-from engine.process.offload_request import Offload
+from engine.preview_maps.latent_map import MODEL_MAP_FILE, LatentSpace
+from engine.process.memory_requests import Offload
 from engine.prompt.emphasis import strip_emphasis
-from engine.prompt.substitutes import replace_nouns
+from engine.prompt.style_guide import replace_nouns
 from engine.sampling import Plan, plan, samplers_for
 
 

@@ -21,8 +21,7 @@ from engine.models.files.model_source import fingerprint_folder
 from engine.models.judge import PromptJudge
 from engine.models.library_logging import silence_libraries
 from engine.models.text_embedder import load_text_encoder
-from engine.process.model_settings import EMBEDDED_MODEL
-from engine.process.model_words import WEIGHTS_FOLDER, read_substitutes
+from engine.process.model_settings import EMBEDDED_MODEL, WEIGHTS_FOLDER, read_substitutes
 from engine.upscaling.super_resolver import SuperResolver
 
 GUIDANCE = 4.0  # by the sweep: a higher value follows unseen words, a lower one unseen hues

@@ -28,9 +28,8 @@ from engine.models.registry import LATENT_CONSISTENCY, STABLE_DIFFUSION
 from engine.models.text_embedder import find_minilm_folder
 from engine.pipelines.network_call import NETWORK_NAMES, TEXT_ENCODER_PREFIX
 from engine.process.load_progress import format_size
-from engine.process.model_words import WEIGHTS_FOLDER
-from engine.process.offload_request import Offload, OffloadRequest
-from engine.process.quantization_request import QuantizationRequests
+from engine.process.memory_requests import Offload, OffloadRequest, QuantizationRequests
+from engine.process.model_settings import WEIGHTS_FOLDER
 
 log = logging.getLogger(__name__)
 

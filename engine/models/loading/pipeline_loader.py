@@ -34,7 +34,7 @@ from engine.models.quantization.stored_quantization import (
     set_compute_format,
 )
 from engine.models.registry import has_family
-from engine.process.heap import trim_heap
+from engine.process.system import trim_heap
 
 log = logging.getLogger(__name__)
 

@@ -26,7 +26,7 @@ from torch import nn
 from engine.contract.rejection import JobRejected
 from engine.pipelines.network_call import NETWORK_NAMES, TEXT_ENCODER_PREFIX
 from engine.process.load_progress import format_size
-from engine.process.offload_request import Offload
+from engine.process.memory_requests import Offload
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from torch import nn
 from engine.contract import Quantization
 from engine.models.quantization.stored_quantization import find_obstacle, refuse_unavailable
 from engine.pipelines.network_call import NETWORK_NAMES, TEXT_ENCODER_PREFIX
-from engine.process.quantization_request import QuantizationRequest, QuantizationRequests
+from engine.process.memory_requests import QuantizationRequest, QuantizationRequests
 
 # (network, text encoders), best first: the network shows more of what is lost
 AUTO_STEPS: tuple[tuple[Quantization, Quantization], ...] = (

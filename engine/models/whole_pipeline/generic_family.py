@@ -35,8 +35,8 @@ from engine.pipelines.network_call import (
     join_calls,
     make_arguments,
 )
-from engine.preview_maps.known_maps import LatentSpace
-from engine.process.offload_request import Offload
+from engine.preview_maps.latent_map import LatentSpace
+from engine.process.memory_requests import Offload
 from engine.sampling import NotTabled, Plan, build_scheduler, is_flow, samplers_for
 
 log = logging.getLogger(__name__)

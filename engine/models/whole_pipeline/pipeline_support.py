@@ -18,7 +18,7 @@ from engine.sampling import build_scheduler
 
 
 class WholePipelineSupport:
-    """Implements `engine.batching.pipeline_image.PipelineSource` for a family."""
+    """Implements `engine.batching.pipeline_images.PipelineSource` for a family."""
 
     network_name: ClassVar[str]
     no_guidance: ClassVar[float] = 1.0  # the pipeline's value for our guidance of 1

@@ -17,7 +17,7 @@ from bot.cli.imagine.progress_display import ProgressDisplay
 from bot.cli.options import EngineOptions, load_engine
 from engine.calibration.calibration import Calibration
 from engine.models.families.embedded import build_pipeline, load_embedded
-from engine.process.model_words import WEIGHTS_FOLDER
+from engine.process.model_settings import WEIGHTS_FOLDER
 from shared.small_families import write_turbo
 
 CALIBRATION = Calibration("float32", 4, 30, "ddim", 1.0, 1.0, 1.0, {1: 1.0}, {"float32": 1.0})

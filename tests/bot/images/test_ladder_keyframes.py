@@ -15,7 +15,7 @@ from bot.images.contact_sheet import CELL_SIZE, HEIGHT_RANGE, MAX_CELLS, compose
 from bot.images.grid import GAP, MAX_GRID_SIDE
 from bot.images.image_codec import BACKGROUND, UnreadableImage, decode_image
 from bot.images.keyframes.ladder_keyframes import branch_steps, nearest_branch_step, read_keyframes
-from engine.batching import keyframe_steps as engines
+from engine.batching import trajectory as engines
 from engine.contract import BillingKey, Concept, Job, Keyframe, Ladder, Recipe, decode, encode
 from engine.models.families.embedded import load_embedded
 from engine.worker.local_run import run_locally

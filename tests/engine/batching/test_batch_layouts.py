@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from engine.batching.batch_layouts import BUCKETS
+from engine.batching.batch import BUCKETS
 
 
 @pytest.mark.parametrize("rows", range(1, BUCKETS[-1] + 1))

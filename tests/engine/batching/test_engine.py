@@ -9,7 +9,7 @@ import msgspec
 import pytest
 import torch
 
-from engine.batching.batch_math import RowLayout
+from engine.batching.batch import RowLayout
 from engine.batching.engine import Engine, JobFailure, LatentsDone, StepDone
 from engine.batching.trajectory import Trajectory
 from engine.contract import Concept, ImageLife, Job, NoiseAncestor, Recipe, UpscaleTask, count_rows

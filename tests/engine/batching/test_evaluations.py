@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from engine.batching.engine import Engine, LatentsDone, StepDone
-from engine.batching.init_latents import InitLatents
+from engine.batching.input_pictures import InitLatents
 from engine.batching.noise import Noise
 from engine.batching.trajectory import Trajectory
 from engine.contract import Branch, ImageToImage, InitImage, Job, list_evaluated_steps

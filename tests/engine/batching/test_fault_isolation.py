@@ -33,8 +33,7 @@ from engine.models.families.stable_diffusion import StableDiffusion
 from engine.models.family import Conditioning, Family
 from engine.sampling.samplers import FLOW_SCHEDULERS, TABLED
 from engine.worker.engine_thread import EngineThread
-from engine.worker.heartbeats import Stuck
-from engine.worker.watchdog import Watchdog
+from engine.worker.worker_life import Stuck, Watchdog
 from shared.worker_harness import (
     JOB,
     OTHER_JOB,

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from engine.batching.init_latents import InitLatents, load_init_latents
+from engine.batching.input_pictures import InitLatents, load_init_latents
 from engine.batching.noise import slerp
 from engine.contract import Branch, Concept, ImageToImage, InitImage, Keyframe, Ladder, Recipe, encode
 from engine.contract.rejection import JobRejected

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from engine.batching.keyframe_steps import has_latents, keyframe_steps
+from engine.batching.trajectory import has_latents, keyframe_steps
 from engine.contract import MAX_KEYFRAMES
 from engine.sampling import plan
 

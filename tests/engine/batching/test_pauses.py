@@ -17,8 +17,8 @@ from engine.batching.engine import Engine, JobFailure, StepDone
 from engine.contract import ControlMessage, JobFinished, JobStarted, PictureReady
 from engine.worker import run_control
 from engine.worker.engine_thread import EngineThread
-from engine.worker.watchdog import Watchdog
 from engine.worker.worker import Worker
+from engine.worker.worker_life import Watchdog
 from shared.clock import Clock
 from shared.worker_harness import (
     JOB,

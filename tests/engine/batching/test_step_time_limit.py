@@ -10,8 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.simulation.simulated_device import FORWARD_MS
-from engine.batching.scheduler import Scheduler
-from engine.batching.step_time_limit import (
+from engine.batching.group import (
     MIN_THROUGHPUT_SHARE,
     Demand,
     ForwardTimes,
@@ -20,6 +19,7 @@ from engine.batching.step_time_limit import (
     efficient_sizes,
     forward_ms,
 )
+from engine.batching.scheduler import Scheduler
 from engine.contract import BillingKey
 
 SIZES = (1, 2, 4, 8, 16, 32)

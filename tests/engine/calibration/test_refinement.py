@@ -13,15 +13,17 @@ from msgspec.structs import replace
 
 from engine.batching.engine import Engine
 from engine.calibration.calibration import (
+    MAX_SAMPLES,
     MAX_STORED,
+    MIN_SAMPLES,
     Calibration,
+    Refinement,
     calibrate,
     calibration_key,
     read_calibrations,
     store_calibration,
     write_calibrations,
 )
-from engine.calibration.refinement import MAX_SAMPLES, MIN_SAMPLES, Refinement
 
 ESTIMATE = Calibration(
     "bfloat16", 2, 20, "dpmpp_2m", 10_000.0, 100.0, 20_000.0, {1: 10_000.0, 2: 20_000.0}, {"bfloat16": 20_000.0}

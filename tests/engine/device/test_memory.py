@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.process.heap import trim_heap
+from engine.process.system import trim_heap
 
 # 100 MB in blocks that the heap keeps
 BLOCK = 64 * 1024
@@ -40,7 +40,7 @@ def test_the_heap_returns_freed_memory_to_the_system() -> None:
 
 
 RETURNS_BLOCKS = """
-from engine.process.heap import limit_heap_arenas, return_freed_blocks
+from engine.process.system import limit_heap_arenas, return_freed_blocks
 from pathlib import Path
 def resident():
     return int(Path("/proc/self/status").read_text().partition("VmRSS:")[2].split()[0]) // 1024
@@ -63,7 +63,7 @@ def test_freed_blocks_go_back_at_once() -> None:
 
 EXEMPT_AND_COLLECT = """
 import gc
-from engine.process.heap import exempt_from_collection
+from engine.process.system import exempt_from_collection
 
 class Node: pass
 

@@ -11,7 +11,7 @@ PROGRAM = """
 import asyncio, os
 import torch
 from engine.device.core_turns import CoreTurns, WorkKind
-from engine.device.threads import compute_in_thread, release_team
+from engine.device.core_turns import compute_in_thread, release_team
 
 def count_threads():
     return len(os.listdir("/proc/self/task"))

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.device.memory_budget import model_budget
+from engine.device.memory import model_budget
 from engine.model_cache.loaded_models import LoadedModels
 from engine.process.load_progress import format_size
 from engine.process.setting_sources import SettingError

@@ -44,8 +44,8 @@ from engine.process.settings import load_settings
 from engine.upscaling.super_resolver import SuperResolver
 from engine.worker import main
 from engine.worker.main import load_all_models
-from engine.worker.watchdog import Watchdog
 from engine.worker.worker import Worker
+from engine.worker.worker_life import Watchdog
 from engine.worker.worker_profile import WorkerProfile
 from shared.clock import wait_until
 from shared.ldm_checkpoint import write_ldm_checkpoint

@@ -16,8 +16,8 @@ from engine.hub.added_models import ModelManifest, list_offered, write_manifest
 from engine.model_cache.discovery import LoadContext, discover_models, load_models
 from engine.model_cache.loaded_models import LoadedModels
 from engine.model_cache.offered_models import choose_models
+from engine.process.memory_requests import QuantizationRequests
 from engine.process.model_settings import ModelSettings, ModelSettingsFile, write_model_settings
-from engine.process.quantization_request import QuantizationRequests
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from benchmarks.fixtures.reference_pipeline import call_pipeline as by_pipeline
 from benchmarks.fixtures.small_pipelines import save_small_pipeline
 from benchmarks.report.measures import psnr
 from engine.batching.engine import Engine
-from engine.batching.init_latents import load_init_latents
+from engine.batching.input_pictures import load_init_latents
 from engine.calibration.calibration import Calibration
 from engine.contract import ImageToImage, InitImage, ModelPart
 from engine.contract.rejection import JobRejected

@@ -11,11 +11,11 @@ from torch import nn
 from benchmarks.fixtures.small_pipelines import save_small_pipeline
 from engine import models
 from engine.calibration.measurement import probe_recipe
-from engine.device.torch_device import choose_device, copy_to_device
+from engine.device.memory import choose_device, copy_to_device
 from engine.models.families.diffusers_family import DiffusersFamily
 from engine.models.network.forward_runner import GraphCache
 from engine.models.network.pipeline_offload import is_offloaded, offload_to_cpu
-from engine.process.offload_request import OFFLOADS
+from engine.process.memory_requests import OFFLOADS
 from engine.process.settings import load_settings
 from engine.worker.main import load_all_models
 

@@ -36,7 +36,7 @@ from engine.models.network.pipeline_offload import (
     offload_layers,
     remove_stale_folders,
 )
-from engine.process.offload_request import Offload
+from engine.process.memory_requests import Offload
 from shared.worker_harness import wait_until
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' own

@@ -22,8 +22,8 @@ from engine.models.families.stable_diffusion import StableDiffusion
 from engine.models.files.model_source import ModelSource, fingerprint_folder
 from engine.models.loading.memory_estimate import estimate_bytes
 from engine.models.loading.number_formats import FormatChooser
-from engine.output.postprocessing import decode_tiled
-from engine.process.model_words import WEIGHTS_FOLDER
+from engine.output.decode_worker import decode_tiled
+from engine.process.model_settings import WEIGHTS_FOLDER
 from engine.upscaling import super_resolver
 from shared.small_families import write_decoder
 

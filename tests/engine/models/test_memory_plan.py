@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from engine.contract import Quantization
 from engine.models.loading.memory_estimate import MemoryChoice, WeightBytes, choose_memory, list_offloads
 from engine.models.quantization.choice import PartQuantization
-from engine.process.offload_request import OFFLOADS, Offload
+from engine.process.memory_requests import OFFLOADS, Offload
 
 GB = 10**9
 # Flux.1-dev in bfloat16, and with its network in fewer bits

@@ -24,8 +24,7 @@ from engine.models.network.pipeline_offload import is_offloaded
 from engine.models.quantization.choice import PartQuantization, SizedQuantization, choose_quantizations
 from engine.models.whole_pipeline.generic_family import GenericFamily
 from engine.pipelines.network_call import NETWORK_NAMES
-from engine.process.offload_request import OFFLOADS
-from engine.process.quantization_request import QuantizationRequests
+from engine.process.memory_requests import OFFLOADS, QuantizationRequests
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' own
 CPU = torch.device("cpu")

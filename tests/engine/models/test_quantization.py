@@ -28,7 +28,7 @@ from engine.models.files.model_source import ModelSource, find_model, fingerprin
 from engine.models.loading.memory_estimate import InspectedModel
 from engine.models.loading.number_formats import FormatChooser
 from engine.models.quantization.choice import PartQuantization
-from engine.process.quantization_request import QuantizationRequests
+from engine.process.memory_requests import QuantizationRequests
 from engine.process.settings import load_settings
 from engine.worker.doctor import Finding, check_model
 from engine.worker.main import discover_models, load_all_models

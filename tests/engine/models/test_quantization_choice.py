@@ -10,7 +10,7 @@ from engine.contract.rejection import JobRejected
 from engine.models.quantization import choice
 from engine.models.quantization.choice import PartQuantization, SizedQuantization, choose_quantizations, list_candidates
 from engine.models.quantization.stored_quantization import Matrix, count_matrix_bytes, find_matrix
-from engine.process.quantization_request import QuantizationRequests, parse_quantization, split_model_request
+from engine.process.memory_requests import QuantizationRequests, parse_quantization, split_model_request
 from engine.process.setting_sources import SettingError
 from engine.process.settings import load_settings
 

@@ -26,7 +26,7 @@ from engine.models.loading.number_formats import FormatChooser
 from engine.models.loading.pipeline_loader import load_training_pipeline
 from engine.models.quantization.choice import PartQuantization
 from engine.models.quantization.stored_quantization import find_matrix, find_stored_quantization
-from engine.process.quantization_request import QuantizationRequests
+from engine.process.memory_requests import QuantizationRequests
 from shared.small_families import build_recipe, by_engine, error
 
 diffusers: Any = import_module("diffusers")

@@ -10,7 +10,7 @@ import torch
 from engine.contract.rejection import JobRejected
 from engine.models.families.embedded import load_embedded
 from engine.models.families.stable_diffusion import StableDiffusion
-from engine.process.model_words import SUBSTITUTES_FILE, WEIGHTS_FOLDER
+from engine.process.model_settings import SUBSTITUTES_FILE, WEIGHTS_FOLDER
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from engine.device import memory_budget
+from engine.device import memory
 from engine.models.autoencoder import tiled_decode
 from engine.models.autoencoder.tiled_decode import (
     decode_tiles,
@@ -25,7 +25,7 @@ from engine.models.autoencoder.tiled_decode import (
     split_into_spans,
 )
 from engine.models.families.stable_diffusion import StableDiffusion
-from engine.process.model_words import WEIGHTS_FOLDER
+from engine.process.model_settings import WEIGHTS_FOLDER
 from engine.worker.local_run import run_locally
 
 Make = Callable[..., Any]
@@ -154,10 +154,10 @@ def test_memory_for_pictures_is_what_models_and_the_container_leave(
     files = {"memory.max": "8000", "memory.current": "7900", "memory.stat": "anon 6000\nfile 1000\n"}
     for name, text in files.items():
         (tmp_path / name).write_text(text)
-    monkeypatch.setattr(memory_budget, "CGROUP_FILES", ((tmp_path, "memory.max", "memory.current", "file"),))
-    assert memory_budget.model_budget(HOST) == 5600
-    assert memory_budget.memory_for_pictures(HOST) == 1100
+    monkeypatch.setattr(memory, "CGROUP_FILES", ((tmp_path, "memory.max", "memory.current", "file"),))
+    assert memory.model_budget(HOST) == 5600
+    assert memory.memory_for_pictures(HOST) == 1100
     (tmp_path / "memory.current").write_text("5000")
-    assert memory_budget.memory_for_pictures(HOST) == 8000 - 5600
+    assert memory.memory_for_pictures(HOST) == 8000 - 5600
     (tmp_path / "memory.max").write_text("max")
-    assert memory_budget.memory_for_pictures(HOST) > 10**6
+    assert memory.memory_for_pictures(HOST) > 10**6

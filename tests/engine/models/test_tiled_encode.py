@@ -20,7 +20,7 @@ from engine.models.autoencoder.tiled_decode import (
     fit_to_memory,
 )
 from engine.models.families.stable_diffusion import StableDiffusion
-from engine.process.model_words import WEIGHTS_FOLDER
+from engine.process.model_settings import WEIGHTS_FOLDER
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' own
 

@@ -31,8 +31,8 @@ from engine.process.setting_sources import SettingError
 from engine.process.settings import PictureCheckSettings, load_settings
 from engine.worker.doctor import check_picture_check
 from engine.worker.main import load_all_models
-from engine.worker.watchdog import Watchdog
 from engine.worker.worker import Worker
+from engine.worker.worker_life import Watchdog
 from engine.worker.worker_profile import WorkerProfile
 from shared.clock import wait_until
 

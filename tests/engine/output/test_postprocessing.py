@@ -11,8 +11,7 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from engine.output.decode_worker import DecodeWorker
-from engine.output.postprocessing import composite, decode_tiled
+from engine.output.decode_worker import DecodeWorker, composite, decode_tiled
 from engine.worker.local_run import run_locally
 from engine.worker.simulated_model import SimulatedModel
 from shared.init_image_jobs import draw_half_mask, draw_scene, load_init, make_image_to_image

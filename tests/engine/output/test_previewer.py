@@ -19,9 +19,16 @@ from engine.contract import Job
 from engine.models.families.stable_diffusion import StableDiffusion
 from engine.output.decode_worker import CLOSE_PRIORITY, FIT_PRIORITY, DecodeWorker
 from engine.output.previewer import Previewer, fit_preview_map, to_array
-from engine.preview_maps.known_maps import KNOWN_MAPS, LatentSpace, rough_map
-from engine.preview_maps.latent_map import LatentMap, LatentMapFit, latent_features
-from engine.preview_maps.map_store import MODEL_MAP_FILE, MapStore
+from engine.preview_maps.latent_map import (
+    KNOWN_MAPS,
+    MODEL_MAP_FILE,
+    LatentMap,
+    LatentMapFit,
+    LatentSpace,
+    MapStore,
+    latent_features,
+    rough_map,
+)
 
 Make = Callable[..., Any]
 TIMEOUT = 30.0

@@ -13,9 +13,8 @@ from engine.calibration.calibration import Calibration
 from engine.contract import ModelProfile
 from engine.model_cache import catalog_file
 from engine.model_cache.catalog_file import CalibratedModel
-from engine.preview_maps.latent_map import LatentMap
-from engine.preview_maps.map_store import MapStore
-from engine.process.atomic_file import write_atomically
+from engine.preview_maps.latent_map import LatentMap, MapStore
+from engine.process.system import write_atomically
 
 WARM = ModelProfile(
     name="a",

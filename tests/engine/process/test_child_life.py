@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from engine.process.child_life import bind_to_parent
+from engine.process.system import bind_to_parent
 
 ON_LINUX = pytest.mark.skipif(sys.platform != "linux", reason="the kernel tells a child of its parent's death")
 PARENT = """
 import subprocess, sys, time
-from engine.process.child_life import bind_to_parent
+from engine.process.system import bind_to_parent
 child = subprocess.Popen(bind_to_parent([sys.executable, "-c", "import time; print(1, flush=True); time.sleep(60)"]))
 print(child.pid, flush=True)
 time.sleep(60)

@@ -8,16 +8,16 @@ import pytest
 
 from bot.jobs.model_catalog import SHIPPED_MODEL
 from engine.contract.rejection import JobRejected
-from engine.process.chosen_quantization import find_requests
+from engine.process.memory_requests import QuantizationRequests
 from engine.process.model_settings import (
     SETTINGS_FILE,
     ModelSettings,
     ModelSettingsError,
     ModelSettingsFile,
+    find_requests,
     read_model_settings,
     write_model_settings,
 )
-from engine.process.quantization_request import QuantizationRequests
 
 
 def test_they_are_written_and_read(tmp_path: Path) -> None:

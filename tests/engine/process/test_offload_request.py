@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.process.offload_request import OffloadRequest, parse_offload
+from engine.process.memory_requests import OffloadRequest, parse_offload
 from engine.process.setting_sources import SettingError
 from engine.process.settings import load_settings
 

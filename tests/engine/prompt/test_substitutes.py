@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.prompt.emphasis import split_by_weight
-from engine.prompt.substitutes import replace_nouns
+from engine.prompt.style_guide import replace_nouns
 
 NOUNS = {
     "capybara": "mouse face",

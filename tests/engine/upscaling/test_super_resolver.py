@@ -23,8 +23,14 @@ from engine.output.decode_worker import DecodeWorker
 from engine.output.upscaler import Upscaler, upscale_picture
 from engine.picture_files import MAX_SIDE, encode_png
 from engine.upscaling import super_resolver
-from engine.upscaling.ringing import MAX_EXCESS, clamp_ringing
-from engine.upscaling.super_resolver import BUILT_IN, CLAMP_METADATA, SuperResolver, _tile_boxes
+from engine.upscaling.super_resolver import (
+    BUILT_IN,
+    CLAMP_METADATA,
+    MAX_EXCESS,
+    SuperResolver,
+    _tile_boxes,
+    clamp_ringing,
+)
 from training.evaluation.speed import measure_overshoots
 
 TIMEOUT = 60.0

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from engine.calibration.calibration import Calibration
 from engine.model_cache.catalog_file import CalibratedModel, write_entries
 from engine.models import load_folder
-from engine.worker.added_files_check import check_added_files
+from engine.worker.doctor import check_added_files
 
 CALIBRATION = Calibration("float32", 4, 10, "ddim", 1.0, 1.0, 1.0, {1: 1.0}, {"float32": 1.0})
 

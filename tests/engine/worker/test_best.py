@@ -21,7 +21,7 @@ from engine.bus.claims import Claim
 from engine.contract import Amendment, Concept, Frame, JobFinished, Ladder, PictureReady, Recipe, SetConcepts, decode
 from engine.contract.rejection import JobRejected
 from engine.models.families.stable_diffusion import StableDiffusion
-from engine.output.candidates import choose_candidates, join_concepts
+from engine.output.decode_worker import choose_candidates, join_concepts
 from engine.worker import snapshot_saver
 from engine.worker.local_run import run_locally
 from engine.worker.run import JobRun

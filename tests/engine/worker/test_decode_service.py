@@ -23,10 +23,10 @@ from engine.batching.engine import Engine
 from engine.bus import NoWorkerAnswers
 from engine.contract import DecodeReply, DecodeRequest, Ladder, PictureReady, decode, encode
 from engine.output.decode_worker import DecodeWorker
-from engine.worker import decode_service as worker_decoding
-from engine.worker.decode_service import BUSY_ERROR, SLOW_ERROR, WRONG_LATENTS_ERROR, DecodeService
-from engine.worker.watchdog import Watchdog
+from engine.worker import model_requests as worker_decoding
+from engine.worker.model_requests import DECODE_BUSY_ERROR, DECODE_SLOW_ERROR, WRONG_LATENTS_ERROR, DecodeService
 from engine.worker.worker import Worker
+from engine.worker.worker_life import Watchdog
 from engine.worker.worker_profile import WorkerProfile
 from shared.worker_harness import (
     LONG_STEPS,
@@ -157,7 +157,7 @@ async def test_keyframes_are_decoded_during_a_running_job_and_unfit_requests_are
         ({"width": 128}, WRONG_LATENTS_ERROR),
         ({"latents": (contents[0], contents[1][:-2])}, WRONG_LATENTS_ERROR),
         ({"latents": (contents[0], infinite_latents)}, WRONG_LATENTS_ERROR),
-        ({"width": 4096, "height": 4096}, SLOW_ERROR),
+        ({"width": 4096, "height": 4096}, DECODE_SLOW_ERROR),
     ):
         with pytest.raises(NoWorkerAnswers, match=reason):
             await harness.bot.decode("default", replace(request, **changes))
@@ -190,7 +190,7 @@ async def test_one_request_runs_at_a_time_and_closing_answers_the_waiting_one(
     request = DecodeRequest(model="affine", revision="r1", width=32, height=32, latents=latents)
     first = asyncio.create_task(service.answer_request(request))
     await wait_until(lambda: not service._slot.is_free)
-    assert (await service.answer_request(request)).error == BUSY_ERROR
+    assert (await service.answer_request(request)).error == DECODE_BUSY_ERROR
     release.set()
     assert len((await first).thumbnails) == 1
     monkeypatch.setattr(affine, "decode", lambda latents: 1 / 0)
@@ -198,15 +198,15 @@ async def test_one_request_runs_at_a_time_and_closing_answers_the_waiting_one(
     monkeypatch.setattr(affine, "decode", draw)
     assert len((await service.answer_request(request)).thumbnails) == 1, "the next one is answered"
     monkeypatch.setattr(worker_decoding, "MAX_DECODE_MS", 0.5)
-    assert (await service.answer_request(request)).error == SLOW_ERROR
+    assert (await service.answer_request(request)).error == DECODE_SLOW_ERROR
     monkeypatch.undo()
     release.clear()
     monkeypatch.setattr(affine, "decode", decode_slowly)
     last = asyncio.create_task(service.answer_request(request))
     await wait_until(lambda: service._slot._timeout is not None)
     service.close()
-    assert (await last).error == SLOW_ERROR
-    assert (await service.answer_request(request)).error == BUSY_ERROR
+    assert (await last).error == DECODE_SLOW_ERROR
+    assert (await service.answer_request(request)).error == DECODE_BUSY_ERROR
     assert cache._loaded_models.count_users("affine") == 0
     release.set()
     await asyncio.to_thread(decode_worker.close)

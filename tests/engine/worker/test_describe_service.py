@@ -18,16 +18,16 @@ from benchmarks.fixtures.small_pipelines import save_small_pipeline
 from engine import models
 from engine.batching.diffusion_classifier import ClassifierRow, noise_image, prediction_errors, split_rows
 from engine.batching.engine import Engine
-from engine.batching.init_latents import encode_square
+from engine.batching.input_pictures import encode_square
 from engine.bus import Bus, NoWorkerAnswers
 from engine.contract import DescribeReply, DescribeRequest, encode
 from engine.contract.rejection import JobRejected
 from engine.device.core_turns import WorkKind
 from engine.output.decode_worker import DecodeWorker
-from engine.worker import describe_service as worker_describing
-from engine.worker.describe_service import BUSY_ERROR, STOPPING_ERROR, DescribeService
-from engine.worker.watchdog import Watchdog
+from engine.worker import model_requests as worker_describing
+from engine.worker.model_requests import DESCRIBE_BUSY_ERROR, STOPPING_ERROR, DescribeService
 from engine.worker.worker import Worker
+from engine.worker.worker_life import Watchdog
 from engine.worker.worker_profile import WorkerProfile
 from shared.worker_harness import LONG_STEPS, WorkerHarness, make_cache, make_job, wait_until, wait_until_midway
 from training.diffusion.latent_sampling import build_input, initial_noise, sample_latents
@@ -188,7 +188,7 @@ async def test_one_request_runs_at_a_time_and_none_after_closing(affine: Any) ->
     harness = await asyncio.to_thread(DescribingHarness, affine)
     first = asyncio.create_task(harness.answer("a", "b"))
     await wait_until(lambda: harness.calls)
-    assert (await harness.answer("c")).error == BUSY_ERROR
+    assert (await harness.answer("c")).error == DESCRIBE_BUSY_ERROR
     harness.service.close()
     assert (await first).error == STOPPING_ERROR
     assert (await harness.answer("c")).error == STOPPING_ERROR
@@ -245,7 +245,9 @@ async def test_a_request_refused_by_one_worker_goes_to_another(harness: WorkerHa
         requested_models.append(request.model)
         is_refused = len(requested_models) < 3
         return (
-            DescribeReply(error=BUSY_ERROR, may_retry_elsewhere=True) if is_refused else DescribeReply(errors=((0.5,),))
+            DescribeReply(error=DESCRIBE_BUSY_ERROR, may_retry_elsewhere=True)
+            if is_refused
+            else DescribeReply(errors=((0.5,),))
         )
 
     worker = await harness.connect()

@@ -19,7 +19,7 @@ from engine.device.core_turns import CoreTurns, WorkKind
 from engine.output.picture_check import JobVerdicts
 from engine.picture_files import encode_png
 from engine.worker.engine_thread import EngineThread
-from engine.worker.watchdog import Watchdog
+from engine.worker.worker_life import Watchdog
 from shared.worker_harness import wait_until
 
 Make = Callable[..., Any]

@@ -21,8 +21,8 @@ from engine.model_cache.cache import ModelCache, ModelEntry
 from engine.model_cache.loaded_models import LoadedModels
 from engine.output.decode_worker import DecodeWorker
 from engine.worker import intake, simulated_model
-from engine.worker.watchdog import Watchdog
 from engine.worker.worker import Worker
+from engine.worker.worker_life import Watchdog
 from engine.worker.worker_profile import WorkerProfile
 from shared.worker_harness import JOB, OTHER_JOB, WorkerHarness, make_job, wait_until
 

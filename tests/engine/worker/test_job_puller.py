@@ -9,8 +9,8 @@ import pytest
 
 from engine.remote.pictures import Verdicts
 from engine.remote.worker import RemoteEngine
-from engine.worker.active_runs import ActiveRuns
-from engine.worker.job_puller import JobPuller
+from engine.worker.intake import JobPuller
+from engine.worker.run import ActiveRuns
 from shared.bus_harness import make_job
 
 
@@ -49,7 +49,7 @@ async def test_jobs_that_are_being_claimed_count_at_once(monkeypatch: pytest.Mon
     puller = JobPuller(
         cast(Any, queue), active_runs, cast(Any, SlowIntake()), ("default",), lambda: 8, lambda: None, "comfy", 2
     )
-    monkeypatch.setattr("engine.worker.job_puller.asyncio.sleep", pause)
+    monkeypatch.setattr("engine.worker.intake.asyncio.sleep", pause)
     pulling = asyncio.create_task(puller.pull_regularly())
     await queue.has_ended.wait()  # or it waits for room
     assert queue.pulled == 2

@@ -36,8 +36,7 @@ from engine.contract import (
 from engine.models.family import Family
 from engine.output.upscaler import Upscaler
 from engine.upscaling.super_resolver import SuperResolver
-from engine.worker.heartbeats import Stuck
-from engine.worker.watchdog import Watchdog
+from engine.worker.worker_life import Stuck, Watchdog
 from shared.worker_harness import (
     JOB,
     LEASE,

@@ -1,4 +1,7 @@
-"""Which quantisation an operator asks for, on the command line or in the environment. Imports no torch."""
+"""What an operator asks of a model's memory, on the command line or in the environment. Imports nothing heavy.
+
+Quantisation says how its weights are kept, offloading which of them stay off the device.
+"""
 
 from __future__ import annotations
 
@@ -45,3 +48,17 @@ def split_model_request(model: str, requests: QuantizationRequests) -> tuple[str
     except ValueError:  # an equals sign of the path
         own_request = None
     return (model, requests) if own_request is None else (name, QuantizationRequests(own_request, requests.text))
+
+
+Offload = Literal["none", "text", "layers"]  # what stays off the device: nothing, text encoders, or also the network
+OffloadRequest = Literal["auto", "none", "text", "layers"]
+OFFLOADS: tuple[Offload, ...] = get_args(Offload)
+OFFLOAD_REQUESTS: tuple[OffloadRequest, ...] = get_args(OffloadRequest)
+
+
+def parse_offload(text: str) -> OffloadRequest:
+    """Return the request. Raises ValueError with the words that there are."""
+    word = text.strip().lower()
+    if word not in OFFLOAD_REQUESTS:
+        raise ValueError("auto, none, text or layers is needed")
+    return word

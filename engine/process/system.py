@@ -1,11 +1,51 @@
-"""The process's memory: the C library's heap stays small (without glibc, this does nothing), and no collection of
-garbage looks at the objects of a start.
-"""
+"""What a process asks of the operating system: whole files, a child that ends with it, a small heap."""
 
 from __future__ import annotations
 
 import ctypes
 import gc
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write the file, creating its folder. Raises OSError, and then the old file stays."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, delete=False) as file:
+        temporary_path = Path(file.name)
+        try:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+            temporary_path.replace(path)
+        except BaseException:
+            temporary_path.unlink(missing_ok=True)
+            raise
+
+
+_BIND_AND_EXEC = """\
+import ctypes, os, signal, sys
+parent, *command = sys.argv[1:]
+ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+if os.getppid() != int(parent):
+    sys.exit(1)
+os.execv(command[0], command)
+"""  # 1: PR_SET_PDEATHSIG; a parent that died before the call sends no signal
+
+
+def bind_to_parent(command: Sequence[str]) -> list[str]:
+    """Return a command line that runs `command`, and ends it with SIGTERM when this process ends.
+
+    Start it from a thread that lives as long as the process: the kernel looks at the thread. `command` begins with the
+    program's path.
+    """
+    if sys.platform != "linux":
+        return list(command)
+    return [sys.executable, "-I", "-S", "-c", _BIND_AND_EXEC, str(os.getpid()), *command]
+
 
 # of glibc's malloc.h
 M_TRIM_THRESHOLD = -1

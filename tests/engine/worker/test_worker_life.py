@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from engine.worker.watchdog import Phase, Watchdog
+from engine.worker.worker_life import Phase, Watchdog
 from shared.clock import Clock
 
 
