@@ -4,24 +4,18 @@ a browser to visit it."""
 from __future__ import annotations
 
 import asyncio
+import json
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import aiohttp
 import pytest
+import pytest_asyncio
 
 from bot.web.app import entry_address
 from bot.web.auth import terminal_key
 from shared.clock import wait_until
-
-if TYPE_CHECKING:
-    from shared.web_server import OpenServer, WebServer
-
-import json
-from typing import TYPE_CHECKING
-
-import pytest_asyncio
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
