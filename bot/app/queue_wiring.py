@@ -14,13 +14,14 @@ from bot.images.uploads.upload_decoder import UploadDecoder
 from bot.jobs.active_jobs import ActiveJobs
 from bot.jobs.completion import BrokerBlobs, JobCompletion
 from bot.jobs.control import ClosedGuildWatcher, ExternalChangeWatcher, JobCanceller, JobControl
-from bot.jobs.dispatch import AmendmentSender, Dispatcher, JobRerouter
+from bot.jobs.dispatch import Dispatcher, JobRerouter
 from bot.jobs.forecast import Forecast
 from bot.jobs.ingest import ResultIngest
 from bot.jobs.model_catalog import ModelCatalog
 from bot.jobs.patrol import Patrol
 from bot.jobs.previews import PreviewRelay
 from bot.jobs.results import AmendmentAnswers, ResultConsumer
+from bot.jobs.steering import AmendmentSender
 from bot.store import Store
 from engine.bus import Bus
 from engine.contract import Presence
@@ -112,7 +113,7 @@ def wire_queue(core: Core) -> Queue:
         clock=clock,
     )
     canceller = JobCanceller(store, bus, active_jobs, completion, core.live_workers)
-    amendment_sender = AmendmentSender(store, bus, active_jobs)
+    amendment_sender = AmendmentSender(store, bus, active_jobs, feed)
     result_consumer = ResultConsumer(
         store,
         bus,

@@ -15,27 +15,26 @@ from bot.jobs.admission import Admission, JobMaker
 from bot.jobs.attended_requests import AttendedRequests
 from bot.jobs.costs import LoadCosts, WorkCharges
 from bot.jobs.drawing import JobService
+from bot.jobs.edits import EditService
 from bot.jobs.history import History
 from bot.jobs.init_images import InitImageLoader, PageAddresses
 from bot.jobs.preferences import Preferences
+from bot.jobs.steering import SteeringService
 from bot.jobs.variations import UploadUpscaler, VariationService
 from bot.jobs.views import Deliveries, JobViews
 from bot.jobs.word_filter import WordFilter
 from bot.services import Services
 from bot.services.api_keys import ApiKeys
 from bot.services.front_end_actions import FrontEndActions
-from bot.services.jobs.edits import EditService
 from bot.services.ladder_decoder import LadderDecoder
 from bot.services.model_choices import ModelChoices
 from bot.services.moderation.moderation import Moderation
 from bot.services.moderation.picture_review import PictureReview
-from bot.services.parties.party_service import PartyService
 from bot.services.privacy.data_deletion import DataDeletion
 from bot.services.privacy.data_export import DataExport
 from bot.services.prompt_tools.image_to_prompt import ImageToPrompt
 from bot.services.rule_admin import RuleAdmin
 from bot.services.sessions import Sessions
-from bot.services.steering.steering_service import SteeringService
 
 
 def wire_services(
@@ -103,7 +102,6 @@ def wire_services(
         data_export=DataExport(store, core.picture_store, clock=clock),
         sessions=Sessions(store, clock=clock),
         steering=_wire_steering(core, queue, job_views, word_filter),
-        parties=PartyService(store, jobs, job_views, word_filter, rule_admin.effective_rules, clock=clock),
         api_keys=ApiKeys(store, clock=clock),
         image_to_prompt=_wire_image_to_prompt(core, queue, loader, rule_admin),
     )
@@ -131,9 +129,7 @@ def _wire_steering(core: Core, queue: Queue, job_views: JobViews, word_filter: W
         word_filter,
         queue.catalog,
         queue.active_jobs,
-        core.feed,
-        core.live_workers,
-        queue.amendment_sender.wake,
+        queue.amendment_sender,
         limits=core.settings.limits,
         clock=core.clock,
     )

@@ -28,7 +28,6 @@ from bot.images.uploads.image_links import FetchFile, fetch_file
 from bot.images.uploads.upload_decoder import WORKER_TIMEOUT, UploadDecoder
 from bot.jobs.retention import OrphanFiles, Retention, RetentionLimits
 from bot.services import Services
-from bot.services.parties.conductor import PartyConductor
 from bot.store import Store
 from engine.bus import Bus
 from engine.contract.rejection import JobRejected
@@ -51,7 +50,6 @@ class App:
     queue: Queue
     retention: Retention
     orphan_files: OrphanFiles
-    party_conductor: PartyConductor
     bus: Bus
     metrics: Metrics
     metrics_page: MetricsPage
@@ -66,7 +64,6 @@ class App:
             "broker-blobs": queue.blobs.run(),
             "dispatcher": queue.dispatcher.run(),
             "amendments": queue.amendment_sender.run(),
-            "parties": self.party_conductor.run(),
             "patrol": queue.patrol.run(),
             "job-rerouter": queue.rerouter.run(),
             "closed-guilds": queue.closed_guilds.run(),
@@ -104,9 +101,6 @@ def wire_app(core: Core, filter_thread: Executor, upload_decoder: UploadDecoder,
         queue,
         retention,
         OrphanFiles(store, core.picture_store, clock=clock),
-        PartyConductor(
-            store, queue.active_jobs, services.steering, queue.control, services.rule_admin.effective_rules, clock=clock
-        ),
         core.bus,
         core.metrics,
         MetricsPage(core.metrics, store, core.bus, clock=clock),

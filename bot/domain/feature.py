@@ -5,8 +5,8 @@ name and loads where it needs them, so the shell starts without SQL and HTTP:
 
 - `tables`: its SQL tables. `store`: its SQL, with functions that the core calls inside a transaction (`load_hooks`).
 - `service`: `open_service`, an async context manager over the wired application that yields a `RunningFeature`.
-- `discord`: `COMMANDS`, `DYNAMIC_ITEMS` and more (`bot.discord.declarations`). `cli`: `COMMANDS`, its shell commands by
-  name, with `CONTEXT_SETTINGS`.
+- `discord`: commands (`bot.discord.declarations`), buttons and more (`bot.discord.extension`).
+- `cli`: `COMMANDS`, its shell commands by name, with `CONTEXT_SETTINGS`.
 - `web`: `ROUTES`, and what its addresses need (`bot.web.routes`).
 
 The core names no feature, and no feature imports another.
@@ -32,12 +32,29 @@ Part = Literal["tables", "store", "service", "discord", "web", "cli"]
 
 
 @dataclass(frozen=True)
+class MemberLimit:
+    """A number that rules limit for members, as the core's settings do (`bot.policy.rules.catalogue`).
+
+    `title`: on cards. `description`: what is limited, for sentences. `default`: where no rule says another.
+    """
+
+    name: str
+    title: str
+    description: str
+    unit: str
+    minimum: int
+    maximum: int
+    default: int
+
+
+@dataclass(frozen=True)
 class Feature:
     """What a feature adds to the core's tables.
 
     `title`: over its operations in the API's description. `permissions`, `prices`: rows for its own actions.
     `secret_tables`: SQL tables that a backup leaves out, each before those that it refers to. `key_scopes`: what API
-    keys can be made for besides the core's scopes.
+    keys can be made for besides the core's scopes. `limitable_commands`: actions that admins may forbid.
+    `member_limits`: settings of its own for rules.
     """
 
     title: str
@@ -45,6 +62,8 @@ class Feature:
     prices: Mapping[str, Price] = field(default_factory=dict[str, Price])
     secret_tables: tuple[str, ...] = ()
     key_scopes: tuple[str, ...] = ()
+    limitable_commands: tuple[str, ...] = ()
+    member_limits: tuple[MemberLimit, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ BucketKind = Literal["look", "change", "steer", "make", "stranger", "guess"]
 class Permission:
     """One row of the table. Each role is the least that may act; None: nobody.
 
-    `own_role`: on an own job, or on no job. `party_role`: on the job of a party that the member takes part in.
+    `own_role`: on an own job, or on no job. `joined_role`: on a job whose picture the member takes part in.
     `others_role`: on another member's public job in the same server. `private_role`: on another member's private job.
     `operator_elsewhere`: the operator may act on jobs of other servers; other members never may, except authors on
     their own jobs. `in_direct_messages`: it also works in a direct message with the bot. `phrase`: the action as it
@@ -27,7 +27,7 @@ class Permission:
     own_role: Role | None = "member"
     others_role: Role | None = None
     private_role: Role | None = None
-    party_role: Role | None = None
+    joined_role: Role | None = None
     operator_elsewhere: bool = False
     in_direct_messages: bool = True
     concerns_jobs: bool = True

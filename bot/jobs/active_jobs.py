@@ -97,6 +97,11 @@ class ActiveJobs:
             active_job.record = record
             self._add_cost(active_job, active_job.remaining_cost - old_cost)
 
+    def find_step(self, record: JobRecord) -> int:
+        """Return the furthest step known of a job; it may be further."""
+        active_job = self.by_id.get(record.id)
+        return record.step if active_job is None else max(record.step, active_job.step)
+
     def remove(self, job: str) -> None:
         """Remove a job that ended or waits again."""
         self.paused_since.pop(job, None)

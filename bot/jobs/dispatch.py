@@ -2,8 +2,7 @@
 
 The dispatcher sleeps until its wake event (a job arrived or ended, a worker changed). It records a job as sent in SQL
 before it submits it, so `republish` restores what the broker lacks. The rerouter moves jobs out of pools that can no
-longer run them. The amendment sender repeats changes of running jobs until a worker answers. All know the store and the
-bus; nothing of front ends.
+longer run them. Both know the store and the bus; nothing of front ends.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 
 import msgspec
@@ -31,18 +30,9 @@ from bot.policy.rules.running_limits import RunningLimits
 from bot.policy.worker_losses import is_on_probation
 from bot.store import DatabaseUnavailable, JobRecord, PickRequest, Store, Transition, rules
 from bot.store.transitions import job_admin
-from bot.store.transitions.amendments import AmendmentRecord, list_jobs_with_waiting, list_waiting, read_recipe_cost
+from bot.store.transitions.amendments import read_recipe_cost
 from engine.bus import BrokerUnreachable, Bus
-from engine.contract import (
-    MAX_AMENDMENTS_AT_ONCE,
-    AmendJob,
-    AmendmentRequest,
-    Job,
-    MalformedMessage,
-    Presence,
-    Recipe,
-    required_blobs,
-)
+from engine.contract import Job, MalformedMessage, Presence, Recipe, required_blobs
 from engine.process.log_format import log_context
 
 log = logging.getLogger(__name__)
@@ -352,68 +342,3 @@ def _find_movable_models(pool: str, live_pools: Mapping[str, PoolSummary]) -> fr
     """Return the models for which a job may leave a pool: offered in another pool and not in this one."""
     all_models = frozenset[str]().union(*(pool_info.models for pool_info in live_pools.values()))
     return all_models - live_pools[pool].models if pool in live_pools else all_models | ANY_MODEL
-
-
-REPEAT_SECONDS = 1.0
-
-
-class AmendmentSender:
-    """Run `run` as a task."""
-
-    def __init__(self, store: Store, bus: Bus, active_jobs: ActiveJobs) -> None:
-        self._store = store
-        self._bus = bus
-        self._active_jobs = active_jobs
-        self._waiting: set[str] | None = None  # jobs that may have waiting changes; None: SQL knows
-        self._woken: set[str] = set()
-        self._wake_event = asyncio.Event()
-
-    def wake(self, job: str) -> None:
-        """Send a job's waiting changes now."""
-        self._woken.add(job)
-        self._wake_event.set()
-
-    async def run(self) -> None:
-        """Send until cancelled. Wait out an outage of broker or database."""
-        repeat_at = 0.0
-        while True:
-            now = asyncio.get_running_loop().time()
-            is_repeat = now >= repeat_at
-            try:
-                await self.run_round(is_repeat=is_repeat)
-            except (BrokerUnreachable, DatabaseUnavailable) as error:
-                log.warning("changes: %s", error)
-            repeat_at = now + REPEAT_SECONDS if is_repeat else repeat_at
-            await self._wait(repeat_at)
-
-    async def _wait(self, until: float) -> None:
-        try:
-            async with asyncio.timeout_at(until):
-                await self._wake_event.wait()
-        except TimeoutError:
-            return
-
-    async def run_round(self, *, is_repeat: bool = True) -> None:
-        """Send the waiting changes of the woken jobs, or of all. Raises `BrokerUnreachable`, `DatabaseUnavailable`."""
-        self._wake_event.clear()
-        if self._waiting is None:
-            self._waiting = set(await self._store.query(list_jobs_with_waiting))
-        woken = self._woken
-        self._woken = set()
-        self._waiting |= woken
-        jobs = self._waiting if is_repeat else woken
-        if not jobs:
-            return
-        by_job = await self._store.query(list_waiting, sorted(jobs))
-        self._waiting -= jobs - by_job.keys() - self._woken
-        for job, waiting in by_job.items():
-            await self._send(job, waiting)
-
-    async def _send(self, job: str, waiting: Sequence[AmendmentRecord]) -> None:
-        """Send a job's changes to the claim that we know. Without one they wait for the next."""
-        active_job = self._active_jobs.by_id.get(job)
-        if active_job is None or not active_job.is_claimed:
-            return
-        requests = tuple(AmendmentRequest(each.number, each.change) for each in waiting[:MAX_AMENDMENTS_AT_ONCE])
-        record = active_job.record
-        await self._bus.send_amendments(record.pool, AmendJob(job=job, epoch=record.epoch, requests=requests))

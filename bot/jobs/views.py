@@ -172,7 +172,6 @@ class JobViews:
         stored_files: Sequence[StoredPicture],
         ends_interpolation: bool,
     ) -> JobView:
-        active_job = self._active_jobs.by_id.get(record.id)
         is_over = is_end(record.state)
         return JobView(
             id=record.id,
@@ -190,7 +189,7 @@ class JobViews:
             jobs_ahead=place.jobs_ahead if place else None,
             eta=None if is_over else self._forecast.estimate_eta(record, place, self._clock()),
             reason=record.reason,
-            step=max(record.step, active_job.step) if active_job else record.step,
+            step=self._active_jobs.find_step(record),
             total_steps=record.steps,
             pictures=tuple(_picture_ref(file) for file in stored_files if file.kind == "image"),
             ladder_images=tuple(file.image for file in stored_files if file.kind == "ladder"),
@@ -328,7 +327,7 @@ ORIGINAL_FORBIDDEN = "This picture is an upscale, and you may not use its origin
 
 
 def make_job_ref(record: JobRecord, *, is_joined: bool = False) -> JobRef:
-    """Return what permissions ask of a job. `is_joined`: the member takes part in the party whose picture it is."""
+    """Return what permissions ask of a job. `is_joined`: the member takes part in its picture."""
     return JobRef(record.member, record.member_name, record.guild, record.private, is_joined)
 
 

@@ -15,7 +15,7 @@ from bot.domain.dto import JobView, KeyScope, Member
 from bot.domain.feature import load_features, merge_rows
 from bot.domain.permission import Action, Permission, Role
 
-JobRelation = Literal["none", "own", "another's", "private", "elsewhere", "party"]
+JobRelation = Literal["none", "own", "another's", "private", "elsewhere", "joined"]
 
 ROLES: tuple[Role, ...] = get_args(Role)
 
@@ -61,8 +61,7 @@ CORE_PERMISSIONS: Mapping[Action, Permission] = MappingProxyType(
         "help": _allow_everyone("read the help", "read"),
         "cancel": _allow_author_and_moderators("cancel this job", "imagine"),
         "pause": _allow_author_and_moderators("pause this job", "imagine"),
-        "steer": Permission("steer this picture while it develops", party_role="member", scope="imagine"),
-        "party": Permission("take part in a party", others_role="member", in_direct_messages=False),
+        "steer": Permission("steer this picture while it develops", joined_role="member", scope="imagine"),
         "upscale": _allow_viewers("upscale this picture"),
         "vary": _allow_viewers("vary this picture"),
         "reroll": _allow_viewers("reroll this"),
@@ -124,7 +123,7 @@ ROLE_TITLES: Mapping[Role, str] = MappingProxyType(
 class JobRef:
     """The job that an action concerns: its author, that author's name, its server, and whether it is private.
 
-    `is_joined`: the member takes part in the party whose picture it is.
+    `is_joined`: the member takes part in its picture.
     """
 
     author: str
@@ -158,7 +157,7 @@ def job_relation(member: Member, job: JobRef | None) -> JobRelation:
     if job.guild != member.guild:
         return "elsewhere"
     if job.is_joined:
-        return "party"
+        return "joined"
     return "private" if job.is_private else "another's"
 
 
@@ -169,8 +168,8 @@ def least_role(action: Action, relation: JobRelation) -> Role | None:
         return "operator" if permission.operator_elsewhere else None
     if relation == "another's":
         return permission.others_role
-    if relation == "party":
-        return permission.party_role
+    if relation == "joined":
+        return permission.joined_role
     return permission.private_role if relation == "private" else permission.own_role
 
 

@@ -55,7 +55,7 @@ CORE_PRICES: Mapping[Action, Price] = MappingProxyType(
         **dict.fromkeys(("export", "forget"), Price("change", 20.0)),
         **dict.fromkeys(("imagine", "blend", "upscale", "vary", "reroll", "remix", "reproduce"), Price("make", 1.0)),
         **dict.fromkeys(("finish", "edit", "zoom", "pan", "branch", "walk"), Price("make", 1.0)),
-        **dict.fromkeys(("steer", "party"), Price("steer", 1.0)),
+        "steer": Price("steer", 1.0),
         "prompt": Price("make", 4.0),  # /shorten has a worker read texts
         "describe": Price("make", 10.0),
         "stranger": Price("stranger", 1.0),

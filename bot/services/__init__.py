@@ -11,26 +11,25 @@ from bot.images.gallery import Gallery
 from bot.images.uploads.upload_decoder import UploadDecoder
 from bot.jobs.attended_requests import AttendedRequests
 from bot.jobs.drawing import JobService
+from bot.jobs.edits import EditService
 from bot.jobs.history import History
 from bot.jobs.init_images import InitImageLoader, PageAddresses
 from bot.jobs.model_catalog import ModelCatalog
 from bot.jobs.preferences import Preferences
+from bot.jobs.steering import SteeringService
 from bot.jobs.variations import UploadUpscaler, VariationService
 from bot.jobs.views import Deliveries, JobViews
 from bot.jobs.word_filter import WordFilter
 from bot.services.api_keys import ApiKeys
 from bot.services.front_end_actions import FrontEndActions
-from bot.services.jobs.edits import EditService
 from bot.services.model_choices import ModelChoices
 from bot.services.moderation.moderation import Moderation
 from bot.services.moderation.picture_review import PictureReview
-from bot.services.parties.party_service import PartyService
 from bot.services.privacy.data_deletion import DataDeletion
 from bot.services.privacy.data_export import DataExport
 from bot.services.prompt_tools.image_to_prompt import ImageToPrompt
 from bot.services.rule_admin import RuleAdmin
 from bot.services.sessions import Sessions
-from bot.services.steering.steering_service import SteeringService
 from engine.contract import Presence
 
 T = TypeVar("T")
@@ -44,7 +43,6 @@ class Services:
     variations: VariationService
     edits: EditService
     steering: SteeringService
-    parties: PartyService
     attended_requests: AttendedRequests
     upload_upscaler: UploadUpscaler
     init_image_loader: InitImageLoader

@@ -128,7 +128,7 @@ class RuleAdmin:
             explanation = explain_decision(definition, effective_rules, matching_rules, self._limits, names)
             return Explanation(
                 name,
-                format_for_sentence(name, getattr(effective_rules, name)),
+                format_for_sentence(name, effective_rules.get(name)),
                 "",
                 explanation,
                 effective_rules.deciding_rules.get(name),

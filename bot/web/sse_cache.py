@@ -10,7 +10,7 @@ from cachetools import LRUCache
 
 from bot.domain.dto import JobView, Member
 from bot.domain.events import JobProgress, JobSteered, ModelLoading, QueueMoved
-from bot.web import serializers, steering_payloads
+from bot.web import recipe_serializer, serializers
 
 LiveEvent = QueueMoved | ModelLoading | JobProgress | JobSteered
 MAX_JOBS = 256  # jobs
@@ -65,6 +65,6 @@ def serialize_event(job_event: LiveEvent) -> tuple[str, dict[str, Any]]:
     if isinstance(job_event, ModelLoading):
         return "loading", serializers.serialize_loading(job_event)
     if isinstance(job_event, JobSteered):
-        return "steered", steering_payloads.serialize_steered(job_event)
+        return "steered", recipe_serializer.serialize_steered(job_event)
     payload = {"jobs_ahead": job_event.jobs_ahead, "eta": job_event.eta, "startup_notice": job_event.startup_notice}
     return "queued", {"id": job_event.job, "state": "queued", **payload}

@@ -49,22 +49,10 @@ ButtonKind = Literal[
     "keep",
     "say",
     "again",
-    "speak",
-    "voteup",
-    "votedown",
 ]
 BUTTON_KINDS: tuple[ButtonKind, ...] = get_args(ButtonKind)
-BUTTON_EMOJI: Mapping[ButtonKind, str] = MappingProxyType(
-    {
-        "reroll": "🔄",
-        "remix": "✏️",
-        "film": "🎞️",
-        "favour": "❤️",
-        "report": "🚩",
-        "delete": "🗑️",
-        "voteup": "👍",
-        "votedown": "👎",
-    }
+BUTTON_EMOJI: Mapping[str, str] = MappingProxyType(
+    {"reroll": "🔄", "remix": "✏️", "film": "🎞️", "favour": "❤️", "report": "🚩", "delete": "🗑️"}
 )
 PICTURE_ACTION_LABELS: Mapping[ButtonKind, str] = MappingProxyType(  # the actions on one picture, with their labels
     {
@@ -94,13 +82,15 @@ DIRECT_GUILD_PREFIX = "discord:dm:"  # prefix of a direct conversation's guild i
 class Button:
     """A button whose custom id carries all that a press needs, so that it works after any restart.
 
-    `index`: of a picture, or an incident.
+    `kind`: a `ButtonKind`, or of a feature's button. `index`: of a picture, or an incident. `sign`: an emoji, where its
+    kind has none.
     """
 
-    kind: ButtonKind
+    kind: str
     job: str
     label: str = ""
     index: int | None = None
+    sign: str = ""
 
     @property
     def custom_id(self) -> str:
@@ -110,7 +100,7 @@ class Button:
     @property
     def emoji(self) -> str:
         """Return its emoji; empty for none."""
-        return BUTTON_EMOJI.get(self.kind, "")
+        return self.sign or BUTTON_EMOJI.get(self.kind, "")
 
 
 ButtonRow = tuple[Button, ...]

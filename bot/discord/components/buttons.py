@@ -14,14 +14,12 @@ from typing import TYPE_CHECKING, Any, Self
 import discord
 from discord import ui
 
-from bot.discord.cards.button_layout import BUTTON_KINDS, Button, ButtonKind
+from bot.discord.cards.button_layout import Button
 from bot.discord.checks import report_errors, require_permission
 from bot.discord.components import (
     branches,
     deletion,
-    edit_form,
     more_menu,
-    party,
     picture_actions,
     reports,
     review_buttons,
@@ -30,9 +28,11 @@ from bot.discord.components import (
 )
 from bot.discord.components.forms import FormSubmission, parse_submission
 from bot.discord.components.idempotency import submit_once
+from bot.discord.extension import load_feature_buttons
 from bot.discord.film import send_film
 from bot.discord.responses import member_of, send_error, send_refusal
 from bot.domain.errors import UserError
+from bot.domain.feature import merge_rows
 from bot.policy.permissions import Action
 
 if TYPE_CHECKING:
@@ -48,10 +48,10 @@ GREY = discord.ButtonStyle.secondary
 BLUE = discord.ButtonStyle.primary
 RED = discord.ButtonStyle.danger
 GREEN = discord.ButtonStyle.success
-BUTTON_STYLES: Mapping[ButtonKind, discord.ButtonStyle] = MappingProxyType(
+BUTTON_STYLES: Mapping[str, discord.ButtonStyle] = MappingProxyType(
     {"subtle": BLUE, "strong": BLUE, "cancel": RED, "erase": RED, "deny": RED, "approve": GREEN, "finish": GREEN}
 )
-BUTTON_ACTIONS: Mapping[ButtonKind, Action] = MappingProxyType(
+BUTTON_ACTIONS: Mapping[str, Action] = MappingProxyType(
     {
         "up": "upscale",
         "vary": "vary",
@@ -75,18 +75,21 @@ BUTTON_ACTIONS: Mapping[ButtonKind, Action] = MappingProxyType(
         "finish": "finish",
         **picture_actions.PICTURE_ACTIONS,
         **steering.STEERING_ACTIONS,
-        **party.PARTY_ACTIONS,
     }
 )
+ADDED_BUTTONS = load_feature_buttons()
+PRESS_ACTIONS = merge_rows(BUTTON_ACTIONS, {each.kind: each.action for each in ADDED_BUTTONS.values()})
 PRESS_RUNNERS = (
     (steering.STEERING_ACTIONS, steering.run_steering_press),
-    (party.PARTY_ACTIONS, party.run_party_press),
     (picture_actions.PICTURE_ACTIONS, picture_actions.run_picture_action),
 )
-FORM_ACTIONS: Mapping[str, Action] = MappingProxyType(
-    {"remix": "remix", "report": "report", "edit": "edit", "branch": "branch", "say": "steer", "speak": "party"}
+CORE_FORM_ACTIONS: Mapping[str, Action] = MappingProxyType(
+    {"remix": "remix", "report": "report", "edit": "edit", "branch": "branch", "say": "steer"}
 )
-CUSTOM_ID = rf"(?P<press>{'|'.join(BUTTON_KINDS)}):(?P<job>[0-9A-HJKMNP-TV-Z]{{26}})(?::(?P<index>\d{{1,9}}))?"
+FORM_ACTIONS = merge_rows(
+    CORE_FORM_ACTIONS, {each.kind: each.action for each in ADDED_BUTTONS.values() if each.submit is not None}
+)
+CUSTOM_ID = rf"(?P<press>{'|'.join(PRESS_ACTIONS)}):(?P<job>[0-9A-HJKMNP-TV-Z]{{26}})(?::(?P<index>\d{{1,9}}))?"
 FAVOURITE_TEXTS = {True: "❤️ A favourite of yours now: `/mine favourites` has it.", False: "No favourite any more."}
 
 
@@ -106,16 +109,14 @@ class JobButton(ui.DynamicItem[ui.Button[ui.View]], template=CUSTOM_ID):
         cls, interaction: discord.Interaction[Any], item: ui.Item[Any], match: re.Match[str], /
     ) -> Self:
         index = match["index"]
-        # the template matches only these
-        kind: ButtonKind = match["press"]  # pyright: ignore[reportAssignmentType]
         label = getattr(item, "label", None) or ""
-        return cls(Button(kind, match["job"], label, None if index is None else int(index)))
+        return cls(Button(match["press"], match["job"], label, None if index is None else int(index)))
 
     async def interaction_check(self, interaction: discord.Interaction[Any], /) -> bool:
         try:
             if self.button.kind != "dismiss":  # a reported job may have been deleted since
                 self.job_view = await interaction.client.services.job_views.load_view(self.button.job)
-            await require_permission(interaction, BUTTON_ACTIONS[self.button.kind], self.job_view)
+            await require_permission(interaction, PRESS_ACTIONS[self.button.kind], self.job_view)
         except UserError as error:
             await send_refusal(interaction, error.sentence)
         except Exception:
@@ -171,6 +172,8 @@ async def _run_action(interaction: Interaction, button: Button, view: JobView) -
             await more_menu.open_more_menu(interaction, view)
         case "finish" | "walk":
             await _submit_of_whole_job(interaction, button, view)
+        case kind if kind in ADDED_BUTTONS:
+            await ADDED_BUTTONS[kind].press(interaction, button, view)
         case _:
             run_press = next((run for kinds, run in PRESS_RUNNERS if button.kind in kinds), variations.run_variation)
             await run_press(interaction, button, view)
@@ -194,15 +197,17 @@ async def _submit_form(interaction: Interaction, submission: FormSubmission, vie
         case "remix":
             await variations.submit_remix(interaction, submission, view)
         case "edit":
-            await edit_form.submit_edit(interaction, submission, view)
+            await picture_actions.submit_edit(interaction, submission, view)
         case "branch":
             await branches.submit_branch(interaction, submission, view)
         case "say":
             await steering.submit_words(interaction, submission, view)
-        case "speak":
-            await party.submit_phrase(interaction, submission, view)
-        case _:
+        case "report":
             await reports.submit_report(interaction, submission, view)
+        case name:
+            submit = ADDED_BUTTONS[name].submit
+            assert submit is not None, "only forms that a feature takes have an action"
+            await submit(interaction, submission, view)
 
 
 def build_view(card: Card) -> ui.View | None:

@@ -1,6 +1,6 @@
 """Reactions, as in Midjourney: an envelope sends the pictures to the member who reacts, a cross cancels or deletes.
 
-In a party, a thumb votes on the newest phrase.
+Features may give other reactions a meaning.
 
 Only raw events: no message is kept or fetched. A reaction to another message costs one index lookup, and the bot
 handles only five reactions of a member in a minute. A refused reaction gets no response, since none could be ephemeral.
@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import discord
 from cachetools import LRUCache
@@ -21,6 +21,7 @@ from cachetools import LRUCache
 from bot.discord.channel_visibility import can_see_channel, private_thread_of, with_channel_privacy
 from bot.discord.components.deletion import delete_job
 from bot.discord.components.direct_messages import send_pictures
+from bot.discord.extension import load_feature_reactions
 from bot.discord.permissions import guild_permissions
 from bot.domain.dto import Member
 from bot.domain.errors import UserError
@@ -33,17 +34,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Meaning = Literal["envelope", "cross", "for", "against"]
-
-MEANINGS: dict[str, Meaning] = {
-    "✉": "envelope",
-    "📩": "envelope",
-    "📨": "envelope",
-    "💌": "envelope",
-    "❌": "cross",
-    "👍": "for",
-    "👎": "against",
-}
+ENVELOPES = "✉📩📨💌"
+CROSS = "❌"
 VARIANTS = "\ufe0f🏻🏼🏽🏾🏿"  # draw the sign as an emoji, with one of the skin colours
 # reactions of one member that are handled, in so many seconds
 MAX_REACTIONS = 5
@@ -78,14 +70,18 @@ class Reactions:
 
     async def handle(self, payload: discord.RawReactionActionEvent) -> None:
         """Do what the reaction means, if it means something and the member may."""
-        meaning = None if payload.emoji.id else MEANINGS.get(payload.emoji.name.rstrip(VARIANTS))
-        if meaning is None or not self._is_relevant(payload) or not self._limiter.allow(payload.user_id):
+        sign = "" if payload.emoji.id else payload.emoji.name.rstrip(VARIANTS)
+        if (
+            sign not in (*ENVELOPES, CROSS, *load_feature_reactions())
+            or not self._is_relevant(payload)
+            or not self._limiter.allow(payload.user_id)
+        ):
             return
         try:
             job = await self._client.services.deliveries.find_job(str(payload.message_id))
             member = None if job is None else self._build_member(payload)
             if job is not None and member is not None:
-                await self._apply_reaction(meaning, job, member, payload)
+                await self._apply_reaction(sign, job, member, payload)
         except UserError as error:
             log.info("a reaction to message %s was refused: %s", payload.message_id, error.sentence)
         except Exception:
@@ -132,29 +128,27 @@ class Reactions:
         )
 
     async def _apply_reaction(
-        self, meaning: Meaning, job: str, member: Member, payload: discord.RawReactionActionEvent
+        self, sign: str, job: str, member: Member, payload: discord.RawReactionActionEvent
     ) -> None:
         services = self._client.services
-        is_direct = payload.guild_id is None
         view = await services.job_views.load_view(job)
-        if meaning == "envelope":
-            await self._require_permission("envelope", member, view, is_direct=is_direct)
+
+        async def require_permission(action: Action) -> None:
+            subject = job_ref(with_channel_privacy(view, member))
+            if reason := forbidden_reason(action, member, subject, in_direct_message=payload.guild_id is None):
+                raise UserError(reason, 403)
+            await services.rule_admin.check_command(member, action)
+
+        if react := load_feature_reactions().get(sign):
+            await react(services, view, member, require_permission)
+        elif sign in ENVELOPES:
+            await require_permission("envelope")
             await self._send_pictures(view, payload.user_id)
-        elif meaning in ("for", "against"):
-            if await services.parties.is_party(job):
-                await self._require_permission("party", member, view, is_direct=is_direct)
-                await services.parties.vote(job, None, 1 if meaning == "for" else -1, member)
         elif is_end(view.state):
-            await self._require_permission("delete", member, view, is_direct=is_direct)
+            await require_permission("delete")
             await delete_job(self._client, job, member)
         else:
             await services.jobs.cancel(job, member)
-
-    async def _require_permission(self, action: Action, member: Member, view: JobView, *, is_direct: bool) -> None:
-        subject = job_ref(with_channel_privacy(view, member))
-        if reason := forbidden_reason(action, member, subject, in_direct_message=is_direct):
-            raise UserError(reason, 403)
-        await self._client.services.rule_admin.check_command(member, action)
 
     async def _send_pictures(self, view: JobView, user_id: int) -> None:
         try:

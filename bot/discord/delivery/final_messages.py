@@ -11,12 +11,13 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
-from bot.discord.cards import notices, party_card, pictures
+from bot.discord.cards import notices, pictures
 from bot.discord.cards.pictures import UPLOAD_LIMIT
 from bot.discord.delivery import destinations, discord_api
 from bot.discord.delivery.destinations import NotifyPrefs
 from bot.discord.delivery.discord_api import Address, MessageClient, OutgoingMessage
 from bot.discord.delivery.errors import UNKNOWN_REASON, DestinationGone
+from bot.discord.extension import extend_final
 from bot.domain.dto import DeliveryRole, Destination, JobView
 from bot.domain.errors import UserError
 
@@ -196,17 +197,16 @@ class FinalSender:
         return OutgoingMessage(notices.render_notice(card, user), files, nonce, user, response.message)
 
     async def _render_final(self, message: TrackedMessage, limit: int) -> tuple[Card, tuple[PictureFile, ...]]:
-        """Return the final card and its files: the pictures, and of a party its film."""
+        """Return the final card and its files: the pictures, and what features add."""
         view = message.view
         card, picture = await pictures.render_final(self._services.gallery, view, limit, self._picture_cache)
         if picture is None and view.state == "finished" and self._public_url:
             card = notices.with_full_size_link(card, f"{self._public_url}/api/jobs/{view.id}/grid.png")
         files = () if picture is None else (picture,)
-        board = await self._services.parties.load_board(view.id) if view.state == "finished" else None
-        if board is None:
+        if view.state != "finished":
             return card, files
-        film = await pictures.render_film(self._services.gallery, view, limit)
-        return party_card.add_credits(card, board), (*files, film) if film else files
+        card, added_files = await extend_final(self._services, view, card, limit)
+        return card, files + added_files
 
 
 def _list_verdicts(view: JobView) -> list[tuple[int, str, str]]:

@@ -9,10 +9,11 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from bot.discord.cards import job_cards, party_card, pictures
+from bot.discord.cards import job_cards, pictures
 from bot.discord.delivery.discord_api import MessageClient
 from bot.discord.delivery.errors import DestinationGone, FileTooLarge, RetryLater
 from bot.discord.delivery.tracked_messages import author_of
+from bot.discord.extension import extend_progress
 from bot.domain.errors import UserError
 from bot.domain.events import JobProgress, ModelLoading, QueueMoved
 
@@ -27,7 +28,6 @@ log = logging.getLogger(__name__)
 EDIT_TIMEOUT = 6.0  # seconds of one edit: its job's final waits for it
 ID_GRACE_SECONDS = 6.0  # seconds until a response's message id must be known; then we search for it
 RESPONSE_WINDOW = 900.0  # seconds that Discord allows for any response
-PARTY_OPENS_WITHIN = 5.0  # seconds: a party opens after its job is admitted, which may run by then
 YOUNG_JOB_AGE = 60.0  # seconds: an older job's response is not being sent any more
 RESPONSE_NEVER_ARRIVED = "Its first answer never reached its channel."
 
@@ -125,10 +125,7 @@ class ProgressUpdater:
             amendments=list(message.amendments.values()),
             is_steerable=message.is_steerable,
         )
-        if message.has_party is None or (not message.has_party and now - message.view.created < PARTY_OPENS_WITHIN):
-            message.has_party = await self._services.parties.is_party(event.job)
-        if message.has_party and (board := await self._services.parties.load_board(event.job)):
-            card = party_card.add_board(card, board)
+        card = await extend_progress(self._services, message.view, card, now)
         if not message.has_new_frames or not message.shows_frames:
             return card, None
         message.has_new_frames = False

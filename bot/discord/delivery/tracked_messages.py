@@ -36,7 +36,6 @@ class TrackedMessage:
     frames: dict[int, bytes] = field(default_factory=dict)
     amendments: dict[int, AmendmentView] = field(default_factory=dict)  # by number, oldest first
     is_steerable: bool | None = None  # None: not known until it develops
-    has_party: bool | None = None  # None: not known until it develops
     has_new_frames: bool = False  # there are frames that no message shows yet
     shows_frames: bool = True  # previews show frames, not only text
     response_lost: bool = False  # the response is gone: no previews, the final goes elsewhere

@@ -174,7 +174,7 @@ def build_result(line: str, *, undo_number: int | None = None, success: bool = T
 
 
 def _setting_line(name: str, effective_rules: EffectiveRules, title: str = "") -> str:
-    value = getattr(effective_rules, name)
+    value = effective_rules.get(name)
     rule = effective_rules.deciding_rules.get(name)
     if name.startswith("together_") and value is None:
         text = texts.NO_LIMIT
@@ -190,9 +190,7 @@ def _setting_line(name: str, effective_rules: EffectiveRules, title: str = "") -
 
 def _select_options(names: Sequence[str], effective_rules: EffectiveRules) -> list[tuple[str, str, str]]:
     """Return settings for a select, each with its present value."""
-    return [
-        (name, texts.setting_title(name), _describe_setting(name, getattr(effective_rules, name))) for name in names
-    ]
+    return [(name, texts.setting_title(name), _describe_setting(name, effective_rules.get(name))) for name in names]
 
 
 def _describe_setting(name: str, value: RuleValue | None) -> str:

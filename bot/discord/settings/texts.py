@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from bot.domain.texts import escape_discord, shorten
-from bot.policy.rules.catalogue import SETTINGS
+from bot.policy.rules.catalogue import ADDED_LIMITS, SETTINGS
 from bot.policy.rules.rule import SCOPES, Rule, RuleChange, RuleStep, RuleValue, Scope
 from bot.policy.rules.value_parser import UNLIMITED, format_setting_value
 from bot.prompt.default_cost import format_default_cost
@@ -32,7 +32,7 @@ TITLES: Mapping[str, str] = MappingProxyType(
         "evaluations": "Most evaluations",
         "pixels": "Largest picture",
         "count": "Pictures of one job",
-        "party": "Longest party",
+        **{limit.name: limit.title for limit in ADDED_LIMITS},
         "models": "Models",
         "samplers": "Samplers",
         "controls": "Controls",

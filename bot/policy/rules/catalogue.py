@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal, get_args
 
+from bot.domain.feature import load_features
 from bot.policy.rules.rule import RuleValue, Scope
 from engine.contract import MAX_COUNT, MAX_STEPS, MIN_EVALUATIONS, Sampler
 
@@ -28,7 +29,7 @@ UNLIMITED_COUNT = 100_000  # the largest count of jobs: as good as no limit
 UNLIMITED_COST = 10**9  # device-seconds: as good as no limit
 
 # What `commands` can forbid. Cancelling, deleting and reporting always work.
-LIMITABLE_COMMANDS = (
+LIMITABLE_COMMANDS: tuple[str, ...] = (
     "imagine",
     "vary",
     "reroll",
@@ -42,7 +43,7 @@ LIMITABLE_COMMANDS = (
     "branch",
     "walk",
     "steer",
-    "party",
+    *(command for feature in load_features().values() for command in feature.limitable_commands),
     "upscale",
     "prompt",
     "film",
@@ -92,6 +93,7 @@ def _by_name(*settings: Setting) -> Mapping[str, Setting]:
     return MappingProxyType({setting.name: setting for setting in settings})
 
 
+ADDED_LIMITS = tuple(limit for feature in load_features().values() for limit in feature.member_limits)
 SETTINGS = _by_name(
     Setting("running", "number", MEMBER_SCOPES, "how many jobs of a member run at once", "jobs", 1, 1000),
     Setting("queued", "number", MEMBER_SCOPES, "how many more jobs of a member may wait", "jobs", 0, UNLIMITED_COUNT),
@@ -120,7 +122,10 @@ SETTINGS = _by_name(
     ),
     Setting("pixels", "size", MEMBER_SCOPES, "the largest picture, as width x height", "pixels", 16 * 16, 4096 * 4096),
     Setting("count", "number", MEMBER_SCOPES, "the most pictures of a job", "pictures", 1, MAX_COUNT),
-    Setting("party", "number", MEMBER_SCOPES, "the longest party, in minutes; 0 for none", "minutes", 0, 60),
+    *(
+        Setting(each.name, "number", MEMBER_SCOPES, each.description, each.unit, each.minimum, each.maximum)
+        for each in ADDED_LIMITS
+    ),
     Setting("models", "names", MEMBER_SCOPES, "the models that may be asked for", "names", maximum=64, max_items=50),
     Setting(
         "samplers", "choices", MEMBER_SCOPES, "the samplers that may be asked for", "names", choices=get_args(Sampler)

@@ -20,13 +20,14 @@ from typing import Literal, cast
 
 from bot.domain.dto import Member
 from bot.policy.limits import Limits
-from bot.policy.rules.catalogue import SETTINGS, Setting
+from bot.policy.rules.catalogue import ADDED_LIMITS, SETTINGS, Setting
 from bot.policy.rules.rule import ALL, EVERYWHERE, Rule, RuleValue, Scope
 
 UsageScope = Literal["member here", "member everywhere", "channel", "guild"]
 Results = Literal["public", "private", "choice"]
 USAGE_SETTINGS = ("running", "queued", "cost_day", "cost_month", "relaxed_day")
 NO_RULES: Mapping[str, Rule | None] = MappingProxyType({})
+ADDED_DEFAULTS: Mapping[str, int] = MappingProxyType({limit.name: limit.default for limit in ADDED_LIMITS})
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,8 @@ class EffectiveRules:
     """Effective values, by the names of `bot.policy.rules.catalogue`. Costs are device-seconds; `pixels` is an area.
 
     `usage_limits` are all limits on usage that apply; the fields `running` … `together_cost_month` are the lowest of
-    each. A `together_` field of None is no limit. `deciding_rules`: the rule that decides each setting, None for the
-    bot's default.
+    each. A `together_` field of None is no limit. `added`: the limits of features. `deciding_rules`: the rule that
+    decides each setting, None for the bot's default.
     """
 
     running: int = 3
@@ -57,7 +58,6 @@ class EffectiveRules:
     evaluations: int = SETTINGS["evaluations"].maximum
     pixels: int = SETTINGS["pixels"].maximum
     count: int = SETTINGS["count"].maximum
-    party: int = 15
     models: tuple[str, ...] = ALL
     samplers: tuple[str, ...] = ALL
     controls: tuple[str, ...] = ALL
@@ -77,8 +77,13 @@ class EffectiveRules:
     reports: str = ""
     previews: bool = True
     long_ping: int = 60
+    added: Mapping[str, int] = field(default_factory=lambda: ADDED_DEFAULTS)
     usage_limits: tuple[UsageLimit, ...] = ()
     deciding_rules: Mapping[str, Rule | None] = field(default_factory=lambda: NO_RULES)
+
+    def get(self, setting: str) -> RuleValue | None:
+        """Return the effective value of any setting by its name."""
+        return self.added[setting] if setting in self.added else getattr(self, setting)
 
     def allows(self, setting: str, name: str) -> bool:
         """Return whether a list (models, samplers, controls, …) allows `name`."""
@@ -88,6 +93,9 @@ class EffectiveRules:
     def limits_of(self, setting: str) -> tuple[UsageLimit, ...]:
         """Return the usage limits of one setting."""
         return tuple(limit for limit in self.usage_limits if limit.setting == setting)
+
+
+DEFAULT_RULES = EffectiveRules()
 
 
 def resolve(rules: Iterable[Rule], member: Member, defaults: Limits) -> EffectiveRules:
@@ -117,8 +125,10 @@ def resolve(rules: Iterable[Rule], member: Member, defaults: Limits) -> Effectiv
         else:
             values[name], deciding_rules[name] = _restricted_value(setting, setting_rules)
     effective_values = {name: value for name, value in values.items() if value is not None}
+    added = {name: effective_values.pop(name, default) for name, default in ADDED_DEFAULTS.items()}
     return EffectiveRules(
         **effective_values,  # pyright: ignore[reportArgumentType]
+        added=cast("Mapping[str, int]", added),
         usage_limits=tuple(usage_limits),
         deciding_rules=MappingProxyType(deciding_rules),
     )
@@ -225,7 +235,11 @@ def _restricted_value(setting: Setting, rules: Sequence[Rule]) -> tuple[RuleValu
     own_rule = _nearest_own_rule(setting, rules)
     value, deciding_rule = (own_rule.value, own_rule) if own_rule else (None, None)
     for ceiling in find_ceilings(rules):
-        if value is None and setting.is_numeric and cast(int, ceiling.value) > getattr(EffectiveRules, setting.name):
+        if (
+            value is None
+            and setting.is_numeric
+            and cast(int, ceiling.value) > cast(int, DEFAULT_RULES.get(setting.name))
+        ):
             continue  # it leaves the default
         restricted_value = _restrict(setting, value, ceiling.value)
         if restricted_value != value:

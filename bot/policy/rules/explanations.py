@@ -98,7 +98,7 @@ def explain_decision(
     `rules` apply to the member; `tightest` is, of limits that apply together, the one with least left.
     """
     deciding_rule = tightest.rule if tightest else effective_rules.deciding_rules.get(setting.name)
-    value = tightest.limit if tightest else getattr(effective_rules, setting.name)
+    value = tightest.limit if tightest else effective_rules.get(setting.name)
     limit_rules = [limit.rule for limit in effective_rules.limits_of(setting.name)]
     guild_rules = _sort_by_precedence([rule for rule in rules if not _is_operator_rule(rule)])
     joined_rules, joined_text = _joined_lists(setting, deciding_rule, guild_rules, rules, names)

@@ -85,7 +85,6 @@ class DataExport:
             "favourites": [{"job": job, "image": image + 1, "at": at} for job, image, at in settings.favourites],
             "reports": [{"job": job, "at": at, "said": report_text} for job, at, report_text in settings.reports],
             "amendments": [{"job": job, "at": at, "said": text} for job, at, text in settings.amendments],
-            "parties": [{"job": job, "joined": at, "said": text} for job, at, text in settings.parties],
             **settings.added,
             "jobs": [],
         }

@@ -18,7 +18,6 @@ from bot.store.deletion import input_cleanup
 from bot.store.deletion.deletion_steps import mark_without_incident
 from bot.store.deletion.retention import BATCH_SIZE, record_reasons
 from bot.store.members.api_keys import KEY_MEMBER_PREFIX
-from bot.store.parties import leave_parties
 from bot.store.schema.deletion_tables import deleted_jobs, erasure_requests
 from bot.store.schema.member_tables import api_keys, preferences, sessions
 from bot.store.schema.tables import accounts, amendments, destinations, favourites, incidents, jobs
@@ -79,11 +78,10 @@ def mark_batch_deleted(connection: Connection, request: ErasureRequest, now: flo
 
 
 def erase_member_data(connection: Connection, request: ErasureRequest) -> None:
-    """Delete what belongs to no job of theirs: preferences, favourites, sessions, a program's key, what they say in
-    parties, what features keep of them, and the name in incidents and in changes of others' jobs. What they changed
-    there stays: those pictures are made of it.
+    """Delete what belongs to no job of theirs: preferences, favourites, sessions, a program's key, what features keep,
+    and the name in incidents and in changes of others' jobs. What they changed there stays: those pictures are made of
+    it.
     """
-    leave_parties(connection, request.member, request.guild, request.requested_at)
     for erase_member in load_hooks("erase_member"):
         erase_member(connection, request.member, request.guild, request.requested_at)
     favourite_conditions = [favourites.c.member == request.member, favourites.c.at <= request.requested_at]

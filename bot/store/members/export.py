@@ -12,7 +12,6 @@ from bot.domain.feature import load_hooks
 from bot.store.jobs.queries import list_pictures
 from bot.store.jobs.records import JobRecord, StoredPicture, load_records
 from bot.store.members.preferences import load_preferences
-from bot.store.parties import list_said
 from bot.store.schema.tables import amendments, destinations, favourites, incidents, jobs
 
 PAGE_SIZE = 200  # jobs per page
@@ -21,16 +20,14 @@ EXPORTED_FIELDS = ("guild", "channel", "message")  # exported fields of a destin
 
 @dataclass(frozen=True)
 class MemberChoices:
-    """A member's data that belongs to no job: preferences, favourites as (job, image, time),
-    reports as (job, time, text), changes of running jobs as (job, time, text), parties as (job, time, their words),
-    and what features keep, by its name.
+    """A member's data that belongs to no job: preferences, favourites as (job, image, time), reports as
+    (job, time, text), changes of running jobs as (job, time, text), and what features keep, by its name.
     """
 
     preferences: dict[str, object]
     favourites: list[tuple[str, int, float]]
     reports: list[tuple[str, float, str]]
     amendments: list[tuple[str, float, str]]
-    parties: list[tuple[str, float, str]]
     added: dict[str, Any]
 
 
@@ -48,7 +45,6 @@ def read_choices(connection: Connection, member: str) -> MemberChoices:
         [(row.job, row.image, row.at) for row in connection.execute(favourites_query.order_by(favourites.c.at))],
         [(row.job, row.at, row.said) for row in connection.execute(own_reports_query)],
         [(row.job, row.at, row.text) for row in connection.execute(_select_amendments(member))],
-        list_said(connection, member),
         {name: rows for export in load_hooks("export_member") for name, rows in export(connection, member).items()},
     )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, get_args
+from typing import Any
 
 import discord
 import pytest
@@ -18,7 +18,7 @@ from simcord.builders import ChannelHandle
 from simcord.components import walk_components
 from simcord.enums import ChannelType
 
-from bot.discord.cards.button_layout import Button, ButtonKind
+from bot.discord.cards.button_layout import Button
 from bot.discord.cards.job_cards import render_refusal
 from bot.discord.channel_visibility import CHANNEL_HIDDEN, THREAD_HIDDEN
 from bot.discord.components import buttons
@@ -42,7 +42,7 @@ REFUSALS = (  # the beginnings of the permission table's refusals, as members se
     "That belongs to a",
     "That job belongs to a channel",
 )
-PICTURE_PRESSES: tuple[ButtonKind, ...] = (
+PICTURE_PRESSES: tuple[str, ...] = (
     "up",
     "vary",
     "subtle",
@@ -60,14 +60,12 @@ PICTURE_PRESSES: tuple[ButtonKind, ...] = (
     "branch",
     "square",
     "compare",
-    "voteup",
-    "votedown",
 )
 MAX_BUTTONS = 25  # buttons of a message
-DESTRUCTIVE: tuple[ButtonKind, ...] = ("erase",)
+DESTRUCTIVE: tuple[str, ...] = ("erase",)
 
 # The action of each button and each form.
-BUTTONS: Mapping[ButtonKind, Action] = {
+BUTTONS: dict[str, Action] = {
     "up": "upscale",
     "vary": "vary",
     "subtle": "vary",
@@ -101,17 +99,18 @@ BUTTONS: Mapping[ButtonKind, Action] = {
     "keep": "steer",
     "say": "steer",
     "again": "reproduce",
-    "speak": "party",
-    "voteup": "party",
-    "votedown": "party",
 }
+for row in read_feature_rows("buttons"):
+    kind, BUTTONS[kind], *index = row.split()
+    PICTURE_PRESSES += (kind,) if index else ()
+FEATURE_FORMS = dict(row.split() for row in read_feature_rows("forms"))
 FORMS: Mapping[str, Action] = {
     "remix": "remix",
     "report": "report",
     "edit": "edit",
     "branch": "branch",
     "say": "steer",
-    "speak": "party",
+    **FEATURE_FORMS,
 }
 # The action of each command, with the options that it gets. {job} stands for the job.
 COMMANDS: dict[str, tuple[Action, Mapping[str, Any]]] = {
@@ -120,8 +119,6 @@ COMMANDS: dict[str, tuple[Action, Mapping[str, Any]]] = {
     "edit": ("edit", {"picture": ("a.png", make_png(8, 8)), "words": "make it red"}),
     "mix": ("imagine", {"first": "apple", "second": "pear"}),
     "walk": ("imagine", {"from": "apple", "to": "pear", "frames": 4}),
-    "party": ("party", {"prompt": "a red apple"}),
-    "say": ("party", {"words": "blue"}),
     "describe": ("describe", {"image": ("a.png", make_png(8, 8))}),
     "fast": ("prefer", {}),
     "relax": ("prefer", {}),
@@ -358,7 +355,7 @@ def check_answer(expected: str | None, result: Any, description: str) -> None:
         assert not any(f"{start}" in content for start in REFUSALS), f"{description}: {content}"
 
 
-def button_ids(job: str, kinds: tuple[ButtonKind, ...]) -> Iterator[tuple[ButtonKind, str]]:
+def button_ids(job: str, kinds: tuple[str, ...]) -> Iterator[tuple[str, str]]:
     for kind in kinds:
         index = 0 if kind in PICTURE_PRESSES else 999 if kind == "dismiss" else None
         yield kind, Button(kind, job, index=index).custom_id
@@ -368,8 +365,8 @@ def button_ids(job: str, kinds: tuple[ButtonKind, ...]) -> Iterator[tuple[Button
 async def test_every_role_presses_every_button_on_public_and_private_jobs(open_world: Any) -> None:
     async with open_world() as world:
         scene = await set_up(world)
-        assert set(get_args(ButtonKind)) == set(BUTTONS)
-        kinds: tuple[ButtonKind, ...] = tuple(kind for kind in BUTTONS if kind not in DESTRUCTIVE)
+        assert set(buttons.PRESS_ACTIONS) == set(BUTTONS)
+        kinds = tuple(kind for kind in BUTTONS if kind not in DESTRUCTIVE)
         for actor in scene.actors:
             for job in scene.subjects:
                 ids = dict(button_ids(job, kinds))
@@ -413,7 +410,7 @@ async def test_a_sent_form_is_checked_like_its_button(open_world: Any) -> None:
             ("branch", "remix", words),
             ("edit", "edit", {"mask": ("mask.png", make_png(8, 8))}),
             ("say", "remix", words),
-            ("speak", "remix", words),
+            *((form, "remix", words) for form in FEATURE_FORMS),
         ):
             for job, subject in scene.subjects.items():
                 opening = await member.handle.click(card, custom_id=f"{opener_kind}:{public_job}")

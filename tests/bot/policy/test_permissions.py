@@ -16,6 +16,7 @@ import pytest
 from bot.domain.dto import KeyScope, Member
 from bot.policy.permissions import (
     ACTIONS,
+    CORE_PERMISSIONS,
     KEY_SCOPES,
     PERMISSIONS,
     ROLE_TITLES,
@@ -62,7 +63,6 @@ help        everyone    -           -           -         direct
 cancel      everyone    moderators  moderators  operator  direct
 pause       everyone    moderators  moderators  operator  direct
 steer       everyone    nobody      nobody      nobody    direct
-party       everyone    everyone    nobody      nobody    server
 upscale     everyone    everyone    nobody      nobody    direct
 vary        everyone    everyone    nobody      nobody    direct
 reroll      everyone    everyone    nobody      nobody    direct
@@ -223,7 +223,7 @@ def test_only_the_author_can_use_a_private_job() -> None:
         assert forbidden_reason(action, member, subject) == "That job is private: only its author may use it."
 
 
-def test_who_takes_part_in_a_party_may_steer_its_picture_and_do_nothing_else() -> None:
+def test_who_takes_part_in_a_picture_may_steer_it_and_do_nothing_else() -> None:
     for is_private in (False, True):
         joined = JobRef(AUTHOR, "Ann", HERE, is_private, is_joined=True)
         for role in ROLES:
@@ -276,7 +276,7 @@ def test_a_key_needs_the_scope_of_the_action_besides_the_role() -> None:
 
 
 def test_a_key_may_never_delete_or_administer() -> None:
-    unscoped = {action for action in ACTIONS if PERMISSIONS[action].scope is None}
+    unscoped = {action for action in CORE_PERMISSIONS if PERMISSIONS[action].scope is None}
     assert unscoped == {
         "export",
         "forget",
@@ -291,7 +291,6 @@ def test_a_key_may_never_delete_or_administer() -> None:
         "set",
         "close",
         "budget",
-        "party",
     }
     every_scope = frozenset[KeyScope](KEY_SCOPES)
     assert scope_refusal("delete", every_scope) == "No key may delete these pictures."
@@ -405,7 +404,7 @@ def render_page() -> str:
         "the job's own channel or private thread, and only if today's rules would admit the job. Else only the member",
         "who asked for the film sees it.",
         "",
-        "In a party, whoever takes part steers its picture, too, also a private one.",
+        "Whoever takes part in a picture, as members of a party do, steers it, too, also a private one.",
         "",
         "A program with an [API key](api-keys.md) is a member of the chatroom. Besides, it needs the scope in the last",
         "column; where none stands, no key may. Looking at files, jobs and streams over HTTP needs `read`.",

@@ -27,7 +27,7 @@ from bot.jobs.views import missing_job_error
 from bot.services.front_end_actions import FrontEndActions
 from bot.services.privacy.data_deletion import DataDeletion
 from bot.services.privacy.data_export import DataExport
-from bot.store import DatabaseUnavailable, Store, leader_terms, parties
+from bot.store import DatabaseUnavailable, Store, leader_terms
 from bot.store.deletion import erasure
 from bot.store.fairness.ledger import Ledger
 from bot.store.jobs import destinations, queries
@@ -101,11 +101,6 @@ async def create_jobs(store: Store, pictures: PictureStore) -> dict[str, str]:
     await store.write(preferences.toggle_favourite, ANN, jobs["bob's"], 0, 20.0)
     await store.write(preferences.toggle_favourite, BOB, jobs["done"], 0, 20.0)
     await store.write(incidents.write_report, "local", ANN, "Ann 70010000000000001", "rude", 21.0, jobs["bob's"])
-    await store.write(parties.open_party, jobs["bob's"], "5", 3, [ANN, BOB])
-    for member in (ANN, BOB):
-        await store.write(parties.join_party, jobs["bob's"], Member(member, member, "local"), 22.0)
-        number = await store.write(parties.say, jobs["bob's"], member, f"a hat for {member}")
-        await store.write(parties.toggle_vote, jobs["bob's"], number, ANN, -1)
     return jobs
 
 
@@ -365,7 +360,6 @@ async def test_an_export_has_all_data_of_a_member_and_none_of_others(store, pict
     }
     assert (data["preferences"], data["favourites"][0]["image"]) == ({"suffix": f"as {ANN} likes it"}, 1)
     assert [one["said"] for one in data["reports"]] == ["rude"]
-    assert data["parties"] == [{"job": jobs["bob's"], "joined": 22.0, "said": f"a hat for {ANN}"}]
     assert "70020000000000002" not in str(data)
     assert "secret" not in str(data)
 

@@ -23,7 +23,11 @@ from bot.store.schema.tables import metadata
 from shared.stored_jobs import admit_job, make_new_job
 
 VERSION_TABLE = "alembic_version"
-FEATURE_TABLES = {"flag_aliases": ("options",), "webhooks": ("webhooks", "webhook_deliveries")}
+FEATURE_TABLES = {
+    "flag_aliases": ("options",),
+    "parties": ("parties", "party_members", "party_votes"),
+    "webhooks": ("webhooks", "webhook_deliveries"),
+}
 SELECT_SEASON = text("SELECT season FROM jobs")
 LATER_MIGRATION = """
 import sqlalchemy as sa

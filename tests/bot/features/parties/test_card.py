@@ -7,8 +7,9 @@ import re
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bot.discord.cards import job_cards, party_card
-from bot.domain.party import PartyBoard, PartyPhrase
+from bot.discord.cards import job_cards
+from bot.features.parties import discord as party_card
+from bot.features.parties.rules import PartyBoard, PartyPhrase
 from shared.sample_views import JOB, NOW, make_view
 
 words = st.text(min_size=1, max_size=200) | st.text(

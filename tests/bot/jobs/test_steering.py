@@ -19,9 +19,9 @@ from bot.domain.errors import UserError
 from bot.domain.events import JobSteered
 from bot.domain.steering import SteeringRequest
 from bot.jobs.quota import check_task
+from bot.jobs.steering import require_steerable
 from bot.policy.limits import Limits
 from bot.policy.rules import resolve
-from bot.services.steering.steering_check import require_steerable
 from bot.store.members import export
 from bot.store.transitions.amendments import check_held
 from engine.contract import (
@@ -472,12 +472,11 @@ async def test_who_is_forgotten_leaves_changes_without_a_name(open_steered: Any,
 @pytest.mark.asyncio
 async def test_what_cannot_be_steered_says_so(open_steered: Any, ann: Member, destination: Any) -> None:
     steered = await open_steered()
-    workers = steered.app.services.live_workers()
     record = await steered.load_record()
     with pytest.raises(UserError, match="unmodified pipeline, which cannot be steered"):
-        require_steerable(replace_fields(record, task=replace(record.task, sampler="heun")), workers)
+        require_steerable(replace_fields(record, task=replace(record.task, sampler="heun")))
     with pytest.raises(UserError, match="being cancelled"):
-        require_steerable(replace_fields(record, cancelling=True), workers)
+        require_steerable(replace_fields(record, cancelling=True))
     upscale = UpscaleTask(source="0" * 64, factor=2, method="lanczos")
     with pytest.raises(UserError, match="An upscale is done in one go"):
-        require_steerable(replace_fields(record, task=upscale), workers)
+        require_steerable(replace_fields(record, task=upscale))

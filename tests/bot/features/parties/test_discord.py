@@ -9,9 +9,9 @@ import pytest
 
 from bot.domain.dto import Member
 from bot.domain.errors import UserError
-from bot.policy import party as policy
-from bot.services.parties import conductor
-from bot.services.parties.party_service import ALREADY_OPEN, NO_PARTY, NOT_INVITED, OVER, WEIGHTS_BY_VOTE
+from bot.features.parties import rules as policy
+from bot.features.parties import service
+from bot.features.parties.service import ALREADY_OPEN, NO_PARTY, NOT_INVITED, OVER, WEIGHTS_BY_VOTE, PartyService
 from shared.discord_jobs import get_message
 
 pytestmark = pytest.mark.asyncio
@@ -45,8 +45,8 @@ async def run_to(world: Any, step: int, message_id: int) -> Any:
 def eager(monkeypatch: pytest.MonkeyPatch) -> None:
     """Words change as soon as they can: a test has no minutes."""
     monkeypatch.setattr(policy, "MIN_CHANGE_SECONDS", 0.0)
-    monkeypatch.setattr(conductor, "find_change_interval", lambda seconds_left, changes: 0.0)
-    monkeypatch.setattr(conductor, "ROUND_SECONDS", 0.05)
+    monkeypatch.setattr(service, "find_change_interval", lambda seconds_left, changes: 0.0)
+    monkeypatch.setattr(service, "ROUND_SECONDS", 0.05)
 
 
 @pytest.mark.slow
@@ -77,7 +77,7 @@ async def test_members_say_and_vote_and_the_picture_follows_to_its_credits(open_
         await world.bob.react(shown, "👍🏽")  # changes bob's mind about the newest phrase
         await world.wait_until(lambda: len(world.painter.recipes[view.id].amendments) >= 2)
         async with asyncio.timeout(20):
-            while (await world.services.parties.load_board(view.id)).phrases[-1].votes_for < 2:
+            while (await world.services.get(PartyService).load_board(view.id)).phrases[-1].votes_for < 2:
                 await asyncio.sleep(0.02)
         paces = [message for message in world.painter.control_messages if message.action == "pace"]
         assert paces
@@ -91,7 +91,7 @@ async def test_members_say_and_vote_and_the_picture_follows_to_its_credits(open_
         assert NO_PARTY in await say_late(world)
         author = Member(view.member_id, view.member_name, view.guild, channel=view.channel)
         with pytest.raises(UserError, match=OVER):
-            await world.services.parties.vote(view.id, None, 1, author)
+            await world.services.get(PartyService).vote(view.id, None, 1, author)
         views = await world.services.steering.list_amendments(view.id, author)
         assert {(each.member_name, each.text) for each in views} == {("bob", "@everyone *blue*"), ("alice", "snow")}
 
@@ -108,7 +108,7 @@ async def test_the_phrase_of_a_member_who_is_blocked_leaves_the_picture(open_wor
         await world.services.rule_admin.set_rule(admin, "user", f"discord:{world.bob.id}", "blocked", "on")
         await world.alice.slash(world.channel, "say", words="snow")
         await world.wait_until(lambda: list_last_words(world, view.id) == ["red apple", "snow"])
-        board = await world.services.parties.load_board(view.id)
+        board = await world.services.get(PartyService).load_board(view.id)
         assert [phrase.text for phrase in board.phrases] == ["snow"]
         world.painter.step_gate.set()
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bot.policy.party import (
+from bot.features.parties.rules import (
     MIN_CHANGE_SECONDS,
     SAID_SHARE,
     SPARE_AMENDMENTS,

@@ -136,3 +136,29 @@ def find_pace(seconds_left: float, steps_left: int) -> float:
 def find_fade_steps(interval: float, seconds_per_step: float) -> int:
     """Return over how many steps the words change. `interval`: seconds to the next change."""
     return int(min(MAX_STEPS, FADE_SHARE * interval / seconds_per_step)) if seconds_per_step > 0 else 0
+
+
+@dataclass(frozen=True)
+class PartyPhrase:
+    """What a member says. `number` rises within the party. `votes_for` counts its member, too."""
+
+    number: int
+    text: str
+    member_name: str
+    votes_for: int
+    votes_against: int
+
+
+@dataclass(frozen=True)
+class PartyBoard:
+    """What is said in a party, and by whom.
+
+    `ends_at`: in seconds since 1970; None until its picture develops. `phrases`: the newest of each member, in order.
+    `members`: the names of all who take part, in the order in which they joined.
+    """
+
+    job: str
+    ends_at: float | None
+    is_open: bool
+    phrases: tuple[PartyPhrase, ...]
+    members: tuple[str, ...]

@@ -9,8 +9,8 @@ from typing import Any
 from sqlalchemy import Connection, RowMapping, Select, delete, func, insert, select, update
 
 from bot.domain.dto import Member
-from bot.policy.party import PartyTalk, Phrase
-from bot.store.schema.party_tables import parties, party_members, party_votes
+from bot.features.parties.rules import PartyTalk, Phrase
+from bot.features.parties.tables import parties, party_members, party_votes
 from bot.store.schema.tables import jobs
 
 MAX_MEMBERS = 200  # of one party
@@ -153,7 +153,7 @@ def close_party(connection: Connection, job: str) -> None:
     connection.execute(update(parties).where(parties.c.job == job).values(is_open=False, invited=[]))
 
 
-def leave_parties(connection: Connection, member: str, guild: str, until: float) -> None:
+def erase_member(connection: Connection, member: str, guild: str, until: float) -> None:
     """Delete what a member said and voted in parties, in one guild or, with an empty one, everywhere."""
     joined = [party_members.c.member == member, party_members.c.joined <= until]
     if guild:
@@ -168,8 +168,8 @@ def leave_parties(connection: Connection, member: str, guild: str, until: float)
             connection.execute(update(parties).where(parties.c.job == party.job).values(invited=others))
 
 
-def list_said(connection: Connection, member: str) -> list[tuple[str, float, str]]:
+def export_member(connection: Connection, member: str) -> dict[str, list[dict[str, Any]]]:
     """Return the parties that a member takes part in: job, when they joined, and their newest phrase."""
     query = select(party_members.c.job, party_members.c.joined, party_members.c.said)
     rows = connection.execute(query.where(party_members.c.member == member).order_by(party_members.c.joined))
-    return [(row.job, row.joined, row.said) for row in rows]
+    return {"parties": [{"job": row.job, "joined": row.joined, "said": row.said} for row in rows]}

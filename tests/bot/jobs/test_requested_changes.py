@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from bot.domain.errors import UserError
 from bot.domain.steering import SteeringRequest
-from bot.services.steering.requested_changes import work_out_changes
+from bot.jobs.requested_changes import work_out_changes
 from engine.contract import (
     MAX_AMENDMENTS,
     Concept,

@@ -1,1 +1,0 @@
-"""Parties: members steer one picture together."""

@@ -1,1 +1,0 @@
-"""Steering: members change a picture while it develops."""
