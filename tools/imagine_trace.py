@@ -69,9 +69,8 @@ async def run_process(data_file: Path, environment: dict[str, str], *command: st
 
 async def trace_imagine(folder: Path) -> list[Path]:
     """Draw one picture in Discord, and return the files with coverage data: of the bot, and of the worker."""
-    from engine.bus.broker.embedded import Broker
-
     from engine.bus import Bus
+    from engine.bus.embedded_broker import Broker
     from tools.loopback.members import Person
     from tools.loopback.server import TOKEN, Loopback, wait_until
 

@@ -7,6 +7,7 @@ no error shows them.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from pydantic import BaseModel, Field
@@ -67,11 +68,15 @@ class Settings(BotSettings):
         return Limits(running=self.running, queued=self.queued, cost_day=self.cost_day, relaxed_day=self.relaxed_day)
 
 
-def load_settings(*, features: Sequence[BaseModel] = (), **overrides: Any) -> Settings:
-    """Load the settings; `overrides` (by field) and `features` win over environment and file. Raises `UserError`."""
+def load_settings(data: Path | None = None, *, features: Sequence[BaseModel] = (), **overrides: Any) -> Settings:
+    """Load the settings; `data`, `overrides` (by field) and `features` win over environment and file.
+
+    Raises `UserError`.
+    """
+    overrides |= {} if data is None else {"data": data}
     try:
         check_variables(name_variable(name, table) for table, kind in list_tables() for name in list_settings(kind))
-        file = read_file(overrides.get("data") or find_data_folder(), CORE_SETTINGS)
+        file = read_file(data or find_data_folder(), CORE_SETTINGS)
         loaded = load_feature_settings(file) | {type(given): given for given in features}
         return load(Settings, overrides | {"features": loaded}, file)
     except SettingError as error:

@@ -31,7 +31,7 @@ def describe(picture: Picture, model: Model = None, as_json: AsJson = False, dat
     from bot.web.auth import terminal_key
 
     (content,) = JobInputs((picture,)).read_pictures()
-    folder = load_settings(**({} if data is None else {"data": data})).data
+    folder = load_settings(data).data
     instance = find_instance(folder)
     if instance is None or not asyncio.run(http_client.is_darkroom_running(instance.url)):
         raise UserError(NOT_RUNNING)

@@ -74,7 +74,7 @@ def steer(
         "fade": fade or None,
     }
     body = {name: value for name, value in values.items() if value is not None}
-    folder = load_settings(**({} if data is None else {"data": data})).data
+    folder = load_settings(data).data
     instance = find_instance(folder)
     if instance is None or not asyncio.run(http_client.is_darkroom_running(instance.url)):
         raise UserError(NOT_RUNNING)

@@ -20,7 +20,7 @@ def load_store_settings(data: Path | None) -> Settings:
 
     Raise `UserError` if the folder has no store: a mistyped path must not create one.
     """
-    settings = load_settings(**({} if data is None else {"data": data}))
+    settings = load_settings(data)
     database = find_sqlite_path(settings.database)
     if database is not None and not database.is_file():
         raise no_store_error(settings)

@@ -80,7 +80,7 @@ def invite(
     """Print a one-time address of the running bot: it signs one browser in, as the operator."""
     from bot.app.settings import load_settings
 
-    typer.echo(asyncio.run(_invite(load_settings(**({} if data is None else {"data": data})), guest)))
+    typer.echo(asyncio.run(_invite(load_settings(data), guest)))
 
 
 async def _revoke(store: Store, id_prefixes: list[str]) -> int:

@@ -222,8 +222,8 @@ class SimulationSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    row_ms: float = Field(0.5, gt=0, le=60_000, allow_inf_nan=False)
-    rows: int = Field(32, ge=1, le=256)
+    row_ms: float = Field(default=0.5, gt=0, le=60_000, allow_inf_nan=False)
+    rows: int = Field(default=32, ge=1, le=256)
 
 
 class WorkerSettings(SharedSettings):

@@ -12,6 +12,7 @@ import pytest_asyncio
 
 from bot.app.settings import load_settings
 from bot.domain.dto import Destination, Member
+from bot.domain.feature import load_parts
 from bot.images.uploads.decoder_process import DecoderProcess
 from bot.store import Store
 from engine.bus.embedded_broker import Broker
@@ -26,6 +27,12 @@ from shared.postgres_server import Server, programs, serving
 def decoder_forks() -> Iterator[DecoderForks]:
     with serve_decoders() as forks:
         yield forks
+
+
+@pytest.fixture(scope="session", autouse=True)
+def features_are_found() -> None:
+    """The settings of features: a bot looks for them on the disk before its loop runs."""
+    load_parts("settings")
 
 
 @pytest.fixture(scope="module", autouse=True)

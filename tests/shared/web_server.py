@@ -4,46 +4,19 @@ a browser to visit it."""
 from __future__ import annotations
 
 import asyncio
-from contextlib import AbstractAsyncContextManager
-from typing import TYPE_CHECKING, Any
+import json
+import os
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp
 import pytest
-
-from bot.web.app import entry_address
-from bot.web.auth import terminal_key
-from shared.clock import wait_until
-
-if TYPE_CHECKING:
-    from shared.web_server import OpenServer, WebServer
-
-import json
-from typing import TYPE_CHECKING
-
 import pytest_asyncio
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
-    from shared.web_server import WebServer
-
-from typing import TYPE_CHECKING
-
-from tools.painter import paint_solid
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
-    from shared.web_server import WebServer
-
-import os
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
-from functools import partial
-from pathlib import Path
-
 from aiohttp import web
 from playwright.async_api import Browser, Page, async_playwright
 
@@ -51,13 +24,14 @@ from bot.app.settings import Settings, load_settings
 from bot.app.wiring import open_app
 from bot.services import Services
 from bot.store.members.sessions import SessionKind
-from bot.web.app import build_app, run_server
-from bot.web.auth import COOKIE_NAME, new_visitor_id
+from bot.web.app import build_app, entry_address, run_server
+from bot.web.auth import COOKIE_NAME, new_visitor_id, terminal_key
 from bot.web.middleware import HOST_POLICY
 from engine.bus import Bus
 from engine.bus.embedded_broker import Broker
+from shared.clock import wait_until
 from shared.migrated_database import put_migrated_database
-from tools.painter import PaintFunction, PaintingWorker, cancel_task, paint_disc
+from tools.painter import PaintFunction, PaintingWorker, cancel_task, paint_disc, paint_solid
 
 STEPS = 24
 FLAGS = [

@@ -36,7 +36,7 @@ def mcp(
     from bot.cli.instance_lock import check_port_free
     from bot.web.auth import HostPolicy
 
-    settings = load_settings(**({} if data is None else {"data": data}))
+    settings = load_settings(data)
     key = settings.api_key.get_secret_value() if settings.api_key and not http else ""
     policy = HostPolicy.from_settings(host, settings.public_url, settings.allowed_hosts)
     access = DarkroomAccess(

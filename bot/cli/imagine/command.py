@@ -157,4 +157,4 @@ def imagine(
     given_options = {name: value for name, value in options.items() if value is not None}
     engine = EngineOptions(quantize=quantize, quantize_text=quantize_text, offload=offload)
     request = ImagineRequest(prompt_text, given_options, out, film, as_json, inputs, engine)
-    raise typer.Exit(run_imagine(request, load_settings(**({} if data is None else {"data": data}))))
+    raise typer.Exit(run_imagine(request, load_settings(data)))

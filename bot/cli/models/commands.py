@@ -163,7 +163,7 @@ def _one_sentence() -> Generator[None]:
 def _find_data(data: Path | None) -> Path:
     from bot.app.settings import load_settings
 
-    return load_settings(**({} if data is None else {"data": data})).data
+    return load_settings(data).data
 
 
 def _print_json(value: Any) -> None:

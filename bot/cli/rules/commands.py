@@ -231,7 +231,7 @@ def run_with_rule_admin(data: Path | None, action: Callable[[RuleAdmin], Awaitab
     from bot.cli.store_session import run_with_store
     from bot.services.rule_admin import RuleAdmin
 
-    settings = load_settings(**({} if data is None else {"data": data}))
+    settings = load_settings(data)
     settings.data.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     return run_with_store(

@@ -42,7 +42,7 @@ def backup(
     """Copy the database and every picture into one file; the bot may run meanwhile."""
     from bot.app.settings import load_settings
 
-    settings = load_settings(**({} if data is None else {"data": data}))
+    settings = load_settings(data)
     with write_new_file(file) as archive_file:
         picture_count, missing_count = asyncio.run(
             _write_backup(settings, archive_file, pictures_only, file.absolute().parent)

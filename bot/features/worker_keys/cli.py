@@ -27,7 +27,7 @@ def worker_key(
     from bot.app.settings import load_settings
     from bot.features.worker_keys import key_admin
 
-    settings = load_settings(**({"data": data} if data is not None else {}))
+    settings = load_settings(data)
     if list_keys:
         output = key_admin.list_keys(settings, as_json=as_json)
     elif revoke:

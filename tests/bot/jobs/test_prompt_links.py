@@ -125,9 +125,12 @@ def test_the_command_line_without_a_bot_fetches_nothing(tmp_path) -> None:
 
     from bot.app.settings import load_settings
     from bot.cli.imagine.progress_display import ProgressDisplay
+    from bot.cli.options import load_engine
 
+    settings = load_settings(data=tmp_path)
+    engine = load_engine(settings)
     with (
         ProgressDisplay(Console(quiet=True), 1) as screen,
         pytest.raises(UserError, match="Links need a running Darkroom"),
     ):
-        generate(f"{ATTACHED} a cat", {}, load_settings(data=tmp_path), inputs=JobInputs(), film=False, display=screen)
+        generate(f"{ATTACHED} a cat", {}, settings, inputs=JobInputs(), film=False, display=screen, engine=engine)

@@ -222,7 +222,7 @@ async def test_the_retention_settings_are_read_and_checked():
     assert (load_settings().keep_seconds, load_settings().keep_bytes) == (None, None)
     for name, invalid_value in (("keep_days", 0), ("keep_gb", -1)):
         with pytest.raises(UserError, match=f"DARKROOM_{name.upper()} is not valid"):
-            load_settings(**{name: invalid_value})
+            load_settings(None, **{name: invalid_value})
 
 
 async def test_a_running_bot_deletes_old_jobs(harness, wait_until, ann, destination):

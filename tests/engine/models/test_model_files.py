@@ -15,8 +15,7 @@ from diffusers.utils import logging
 from safetensors.torch import save_file
 
 from engine.contract.rejection import JobRejected
-from engine.models import load_model, make_model_name
-from engine.models.families import embedded as embedded_module
+from engine.models import load_model, make_model_name, text_embedder
 from engine.models.families.stable_diffusion import StableDiffusion
 from engine.models.files import model_source
 from engine.models.files.model_source import fingerprint_folder
@@ -150,9 +149,9 @@ def test_a_network_that_also_takes_depth_is_refused(small_folder: Path, tmp_path
 
 
 def test_an_altered_text_encoder_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embedded_module, "MINILM_SHA256", "0" * 64)
+    monkeypatch.setattr(text_embedder, "MINILM_SHA256", "0" * 64)
     with pytest.raises(JobRejected, match="not the one we know"):
-        embedded_module.load_text_encoder()
+        text_embedder.load_text_encoder()
 
 
 @pytest.mark.parametrize(
