@@ -20,7 +20,7 @@ endef
 export PYTHONUNBUFFERED := 1
 export PYTHONDONTWRITEBYTECODE := # the tests start many processes: each would compile our modules anew
 
-.PHONY: help demo test test-all lint types imports tests tests-all removable coverage audit audit-if-online bill lock docs attack schemathesis chaos fuzz format clean
+.PHONY: help demo test test-all lint types imports tests tests-all removable coverage audit audit-if-online bill lock docs write-docs attack schemathesis chaos fuzz format clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -66,8 +66,12 @@ audit-if-online: .venv/.dev ## the same, but without the internet it says that n
 bill: .venv/.dev ## the bill of materials, as CycloneDX, in out/bill-of-materials.json
 	$(BIN)/python .ci/bill out/bill-of-materials.json
 
-docs: .venv/.dev ## build the pages of docs/ as a site in out/site; a broken link or anchor fails
+docs: .venv/.dev ## build the pages of docs/ as a site in out/site; a broken link or anchor fails, and a table that differs from the code
+	$(BIN)/python -m tools.write_docs --check
 	$(BIN)/zensical build --strict --clean
+
+write-docs: .venv/.dev ## write the tables of docs/ that repeat the code, and .env.example
+	$(BIN)/python -m tools.write_docs
 
 attack: .venv/.dev ## attack a Darkroom that it starts: floods, forged cookies, every route and role, its API and its broker; QUICK=1, SEED=n
 	$(BIN)/python -m tools.attack $(if $(QUICK),--quick) $(if $(SEED),--seed $(SEED))

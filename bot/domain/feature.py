@@ -4,9 +4,10 @@ A folder declares in `FEATURE` what it adds to the core's tables. Its other part
 name and loads where it needs them, so the shell starts without SQL and HTTP:
 
 - `tables`: its SQL tables. `store`: its SQL, with functions that the core calls inside a transaction (`load_hooks`).
+- `settings`: `SETTINGS`, the class of what its operator sets (`bot.app.settings`).
 - `service`: `open_service`, an async context manager over the wired application that yields a `RunningFeature`.
-- `discord`: commands (`bot.discord.declarations`), buttons and more (`bot.discord.extension`).
-- `cli`: `COMMANDS`, its shell commands by name, with `CONTEXT_SETTINGS`.
+- `discord`: its commands, lasting buttons and more (`bot.discord.declarations`, `bot.discord.extension`). `cli`:
+  `COMMANDS`, its shell commands by name, with `CONTEXT_SETTINGS`.
 - `web`: `ROUTES`, and what its addresses need (`bot.web.routes`).
 
 The core names no feature, and no feature imports another.
@@ -28,7 +29,7 @@ from bot.domain.permission import Permission, Price
 K = TypeVar("K")
 V = TypeVar("V")
 PACKAGES = ("bot.features", "bot.apis")
-Part = Literal["tables", "store", "service", "discord", "web", "cli"]
+Part = Literal["tables", "store", "settings", "service", "discord", "web", "cli"]
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,4 @@
-"""Permissions: the table of `bot.policy.permissions`, checked cell by cell against a second table written by hand.
-
-`PYTHONPATH=tests:. python tests/bot/policy/test_permissions.py > docs/access.md` regenerates the page for admins.
-"""
+"""Permissions: the table of `bot.policy.permissions`, checked cell by cell against a second table written by hand."""
 
 from __future__ import annotations
 
@@ -19,7 +16,6 @@ from bot.policy.permissions import (
     CORE_PERMISSIONS,
     KEY_SCOPES,
     PERMISSIONS,
-    ROLE_TITLES,
     ROLES,
     Action,
     JobRef,
@@ -301,6 +297,7 @@ def test_a_key_may_never_delete_or_administer() -> None:
 
 # The functions of `bot` that check an action, and `respond`, which checks it before it answers.
 CHECKS = (
+    "declare",
     "forbidden_reason",
     "require_permission",
     "_require_permission",
@@ -332,121 +329,3 @@ def _name(function: ast.expr) -> str:
 
 def test_the_code_uses_every_row_of_the_table() -> None:
     assert set(ACTIONS) - actions_in_code() == set()
-
-
-COLUMNS = (
-    "may",
-    "nothing in particular, or an own job",
-    "another's job in this server",
-    "another's private job",
-    "a job of another server",
-    "in a conversation with the bot",
-    "scope of a key",
-)
-
-
-CHATROOM = """\
-## The chatroom
-
-In the chatroom the operator may do what moderators may do in Discord, and looks at jobs of every server. Guests
-ask for pictures. Both come in by a one-time address, which signs in one browser.
-
-- `darkroom up` prints an address of the operator; `make demo` and `--open` open it. `darkroom visitors invite` prints
-  a new one, with `--guest` one for a guest. On the page, the operator makes addresses with *Invite a guest*.
-- Programs on this computer are the operator with the key in the data folder (`web.key`, mode 600), as
-  `darkroom imagine` is. To change the key, remove the file and start again.
-- An address that [`/v1/images`](openai-api.md) answers as `url` is signed: it shows one picture
-  to whoever has it, for an hour.
-- On loopback without `DARKROOM_PUBLIC_URL` and `DARKROOM_ALLOWED_HOSTS` the room is open: whoever opens it may ask
-  for pictures, and only that. An open room refuses everything that shows a sign of a proxy: HTTP/1.0, `Via`,
-  `Forwarded`, `X-Forwarded-…`, `X-Real-IP`, `CF-…`, `True-Client-IP`. Behind a proxy, set `DARKROOM_PUBLIC_URL`. A
-  forwarder of bytes, such as `ssh -L`, shows no sign: whoever reaches it may ask for pictures. Once the room is not
-  open any more, the cookies of its open days open nothing.
-
-| session | of | ends after |
-|---|---|---|
-| operator | who opened an address of the operator | 30 days |
-| guest | who opened an invitation | 90 days |
-| visitor | a browser in an open room | a year, or when a thousand others were in use later |
-
-*Sign out* ends the session of this browser. *Sign out everywhere* ends those of the operator in all browsers, and makes
-every address worthless that nobody has used. `darkroom visitors list` shows who is signed in, since when, and the last
-use. `darkroom visitors revoke ID` signs somebody out, `--all` everybody. An ended session is refused at its next
-request; an open page goes on for ten seconds at most. The database has a hash of each cookie, not the cookie."""
-
-
-def render_page() -> str:
-    """`docs/access.md`, for admins."""
-    role_names = {**ROLE_TITLES, "member": "everyone"}
-
-    def cell(least_role: Role | None) -> str:
-        return "–" if least_role is None else role_names[least_role].partition(" (")[0]
-
-    lines = [
-        "# Who may do what",
-        "",
-        (
-            "This page is for admins and moderators. It is generated from `bot/policy/permissions.py`, which the bot "
-            "asks before"
-        ),
-        "every command, button and reaction. Each column names the lowest role that may act; every higher role may,",
-        "too. From the lowest:",
-        ", ".join(role_names[role] for role in ROLES) + ".",
-        "",
-        "Quotas and blocks are rules, not permissions: `/settings`. In `/moderation`, moderators may use `incidents`",
-        "and `held`. `words`, `block`, `unblock`, `reports` and `check` change this server's settings, so admins may",
-        "use them. Discord shows moderators all seven.",
-        "",
-        "A permission in one channel makes nobody a moderator; a role with *Manage Messages* does. If a member cannot",
-        "see a channel, its jobs count as private for them. A public thread counts as its channel. In a private thread",
-        "the channel's rules hold, but only a job's author and those who act inside the thread see it. Elsewhere it",
-        "counts as private, also for moderators and on the operator's page. The bot posts a film for everyone only in",
-        "the job's own channel or private thread, and only if today's rules would admit the job. Else only the member",
-        "who asked for the film sees it.",
-        "",
-        "Whoever takes part in a picture, as members of a party do, steers it, too, also a private one.",
-        "",
-        "A program with an [API key](api-keys.md) is a member of the chatroom. Besides, it needs the scope in the last",
-        "column; where none stands, no key may. Looking at files, jobs and streams over HTTP needs `read`.",
-        "",
-        f"| {' | '.join(COLUMNS)} |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for permission in PERMISSIONS.values():
-        others_cell = [
-            cell(permission.others_role),
-            cell(permission.private_role),
-            "this bot's operator" if permission.operator_elsewhere else "–",
-        ]
-        direct = "yes" if permission.in_direct_messages else "no"
-        cells = [
-            permission.phrase,
-            cell(permission.own_role),
-            *(others_cell if permission.concerns_jobs else ["", "", ""]),
-            direct,
-            (permission.scope or "–") + (", without the role" if permission.scope_suffices else ""),
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
-    refusals = [f"- {one}" for one in sorted(every_refusal())]
-    return "\n".join([*lines, "", CHATROOM, "", "## Refusals", "", *refusals, ""])
-
-
-def every_refusal() -> set[str]:
-    """Every refusal, with “the author” in place of a name."""
-    used_reasons = set[str]()
-    for action, relation, role, direct in every_case():
-        member, subject = make_case(relation, role, direct=direct)
-        if subject is not None:
-            subject = JobRef(subject.author, "*the author*", subject.guild, subject.is_private)
-        used_reasons |= {forbidden_reason(action, member, subject, in_direct_message=direct) or ""}
-    return used_reasons - {""}
-
-
-def test_the_page_for_admins_is_up_to_date() -> None:
-    assert (ROOT / "docs" / "access.md").read_text() == render_page(), (
-        "PYTHONPATH=tests:. python tests/bot/policy/test_permissions.py > docs/access.md"
-    )
-
-
-if __name__ == "__main__":
-    print(render_page(), end="")

@@ -98,7 +98,7 @@ def test_an_invalid_size_is_refused(text: str, monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(ValueError, match="a size such as 12GB is needed"):
         parse_size(text)
     monkeypatch.setenv("DARKROOM_MEMORY", text or "?")
-    with pytest.raises(SettingError, match=r"^DARKROOM_MEMORY: a size such as 12GB is needed\.$"):
+    with pytest.raises(SettingError, match=r"^DARKROOM_MEMORY is not valid: a size such as 12GB is needed\.$"):
         load_settings(nats="nats://127.0.0.1:1")
 
 
