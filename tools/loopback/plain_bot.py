@@ -53,7 +53,7 @@ class Controls(ui.View):
 @app_commands.command(description="Says it again")
 @app_commands.describe(text="What to say", times="How often", to="Whom to")
 async def say(
-    interaction: discord.Interaction[Any],
+    interaction: discord.Interaction[discord.Client],
     text: app_commands.Range[str, 1, 100],
     times: app_commands.Range[int, 1, 3] = 1,
     to: discord.Member | None = None,

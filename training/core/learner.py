@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Generic, Protocol, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -217,7 +218,7 @@ def weighted_indices(seed: int, step: int, shares: np.ndarray, batch_size: int) 
     return np.random.default_rng([seed, step]).choice(len(shares), batch_size, replace=False, p=shares)
 
 
-def spread_rows(total: int, count: int) -> np.ndarray:
+def spread_rows(total: int, count: int) -> npt.NDArray[np.int64]:
     """Return `count` of `total` row numbers, evenly spread; all of them if there are fewer."""
     return np.linspace(0, total - 1, min(count, total)).astype(int)
 

@@ -209,7 +209,7 @@ def open_dataset_cache(
 def select_evaluation_rows(cache: LatentCache, dataset: PictureDataset, flip: bool) -> LatentCache:
     """Select the first view of up to 256 pictures, evenly spaced, to evaluate a run on."""
     rows = [row for row, (_, number) in enumerate(number_views(dataset.pictures, flip)) if number == 0]
-    selected_rows = [rows[place] for place in spread_rows(len(rows), EVALUATION_PICTURES)]
+    selected_rows = [rows[int(place)] for place in spread_rows(len(rows), EVALUATION_PICTURES)]
     captions = tuple(cache.captions[row] for row in selected_rows)
     return LatentCache(cache.latents[selected_rows], cache.states[selected_rows], cache.empty_states, captions)
 

@@ -220,9 +220,10 @@ async def test_the_retention_settings_are_read_and_checked():
     settings = load_settings(keep_days=30, keep_gb=0.5)
     assert (settings.keep_seconds, settings.keep_bytes) == (30 * DAY_SECONDS, 500_000_000)
     assert (load_settings().keep_seconds, load_settings().keep_bytes) == (None, None)
-    for name, invalid_value in (("keep_days", 0), ("keep_gb", -1)):
-        with pytest.raises(UserError, match=f"DARKROOM_{name.upper()} is not valid"):
-            load_settings(None, **{name: invalid_value})
+    invalid_settings: list[dict[str, Any]] = [{"keep_days": 0}, {"keep_gb": -1}]
+    for invalid in invalid_settings:
+        with pytest.raises(UserError, match=f"DARKROOM_{next(iter(invalid)).upper()} is not valid"):
+            load_settings(**invalid)
 
 
 async def test_a_running_bot_deletes_old_jobs(harness, wait_until, ann, destination):
