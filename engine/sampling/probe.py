@@ -5,6 +5,25 @@
 At every step it checks that the result is exactly this linear formula, at three magnitudes and with other values each
 time. A clipping or thresholding step fails for the magnitudes; one that remembers more than the previous x0 fails for
 the values.
+
+What it finds for a network that predicts the noise, so out = eps, on the step from t to the earlier s. Both samplers
+guess the clean picture first, with ᾱ as the cumulative product of alphas (Ho et al. 2020, "DDPM", eq. 15):
+
+    x0 = (x - √(1-ᾱt)·eps) / √ᾱt                              P = 1/√ᾱt    Q = -√(1-ᾱt)/√ᾱt
+
+**DDPM**, the posterior q(xs | xt, x0) (eq. 6 and 7), with α = ᾱt/ᾱs and β = 1-α:
+
+    mean = √ᾱs·β/(1-ᾱt)·x0 + √α·(1-ᾱs)/(1-ᾱt)·x               variance = (1-ᾱs)/(1-ᾱt)·β
+
+    A = √ᾱs·β/(1-ᾱt)·P + √α·(1-ᾱs)/(1-ᾱt)    B = √ᾱs·β/(1-ᾱt)·Q    N = √variance    M = 0
+
+**DDIM** (Song et al. 2021, eq. 12, with σ of eq. 16; η = 0 draws no noise, η = 1 is DDPM):
+
+    x' = √ᾱs·x0 + √(1-ᾱs-σ²)·eps + σ·noise                    σ = η·√((1-ᾱs)/(1-ᾱt))·√(1-ᾱt/ᾱs)
+
+    A = √ᾱs·P    B = √ᾱs·Q + √(1-ᾱs-σ²)    N = σ    M = 0
+
+`tests/engine/sampling/test_formulas.py` compares the rows with these lines.
 """
 
 from __future__ import annotations
