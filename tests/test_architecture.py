@@ -22,40 +22,8 @@ FEATURES = [
 ]
 
 MAX_LINES = 500  # a file is one idea with all of its parts
-MAX_FUNCTION = 40
 LONG_FILES: dict[str, str] = {}
-# Remove a line once its function is short: most grew when the formatter put one argument on each line.
-LONG_FUNCTIONS = {
-    "bot/migrations/versions/0001_initial_tables.py:_jobs": "one line for each column",
-    "benchmarks/engine/resumption.py:measure_resume_rows": "one argument a line",
-    "bot/app/queue_wiring.py:wire_queue": "one argument a line",
-    "bot/app/service_wiring.py:wire_services": "one argument a line",
-    "bot/app/wiring.py:open_app": "one argument a line",
-    "bot/cli/imagine/command.py:imagine": "one argument a line",
-    "bot/cli/jobs/serializer.py:record_to_dict": "one argument a line",
-    "bot/cli/models/addition.py:add_model": "one argument a line",
-    "bot/cli/steer.py:steer": "one argument a line",
-    "bot/discord/cards/details.py:render_parameters": "one argument a line",
-    "bot/features/worker_keys/key_admin.py:create_key": "one argument a line",
-    "bot/images/films/formats.py:encode_frames": "one argument a line",
-    "bot/policy/rules/explanations.py:explain_decision": "one argument a line",
-    "bot/prompt/parsed_prompt.py:build_recipe": "one argument a line",
-    "bot/jobs/views.py:_build_view": "one argument a line",
-    "bot/jobs/edits.py:_admit_with_init_images": "one argument a line",
-    "bot/jobs/edits.py:branch": "one argument a line",
-    "bot/jobs/drawing.py:imagine": "one argument a line",
-    "bot/store/transitions/job_transitions.py:requeue_job": "one argument a line",
-    "bot/store/transitions/job_transitions.py:start_job": "one argument a line",
-    "bot/web/app.py:build_app": "one argument a line",
-    "engine/__main__.py:serve": "one argument a line",
-    "engine/bus/connection.py:connect": "one argument a line",
-    "engine/bus/streams.py:build_stream_configs": "one argument a line",
-    "engine/batching/trajectory.py:__init__": "one argument a line",
-    "engine/models/__init__.py:load_source": "one argument a line",
-    "engine/picture_files.py:format_parameters": "one argument a line",
-    "engine/worker/worker.py:__init__": "one argument a line",
-    "training/commands/evaluate.py:evaluate": "one argument a line",
-}
+DOTTED_NAME = re.compile(r"`((?:bot|engine|training|benchmarks|tools)(?:\.\w+)+)`")
 VAGUE = {
     "utils",
     "util",
@@ -356,18 +324,47 @@ def test_files_are_short() -> None:
     )
 
 
-def test_functions_are_short() -> None:
-    long_functions: dict[str, int] = {}
-    for path in SOURCES:
+def test_names_in_docstrings_resolve() -> None:
+    """A dotted name of ours, such as `engine.sampling.probe`, is a module, or what a module defines."""
+    lost: dict[str, str] = {}
+    for path in [*SOURCES, *(ROOT / "tools").rglob("*.py")]:
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno:
-                long_functions[f"{_path_of(path)}:{node.name}"] = node.end_lineno - node.lineno + 1
-    assert {
-        name: lines for name, lines in long_functions.items() if lines > MAX_FUNCTION and name not in LONG_FUNCTIONS
-    } == {}
-    assert [name for name in LONG_FUNCTIONS if long_functions.get(name, 0) <= MAX_FUNCTION] == [], (
-        "no exception is needed any more"
-    )
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                names = DOTTED_NAME.findall(ast.get_docstring(node) or "")
+                lost |= {name: _path_of(path) for name in names if not _is_defined(name)}
+    assert lost == {}
+
+
+@functools.cache
+def _is_defined(dotted_name: str) -> bool:
+    """Return whether the name is a package, a module, or an attribute of one, also in a class. Imports nothing."""
+    parts = dotted_name.split(".")
+    for length in range(len(parts), 0, -1):
+        folder = ROOT.joinpath(*parts[:length])
+        file = folder / "__init__.py" if folder.is_dir() else folder.with_suffix(".py")
+        if file.is_file():
+            body: list[ast.stmt] = ast.parse(file.read_text()).body
+            for name in parts[length:]:
+                names = _list_definitions(body)
+                if name not in names:
+                    return False
+                body = getattr(names[name], "body", [])
+            return True
+    return False
+
+
+def _list_definitions(body: list[ast.stmt]) -> dict[str, ast.stmt]:
+    """Return the statement of each name that a module or a class defines or imports."""
+    names: dict[str, ast.stmt] = {}
+    for node in body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            names[node.name] = node
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            names |= {one.id: node for target in targets for one in ast.walk(target) if isinstance(one, ast.Name)}
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            names |= {alias.asname or alias.name: node for alias in node.names}
+    return names
 
 
 @pytest.mark.slow

@@ -108,7 +108,7 @@ class _FoundModel:
 class DiscoveredModel:
     """A discovered model: its size, its catalog key and entry (None: unknown), and how to load it.
 
-    `size_by_format`: as in `engine.model_cache.ModelEntry`.
+    `size_by_format`: as in `engine.model_cache.cache.ModelEntry`.
     """
 
     name: str
