@@ -145,6 +145,11 @@ IO = {
 }
 
 
+@functools.cache
+def _parse(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
 def _path_of(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
@@ -169,7 +174,7 @@ def _find_imports(path: Path, *, typing_too: bool = False) -> frozenset[str]:
         for child in ast.iter_child_nodes(node):
             visit_node(child)
 
-    visit_node(ast.parse(path.read_text()))
+    visit_node(_parse(path))
     return frozenset(imports)
 
 
@@ -310,7 +315,7 @@ def test_pure_modules_do_no_io(module: str) -> None:
     assert io_modules == set()
     calls = {
         node.func.id
-        for node in ast.walk(ast.parse(path.read_text()))
+        for node in ast.walk(_parse(path))
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
     }
     assert calls.isdisjoint({"open", "print", "input", "exec", "eval"})
@@ -328,7 +333,7 @@ def test_names_in_docstrings_resolve() -> None:
     """A dotted name of ours, such as `engine.sampling.probe`, is a module, or what a module defines."""
     lost: dict[str, str] = {}
     for path in [*SOURCES, *(ROOT / "tools").rglob("*.py")]:
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(_parse(path)):
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
                 names = DOTTED_NAME.findall(ast.get_docstring(node) or "")
                 lost |= {name: _path_of(path) for name in names if not _is_defined(name)}
@@ -343,7 +348,7 @@ def _is_defined(dotted_name: str) -> bool:
         folder = ROOT.joinpath(*parts[:length])
         file = folder / "__init__.py" if folder.is_dir() else folder.with_suffix(".py")
         if file.is_file():
-            body: list[ast.stmt] = ast.parse(file.read_text()).body
+            body: list[ast.stmt] = _parse(file).body
             for name in parts[length:]:
                 names = _list_definitions(body)
                 if name not in names:
@@ -372,7 +377,7 @@ def test_a_constructed_constant_is_defined_only_once() -> None:
     """For example the one for "this pings nobody": a change of one copy would take effect in one place only."""
     places_of: dict[str, list[str]] = {}
     for path in SOURCES:
-        for node in ast.parse(path.read_text()).body:
+        for node in _parse(path).body:
             constant = re.fullmatch(r"[A-Z][A-Z_]+ = .*", ast.unparse(node), re.DOTALL)
             if constant and isinstance(node, ast.Assign) and isinstance(node.value, ast.Call):
                 places_of.setdefault(ast.unparse(node), []).append(_path_of(path))
@@ -384,7 +389,7 @@ def test_modules_and_classes_have_no_vague_names() -> None:
     for path in SOURCES:
         if path.stem in VAGUE:
             vague_names.append(_path_of(path))
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(_parse(path)):
             if isinstance(node, ast.ClassDef) and any(
                 node.name.lower().endswith(word) for word in ("manager", "handler", "helper", "utils", "info")
             ):
