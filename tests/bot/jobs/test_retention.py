@@ -216,14 +216,15 @@ async def test_the_record_of_a_deleted_job_is_forgotten_after_a_year(store, pict
     assert await store.query(lambda c: c.execute(deleted_jobs.select()).all()) == []
 
 
-async def test_the_retention_settings_are_read_and_checked():
+async def test_the_retention_settings_are_read_and_checked(monkeypatch):
     settings = load_settings(keep_days=30, keep_gb=0.5)
     assert (settings.keep_seconds, settings.keep_bytes) == (30 * DAY_SECONDS, 500_000_000)
     assert (load_settings().keep_seconds, load_settings().keep_bytes) == (None, None)
-    invalid_settings: list[dict[str, Any]] = [{"keep_days": 0}, {"keep_gb": -1}]
-    for invalid in invalid_settings:
-        with pytest.raises(UserError, match=f"DARKROOM_{next(iter(invalid)).upper()} is not valid"):
-            load_settings(**invalid)
+    for name, invalid_value in (("DARKROOM_KEEP_DAYS", "0"), ("DARKROOM_KEEP_GB", "-1")):
+        monkeypatch.setenv(name, invalid_value)
+        with pytest.raises(UserError, match=f"{name} is not valid"):
+            load_settings()
+        monkeypatch.delenv(name)
 
 
 async def test_a_running_bot_deletes_old_jobs(harness, wait_until, ann, destination):

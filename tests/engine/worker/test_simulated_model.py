@@ -161,7 +161,7 @@ def test_a_picture_survives_encode_and_decode() -> None:
     ("args", "message"),
     [
         (("--row-ms", "2"), "--row-ms and --rows need --simulated."),
-        (("--simulated", "--rows", "0"), "--rows: Input should be greater than or equal to 1."),
+        (("--simulated", "--rows", "0"), "--rows is not valid: input should be greater than or equal to 1."),
     ],
 )
 def test_invalid_simulation_options_are_one_line(args: tuple[str, ...], message: str) -> None:

@@ -66,4 +66,5 @@ def test_an_unknown_log_format_is_refused_in_one_sentence(tmp_path: Path) -> Non
         text=True,
         check=False,
     )
-    assert (completed.returncode, completed.stderr) == (2, "DARKROOM_LOG_FORMAT: Input should be 'text' or 'json'.\n")
+    sentence = "DARKROOM_LOG_FORMAT is not valid: input should be 'text' or 'json'.\n"
+    assert (completed.returncode, completed.stderr) == (2, sentence)
