@@ -21,7 +21,7 @@ CONFIG: Mapping[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PRODUCT_ROOMS = ("bot", "engine", "training", "benchmarks")
 PRODUCT_SOURCES = sorted(path for room in PRODUCT_ROOMS for path in (ROOT / room).rglob("*.py"))
 
-IGNORED_LINES = 16  # lines of the product that ignore one rule
+IGNORED_LINES = 14  # lines of the product that ignore one rule
 LOOSE_TEST_FILES = 417  # files of tests and tools that are not strict
 # Each library that leaves its types open: a file that would fail without the exception, and what is open there.
 UNTYPED_LIBRARIES = {

@@ -14,7 +14,7 @@ import runpy
 import signal
 import sys
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -37,7 +37,10 @@ def run_measured(data_file: str, module: str, arguments: list[str]) -> None:
         measure.stop()
         measure.save()
 
-    signal.signal(signal.SIGUSR1, lambda *_: measure.switch_context(PRESS))
+    def begin(*_: object) -> None:
+        measure.switch_context(PRESS)
+
+    signal.signal(signal.SIGUSR1, begin)
     signal.signal(signal.SIGUSR2, end)
     measure.start()
     sys.argv = [module, *arguments]
@@ -45,7 +48,7 @@ def run_measured(data_file: str, module: str, arguments: list[str]) -> None:
 
 
 @asynccontextmanager
-async def run_process(data_file: Path, environment: dict[str, str], *command: str) -> AsyncIterator[int]:
+async def run_process(data_file: Path, environment: dict[str, str], *command: str) -> AsyncGenerator[int]:
     """Run a program under coverage, and yield its process id. What it prints lies beside its data."""
     with data_file.with_suffix(".log").open("wb") as log:
         process = await asyncio.create_subprocess_exec(

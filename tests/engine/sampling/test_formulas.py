@@ -29,7 +29,7 @@ def read_rows(scheduler: Any, steps: int, eta: float = 0.0) -> tuple[dict[str, n
     after_the_last = float(getattr(scheduler, "final_alpha_cumprod", 1.0))
     table = probe(scheduler, steps, eta)
     assert table is not None
-    columns = dict(zip(COLUMNS, table.table.T, strict=True))
+    columns: dict[str, np.ndarray] = {name: table.table[:, column] for column, name in enumerate(COLUMNS)}
     times = columns["t"].astype(int)
     earlier = times - 1000 // steps
     return columns, cumulative[times], np.where(earlier >= 0, cumulative[earlier.clip(0)], after_the_last)
