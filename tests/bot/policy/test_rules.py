@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -144,8 +145,8 @@ def test_an_operators_ceiling_can_only_restrict(ruleset: list[Rule], more: list[
     before = resolve(free, ANN, DEFAULTS)
     after = resolve(free + ceilings, ANN, DEFAULTS)
     for one in SETTINGS.values():
-        old = before.get(one.name)
-        new = after.get(one.name)
+        old: Any = before.get(one.name)
+        new: Any = after.get(one.name)
         if one.is_numeric:
             assert new is not None or old is None
             assert old is None or new <= old
