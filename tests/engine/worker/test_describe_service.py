@@ -213,7 +213,7 @@ async def test_an_error_is_answered_with_a_sentence_and_the_next_request_works(
     monkeypatch.setattr(affine, "denoise", lambda *arguments: 1 / 0)
     assert (await harness.answer("a")).error == "The model failed at this picture."
     monkeypatch.undo()
-    monkeypatch.setattr(worker_describing, "TIMEOUT_SECONDS", 0.0)
+    monkeypatch.setattr(worker_describing, "DESCRIBE_TIMEOUT_SECONDS", 0.0)
     assert "too slow" in (await harness.answer("a")).error
     monkeypatch.undo()
     assert (await harness.service.answer_request(make_request("a", model="sdxl"))).error.startswith(
