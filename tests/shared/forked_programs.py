@@ -56,7 +56,7 @@ class ForkedPrograms:
         return [OutputLine(0.0, json.loads(line)) for line in output_path.read_text().splitlines()]
 
     def _start(self) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "shared.forked_programs"]
+        command = [sys.executable, "-m", "tests.shared.forked_programs"]
         return subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=clean_environment()
         )
