@@ -135,7 +135,7 @@ def test_the_picture_changes_the_latents(load_small: Make, recipe: Make, job: Ma
     drawn: list[torch.Tensor] = []
     for seed in (1, 2):
         engine = Engine({kind: family})
-        each = job(build_edit(recipe, kind, family, draw_picture(seed)))
+        each = job(build_edit(recipe, kind, family, draw_picture(seed), steps=4, guidance=2.0))
         add_edit(engine, family, each, draw_picture(seed))
         drawn.append(finish(engine)[each.id, 0])
     assert error(*drawn) > 1e-3
