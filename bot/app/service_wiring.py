@@ -7,10 +7,6 @@ from concurrent.futures import Executor
 
 from bot.app.queue_wiring import Core, Queue
 from bot.domain.texts import format_startup
-from bot.images.film_cache import FILMS, FilmCache
-from bot.images.gallery import Gallery
-from bot.images.uploads.image_links import FetchFile
-from bot.images.uploads.upload_decoder import UploadDecoder
 from bot.jobs.admission import Admission, JobMaker
 from bot.jobs.attended_requests import AttendedRequests
 from bot.jobs.costs import LoadCosts, WorkCharges
@@ -23,6 +19,10 @@ from bot.jobs.steering import SteeringService
 from bot.jobs.variations import UploadUpscaler, VariationService
 from bot.jobs.views import Deliveries, JobViews
 from bot.jobs.word_filter import WordFilter
+from bot.pictures.film_cache import FILMS, FilmCache
+from bot.pictures.gallery import Gallery
+from bot.pictures.uploads.image_links import FetchFile
+from bot.pictures.uploads.upload_decoder import UploadDecoder
 from bot.services import Services
 from bot.services.api_keys import ApiKeys
 from bot.services.front_end_actions import FrontEndActions

@@ -23,10 +23,10 @@ from bot.app.settings import Settings
 from bot.domain.errors import UserError
 from bot.domain.events import Feed
 from bot.domain.feature import load_parts, merge_rows
-from bot.images.picture_store import PictureStore
-from bot.images.uploads.image_links import FetchFile, fetch_file
-from bot.images.uploads.upload_decoder import WORKER_TIMEOUT, UploadDecoder
 from bot.jobs.retention import OrphanFiles, Retention, RetentionLimits
+from bot.pictures.picture_store import PictureStore
+from bot.pictures.uploads.image_links import FetchFile, fetch_file
+from bot.pictures.uploads.upload_decoder import WORKER_TIMEOUT, UploadDecoder
 from bot.services import Services
 from bot.store import Store
 from engine.bus import Bus

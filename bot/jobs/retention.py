@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from bot.domain.periodic import run_periodically
-from bot.images.picture_store import PictureStore
+from bot.pictures.picture_store import PictureStore
 from bot.store import Store, StoredPicture
 from bot.store.deletion import archived_charges, deletion_steps, retention
 from bot.store.deletion.retention import RETENTION_REASONS, DeletionReason

@@ -6,7 +6,7 @@ import base64
 import binascii
 
 from bot.domain.errors import UserError
-from bot.images.uploads.upload_decoder import MAX_UPLOAD_BYTES
+from bot.pictures.uploads.upload_decoder import MAX_UPLOAD_BYTES
 
 MAX_TEXT = MAX_UPLOAD_BYTES * 4 // 3 + 1024  # characters of a picture in base64
 DATA_URL = "data:"

@@ -15,8 +15,8 @@ from aiohttp import web
 from bot.domain.dto import JobView
 from bot.domain.errors import UserError
 from bot.domain.job_states import is_end
-from bot.images.films.formats import FILM_FORMATS, MEDIA_TYPES, FilmFormat, parse_film_format
-from bot.images.moderation_status import held_images
+from bot.pictures.animation import FILM_FORMATS, MEDIA_TYPES, FilmFormat, parse_film_format
+from bot.pictures.moderation_status import held_images
 from bot.web import serializers
 from bot.web.middleware import member_of
 from bot.web.picture_cache import GridCache

@@ -13,7 +13,7 @@ from weakref import WeakValueDictionary
 from cachetools import LRUCache
 
 from bot.domain.concurrency import run_in_thread
-from bot.images import grid
+from bot.pictures import grid
 
 MAX_CONCURRENT = 2  # each takes a core, and tens of megabytes of pixels
 MAX_PICTURES = 48

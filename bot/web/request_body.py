@@ -20,7 +20,7 @@ from aiohttp.http import HttpProcessingError
 
 from bot.domain.concurrency import PerMemberLimit, run_in_thread
 from bot.domain.errors import UserError
-from bot.images.uploads.upload_decoder import MAX_UPLOAD_BYTES
+from bot.pictures.uploads.upload_decoder import MAX_UPLOAD_BYTES
 from bot.web.middleware import member_of
 from engine.contract import MAX_CONTROLS, MAX_INIT_IMAGES, MAX_REFERENCES, convert, decode_json
 

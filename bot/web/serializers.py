@@ -11,8 +11,8 @@ from bot.domain import texts
 from bot.domain.dto import AcceptedJob, JobView, Member
 from bot.domain.errors import UserError
 from bot.domain.events import JobProgress, ModelLoading
-from bot.images.films.formats import FilmFormat, available_formats
-from bot.images.moderation_status import held_images, hold_reason
+from bot.pictures.animation import FilmFormat, available_formats
+from bot.pictures.moderation_status import held_images, hold_reason
 from bot.prompt.final_prompt import final_prompt
 from bot.prompt.flags import split_flags
 from bot.web.recipe_serializer import serialize_recipe

@@ -21,10 +21,10 @@ from bot.apis.a1111.picture_options import make_picture_options
 from bot.apis.a1111.pictures import invert_mask
 from bot.apis.a1111.result_fields import DrawnImage, describe_images
 from bot.domain.errors import UserError
-from bot.images.image_codec import read_recipe_text
 from bot.jobs.admission import draw_seed
 from bot.jobs.attended_requests import AttendedRequest, DrawnPicture, FeedClosed, PictureRequest, PicturesMissing
 from bot.jobs.init_images import InitImages
+from bot.pictures.image_codec import read_recipe_text
 from bot.web.attendance import admit_attended, read_pictures
 from bot.web.base64_pictures import decode_picture, encode_base64
 from bot.web.middleware import member_of

@@ -8,8 +8,8 @@ import io
 from PIL import Image, ImageOps
 
 from bot.domain.dto import Member
-from bot.images.image_codec import decode_image, encode_image, read_recipe_text, resize_image
 from bot.jobs.init_images import InitImageLoader
+from bot.pictures.image_codec import decode_image, encode_image, read_recipe_text, resize_image
 
 
 async def invert_mask(loader: InitImageLoader, member: Member, mask: bytes) -> bytes:

@@ -13,7 +13,7 @@ from bot.apis.a1111.result_fields import format_timestamp
 from bot.domain.dto import JobView
 from bot.domain.errors import UserError
 from bot.domain.events import JobProgress
-from bot.images import grid
+from bot.pictures import grid
 from bot.web.base64_pictures import encode_base64
 from bot.web.middleware import member_of
 from bot.web.sse import SERVICES

@@ -15,7 +15,7 @@ from bot.domain import texts
 from bot.domain.dto import AcceptedJob, JobAction, JobView
 from bot.domain.steering import AmendmentView
 from bot.domain.texts import drop_one_time_notes, escape_discord
-from bot.images import moderation_status
+from bot.pictures import moderation_status
 from bot.prompt.flags import prompt_title
 from engine.contract import Recipe
 

@@ -18,7 +18,7 @@ from bot.discord.cards.pictures import EXTENSIONS, UPLOAD_LIMIT
 from bot.discord.responses import NO_MENTIONS
 from bot.domain.errors import UserError
 from bot.domain.texts import escape_discord, shorten
-from bot.images import grid
+from bot.pictures import grid
 
 if TYPE_CHECKING:
     from bot.discord.client import DarkroomClient

@@ -23,8 +23,8 @@ from bot.discord.responses import NO_MENTIONS, member_of, send_refusal
 from bot.domain.dto import Destination
 from bot.domain.errors import UserError
 from bot.domain.texts import escape_discord
-from bot.images import grid
-from bot.images.moderation_status import held_images, hold_reasons
+from bot.pictures import grid
+from bot.pictures.moderation_status import held_images, hold_reasons
 
 if TYPE_CHECKING:
     from bot.discord.client import DarkroomClient

@@ -20,7 +20,7 @@ from bot.domain.errors import UserError
 
 if TYPE_CHECKING:
     from bot.features.backup.archive import ArchivePart, Manifest
-    from bot.images.picture_store import PictureStore
+    from bot.pictures.picture_store import PictureStore
 
 MAX_NAMES_SHOWN = 3  # names of missing pictures
 
@@ -56,7 +56,7 @@ def _staging_folder(data: Path) -> Generator[Path]:
 async def _unpack_backup(file: IO[bytes], staging: Path) -> list[str]:
     """Write the parts into `staging`; return the lines to print."""
     from bot.features.backup.archive import DATABASE_NAME, Manifest, read_archive
-    from bot.images.picture_store import PictureStore
+    from bot.pictures.picture_store import PictureStore
 
     pictures = PictureStore(staging / "pictures")
     restored_names = set[str]()

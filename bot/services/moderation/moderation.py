@@ -18,10 +18,10 @@ from bot.domain.incidents import Incident
 from bot.domain.job_states import is_end
 from bot.domain.periodic import run_periodically
 from bot.domain.texts import PICTURES_DELETED, clean_text
-from bot.images.picture_store import PictureStore
 from bot.jobs.control import JobCanceller
 from bot.jobs.retention import DropCopies, FileCleanup
 from bot.jobs.views import make_job_ref, missing_job_error
+from bot.pictures.picture_store import PictureStore
 from bot.policy.permissions import Action, forbidden_reason
 from bot.policy.rules import EffectiveRules
 from bot.services.front_end_actions import FrontEndActions, Report

@@ -21,7 +21,7 @@ from bot.discord.cards.details import escape_code_block
 from bot.discord.components import deletion
 from bot.domain.dto import Member
 from bot.domain.texts import MAX_MARKS, clean_text, escape_discord, shorten
-from bot.images.image_codec import read_recipe_text
+from bot.pictures.image_codec import read_recipe_text
 
 ATTACKS = {
     "everyone": "@everyone",

@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from bot.domain.errors import UserError
-from bot.images import grid
-from bot.images.image_codec import UnreadableImage, decode_image, encode_image, resize_image
+from bot.pictures import grid
+from bot.pictures.image_codec import UnreadableImage, decode_image, encode_image, resize_image
 from engine.contract import Recipe
 
 if TYPE_CHECKING:
     from bot.domain.dto import JobView
-    from bot.images.gallery import Gallery
+    from bot.pictures.gallery import Gallery
 
 log = logging.getLogger(__name__)
 

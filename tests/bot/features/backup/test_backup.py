@@ -34,7 +34,7 @@ from bot.features.backup import cli as backup_cli
 from bot.features.backup import restore as restore_cli
 from bot.features.backup import store as sqlite_backup
 from bot.features.backup.archive import ArchiveWriter, Manifest
-from bot.images.picture_store import PictureStore
+from bot.pictures.picture_store import PictureStore
 from bot.services.sessions import Sessions
 from bot.store import DatabaseUnavailable, Store
 from bot.store.drivers.database import find_sqlite_path
