@@ -52,7 +52,6 @@ PURE = [
     "bot.pictures.grid",
     "bot.policy.limits",
     "bot.pictures.outpaint_canvas",
-    "bot.pictures.uploads.image_decoding",
     "bot.pictures.animation",
     "bot.pictures.ladder_keyframes",
     "bot.prompt",

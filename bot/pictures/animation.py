@@ -1,6 +1,13 @@
 """Films as files: the formats that Discord and browsers play, and how frames are written as each.
 
 Pure: frames come as pictures, files go as bytes.
+
+Encoders for animations: WebP, AVIF, GIF or MP4. The same frames give the same bytes.
+
+MP4 needs PyAV, from the extra `mp4`. CPU-bound: async callers use a thread.
+
+Frames of an animation before encoding: drawn on demand, with durations. The encoder reduces them until they fit a
+size limit.
 """
 
 from __future__ import annotations

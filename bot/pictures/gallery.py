@@ -1,6 +1,11 @@
 """Finished pictures of a job and the files made from them: films, keyframe grids, contact sheets, comparisons.
 
-It renders files on first request, off the event loop (`bot.pictures.gallery`).
+Each file is rendered once, on first request, off the event loop, and kept by its content: the last few in memory, more
+on disk (`bot.pictures.film_cache`).
+
+The line of renderings: one at a time for each member, a few at once, and a bounded number that wait.
+
+Films cost seconds of a core. A member's own requests wait for one another, so they delay nobody else's much.
 """
 
 from __future__ import annotations

@@ -1,6 +1,23 @@
 """Films of a job, and its contact sheet: how a picture appeared, how noise buries it, the way between two.
 
 A ladder is the list of a job's previews by step. Pure: pictures come in, frames go out.
+
+Films from the ladders of a job's images, and the grid at one keyframe.
+
+Films of a picture dissolving into noise by the forward process, in pixel space.
+
+q(x_t | x_0) = N(√ᾱ_t · x_0, (1 - ᾱ_t) · I) (Ho et al. 2020, equation 4), with pixels from -1 to 1 and one draw of noise
+for all t: each frame has that distribution, and the eye can follow it. A model adds noise to latents, and a ladder
+shows estimates of x0. So this noise is not the noise from which the picture was made, nor the noise at the start of its
+film.
+
+The interpolation film: the pictures of a walk in order, cross-faded, to the end and back.
+
+Labelled pictures: the contact sheet of a ladder's keyframes, and pictures side by side.
+
+Every picture is opened within limits and scaled down before the next is opened. CPU-bound: async callers use a thread.
+
+CPU-bound: async callers use a thread.
 """
 
 from __future__ import annotations

@@ -1,4 +1,13 @@
-"""Decodes the previews of a ladder where they are needed, once for all who ask, and keeps the latest."""
+"""Decodes the previews of a ladder where they are needed, once for all who ask, and keeps the latest.
+
+Keyframe thumbnails that the engine decodes on demand, with a cache. Stored ladders stay unchanged.
+
+Decoded keyframe thumbnails, which replace a ladder's thumbnails by a linear map.
+
+CPU-bound: async callers use a thread.
+
+An async cache: it computes an expensive result once, one at a time, and keeps the last few.
+"""
 
 from __future__ import annotations
 
