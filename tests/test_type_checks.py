@@ -33,7 +33,7 @@ UNTYPED_LIBRARIES = {
     "nkeys": ("engine/bus/worker_keys.py", "from_seed"),
     "obstore": ("bot/pictures/picture_store.py", "list"),
     "peft": ("training/commands/run_lora.py", "get_peft_model_state_dict"),
-    "re2": ("bot/policy/rules/patterns.py", "re2"),
+    "re2": ("bot/policy/rules/word_filter.py", "re2"),
     "safetensors": ("engine/models/judge.py", "load_file"),
     "spandrel": ("engine/upscaling/super_resolver.py", "spandrel"),
     "torch": ("training/core/muon.py", "norm"),

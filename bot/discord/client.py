@@ -10,7 +10,7 @@ import discord
 from discord import ui
 
 from bot.domain.idempotency import IdempotencyKeys
-from bot.policy.rates import TokenBuckets
+from bot.policy.limits import TokenBuckets
 
 if TYPE_CHECKING:
     from bot.services import Services

@@ -34,7 +34,7 @@ Part = Literal["tables", "store", "settings", "service", "discord", "web", "cli"
 
 @dataclass(frozen=True)
 class MemberLimit:
-    """A number that rules limit for members, as the core's settings do (`bot.policy.rules.catalogue`).
+    """A number that rules limit for members, as the core's settings do (`bot.policy.rules.rule`).
 
     `title`: on cards. `description`: what is limited, for sentences. `default`: where no rule says another.
     """

@@ -26,7 +26,7 @@ from bot.jobs.recipe import renew_recipe
 from bot.pictures.picture_store import ContentMissing
 from bot.policy.fair_queue import QueueBypass
 from bot.policy.limits import Limits
-from bot.policy.rules.running_limits import RunningLimits
+from bot.policy.rules.effective_rules import RunningLimits
 from bot.policy.worker_losses import is_on_probation
 from bot.store import DatabaseUnavailable, JobRecord, PickRequest, Store, Transition, rules
 from bot.store.transitions import job_admin

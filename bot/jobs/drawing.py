@@ -32,7 +32,7 @@ from bot.policy.permissions import forbidden_reason
 from bot.policy.rules import EffectiveRules
 from bot.prompt import ParsedPrompt, ParseResult, build_recipe, make_remarks, parse
 from bot.prompt.capability_check import check_capabilities, check_start
-from bot.prompt.suffix import add_end_prompt_suffix, add_suffix
+from bot.prompt.flag_aliases import add_end_prompt_suffix, add_suffix
 from bot.store import Store
 from bot.store.members import preferences
 from engine.contract import Presence, Recipe, estimate_cost

@@ -50,7 +50,7 @@ from bot.pictures.image_codec import png_size
 from bot.pictures.uploads.upload_decoder import DecodedImage
 from bot.prompt import ParsedPrompt
 from bot.prompt.capability_check import check_capabilities, check_start
-from bot.prompt.final_prompt import final_prompt, prompt_at_step
+from bot.prompt.change_texts import final_prompt, prompt_at_step
 from bot.prompt.parsed_prompt import fit_size
 from bot.prompt.remarks import make_turbo_remarks
 from bot.store import JobRecord

@@ -41,7 +41,7 @@ from bot.jobs.views import JobViews
 from bot.pictures.gallery import Gallery
 from bot.prompt import make_remarks, parse
 from bot.prompt.capability_check import check_start
-from bot.prompt.final_prompt import final_prompt
+from bot.prompt.change_texts import final_prompt
 from bot.store import JobRecord
 from engine.contract import (
     Amendment,

@@ -16,7 +16,7 @@ from aiohttp import web
 from bot.app.metrics_page import MetricsPage
 from bot.app.settings import Settings
 from bot.domain.concurrency import PerMemberLimit
-from bot.policy.rates import TokenBuckets
+from bot.policy.limits import TokenBuckets
 from bot.services import Services
 from bot.web import media, metrics, middleware, pages, rate_limit, request_body, sse
 from bot.web.api import describe, edits, jobs, openapi, review, steering, wait_reason

@@ -13,7 +13,7 @@ from bot.domain.errors import UserError
 from bot.domain.events import JobProgress, ModelLoading
 from bot.pictures.animation import FilmFormat, available_formats
 from bot.pictures.moderation_status import held_images, hold_reason
-from bot.prompt.final_prompt import final_prompt
+from bot.prompt.change_texts import final_prompt
 from bot.prompt.flags import split_flags
 from bot.web.recipe_serializer import serialize_recipe
 from engine.contract import ModelProfile, Presence, Recipe

@@ -48,7 +48,7 @@ from bot.pictures.uploads.image_links import split_leading_links
 from bot.pictures.uploads.upload_decoder import UploadDecoder
 from bot.prompt import build_recipe, parse
 from bot.prompt.capability_check import check_capabilities, check_start
-from bot.prompt.final_prompt import prompt_at_step
+from bot.prompt.change_texts import prompt_at_step
 from bot.store import JobRecord, Store
 from engine.contract import BillingKey, Frame, Job, ModelProfile, Recipe, estimate_cost, list_final_images
 from engine.contract.evaluations import count_requested_evaluations

@@ -22,7 +22,7 @@ from bot.discord.responses import NO_MENTIONS, member_of, respond_with_jobs
 from bot.domain.errors import UserError
 from bot.domain.texts import escape_discord
 from bot.pictures.ladder_keyframes import NO_KEYFRAMES
-from bot.prompt.suffix import add_suffix
+from bot.prompt.flag_aliases import add_suffix
 from engine.contract import MAX_STEPS, Recipe
 
 if TYPE_CHECKING:

@@ -24,8 +24,7 @@ from bot.jobs.quota import check_action, check_model, refuse_if_closed_or_blocke
 from bot.pictures.image_codec import crop_square
 from bot.pictures.uploads.upload_decoder import DecodedImage
 from bot.policy.rules import EffectiveRules
-from bot.prompt.prompt_scores import EMPTY_TEXT, PromptScores
-from bot.prompt.vocabulary import Vocabulary, build_prompt, choose_vocabulary
+from bot.prompt.vocabulary import EMPTY_TEXT, PromptScores, Vocabulary, build_prompt, choose_vocabulary
 from engine.bus import NoWorkerAnswers
 from engine.contract import MAX_CANDIDATES, DescribeRequest, ModelProfile
 

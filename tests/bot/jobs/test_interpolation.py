@@ -24,7 +24,7 @@ from bot.jobs.recipe import (
 )
 from bot.pictures.animation import HOLD_MS
 from bot.pictures.ladder_film import FRAMES_BETWEEN, animate_walk, render_interpolation_film
-from bot.policy.rules.member_texts import member_texts
+from bot.policy.rules.explanations import member_texts
 from bot.prompt import parse
 from bot.prompt.capability_check import check_sampler
 from bot.prompt.flags import prompt_title

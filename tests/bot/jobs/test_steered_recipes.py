@@ -17,9 +17,9 @@ from bot.domain.texts import format_footer
 from bot.jobs.beginnings import branch_base, remix_base
 from bot.jobs.recipe import can_interpolate
 from bot.pictures.image_codec import decode_image, encode_image
-from bot.policy.rules.member_texts import member_texts
+from bot.policy.rules.explanations import member_texts
 from bot.prompt.capability_check import check_sampler
-from bot.prompt.final_prompt import final_prompt, prompt_at_step
+from bot.prompt.change_texts import final_prompt, prompt_at_step
 from bot.web.serializers import serialize_job
 from engine.contract import (
     Amendment,

@@ -25,8 +25,14 @@ from bot.pictures.image_codec import THUMBNAIL_SIDE, crop_square, png_size
 from bot.pictures.uploads.upload_decoder import DecodedImage, UploadDecoder
 from bot.policy.limits import Limits
 from bot.policy.rules import Rule, resolve
-from bot.prompt.prompt_scores import EMPTY_TEXT, PromptScores
-from bot.prompt.vocabulary import EMBEDDED_VOCABULARY, GENERAL_VOCABULARY, build_prompt, choose_vocabulary
+from bot.prompt.vocabulary import (
+    EMBEDDED_VOCABULARY,
+    EMPTY_TEXT,
+    GENERAL_VOCABULARY,
+    PromptScores,
+    build_prompt,
+    choose_vocabulary,
+)
 from bot.services.prompt_tools.image_to_prompt import (
     MAX_COST,
     MAX_MEMBERS,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from discord.app_commands import Choice
 
 from bot.discord.job_choice import MAX_CHOICE_CHARS, MAX_CHOICES
-from bot.prompt.default_cost import format_default_cost
+from bot.prompt import format_default_cost
 from engine.contract import SAMPLER_TITLES
 
 if TYPE_CHECKING:

@@ -26,7 +26,7 @@ from bot.jobs.model_catalog import SHIPPED_MODEL
 from bot.jobs.preferences import NAMES as PREFERENCES
 from bot.jobs.preferences import Preference
 from bot.policy.permissions import ACTIONS
-from bot.prompt.default_cost import format_default_cost
+from bot.prompt import format_default_cost
 from engine.contract import SAMPLER_TITLES, Lora
 
 ROOT = Path(__file__).resolve().parents[4]
