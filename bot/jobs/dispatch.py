@@ -15,8 +15,8 @@ from contextlib import suppress
 
 import msgspec
 
+from bot.domain.concurrency import run_periodically
 from bot.domain.events import Feed, QueueMoved
-from bot.domain.periodic import run_periodically
 from bot.domain.texts import INIT_IMAGE_GONE
 from bot.jobs.active_jobs import ActiveJob, ActiveJobs
 from bot.jobs.completion import BrokerBlobs, JobCompletion

@@ -13,7 +13,7 @@ import aiohttp_jinja2
 import jinja2
 from aiohttp import web
 
-from bot.app.metrics_page import MetricsPage
+from bot.app.metrics import MetricsPage
 from bot.app.settings import Settings
 from bot.domain.concurrency import PerMemberLimit
 from bot.policy.limits import TokenBuckets

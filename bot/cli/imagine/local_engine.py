@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from ulid import ULID
 
-from bot.app.model_choices import read_model_choices
+from bot.app.wiring import read_model_choices
 from bot.cli.imagine.job_inputs import JobInputs, KeyframeRef, read_files
 from bot.cli.imagine.progress_display import ProgressDisplay
 from bot.cli.imagine.result import GenerationError, ImagineResult

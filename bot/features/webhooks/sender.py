@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from bot.domain.periodic import run_periodically
+from bot.domain.concurrency import run_periodically
 from bot.features.webhooks import store as stored
 from bot.features.webhooks.client import Answer, WebhookClient
 from bot.features.webhooks.payloads import build_event_body
