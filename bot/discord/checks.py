@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from logging import Logger
 from typing import TYPE_CHECKING
 
-from bot.discord.channel_visibility import refusal_reason, with_channel_privacy
+from bot.discord.permissions import refusal_reason, with_channel_privacy
 from bot.discord.responses import member_of, send_error, send_refusal
 from bot.domain.errors import UserError
 from bot.policy.limits import too_often

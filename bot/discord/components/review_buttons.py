@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import discord
 
-from bot.discord.cards import button_layout, notices, pictures
+from bot.discord.cards import button_layout, job_cards, pictures
 from bot.discord.cards.button_layout import MAX_ROW_BUTTONS, Button
 from bot.discord.cards.job_cards import MAX_CONTENT, NO_PROMPT, Card, render_refusal
 from bot.discord.cards.pictures import UPLOAD_LIMIT, PictureFile, to_discord_file
@@ -167,8 +167,8 @@ async def _edit_message(
 def _card_for_role(role: DeliveryRole, card: Card, view: JobView, deliveries: dict[DeliveryRole, Delivery]) -> Card:
     user_id = view.member_id.removeprefix("discord:")
     if role == "notice" and user_id.isdecimal():
-        return notices.render_notice(card, user_id)
-    return notices.render_direct(card, deliveries["answer"].reason) if role == "direct" else card
+        return job_cards.render_notice(card, user_id)
+    return job_cards.render_direct(card, deliveries["answer"].reason) if role == "direct" else card
 
 
 def _review_card(view: JobView, missing_note: str = "") -> Card:

@@ -9,8 +9,7 @@ import discord
 from discord import ui
 
 from bot.discord.settings import cards, forms, rule_pages, texts, ui_parts
-from bot.discord.settings.press_dispatch import CardPress, parse_scope
-from bot.discord.settings.responses import Reply, respond
+from bot.discord.settings.responses import CardPress, Reply, parse_scope, respond
 from bot.domain.errors import UserError
 from bot.domain.texts import shorten
 from bot.policy.rules import planned_changes, presets, value_parser

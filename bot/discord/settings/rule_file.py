@@ -20,8 +20,7 @@ from bot.domain.texts import shorten
 from bot.policy.rules import planned_changes
 
 if TYPE_CHECKING:
-    from bot.discord.settings.press_dispatch import CardPress
-    from bot.discord.settings.responses import Interaction
+    from bot.discord.settings.responses import CardPress, Interaction
     from bot.domain.dto import Member
     from bot.policy.rules.rule import RuleKey, RuleValue
 

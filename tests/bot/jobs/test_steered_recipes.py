@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from bot.discord.cards.button_layout import build_finished_rows
-from bot.discord.cards.details import render_parameters
+from bot.discord.cards.job_cards import render_parameters
 from bot.discord.cards.pictures import render_preview
 from bot.domain.dto import Member, PictureRef
 from bot.domain.errors import UserError

@@ -9,8 +9,7 @@ import msgspec
 import pytest
 from PIL import Image
 
-from bot.discord.commands.generation.mix import mix_prompts
-from bot.discord.commands.generation.walk import join_prompts
+from bot.discord.commands.pictures import join_prompts, mix_prompts
 from bot.domain.errors import UserError
 from bot.jobs.model_catalog import SHIPPED_MODEL
 from bot.pictures.animation import available_formats

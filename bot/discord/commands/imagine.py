@@ -1,10 +1,16 @@
 """`/imagine`, with an init image or a branch, and its autocomplete.
 
 Nothing here waits for the engine: the job service admits the request, the response goes out, the courier does the rest.
+
+Autocomplete choices of `/imagine`: samplers with advice, LoRAs, controls and models.
+
+Pure but for discord's choices. It knows a model by what its workers announce.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import discord
@@ -13,14 +19,14 @@ from discord.app_commands import Choice, Range
 
 from bot.discord.attachments import to_remote_file
 from bot.discord.checks import reply_on_error
-from bot.discord.commands.generation import autocomplete
 from bot.discord.components import branches
 from bot.discord.declarations import declare
 from bot.discord.job_choice import MAX_CHOICE_CHARS, MAX_CHOICES, recent_jobs_autocomplete
 from bot.discord.responses import member_of, respond_with_jobs
 from bot.domain.errors import UserError
 from bot.jobs.init_images import InitImages
-from engine.contract import MAX_COUNT, MAX_STEPS
+from bot.prompt import format_default_cost
+from engine.contract import MAX_COUNT, MAX_STEPS, SAMPLER_TITLES
 
 if TYPE_CHECKING:
     from bot.discord.client import DarkroomClient
@@ -155,27 +161,92 @@ async def suggest_prompts(interaction: discord.Interaction[DarkroomClient], curr
 @imagine.autocomplete("model")
 async def suggest_models(interaction: discord.Interaction[DarkroomClient], current: str) -> list[Choice[str]]:
     """Suggest the models that workers have in memory or on disk."""
-    return autocomplete.model_choices(interaction.client.services.catalog.list_profiles(), current)
+    return model_choices(interaction.client.services.catalog.list_profiles(), current)
 
 
 @imagine.autocomplete("sampler")
 async def suggest_samplers(interaction: discord.Interaction[DarkroomClient], current: str) -> list[Choice[str]]:
     advice: dict[Sampler, str] = {
-        name: await interaction.translate(text) or text for name, text in autocomplete.SAMPLER_ADVICE.items()
+        name: await interaction.translate(text) or text for name, text in SAMPLER_ADVICE.items()
     }
-    return autocomplete.sampler_choices(_selected_model(interaction), current, advice)
+    return sampler_choices(_selected_model(interaction), current, advice)
 
 
 @imagine.autocomplete("lora")
 async def suggest_loras(interaction: discord.Interaction[DarkroomClient], current: str) -> list[Choice[str]]:
-    return autocomplete.lora_choices(_selected_model(interaction), current)
+    return lora_choices(_selected_model(interaction), current)
 
 
 @imagine.autocomplete("control")
 async def suggest_controls(interaction: discord.Interaction[DarkroomClient], current: str) -> list[Choice[str]]:
-    return autocomplete.control_choices(_selected_model(interaction), current)
+    return control_choices(_selected_model(interaction), current)
 
 
 def _selected_model(interaction: discord.Interaction[DarkroomClient]) -> ModelProfile | None:
     """Return the model that is chosen so far, else the default."""
     return interaction.client.services.catalog.find_profile(getattr(interaction.namespace, "model", None))
+
+
+SAMPLER_ADVICE: Mapping[Sampler, str] = MappingProxyType(
+    {
+        "ddpm": "the full chain",
+        "ddim": "even steps",
+        "euler": "quick",
+        "euler_karras": "quick, with more of its steps for detail",
+        "euler_ancestral": "lively: new noise at each step",
+        "dpmpp_2m": "good in 30 steps",
+        "dpmpp_2m_karras": "good in 20 to 30 steps",
+        "dpmpp_2m_sde": "good in 30 steps, with new noise at each",
+        "lcm": "4 to 8 steps, for models made for it",
+        "heun": "each step twice: slow and exact",
+        "unipc": "good in few steps",
+        "kdpm2": "each step twice",
+        "dpmpp_3m": "third order, for many steps",
+        "native": "as the model comes",
+    }
+)
+
+
+def sampler_choices(
+    model: ModelProfile | None, current: str, advice: Mapping[Sampler, str] = SAMPLER_ADVICE
+) -> list[Choice[str]]:
+    """Return the model's samplers, each with its translated advice; all of them if the model is unknown."""
+    query = current.casefold()
+    sampler_names = model.samplers if model else tuple(SAMPLER_TITLES)
+    labels = ((name, f"{SAMPLER_TITLES[name]}: {advice[name]}"[:MAX_CHOICE_CHARS]) for name in sampler_names)
+    choices = [Choice(name=text, value=name) for name, text in labels if query in f"{name} {text}".casefold()]
+    return choices[:MAX_CHOICES]
+
+
+def lora_choices(model: ModelProfile | None, current: str) -> list[Choice[str]]:
+    """Return the model's LoRAs, each at its usual weight, behind what was typed before the last comma."""
+    return _complete_list([f"{lora.name}:{lora.weight:g}" for lora in (model.loras if model else ())], current)
+
+
+def control_choices(model: ModelProfile | None, current: str) -> list[Choice[str]]:
+    """Return the model's control networks, behind what was typed before the last comma."""
+    return _complete_list([control.name for control in (model.controls if model else ())], current)
+
+
+def _complete_list(names: Sequence[str], current: str) -> list[Choice[str]]:
+    """Complete the last name of a list with commas."""
+    before, comma, query = current.rpartition(",")
+    prefix = f"{before.strip()}, " if comma else ""
+    texts = [f"{prefix}{name}" for name in names if query.strip().casefold() in name.casefold()]
+    return [Choice(name=text, value=text) for text in texts if len(text) <= MAX_CHOICE_CHARS][:MAX_CHOICES]
+
+
+def model_choices(all_models: list[ModelProfile], current: str) -> list[Choice[str]]:
+    """Return models by name with what a picture costs; one that is only on disk says that it is loaded on demand."""
+    notes = {model.name: _describe_model(model) for model in reversed(all_models)}
+    names = [
+        name for name in dict.fromkeys(model.name for model in all_models) if current.casefold() in name.casefold()
+    ]
+    return [Choice(name=f"{name}{notes[name]}"[:MAX_CHOICE_CHARS], value=name) for name in names][:MAX_CHOICES]
+
+
+def _describe_model(model: ModelProfile) -> str:
+    """Return " (about 12 s a picture, loaded on demand)", or what of it is known."""
+    parts = [format_default_cost(model), "" if model.loaded else "loaded on demand"]
+    text = ", ".join(part for part in parts if part)
+    return f" ({text})" if text else ""
