@@ -19,7 +19,7 @@ import typer
 from bot.cli.new_file import write_new_file
 from bot.cli.options import Data
 from bot.domain.errors import UserError
-from bot.features.backup.restore import restore
+from bot.features.backup.archive import restore
 
 if TYPE_CHECKING:
     from bot.app.settings import Settings
