@@ -23,9 +23,9 @@ from PIL import ExifTags, Image, ImageCms
 from PIL.PngImagePlugin import PngInfo
 
 from bot.domain.errors import UserError
-from bot.pictures.image_codec import UnreadableImage
+from bot.pictures.image_codec import RGB, InvalidPng, UnreadableImage, validate_png
 from bot.pictures.uploads import upload_decoder as intake_module
-from bot.pictures.uploads.image_decoding import FORMATS, RGB, InvalidPng, validate_png
+from bot.pictures.uploads.image_decoding import FORMATS
 from bot.pictures.uploads.upload_decoder import MAX_UPLOAD_BYTES, MAX_WAITING, DecodedImage, UploadDecoder
 from shared.picture_files import encode_picture
 
