@@ -23,9 +23,9 @@ from bot.web.api import describe, edits, jobs, openapi, review, steering, wait_r
 from bot.web.auth import HostPolicy, SessionTokens, load_or_create_key
 from bot.web.connections import ConnectionLimits, ConnectionTable, GuardedConnection
 from bot.web.listener import listen
-from bot.web.picture_cache import GridCache
+from bot.web.media import GridCache
 from bot.web.routes import list_routes, set_up_features
-from bot.web.sse_cache import EventCache, JobCache
+from bot.web.sse import EventCache, JobCache
 
 PACKAGE_DIR = Path(__file__).parent
 MAX_BODY_BYTES = 64 * 1024  # of a request's body

@@ -53,11 +53,9 @@ from bot.jobs.init_images import InitImageLoader, InitImages
 from bot.pictures.image_codec import decode_image, encode_image, read_recipe_text, resize_image
 from bot.prompt.permutations import MAX_JOBS, escape_braces
 from bot.web.attendance import admit_attended, attend_accepted, read_pictures
-from bot.web.base64_pictures import decode_picture, encode_base64
 from bot.web.middleware import member_of
-from bot.web.request_body import read_picture_body
+from bot.web.request_body import decode_picture, destination_of, encode_base64, read_picture_body
 from bot.web.sse import SERVICES
-from bot.web.submission import destination_of
 from engine.contract import MAX_COUNT, Recipe, UpscaleTask, settle_amendments
 
 if TYPE_CHECKING:

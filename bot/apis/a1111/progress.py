@@ -22,8 +22,8 @@ from bot.domain.errors import UserError
 from bot.domain.events import Feed, JobProgress
 from bot.jobs.attended_requests import AttendedRequest
 from bot.pictures import grid
-from bot.web.base64_pictures import encode_base64
 from bot.web.middleware import member_of
+from bot.web.request_body import encode_base64
 from bot.web.sse import SERVICES
 
 LEAST_PROGRESS = 0.01  # of a request that has not begun: 0 means to clients that there is none

@@ -17,10 +17,9 @@ from aiohttp import web
 from bot.apis.a1111.bodies import InterrogateBody, PictureBody
 from bot.apis.a1111.listings import choose_profile
 from bot.apis.a1111.names import name_sampler
-from bot.web.base64_pictures import decode_picture
 from bot.web.media import wait_while_connected
 from bot.web.middleware import member_of
-from bot.web.request_body import read_picture_body
+from bot.web.request_body import decode_picture, read_picture_body
 from bot.web.sse import SERVICES
 from engine.contract import ImageToImage, Recipe, has_skipped_steps, noise_seed, recipe_for_image
 
