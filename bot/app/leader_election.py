@@ -7,7 +7,13 @@ runs nothing until it has read the term again. A bot that lost the lead exits as
 recovers from a crash at any moment.
 
 A bot with its own broker has no lease, and other bots may use other brokers. So a bot begins no term while the old
-leader's heartbeat in SQL still counts up (`bot.app.leader_heartbeat`). A leader counts up as long as it has its lease.
+leader's heartbeat in SQL still counts up (`bot.app.leader_election`). A leader counts up as long as it has its lease.
+
+Leader heartbeats in SQL: the leader counts up, and a standby watches the count to see whether it lives.
+
+Never compares the clocks of two machines. Uses the store, not the lease.
+
+An event loop that calls a hook before each iteration, however long the process was suspended.
 """
 
 from __future__ import annotations
@@ -15,15 +21,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
+import secrets
+import selectors
+import socket
+import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any
 
-from bot.app.leader_heartbeat import HEARTBEAT_SECONDS, is_leader_alive, process_name
-from bot.app.watchdog_loop import WatchdogLoop, WatchdogSelector, boot_seconds
+from bot.domain.concurrency import run_periodically
 from bot.domain.errors import UserError
-from bot.domain.periodic import run_periodically
 from bot.store import DatabaseUnavailable, LeaderTerm, Store, leader_terms, read_store_id
 from engine.bus import BrokerUnreachable, Bus, Claim, ClaimHolder
 from engine.bus.claims import open_leader_lease
@@ -281,3 +290,61 @@ def _guard_loop(check_lead: Callable[[], None]) -> Generator[None]:
         yield
     finally:
         selector.before_iteration = None
+
+
+HEARTBEAT_SECONDS = 1.0
+DEAD_SECONDS = 2.5  # a leader without a heartbeat for so long is dead, or no longer leads
+PROOF_BEATS = 3  # heartbeats that prove a leader alive; a leader that has just lost its lease may write one more
+
+
+def process_name() -> str:
+    """Return this process's name among bots: machine, process id and a random word, since containers share process ids.
+
+    It still fits into a lease's holder name when the store's id is appended.
+    """
+    machine = re.sub(r"[^A-Za-z0-9-]+", "-", socket.gethostname()[:20])
+    return f"bot-{machine}-{os.getpid()}-{secrets.token_hex(2)}"
+
+
+async def is_leader_alive(store: Store) -> bool:
+    """Return whether a bot leads now. Raises `DatabaseUnavailable`."""
+    term = await store.query(leader_terms.read_newest_term)
+    beat_count = 0
+    deadline = boot_seconds() + DEAD_SECONDS
+    while not term.is_ended and boot_seconds() < deadline:
+        await asyncio.sleep(POLL_SECONDS)
+        newest = await store.query(leader_terms.read_newest_term)
+        if newest != term:
+            term = newest
+            beat_count = beat_count + 1
+            deadline = boot_seconds() + DEAD_SECONDS
+        if beat_count == PROOF_BEATS:
+            return True
+    return False
+
+
+class WatchdogSelector(selectors.DefaultSelector):
+    """A selector that calls `before_iteration` after each wait, before the event loop runs anything."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before_iteration: Callable[[], None] | None = None
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        ready = super().select(timeout)
+        if self.before_iteration is not None:
+            self.before_iteration()
+        return ready
+
+
+class WatchdogLoop(asyncio.SelectorEventLoop):
+    """The event loop of a process that may lead."""
+
+    def __init__(self) -> None:
+        self.selector = WatchdogSelector()
+        super().__init__(self.selector)
+
+
+def boot_seconds() -> float:
+    """Return seconds of a clock that also runs while the machine sleeps, if the system has one."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from bot.app.metrics import Metrics
 from bot.app.settings import Settings
 from bot.domain.events import Feed
-from bot.images.picture_store import PictureStore
-from bot.images.uploads.upload_decoder import UploadDecoder
 from bot.jobs.active_jobs import ActiveJobs
 from bot.jobs.completion import BrokerBlobs, JobCompletion
 from bot.jobs.control import ClosedGuildWatcher, ExternalChangeWatcher, JobCanceller, JobControl
@@ -22,6 +20,8 @@ from bot.jobs.patrol import Patrol
 from bot.jobs.previews import PreviewRelay
 from bot.jobs.results import AmendmentAnswers, ResultConsumer
 from bot.jobs.steering import AmendmentSender
+from bot.pictures.picture_store import PictureStore
+from bot.pictures.uploads.upload_decoder import UploadDecoder
 from bot.store import Store
 from engine.bus import Bus
 from engine.contract import Presence

@@ -86,9 +86,9 @@ async def _hold_leader_term(settings: Settings, store: Store) -> AsyncGenerator[
 def _build_forget_service(settings: Settings, store: Store) -> DataDeletion:
     """Build `DataDeletion` without broker and front ends."""
     from bot.domain.events import Feed
-    from bot.images.film_cache import FILMS, FilmCache
-    from bot.images.picture_store import PictureStore
     from bot.jobs.retention import FileCleanup
+    from bot.pictures.film_cache import FILMS, FilmCache
+    from bot.pictures.picture_store import PictureStore
     from bot.services.front_end_actions import FrontEndActions
     from bot.services.privacy.data_deletion import DataDeletion
 
@@ -131,7 +131,7 @@ def export(
 
 async def _export_member(settings: Settings, store: Store, member: str, file: IO[bytes]) -> tuple[int, int]:
     """Write the zip; return how many jobs and pictures are in it."""
-    from bot.images.picture_store import PictureStore
+    from bot.pictures.picture_store import PictureStore
     from bot.services.privacy.data_export import DataExport
 
     exporter = DataExport(store, PictureStore(settings.pictures))

@@ -10,8 +10,8 @@ from typing import Protocol
 from urllib.parse import quote
 
 from bot.domain.errors import UserError
-from bot.images.uploads.upload_decoder import MAX_UPLOAD_BYTES
 from bot.jobs.init_images import RemoteFile
+from bot.pictures.uploads.upload_decoder import MAX_UPLOAD_BYTES
 
 MAX_FILE_BYTES = MAX_UPLOAD_BYTES  # bytes of one picture
 DOWNLOAD_FAILED = "Discord did not let me download {}. Please send it again."

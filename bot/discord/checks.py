@@ -7,11 +7,11 @@ from contextlib import asynccontextmanager
 from logging import Logger
 from typing import TYPE_CHECKING
 
-from bot.discord.channel_visibility import refusal_reason, with_channel_privacy
+from bot.discord.permissions import refusal_reason, with_channel_privacy
 from bot.discord.responses import member_of, send_error, send_refusal
 from bot.domain.errors import UserError
+from bot.policy.limits import too_often
 from bot.policy.permissions import Action, forbidden_reason, job_ref
-from bot.policy.rates import too_often
 
 if TYPE_CHECKING:
     import discord

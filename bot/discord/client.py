@@ -1,16 +1,22 @@
-"""The Discord client as commands, components and delivery see it. It imports none of them: `start.py` brings them."""
+"""The Discord client as commands, components and delivery see it. It imports none of them: `start.py` brings them.
+
+Idempotency keys of presses: a double click makes one job.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 import discord
+from cachetools import TTLCache
 from discord import ui
 
-from bot.domain.idempotency import IdempotencyKeys
-from bot.policy.rates import TokenBuckets
+from bot.policy.limits import TokenBuckets
 
 if TYPE_CHECKING:
     from bot.services import Services
@@ -57,3 +63,24 @@ class DarkroomClient(discord.AutoShardedClient, ABC):
     @abstractmethod
     def mention_command(self, name: str) -> str:
         """Return a command's name, clickable if its id is known: "queue", "settings show"."""
+
+
+DOUBLE_CLICK_SECONDS = 10.0  # seconds in which a second press of the same button by the same member is a double click
+
+
+class IdempotencyKeys:
+    """Gives a double click one idempotency key, so that it makes one job."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._recent: TTLCache[tuple[str, str], str] = TTLCache(math.inf, DOUBLE_CLICK_SECONDS, timer=clock)
+
+    def key_for(self, custom_id: str, member: str, interaction: str) -> tuple[str, bool]:
+        """Return the idempotency key, and whether this is the first press."""
+        if earlier_key := self._recent.get((custom_id, member)):
+            return earlier_key, False
+        key = self._recent[custom_id, member] = f"press:{interaction}"
+        return key, True
+
+    def forget(self, custom_id: str, member: str) -> None:
+        """Forget a press that made no job: the next one is another attempt, with its own card."""
+        self._recent.pop((custom_id, member), None)

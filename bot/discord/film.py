@@ -22,15 +22,15 @@ from bot.discord.permissions import check_can_attach
 from bot.discord.responses import NO_MENTIONS, destination_of, member_of
 from bot.domain.errors import UserError
 from bot.domain.texts import escape_discord, shorten
-from bot.images.films.formats import check_film_format, parse_film_format
-from bot.images.gallery import NO_FILM
+from bot.pictures.animation import check_film_format, parse_film_format
+from bot.pictures.gallery import NO_FILM
 from bot.services.moderation.visibility import can_publish
 from engine.contract import MAX_COUNT
 
 if TYPE_CHECKING:
     from bot.discord.client import DarkroomClient
     from bot.domain.dto import JobView
-    from bot.images.films.formats import FilmFormat
+    from bot.pictures.animation import FilmFormat
 
 FilmType = Literal["developing", "dissolving", "both", "walk"]
 FORMATS = [Choice(name=name, value=name.lower()) for name in ("WebP", "AVIF", "GIF", "MP4")]

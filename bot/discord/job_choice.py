@@ -14,7 +14,7 @@ import discord
 from discord.app_commands import Choice
 
 from bot.discord.cards.job_cards import NO_PROMPT
-from bot.discord.channel_visibility import with_channel_privacy
+from bot.discord.permissions import with_channel_privacy
 from bot.discord.responses import member_of
 from bot.domain import texts
 from bot.domain.errors import UserError

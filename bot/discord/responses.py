@@ -16,9 +16,14 @@ from typing import TYPE_CHECKING
 import discord
 
 from bot.discord.cards import job_cards
-from bot.discord.cards.notices import message_link
-from bot.discord.channel_visibility import can_see_channel, private_thread_of
-from bot.discord.permissions import check_can_attach, guild_permissions, permission_warning
+from bot.discord.cards.job_cards import message_link
+from bot.discord.permissions import (
+    can_see_channel,
+    check_can_attach,
+    guild_permissions,
+    permission_warning,
+    private_thread_of,
+)
 from bot.domain.dto import AcceptedJob, Destination, Member
 from bot.domain.errors import UserError
 

@@ -20,20 +20,17 @@ from discord.http import Route
 
 from bot.discord.client import ButtonCard, DarkroomClient
 from bot.discord.commands import context_menus
-from bot.discord.commands.command_tree import DarkroomCommandTree
-from bot.discord.commands.translations import CommandTranslator
+from bot.discord.commands.command_tree import CommandTranslator, DarkroomCommandTree
 from bot.discord.components import reports
 from bot.discord.components.buttons import build_view, handle_job_form
 from bot.discord.components.deletion import delete_message
 from bot.discord.components.reactions import Reactions
 from bot.discord.declarations import list_commands, list_dynamic_items
-from bot.discord.delivery.courier import Courier, EditContent
-from bot.discord.delivery.discord_api import MessageClient
+from bot.discord.delivery.courier import Courier, EditContent, RequestCounter, count_nothing
+from bot.discord.delivery.discord_api import MessageClient, trace_rate_limits
 from bot.discord.delivery.edit_policy import EditPolicy
-from bot.discord.delivery.rate_limit_headers import trace_rate_limits
-from bot.discord.delivery.request_metrics import RequestCounter, count_nothing
 from bot.discord.settings import HANDLERS
-from bot.discord.settings.press_dispatch import dispatch_press
+from bot.discord.settings.responses import dispatch_press
 from bot.domain.concurrency import race
 
 if TYPE_CHECKING:

@@ -3,6 +3,8 @@
 `PerMemberLimit`: a member's slow requests run one at a time and delay nobody else's. `race`: coroutines run until one
 of them ends. `run_in_thread`: a thread whose caller is cancelled still counts. `SharedCall`: many callers share one
 call.
+
+Work that repeats at an interval and survives outages.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from logging import Logger
 from typing import Any, Generic, TypeVar
 
 from bot.domain.errors import UserError
@@ -102,3 +105,21 @@ async def race(*routines: Coroutine[Any, Any, None]) -> None:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def run_periodically(
+    work: Callable[[], Awaitable[object]], seconds: float, label: str, log: Logger, *, pauses_first: bool = False
+) -> None:
+    """Run `work` until cancelled, with a pause of `seconds` between two rounds.
+
+    An `OSError` (an outage of broker, database or disk) ends only its round: it is logged after `label`. Raises
+    everything else.
+    """
+    if pauses_first:
+        await asyncio.sleep(seconds)
+    while True:
+        try:
+            await work()
+        except OSError as error:
+            log.warning("%s: %s", label, error)
+        await asyncio.sleep(seconds)

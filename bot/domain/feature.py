@@ -3,7 +3,7 @@
 A folder declares in `FEATURE` what it adds to the core's tables. Its other parts are modules that the core finds by
 name and loads where it needs them, so the shell starts without SQL and HTTP:
 
-- `tables`: its SQL tables. `store`: its SQL, with functions that the core calls inside a transaction (`load_hooks`).
+- `store`: its SQL tables and its SQL, with functions that the core calls inside a transaction (`load_hooks`).
 - `settings`: `SETTINGS`, the class of what its operator sets (`bot.app.settings`).
 - `service`: `open_service`, an async context manager over the wired application that yields a `RunningFeature`.
 - `discord`: its commands, lasting buttons and more (`bot.discord.declarations`, `bot.discord.extension`). `cli`:
@@ -29,12 +29,12 @@ from bot.domain.permission import Permission, Price
 K = TypeVar("K")
 V = TypeVar("V")
 PACKAGES = ("bot.features", "bot.apis")
-Part = Literal["tables", "store", "settings", "service", "discord", "web", "cli"]
+Part = Literal["store", "settings", "service", "discord", "web", "cli"]
 
 
 @dataclass(frozen=True)
 class MemberLimit:
-    """A number that rules limit for members, as the core's settings do (`bot.policy.rules.catalogue`).
+    """A number that rules limit for members, as the core's settings do (`bot.policy.rules.rule`).
 
     `title`: on cards. `description`: what is limited, for sentences. `default`: where no rule says another.
     """

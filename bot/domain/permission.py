@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 KeyScope = str  # what an API key may be made for, such as "imagine"
-Action = str  # a row of `bot.policy.permissions`, or of `bot.policy.rates` alone
+Action = str  # a row of `bot.policy.permissions`, or of `bot.policy.limits` alone
 Role = Literal["member", "moderator", "admin", "owner", "operator"]
 BucketKind = Literal["look", "change", "steer", "make", "stranger", "guess"]
 

@@ -18,8 +18,6 @@ from ulid import ULID
 from bot.domain.dto import AcceptedJob, Destination, JobAction, Member
 from bot.domain.errors import UserError
 from bot.domain.texts import INIT_IMAGE_GONE
-from bot.images.gallery import Gallery
-from bot.images.moderation_status import unchecked_notes
 from bot.jobs.costs import LoadCosts
 from bot.jobs.init_images import InitImageLoader, LoadedInitImages
 from bot.jobs.model_catalog import CatalogEntry, ModelCatalog
@@ -28,6 +26,8 @@ from bot.jobs.quota import QueueState, apply_rules, check_before_content
 from bot.jobs.recipe import JobRequest, add_total_cost, check_fits, member_key, renew_recipe
 from bot.jobs.views import JobViews, check_original
 from bot.jobs.word_filter import WordFilter
+from bot.pictures.gallery import Gallery
+from bot.pictures.moderation_status import unchecked_notes
 from bot.policy.limits import Limits
 from bot.policy.rules import resolve
 from bot.store import JobRecord, NewJob, Store

@@ -18,11 +18,11 @@ from bot.domain.dto import AcceptedJob, Destination, JobView, Member
 from bot.domain.errors import UserError
 from bot.domain.events import Feed, JobEnded, JobEvent, JobProgress, Subscription
 from bot.domain.job_states import JobState, is_end
-from bot.images.gallery import Gallery
-from bot.images.moderation_status import held_images
 from bot.jobs.drawing import JobService
 from bot.jobs.init_images import InitImages
 from bot.jobs.views import JobViews
+from bot.pictures.gallery import Gallery
+from bot.pictures.moderation_status import held_images
 from bot.store import DatabaseUnavailable
 from engine.contract import MAX_COUNT
 

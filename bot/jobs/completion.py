@@ -15,8 +15,8 @@ from typing import Literal
 
 from bot.domain.events import Feed, JobEnded
 from bot.domain.job_states import is_end
-from bot.images.picture_store import PictureStore
 from bot.jobs.active_jobs import ActiveJobs
+from bot.pictures.picture_store import PictureStore
 from bot.policy.worker_losses import retry_pause
 from bot.store import JobRecord, Store, Transition
 from bot.store.jobs import queries

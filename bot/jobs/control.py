@@ -12,9 +12,9 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import cast
 
+from bot.domain.concurrency import run_periodically
 from bot.domain.errors import UserError
 from bot.domain.job_states import JobState, is_end
-from bot.domain.periodic import run_periodically
 from bot.jobs.active_jobs import ActiveJobs
 from bot.jobs.completion import JobCompletion
 from bot.jobs.model_catalog import group_by_pool

@@ -15,18 +15,18 @@ from contextlib import suppress
 
 import msgspec
 
+from bot.domain.concurrency import run_periodically
 from bot.domain.events import Feed, QueueMoved
-from bot.domain.periodic import run_periodically
 from bot.domain.texts import INIT_IMAGE_GONE
-from bot.images.picture_store import ContentMissing
 from bot.jobs.active_jobs import ActiveJob, ActiveJobs
 from bot.jobs.completion import BrokerBlobs, JobCompletion
 from bot.jobs.forecast import Forecast, QueuePlace
 from bot.jobs.model_catalog import ModelCatalog, PoolSummary, group_by_pool
 from bot.jobs.recipe import renew_recipe
+from bot.pictures.picture_store import ContentMissing
 from bot.policy.fair_queue import QueueBypass
 from bot.policy.limits import Limits
-from bot.policy.rules.running_limits import RunningLimits
+from bot.policy.rules.effective_rules import RunningLimits
 from bot.policy.worker_losses import is_on_probation
 from bot.store import DatabaseUnavailable, JobRecord, PickRequest, Store, Transition, rules
 from bot.store.transitions import job_admin

@@ -13,7 +13,6 @@ from functools import partial
 from bot.domain.dto import AcceptedJob, Destination, JobAction, Member
 from bot.domain.errors import UserError
 from bot.domain.texts import shorten
-from bot.images.gallery import Gallery
 from bot.jobs.admission import Admission, JobMaker, draw_seed
 from bot.jobs.beginnings import (
     AliasLoader,
@@ -28,11 +27,12 @@ from bot.jobs.init_images import InitImageLoader, InitImages, LoadedInitImages, 
 from bot.jobs.model_catalog import CatalogEntry, ModelCatalog
 from bot.jobs.recipe import JobRequest, interpolation_recipes, offline_note, pin_batch_shape
 from bot.jobs.views import JobViews, make_job_ref
+from bot.pictures.gallery import Gallery
 from bot.policy.permissions import forbidden_reason
 from bot.policy.rules import EffectiveRules
 from bot.prompt import ParsedPrompt, ParseResult, build_recipe, make_remarks, parse
 from bot.prompt.capability_check import check_capabilities, check_start
-from bot.prompt.suffix import add_end_prompt_suffix, add_suffix
+from bot.prompt.flag_aliases import add_end_prompt_suffix, add_suffix
 from bot.store import Store
 from bot.store.members import preferences
 from engine.contract import Presence, Recipe, estimate_cost

@@ -15,11 +15,6 @@ import msgspec
 
 from bot.domain.dto import AcceptedJob, Destination, JobAction, Member
 from bot.domain.errors import UserError
-from bot.images import outpaint_canvas
-from bot.images.gallery import Gallery
-from bot.images.image_codec import png_size
-from bot.images.keyframes import ladder_keyframes
-from bot.images.uploads.upload_decoder import DecodedImage
 from bot.jobs.admission import Admission, JobMaker, draw_seed
 from bot.jobs.beginnings import (
     AliasLoader,
@@ -49,9 +44,13 @@ from bot.jobs.recipe import (
     without_controls,
     without_start,
 )
+from bot.pictures import ladder_keyframes, outpaint_canvas
+from bot.pictures.gallery import Gallery
+from bot.pictures.image_codec import png_size
+from bot.pictures.uploads.upload_decoder import DecodedImage
 from bot.prompt import ParsedPrompt
 from bot.prompt.capability_check import check_capabilities, check_start
-from bot.prompt.final_prompt import final_prompt, prompt_at_step
+from bot.prompt.change_texts import final_prompt, prompt_at_step
 from bot.prompt.parsed_prompt import fit_size
 from bot.prompt.remarks import make_turbo_remarks
 from bot.store import JobRecord

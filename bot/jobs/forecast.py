@@ -17,9 +17,8 @@ from dataclasses import dataclass, field
 from bot.domain.texts import format_startup
 from bot.jobs.active_jobs import ActiveJobs
 from bot.jobs.model_catalog import PoolSummary, group_by_pool
-from bot.policy.fair_queue import Account, WaitEstimate, WaitingJob, dispatch_order
-from bot.policy.rules.running_limits import RunningLimits
-from bot.policy.wait_reason import WaitFacts, wait_reason
+from bot.policy.fair_queue import Account, WaitEstimate, WaitFacts, WaitingJob, dispatch_order, wait_reason
+from bot.policy.rules.effective_rules import RunningLimits
 from bot.store import JobRecord, Store
 from bot.store.jobs import queries
 from engine.contract import ModelProgress, Presence

@@ -15,10 +15,10 @@ from dataclasses import replace
 import msgspec
 
 from bot.domain.job_states import is_end
-from bot.images.image_codec import png_size
-from bot.images.picture_store import ContentMissing, PictureStore
-from bot.images.uploads.upload_decoder import UploadDecoder
 from bot.jobs.active_jobs import ActiveJobs
+from bot.pictures.image_codec import png_size
+from bot.pictures.picture_store import ContentMissing, PictureStore
+from bot.pictures.uploads.upload_decoder import UploadDecoder
 from bot.store import JobRecord, JobStats, Store, StoredPicture, Transition
 from bot.store.deletion.deletion_steps import is_unused
 from bot.store.jobs import queries

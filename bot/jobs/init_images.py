@@ -17,11 +17,12 @@ from bot.domain.concurrency import PerMemberLimit
 from bot.domain.dto import InputKind, Member, StoredInput
 from bot.domain.errors import UserError
 from bot.domain.texts import INIT_IMAGE_GONE
-from bot.images.gallery import Gallery
-from bot.images.moderation_status import hold_reason, is_held
-from bot.images.picture_store import PictureStore
-from bot.images.uploads.image_decoding import OUTPUT_SIDE
-from bot.images.uploads.image_links import (
+from bot.jobs.views import JobViews, refusal_reason
+from bot.pictures.gallery import Gallery
+from bot.pictures.moderation_status import hold_reason, is_held
+from bot.pictures.picture_store import PictureStore
+from bot.pictures.uploads.image_decoding import OUTPUT_SIDE
+from bot.pictures.uploads.image_links import (
     FETCH_FAILED,
     FetchFile,
     FileUnavailable,
@@ -29,9 +30,7 @@ from bot.images.uploads.image_links import (
     parse_own_picture,
     split_leading_links,
 )
-from bot.images.uploads.memory_limiter import MemoryLimiter
-from bot.images.uploads.upload_decoder import MAX_UPLOAD_BYTES, DecodedImage, UploadDecoder
-from bot.jobs.views import JobViews, refusal_reason
+from bot.pictures.uploads.upload_decoder import MAX_UPLOAD_BYTES, DecodedImage, MemoryLimiter, UploadDecoder
 from bot.store import DatabaseUnavailable, JobRecord, Store
 from bot.store.deletion import deletion_steps
 from bot.store.jobs import queries

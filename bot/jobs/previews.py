@@ -16,10 +16,9 @@ import time
 from collections.abc import Callable
 
 from bot.domain.events import Feed, JobProgress, ModelLoading
-from bot.images.blur import MAX_FRAME_PIXELS, blur_picture
-from bot.images.image_codec import UnreadableImage
-from bot.images.uploads.upload_decoder import UploadDecoder
 from bot.jobs.active_jobs import ActiveJob, ActiveJobs
+from bot.pictures.image_codec import MAX_FRAME_PIXELS, UnreadableImage, blur_picture
+from bot.pictures.uploads.upload_decoder import UploadDecoder
 from engine.bus import BrokerUnreachable, Bus
 from engine.contract import Frame
 

@@ -12,10 +12,10 @@ import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 
-from bot.domain.periodic import run_periodically
-from bot.images.picture_store import PictureStore
+from bot.domain.concurrency import run_periodically
+from bot.pictures.picture_store import PictureStore
 from bot.store import Store, StoredPicture
-from bot.store.deletion import archived_charges, deletion_steps, retention
+from bot.store.deletion import deletion_steps, retention
 from bot.store.deletion.retention import RETENTION_REASONS, DeletionReason
 
 log = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ class Retention:
         await self._finish_removals()
         await self._remove_by_age()
         await self._remove_by_size()
-        await self._store.write(archived_charges.delete_old_charges, self._clock())
+        await self._store.write(deletion_steps.delete_old_charges, self._clock())
         while await self._store.write(retention.delete_old_reasons, self._clock() - REASON_SECONDS):
             pass
 

@@ -32,7 +32,7 @@ from bot.jobs.word_filter import WordFilter
 from bot.policy.limits import Limits
 from bot.policy.permissions import forbidden_reason
 from bot.policy.rules import EffectiveRules, resolve
-from bot.policy.rules.member_texts import amended_texts
+from bot.policy.rules.explanations import amended_texts
 from bot.prompt.capability_check import check_capabilities, check_features
 from bot.store import DatabaseUnavailable, JobRecord, Store
 from bot.store.fairness.ledger import Ledger

@@ -13,7 +13,6 @@ import msgspec
 
 from bot.domain.dto import AcceptedJob, Destination, JobAction, Member
 from bot.domain.errors import UserError
-from bot.images.gallery import Gallery
 from bot.jobs.admission import Admission, JobMaker, draw_seed
 from bot.jobs.beginnings import AliasLoader, remix_base, unused_start_notes
 from bot.jobs.costs import (
@@ -39,9 +38,10 @@ from bot.jobs.recipe import (
     vary_recipe,
 )
 from bot.jobs.views import JobViews
+from bot.pictures.gallery import Gallery
 from bot.prompt import make_remarks, parse
 from bot.prompt.capability_check import check_start
-from bot.prompt.final_prompt import final_prompt
+from bot.prompt.change_texts import final_prompt
 from bot.store import JobRecord
 from engine.contract import (
     Amendment,

@@ -20,9 +20,8 @@ from bot.domain.incidents import IncidentKind
 from bot.domain.texts import shorten
 from bot.policy.limits import Limits
 from bot.policy.rules import EVERYWHERE, EffectiveRules, Rule, resolve
-from bot.policy.rules.match_budget import MatchBudget
-from bot.policy.rules.member_texts import member_texts
-from bot.policy.rules.word_filter import Match, find_match
+from bot.policy.rules.explanations import member_texts
+from bot.policy.rules.word_filter import Match, MatchBudget, find_match
 from bot.store import NewJob, Store
 from bot.store.fairness.ledger import Ledger, run_with_ledger
 from bot.store.moderation import incidents

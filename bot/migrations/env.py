@@ -10,7 +10,7 @@ from bot.store.schema.tables import metadata
 
 
 def _migrate(connection: Connection) -> None:
-    load_parts("tables")  # they are in the metadata then
+    load_parts("store")  # they are in the metadata then
     context.configure(connection=connection, target_metadata=metadata, render_as_batch=True)
     with context.begin_transaction():
         context.run_migrations()

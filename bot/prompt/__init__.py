@@ -5,6 +5,8 @@ them with `sampler_names`, `loras` and `picture_flags`. `flag_aliases` expands a
 is the result; `model_parts` finds what it names of a model, `capability_check` refuses what a model cannot do, and
 `remarks` notes what it does in another way.
 Emphasis, as in `(word:1.2)`, stays as it is.
+
+What one picture costs with a model's defaults, in device-seconds. Pure.
 """
 
 from __future__ import annotations
@@ -22,13 +24,13 @@ from bot.prompt.loras import merge_loras
 from bot.prompt.parsed_prompt import ParsedPrompt, build_recipe
 from bot.prompt.permutations import MAX_JOBS, expand_braces
 from bot.prompt.remarks import make_remarks
-from engine.contract import MAX_COUNT
+from engine.contract import MAX_COUNT, ModelProfile, estimate_cost
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from bot.prompt.flags import ParsedFlag
-    from engine.contract import Concept, ModelProfile
+    from engine.contract import Concept
 
 __all__ = ["ParseResult", "ParsedPrompt", "build_recipe", "make_remarks", "parse"]
 
@@ -155,3 +157,23 @@ def _make_notes(words: str, flags: tuple[ParsedFlag, ...], prompt_concepts: tupl
         yield "--frames needs --walk: alone it changes nothing."
     if "://" in words:
         yield "A link inside the prompt is treated as text; only links at the beginning are init images."
+
+
+SAMPLE_PROMPT = "a picture"
+
+
+def estimate_default_cost(model_profile: ModelProfile) -> float | None:
+    """Return the device-seconds of one picture; None for a model that cannot draw from words alone."""
+    try:
+        prompt = parse(SAMPLE_PROMPT, model_profile, options={"count": 1}).prompts[0]
+        return estimate_cost(build_recipe(prompt, model_profile, seed=0), model_profile)
+    except UserError:
+        return None
+
+
+def format_default_cost(model_profile: ModelProfile) -> str:
+    """Return "about 12 s a picture"; empty where it is not known."""
+    seconds = estimate_default_cost(model_profile)
+    if seconds is None:
+        return ""
+    return f"about {seconds:.0f} s a picture" if seconds >= 10 else f"about {seconds:.1f} s a picture"

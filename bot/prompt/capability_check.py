@@ -6,7 +6,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from bot.domain.errors import UserError
-from bot.prompt.emphasis import remove_emphasis
+from bot.prompt.concepts import remove_emphasis
 from engine.contract import (
     FULL_INTERVAL,
     PIPELINE_SAMPLERS,

@@ -1,4 +1,9 @@
-"""Cleaning of typed prompts, and their split at `::` into weighted concepts."""
+"""Cleaning of typed prompts, and their split at `::` into weighted concepts.
+
+Emphasis in AUTOMATIC1111's syntax: `(word:1.2)`, `((word))`, `[word]`, `\\(` for a plain bracket.
+
+The engine applies it; this module only removes it.
+"""
 
 from __future__ import annotations
 
@@ -78,3 +83,13 @@ def balance_weights(weighted_concepts: tuple[Concept, ...]) -> tuple[Concept, ..
     """
     positive = sum(concept.weight for concept in weighted_concepts if concept.weight > 0)
     return tuple(Concept(concept.text, concept.weight / positive) for concept in weighted_concepts if concept.weight)
+
+
+# `engine.prompt.emphasis` has the same pattern: else a word could hide behind a number that only the engine removes.
+NUMBER = r"[+-]?(?:10(?:\.0{0,6})?|[0-9](?:\.[0-9]{0,6})?|\.[0-9]{1,6})"
+_MARK = re.compile(rf"\\([()\[\]\\])|:\s*{NUMBER}\s*\)|[()\[\]]")
+
+
+def remove_emphasis(text: str) -> str:
+    """Remove emphasis, so that a word split by it is whole again: `g(or:1.3)e` becomes `gore`."""
+    return _MARK.sub(lambda mark: mark[1] or "", text)

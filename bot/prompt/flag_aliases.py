@@ -1,6 +1,8 @@
 """Flag aliases: `--mine` in a prompt stands for words and flags that the member saved before. Pure.
 
 It inserts an alias as it is and searches it for no others: its content was checked when it was saved.
+
+A member's suffix for every prompt: inserted after its words and before its flags, so that later flags still win.
 """
 
 from __future__ import annotations
@@ -9,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from bot.domain.texts import shorten
 from bot.prompt.concepts import clean_prompt
-from bot.prompt.flags import find_first_flag, is_known, split_spans
+from bot.prompt.flag_values import parse_value
+from bot.prompt.flags import find_first_flag, is_known, split_flags, split_spans
 from bot.prompt.permutations import expand_braces
 
 if TYPE_CHECKING:
@@ -61,3 +64,27 @@ def _join_words(words: Iterable[str]) -> str:
     for word_text in filter(None, (word.strip() for word in words)):
         text += word_text if not text or word_text[0] in ",.;:" else f" {word_text}"
     return text
+
+
+def add_suffix(text: str, suffix: str) -> str:
+    """Insert `suffix` after the words of `text`; return `text` unchanged if the suffix is empty or already in it."""
+    suffix = suffix.strip()
+    if not suffix or " ".join(suffix.split()).casefold() in " ".join(text.split()).casefold():
+        return text
+    flag_start = find_first_flag(text)
+    words = text[:flag_start].rstrip()
+    flags = text[flag_start:]
+    separator = "" if suffix[0] in ",.;:" else " "
+    return f"{words}{separator}{suffix}{' ' if flags else ''}{flags}"
+
+
+def add_end_prompt_suffix(walk_end: str, suffix: str, aliases: Mapping[str, str]) -> str:
+    """Append the words of `suffix` to the end of a walk; its flags are in the prompt and apply to the whole walk.
+
+    `aliases`: the member's flag aliases. A suffix with braces differs in each prompt, and one with weights cannot be
+    part of one text: neither is added here. Raises `UserError` if it becomes too long.
+    """
+    if any(brace in suffix for brace in "{}"):
+        return walk_end
+    words, _ = split_flags(expand_flag_aliases(suffix, aliases)[0])
+    return walk_end if "::" in words else str(parse_value("walk", add_suffix(walk_end, words), ()))

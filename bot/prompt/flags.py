@@ -15,7 +15,7 @@ from rapidfuzz import fuzz, process
 
 from bot.domain.errors import UserError
 from bot.domain.texts import shorten
-from bot.prompt.emphasis import remove_emphasis
+from bot.prompt.concepts import remove_emphasis
 from bot.prompt.loras import VALUE_RANGE as LORAS
 from bot.prompt.loras import extract_tags
 from bot.prompt.picture_flags import CONTROL_RANGE, REFERENCE_RANGE

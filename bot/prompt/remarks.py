@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 from bot.domain.texts import ALL_STEPS_ENDING, WHOLE_PIPELINE_ENDING, shorten
-from bot.prompt.emphasis import remove_emphasis
+from bot.prompt.concepts import remove_emphasis
 from bot.prompt.model_parts import list_unknown_embeddings
 from bot.prompt.parsed_prompt import FAST_STEPS, FULL_CHAIN_SAMPLERS, ParsedPrompt, choose_sampling, expand_turbo
 from engine.contract import (

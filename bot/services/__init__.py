@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 from typing import TypeVar, cast
 
 from bot.domain.events import Feed
-from bot.images.gallery import Gallery
-from bot.images.uploads.upload_decoder import UploadDecoder
 from bot.jobs.attended_requests import AttendedRequests
 from bot.jobs.drawing import JobService
 from bot.jobs.edits import EditService
@@ -20,6 +18,8 @@ from bot.jobs.steering import SteeringService
 from bot.jobs.variations import UploadUpscaler, VariationService
 from bot.jobs.views import Deliveries, JobViews
 from bot.jobs.word_filter import WordFilter
+from bot.pictures.gallery import Gallery
+from bot.pictures.uploads.upload_decoder import UploadDecoder
 from bot.services.api_keys import ApiKeys
 from bot.services.front_end_actions import FrontEndActions
 from bot.services.model_choices import ModelChoices

@@ -14,10 +14,10 @@ from collections.abc import Awaitable, Callable, Mapping
 
 from cachetools import TTLCache
 
-from bot.images.films.ladder_film import MAX_THUMBNAIL_PIXELS
-from bot.images.image_codec import UnreadableImage
-from bot.images.keyframes.decoded_thumbnails import read_estimates
-from bot.images.uploads.upload_decoder import UploadDecoder
+from bot.pictures.image_codec import UnreadableImage
+from bot.pictures.ladder_film import MAX_THUMBNAIL_PIXELS
+from bot.pictures.thumbnail_decoder import read_estimates
+from bot.pictures.uploads.upload_decoder import UploadDecoder
 from bot.store import JobRecord
 from engine.bus import NoWorkerAnswers
 from engine.contract import DecodeRequest, Presence, Recipe, estimate_decode_ms

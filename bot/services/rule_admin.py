@@ -26,10 +26,9 @@ from bot.policy.rules import (
     RuleValue,
     Scope,
     Setting,
-    change_plan,
+    planned_changes,
     presets,
     resolve,
-    yaml_io,
 )
 from bot.policy.rules.effective_rules import is_applicable
 from bot.policy.rules.explanations import NO_NAMES, DisplayNames, Explanation, explain_decision, format_for_sentence
@@ -153,8 +152,8 @@ class RuleAdmin:
         return await self._store.query(rule_store.list_changes, guild, limit)
 
     async def export_yaml(self, guild: str) -> str:
-        """Return a guild's rules as YAML (`bot.policy.rules.yaml_io`), without the operator's ceilings and `closed`."""
-        return yaml_io.dump_rules(await self.list_rules(guild))
+        """Return a guild's rules as YAML, without the operator's ceilings and `closed`."""
+        return planned_changes.dump_rules(await self.list_rules(guild))
 
     # Writing
 
@@ -168,27 +167,27 @@ class RuleAdmin:
         definition, subject = self._check_settable(member, scope, name, subject)
         value = parse_value(definition, text) if isinstance(text, str) else parse_list(definition, text)
         return await self._write_change(
-            member, "set", lambda rules: change_plan.plan_rule(rules, (scope, subject, definition.name), value)
+            member, "set", lambda rules: planned_changes.plan_rule(rules, (scope, subject, definition.name), value)
         )
 
     async def unset_rule(self, member: Member, scope: Scope, subject: str, name: str) -> RuleChange:
         """Remove one rule."""
         definition, subject = self._check_settable(member, scope, name, subject)
         return await self._write_change(
-            member, "unset", lambda rules: change_plan.plan_rule(rules, (scope, subject, definition.name), None)
+            member, "unset", lambda rules: planned_changes.plan_rule(rules, (scope, subject, definition.name), None)
         )
 
     async def apply_preset(self, member: Member, name: str) -> RuleChange:
         """Set all values of a preset for the whole server, as one change."""
         _check_permission("set", member)
         values = presets.preset_rules(presets.find_preset(name))
-        return await self._write_change(member, "preset", lambda rules: change_plan.plan_rules(rules, values))
+        return await self._write_change(member, "preset", lambda rules: planned_changes.plan_rules(rules, values))
 
     async def import_yaml(self, member: Member, text: str) -> RuleChange:
         """Replace all rules of the guild by those of a YAML file, as one change."""
         _check_permission("set", member)
-        values = await asyncio.to_thread(yaml_io.load_rules, text, member.guild)
-        return await self._write_change(member, "import", lambda rules: change_plan.plan_import(rules, values))
+        values = await asyncio.to_thread(planned_changes.load_rules, text, member.guild)
+        return await self._write_change(member, "import", lambda rules: planned_changes.plan_import(rules, values))
 
     async def set_ceilings(self, member: Member, guild: str, **limits: str | None) -> RuleChange:
         """Set the operator's ceilings for a guild ("*": everywhere), by setting, as typed; None removes one."""
@@ -196,10 +195,10 @@ class RuleAdmin:
         values: dict[tuple[str, str, str], RuleValue | None] = {}
         for name, text in limits.items():
             definition = find_setting(name)
-            change_plan.check_scope(definition, guild, "operator", "")
+            planned_changes.check_scope(definition, guild, "operator", "")
             values["operator", "", definition.name] = None if text is None else parse_value(definition, text)
         actor = replace(member, guild=guild)
-        return await self._write_change(actor, "budget", lambda rules: change_plan.plan_rules(rules, values))
+        return await self._write_change(actor, "budget", lambda rules: planned_changes.plan_rules(rules, values))
 
     async def undo_change(self, member: Member, number: int | None = None) -> RuleChange:
         """Undo a change (None: the newest that is not undone), as a new change. Each can be undone once."""
@@ -230,17 +229,17 @@ class RuleAdmin:
         already.
         """
         _check_permission("close", member)
-        value = change_plan.closed_value(reason, member.name)
+        value = planned_changes.closed_value(reason, member.name)
         key = (_closing_scope(member), "", "closed")
         if value in [rule.value for rule in await self.list_rules(member.guild) if rule.key == key]:
             return None
-        return await self._write_change(member, "close", lambda rules: change_plan.plan_rule(rules, key, value))
+        return await self._write_change(member, "close", lambda rules: planned_changes.plan_rule(rules, key, value))
 
     async def open_guild(self, member: Member) -> RuleChange:
         """Admit new jobs again. Only the operator opens what the operator has closed."""
         _check_permission("close", member)
         return await self._write_change(
-            member, "open", lambda rules: change_plan.plan_reopening(rules, is_operator=member.is_operator)
+            member, "open", lambda rules: planned_changes.plan_reopening(rules, is_operator=member.is_operator)
         )
 
     async def _write_change(self, member: Member, kind: str, changes: rule_store.ChangePlan) -> RuleChange:
@@ -254,7 +253,7 @@ class RuleAdmin:
         if definition.name == "closed":
             raise UserError("A server is closed by close and opened by open, not by setting a value.")
         address = normalise_subject(member.guild, scope, subject)
-        change_plan.check_scope(definition, member.guild, scope, address)
+        planned_changes.check_scope(definition, member.guild, scope, address)
         return definition, address
 
 

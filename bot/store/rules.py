@@ -10,8 +10,8 @@ from sqlalchemy import Connection, RowMapping, and_, bindparam, func, select
 
 from bot.domain.errors import UserError
 from bot.policy.rules import EVERYWHERE, Rule, RuleChange, RuleStep, RuleValue
-from bot.policy.rules.change_plan import plan_undo
-from bot.policy.rules.running_limits import LIMIT_SETTINGS, RunningLimits
+from bot.policy.rules.effective_rules import LIMIT_SETTINGS, RunningLimits
+from bot.policy.rules.planned_changes import plan_undo
 from bot.store.schema.tables import rule_changes
 from bot.store.schema.tables import rules as table
 

@@ -13,19 +13,19 @@ import aiohttp_jinja2
 import jinja2
 from aiohttp import web
 
-from bot.app.metrics_page import MetricsPage
+from bot.app.metrics import MetricsPage
 from bot.app.settings import Settings
 from bot.domain.concurrency import PerMemberLimit
-from bot.policy.rates import TokenBuckets
+from bot.policy.limits import TokenBuckets
 from bot.services import Services
 from bot.web import media, metrics, middleware, pages, rate_limit, request_body, sse
 from bot.web.api import describe, edits, jobs, openapi, review, steering, wait_reason
 from bot.web.auth import HostPolicy, SessionTokens, load_or_create_key
 from bot.web.connections import ConnectionLimits, ConnectionTable, GuardedConnection
 from bot.web.listener import listen
-from bot.web.picture_cache import GridCache
+from bot.web.media import GridCache
 from bot.web.routes import list_routes, set_up_features
-from bot.web.sse_cache import EventCache, JobCache
+from bot.web.sse import EventCache, JobCache
 
 PACKAGE_DIR = Path(__file__).parent
 MAX_BODY_BYTES = 64 * 1024  # of a request's body

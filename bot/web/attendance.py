@@ -12,8 +12,8 @@ from bot.domain.dto import AcceptedJob
 from bot.jobs.attended_requests import AttendedRequest, DrawnPicture, PictureRequest
 from bot.web.media import wait_while_connected
 from bot.web.middleware import is_signed_out, member_of, signed_out_error
+from bot.web.request_body import destination_of
 from bot.web.sse import SERVICES, SHUTDOWN
-from bot.web.submission import destination_of
 
 
 @asynccontextmanager

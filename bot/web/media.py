@@ -1,29 +1,86 @@
 """Finished pictures, grids, films and keyframes as files. A file never changes once it is shown.
 
 The job service has the bytes. Pictures count from 1, keyframes from 0.
+
+Caches of pictures made of finished ones: a page and its visitors request the same ones again and again.
+
+They bound how many are made at once and how much is kept.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any, TypeVar
+from weakref import WeakValueDictionary
 
 from aiohttp import web
+from cachetools import LRUCache
 
+from bot.domain.concurrency import run_in_thread
 from bot.domain.dto import JobView
 from bot.domain.errors import UserError
 from bot.domain.job_states import is_end
-from bot.images.films.formats import FILM_FORMATS, MEDIA_TYPES, FilmFormat, parse_film_format
-from bot.images.moderation_status import held_images
+from bot.pictures import grid
+from bot.pictures.animation import FILM_FORMATS, MEDIA_TYPES, FilmFormat, parse_film_format
+from bot.pictures.moderation_status import held_images
 from bot.web import serializers
 from bot.web.middleware import member_of
-from bot.web.picture_cache import GridCache
 from bot.web.sse import SERVICES, require_permitted, require_visible
 from engine.contract import MAX_COUNT
 
 T = TypeVar("T")
+
+MAX_CONCURRENT = 2  # each takes a core, and tens of megabytes of pixels
+MAX_PICTURES = 48
+MAX_BYTES = 64 * 1024 * 1024
+
+
+class EncodedPictureCache:
+    """An LRU cache. A key names a picture's sources and form, so an entry never changes."""
+
+    def __init__(self) -> None:
+        self._slots = asyncio.Semaphore(MAX_CONCURRENT)
+        self._locks: WeakValueDictionary[tuple[str, ...], asyncio.Lock] = (
+            WeakValueDictionary()
+        )  # an entry lives while a request waits
+        self._entries: LRUCache[tuple[str, ...], bytes] = LRUCache(MAX_BYTES, getsizeof=len)
+
+    async def get(self, key: tuple[str, ...], make: Callable[[], Awaitable[bytes]]) -> bytes:
+        """Return the picture of `key`; `make()` is called only on a miss."""
+        if (entry := self._entries.get(key)) is not None:
+            return entry
+        lock = self._locks.setdefault(key, asyncio.Lock())
+        async with lock, self._slots:
+            if (entry := self._entries.get(key)) is not None:  # another request made it meanwhile
+                return entry
+            payload = await make()
+            self._store(key, payload)
+            return payload
+
+    def _store(self, key: tuple[str, ...], payload: bytes) -> None:
+        if len(payload) <= MAX_BYTES:
+            self._entries[key] = payload
+        if len(self._entries) > MAX_PICTURES:
+            self._entries.popitem()
+
+
+class GridCache:
+    """A cache of composed grids."""
+
+    def __init__(self, cell: int) -> None:
+        self._cell = cell
+        self._cache = EncodedPictureCache()
+
+    async def get(self, key: tuple[str, ...], load_pictures: Callable[[], Awaitable[Sequence[bytes]]]) -> bytes:
+        """Return the grid of `key`; compose it from `load_pictures()`, which is called only on a miss."""
+
+        async def compose() -> bytes:
+            return await run_in_thread(partial(grid.compose, await load_pictures(), self._cell))
+
+        return await self._cache.get(key, compose)
+
 
 GRID_CACHE = web.AppKey("grid_cache", GridCache)
 CACHE_FOREVER = "private, max-age=31536000, immutable"

@@ -8,7 +8,7 @@ from __future__ import annotations
 from aiohttp import web
 from prometheus_client.exposition import choose_encoder
 
-from bot.app.metrics_page import MetricsPage
+from bot.app.metrics import MetricsPage
 from bot.domain.errors import UserError
 from bot.web.middleware import METRICS_PATH, VISITOR
 

@@ -18,7 +18,7 @@ from aiohttp import HttpVersion11, web
 
 from bot.domain.dto import Member
 from bot.domain.errors import UserError
-from bot.policy.rates import TokenBuckets, too_often
+from bot.policy.limits import TokenBuckets, too_often
 from bot.services.api_keys import PREFIX, ApiKeys
 from bot.services.sessions import DAY_SECONDS, SESSION_DAYS, Sessions
 from bot.store import DatabaseUnavailable

@@ -1,4 +1,4 @@
-"""Rates of the page: each route's action, and the middleware that charges it to its visitor (`bot.policy.rates`).
+"""Rates of the page: each route's action, and the middleware that charges it to its visitor (`bot.policy.limits`).
 
 An API key may have too little scope for the action (`bot.policy.permissions`).
 """
@@ -13,8 +13,8 @@ from aiohttp import web
 from bot.domain.errors import UserError
 from bot.domain.feature import merge_rows
 from bot.domain.permission import Action
+from bot.policy.limits import too_often
 from bot.policy.permissions import scope_refusal
-from bot.policy.rates import too_often
 from bot.web.connections import address_group
 from bot.web.middleware import TERMINAL_ID, TOKEN_BUCKETS, VISITOR, Handler
 from bot.web.routes import list_routes

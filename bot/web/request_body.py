@@ -2,11 +2,18 @@
 
 A form takes only the memory of the bytes that have arrived, and these must arrive at a minimum rate. So slow uploads
 keep nobody from uploading.
+
+Pictures in base64, as the JSON of other programs' APIs has them.
+
+How a request's jobs are submitted: where they are shown, and the key that makes a repeated request the same.
 """
 
 from __future__ import annotations
 
 import asyncio
+import base64
+import binascii
+import hashlib
 from collections.abc import AsyncGenerator, Generator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -19,8 +26,9 @@ from aiohttp import BodyPartReader, MultipartReader, web
 from aiohttp.http import HttpProcessingError
 
 from bot.domain.concurrency import PerMemberLimit, run_in_thread
+from bot.domain.dto import Destination
 from bot.domain.errors import UserError
-from bot.images.uploads.upload_decoder import MAX_UPLOAD_BYTES
+from bot.pictures.uploads.upload_decoder import MAX_UPLOAD_BYTES
 from bot.web.middleware import member_of
 from engine.contract import MAX_CONTROLS, MAX_INIT_IMAGES, MAX_REFERENCES, convert, decode_json
 
@@ -279,3 +287,44 @@ def _mend_integers(value: object) -> object:
     if isinstance(value, float) and value.is_integer() and abs(value) <= MAX_WHOLE:
         return int(value)
     return value
+
+
+MAX_TEXT = MAX_UPLOAD_BYTES * 4 // 3 + 1024  # characters of a picture in base64
+DATA_URL = "data:"
+
+
+def decode_picture(text: str, label: str = "picture") -> bytes:
+    """Return the bytes of a picture in base64, perhaps as a data URL. Raises `UserError`; decodes no pixel.
+
+    Line breaks within are allowed. It takes some milliseconds for a megabyte.
+    """
+    if text.startswith(("http://", "https://")):
+        raise UserError(f"The {label} must be sent in base64: Darkroom fetches no addresses for programs.")
+    header, _, content = text.partition(",") if text.startswith(DATA_URL) else ("", "", text)
+    if header and not header.endswith(";base64"):
+        raise UserError("A data URL has its picture in base64, as in data:image/png;base64,…")
+    if len(content) > MAX_TEXT:
+        raise UserError(f"The {label} is too large: up to {MAX_UPLOAD_BYTES >> 20} MiB are read.", 413)
+    try:
+        return base64.b64decode("".join(content.split()), validate=True)
+    except (binascii.Error, ValueError) as error:  # ValueError: characters outside ASCII
+        raise UserError(f"The {label} is no picture in base64.") from error
+
+
+def encode_base64(content: bytes) -> str:
+    return base64.b64encode(content).decode()
+
+
+def destination_of(request: web.Request) -> Destination:
+    return Destination("terminal" if request.headers.get("X-Darkroom") == "terminal" else "web")
+
+
+def idempotency_key_of(request: web.Request) -> str | None:
+    """Return the job service's key for an Idempotency-Key: the same visitor, address and key mean the same request."""
+    header = request.headers.get("Idempotency-Key")
+    if header is None:
+        return None
+    if not (1 <= len(header) <= 200 and header.isprintable()):
+        raise UserError("An Idempotency-Key has 1 to 200 printable characters.", 400)
+    text = "\n".join([member_of(request).id, request.method, request.path, header])
+    return "web:" + hashlib.sha256(text.encode()).hexdigest()[:40]

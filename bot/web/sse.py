@@ -2,6 +2,8 @@
 
 Each client reads at its own pace. The feed's subscription coalesces what a client has not read, so a slow one skips
 frames and delays nobody.
+
+Caches of encoded events and jobs: each is encoded once, however many pages are open.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ import asyncio
 import contextlib
 import logging
 import socket
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable
 from typing import Any
 
 import msgspec
@@ -19,18 +21,56 @@ from aiohttp_sse import EventSourceResponse, sse_response
 from cachetools import LRUCache
 
 from bot.domain.concurrency import SharedCall, race
-from bot.domain.dto import JobView
+from bot.domain.dto import JobView, Member
 from bot.domain.errors import UserError
-from bot.domain.events import JobEnded, JobEvent, JobProgress, Subscription
+from bot.domain.events import JobEnded, JobEvent, JobProgress, JobSteered, ModelLoading, QueueMoved, Subscription
 from bot.domain.job_states import is_end
 from bot.policy.permissions import Action, forbidden_reason, job_ref
 from bot.services import Services
 from bot.store import DatabaseUnavailable
 from bot.web import serializers
 from bot.web.middleware import GUILD, TERMINAL_ID, VISITOR, is_signed_out, member_of
-from bot.web.sse_cache import EventCache, JobCache, format_event
 
 log = logging.getLogger(__name__)
+
+MAX_JOBS = 256  # jobs
+
+
+class EventCache:
+    """The last encoded event of each job. The feed gives the same object to all pages that keep up."""
+
+    def __init__(self) -> None:
+        self._last: LRUCache[str, tuple[LiveEvent, bytes]] = LRUCache(MAX_JOBS)
+
+    def encode(self, job_event: LiveEvent) -> bytes:
+        """Return the event in its wire format."""
+        last = self._last.get(job_event.job)
+        if last is None or last[0] is not job_event:
+            name, value = serialize_event(job_event)
+            last = self._last[job_event.job] = job_event, format_event(name, msgspec.json.encode(value))
+        return last[1]
+
+
+class JobCache:
+    """The last JSON of each job, as its author, a moderator and everybody else see it."""
+
+    def __init__(self) -> None:
+        self._last: LRUCache[str, tuple[JobView, dict[tuple[bool, bool], bytes]]] = LRUCache(MAX_JOBS)
+
+    def encode(self, view: JobView, reader: Member) -> bytes:
+        """Return `serializers.serialize_job` as JSON."""
+        last = self._last.get(view.id)
+        if last is None or last[0] != view:
+            last = self._last[view.id] = view, {}
+        role = (view.member_id == reader.id, reader.is_moderator)
+        if role not in last[1]:
+            last[1][role] = msgspec.json.encode(serializers.serialize_job(view, reader))
+        return last[1][role]
+
+    def encode_list(self, views: Iterable[JobView], reader: Member) -> bytes:
+        """Return `{"jobs": […]}`."""
+        return b'{"jobs":[' + b",".join(self.encode(view, reader) for view in views) + b"]}"
+
 
 SERVICES = web.AppKey("services", Services)
 ENGINE_LOADING = web.AppKey("engine_loading", asyncio.Event)  # set: our own engine was started and is not ready yet
@@ -294,3 +334,24 @@ async def wait_for_sign_out(request: web.Request) -> None:
         with contextlib.suppress(DatabaseUnavailable):  # nobody can know now
             if await is_signed_out(request):
                 return
+
+
+LiveEvent = QueueMoved | ModelLoading | JobProgress | JobSteered
+
+
+def format_event(name: str, data: bytes, event_id: str = "") -> bytes:
+    """Return an event in its wire format (HTML, 9.2.6: the event stream's format). `data` is JSON: no line ends."""
+    id_line = f"id: {event_id}\r\n" if event_id else ""
+    return f"{id_line}event: {name}\r\ndata: ".encode() + data + b"\r\n\r\n"
+
+
+def serialize_event(job_event: LiveEvent) -> tuple[str, dict[str, Any]]:
+    """Return the event's name and its value for JSON."""
+    if isinstance(job_event, JobProgress):
+        return "frame", serializers.serialize_frame(job_event)
+    if isinstance(job_event, ModelLoading):
+        return "loading", serializers.serialize_loading(job_event)
+    if isinstance(job_event, JobSteered):
+        return "steered", serializers.serialize_steered(job_event)
+    payload = {"jobs_ahead": job_event.jobs_ahead, "eta": job_event.eta, "startup_notice": job_event.startup_notice}
+    return "queued", {"id": job_event.job, "state": "queued", **payload}

@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 
 from PIL import Image, ImageDraw
 
-from bot.images.contact_sheet import compose_side_by_side
+from bot.pictures.ladder_film import compose_side_by_side
 
 HERE = Path(__file__).parent
 STEPS = ["--steps", "60", "--sampler", "dpmpp_2m", "--count", "1"]

@@ -14,7 +14,7 @@ from typing import cast
 import numpy as np
 from PIL import Image
 
-from bot.images.contact_sheet import compose_side_by_side
+from bot.pictures.ladder_film import compose_side_by_side
 from engine.contract import Amendment, BillingKey, Concept, Job, Recipe, Sampler, SetConcepts
 from engine.models.families.embedded import load_embedded
 from engine.models.family import Family

@@ -18,7 +18,7 @@ BRACKET_FACTOR = 1.1  # factor of a pair of brackets
 MAX_WEIGHT = 10.0  # the bound of `engine.contract.Concept.weight`
 MAX_PRODUCT = 1e100  # bound on a product of factors, beyond every useful one
 
-# `bot.prompt.emphasis` has the same pattern, so that both parse a prompt alike.
+# `bot.prompt.concepts` has the same pattern, so that both parse a prompt alike.
 NUMBER = r"[+-]?(?:10(?:\.0{0,6})?|[0-9](?:\.[0-9]{0,6})?|\.[0-9]{1,6})"
 _TOKEN = re.compile(rf"\\[()\[\]\\]|[()\[\]]|:\s*({NUMBER})\s*\)|[^\\()\[\]:]+|.", re.DOTALL)
 _WORDLESS = re.compile(r"[\d\s.,:]*")  # "(4:3)" is a ratio of sides, "(12:30)" a time

@@ -24,8 +24,8 @@ from typing import Any
 import torch
 from PIL import Image
 
-from bot.images.thumbnail import crop_square
 from bot.jobs.model_catalog import SHIPPED_MODEL
+from bot.pictures.image_codec import crop_square
 from bot.prompt.vocabulary import EMBEDDED_VOCABULARY
 from bot.services.prompt_tools.image_to_prompt import PromptSearch, ScoredPrompt
 from engine.batching import diffusion_classifier

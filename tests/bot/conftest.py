@@ -13,7 +13,7 @@ import pytest_asyncio
 from bot.app.settings import load_settings
 from bot.domain.dto import Destination, Member
 from bot.domain.feature import load_parts
-from bot.images.uploads.decoder_process import DecoderProcess
+from bot.pictures.uploads.upload_decoder import DecoderProcess
 from bot.store import Store
 from engine.bus.embedded_broker import Broker
 from shared.app_harness import AppHarness

@@ -16,7 +16,7 @@ from bot.app.settings import load_settings
 from bot.app.wiring import App, open_app
 from bot.cli import steer
 from bot.domain.dto import Destination, Member
-from bot.images.image_codec import decode_image
+from bot.pictures.image_codec import decode_image
 from bot.web.app import build_app, run_server
 from bot.web.auth import terminal_key
 from engine import models

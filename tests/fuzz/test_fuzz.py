@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from bot.images.uploads.upload_decoder import DecodedImage
+from bot.pictures.uploads.upload_decoder import DecodedImage
 from tools.fuzz.campaign import find_problem, run_campaign
 from tools.fuzz.damage import KINDS, draw_case
 from tools.fuzz.report import as_json, format_rows

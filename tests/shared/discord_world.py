@@ -22,8 +22,8 @@ from bot.app.wiring import open_app
 from bot.discord.delivery.courier import Courier
 from bot.discord.delivery.discord_api import MessageClient
 from bot.discord.start import RunningClient
-from bot.images.uploads.image_links import FileUnavailable
-from bot.policy.rates import TokenBuckets
+from bot.pictures.uploads.image_links import FileUnavailable
+from bot.policy.limits import TokenBuckets
 from engine.bus import Bus
 from engine.bus.embedded_broker import Broker
 from shared.migrated_database import put_migrated_database

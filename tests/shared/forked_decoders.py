@@ -1,6 +1,6 @@
 """Forks the decoder processes of a test's bots from one that has Pillow loaded: a new one takes as long as its broker.
 
-A fork runs the same `sandbox_worker.main`. `tests/bot/images/test_upload_decoder.py` and the tests of real bots start
+A fork runs the same `sandbox_worker.main`. `tests/bot/pictures/test_upload_decoder.py` and the tests of real bots start
 real processes.
 """
 
@@ -18,8 +18,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
 
-from bot.images.uploads import decoder_process, sandbox_worker
-from bot.images.uploads.decoder_process import DecoderProcess
+from bot.pictures.uploads import sandbox_worker, upload_decoder
+from bot.pictures.uploads.upload_decoder import DecoderProcess
 
 # what a fork is told, and what it answers
 LIMITS = struct.Struct(">dQ")
@@ -27,7 +27,7 @@ PID = struct.Struct(">I")
 SERVER = """
 import os, signal, socket, struct, sys
 sys.path.insert(0, {root!r})
-from bot.images.uploads import image_decoding, sandbox_worker
+from bot.pictures.uploads import image_decoding, sandbox_worker
 image_decoding.prepare_pillow()
 image_decoding.prepare_pillow = lambda: None
 sandbox_worker.die_with_parent({parent})
@@ -93,14 +93,14 @@ def serve_decoders() -> Iterator[DecoderForks]:
         listener.bind(address)
         listener.listen()
         code = SERVER.format(
-            root=str(decoder_process.ROOT),
+            root=str(upload_decoder.ROOT),
             parent=os.getpid(),
             listener=listener.fileno(),
             limits=LIMITS.format,
             size=LIMITS.size,
             pid=PID.format,
         )
-        environment = {name: os.environ[name] for name in decoder_process.PASSED_VARIABLES if name in os.environ}
+        environment = {name: os.environ[name] for name in upload_decoder.PASSED_VARIABLES if name in os.environ}
         command = [sys.executable, "-I", "-c", code]
         with subprocess.Popen(
             command, stdin=subprocess.DEVNULL, pass_fds=[listener.fileno()], env=environment

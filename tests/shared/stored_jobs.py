@@ -8,7 +8,7 @@ from typing import Any
 from ulid import ULID
 
 from bot.domain.dto import Destination, Member
-from bot.images.picture_store import PictureStore
+from bot.pictures.picture_store import PictureStore
 from bot.store import NewJob, Store, StoredPicture
 from engine.contract import Concept, Recipe
 

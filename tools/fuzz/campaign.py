@@ -18,8 +18,8 @@ import psutil
 from PIL import Image
 
 from bot.domain.errors import UserError
-from bot.images.uploads.image_decoding import OUTPUT_SIDE
-from bot.images.uploads.upload_decoder import DECODE_TIMEOUT, DecodedImage, UploadDecoder
+from bot.pictures.uploads.image_decoding import OUTPUT_SIDE
+from bot.pictures.uploads.upload_decoder import DECODE_TIMEOUT, DecodedImage, UploadDecoder
 from tools.fuzz.damage import draw_case
 from tools.fuzz.seeds import Seed, make_seeds
 

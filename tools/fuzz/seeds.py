@@ -12,7 +12,7 @@ from typing import Any
 from PIL import ExifTags, Image, ImageCms
 from PIL.PngImagePlugin import PngInfo
 
-from bot.images.uploads.image_decoding import FORMATS
+from bot.pictures.uploads.image_decoding import FORMATS
 
 
 @dataclass(frozen=True)

@@ -1,21 +1,29 @@
-"""`/sdapi/v1/progress`, `/interrupt` and `/skip`: the caller's own requests, and nobody else's."""
+"""`/sdapi/v1/progress`, `/interrupt` and `/skip`: the caller's own requests, and nobody else's.
+
+The requests for pictures that clients wait for, by caller: what progress tells of, and interrupt cancels.
+
+Jobs that a caller asked for in another way are not among them.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 from aiohttp import web
 
-from bot.apis.a1111.open_requests import OPEN_REQUESTS, OpenRequest
 from bot.apis.a1111.result_fields import format_timestamp
 from bot.domain.dto import JobView
 from bot.domain.errors import UserError
-from bot.domain.events import JobProgress
-from bot.images import grid
-from bot.web.base64_pictures import encode_base64
+from bot.domain.events import Feed, JobProgress
+from bot.jobs.attended_requests import AttendedRequest
+from bot.pictures import grid
 from bot.web.middleware import member_of
+from bot.web.request_body import encode_base64
 from bot.web.sse import SERVICES
 
 LEAST_PROGRESS = 0.01  # of a request that has not begun: 0 means to clients that there is none
@@ -107,3 +115,62 @@ async def skip(request: web.Request) -> web.Response:
 async def _cancel(request: web.Request, job: str) -> None:
     with contextlib.suppress(UserError):  # it ended meanwhile
         await request.app[SERVICES].jobs.cancel(job, member_of(request))
+
+
+@dataclass
+class OpenRequest:
+    """A request in progress. `kind`: of its script, as AUTOMATIC1111 names it; `started`: seconds since 1970.
+
+    `task`: what the caller calls it (`force_task_id`), if anything.
+    """
+
+    attended_request: AttendedRequest
+    kind: str
+    started: float
+    task: str | None = None
+    watched_jobs: set[str] = field(default_factory=set[str])
+
+    @property
+    def all_jobs(self) -> tuple[str, ...]:
+        """Its jobs, in order."""
+        return tuple(accepted.job for accepted in self.attended_request.jobs)
+
+    @property
+    def open_jobs(self) -> tuple[str, ...]:
+        """Those that have not ended, in order."""
+        return tuple(job for job in self.all_jobs if job in self.attended_request.open_jobs)
+
+
+class OpenRequests:
+    """By caller, the oldest first."""
+
+    def __init__(self, feed: Feed) -> None:
+        self._feed = feed
+        self._by_member: dict[str, list[OpenRequest]] = {}
+
+    def list_of(self, member: str) -> tuple[OpenRequest, ...]:
+        """Return a caller's requests."""
+        return tuple(self._by_member.get(member, ()))
+
+    @contextmanager
+    def note(self, member: str, request: OpenRequest) -> Generator[None]:
+        """List the request while the body runs."""
+        requests = self._by_member.setdefault(member, [])
+        requests.append(request)
+        try:
+            yield
+        finally:
+            requests.remove(request)
+            if not requests:
+                del self._by_member[member]
+            for job in request.watched_jobs:
+                self._feed.unwatch(job)
+
+    def watch(self, request: OpenRequest, job: str) -> None:
+        """Have previews of a job rendered until its request ends: somebody asks for them."""
+        if job not in request.watched_jobs:
+            request.watched_jobs.add(job)
+            self._feed.watch(job)
+
+
+OPEN_REQUESTS = web.AppKey("open_requests", OpenRequests)

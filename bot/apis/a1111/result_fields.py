@@ -1,14 +1,26 @@
-"""Results in AUTOMATIC1111's form: `info` of pictures, and their parameters by name. Pure."""
+"""Results in AUTOMATIC1111's form: `info` of pictures, and their parameters by name. Pure.
+
+`/sdapi/v1/png-info` and `/interrogate`: how a picture was made, and which prompt fits it.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from aiohttp import web
+
+from bot.apis.a1111.bodies import InterrogateBody, PictureBody
+from bot.apis.a1111.listings import choose_profile
 from bot.apis.a1111.names import name_sampler
+from bot.web.media import wait_while_connected
+from bot.web.middleware import member_of
+from bot.web.request_body import decode_picture, read_picture_body
+from bot.web.sse import SERVICES
 from engine.contract import ImageToImage, Recipe, has_skipped_steps, noise_seed, recipe_for_image
 
 NEGATIVE_MARK = "Negative prompt:"
@@ -93,3 +105,25 @@ def parse_parameters(text: str) -> dict[str, str]:
 
 def _unquote(value: str) -> str:
     return value[1:-1].replace('\\"', '"') if len(value) >= 2 and value[0] == value[-1] == '"' else value
+
+
+async def read_png_info(request: web.Request) -> web.Response:
+    """Return the parameters that a picture carries: as text, and by their names. Empty for a picture without them."""
+    async with read_picture_body(request, PictureBody) as body:
+        loader = request.app[SERVICES].init_image_loader
+        picture = await asyncio.to_thread(decode_picture, body.image)
+        text = await loader.read_recipe_text(member_of(request), picture)
+    items = {"parameters": text} if text else {}
+    return web.json_response({"info": text, "items": items, "parameters": parse_parameters(text)})
+
+
+async def interrogate(request: web.Request) -> web.Response:
+    """Return the prompt with which the caller's model denoises a picture best, which takes seconds."""
+    async with read_picture_body(request, InterrogateBody) as body:
+        picture = await asyncio.to_thread(decode_picture, body.image)
+    del body
+    member = member_of(request)
+    profile = await choose_profile(request.app[SERVICES], member)
+    search = request.app[SERVICES].image_to_prompt.suggest_prompts(picture, member, profile.name)
+    result = await wait_while_connected(request, search)
+    return web.json_response({"caption": result.prompts[0].prompt if result.prompts else ""})

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 from aiohttp import web
 
-from bot.apis.a1111 import bodies, generation, listings, models, picture_texts, progress, upscaling
-from bot.apis.a1111.errors import shape_error
-from bot.apis.a1111.open_requests import OPEN_REQUESTS, OpenRequests
+from bot.apis.a1111 import bodies, generation, listings, progress, result_fields
+from bot.apis.a1111.bodies import shape_error
+from bot.apis.a1111.progress import OPEN_REQUESTS, OpenRequests
 from bot.web.api.answers import Schema, list_of, map_of, object_of
 from bot.web.routes import ErrorForm, Route, Shape
 from bot.web.sse import SERVICES
@@ -75,38 +75,38 @@ ROUTES = (
     Route(
         "POST",
         f"{BASE}/extra-single-image",
-        upscaling.enlarge_picture,
+        generation.enlarge_picture,
         "upscale",
         Shape("WebuiPicture", body=bodies.SingleUpscaleBody),
     ),
     Route(
         "POST",
         f"{BASE}/extra-batch-images",
-        upscaling.enlarge_pictures,
+        generation.enlarge_pictures,
         "upscale",
         Shape("WebuiEnlarged", body=bodies.BatchUpscaleBody),
     ),
     Route(
         "POST",
         f"{BASE}/png-info",
-        picture_texts.read_png_info,
+        result_fields.read_png_info,
         "info",
         Shape("WebuiParameters", body=bodies.PictureBody),
     ),
     Route(
         "POST",
         f"{BASE}/interrogate",
-        picture_texts.interrogate,
+        result_fields.interrogate,
         "describe",
         Shape("WebuiCaption", body=bodies.InterrogateBody),
     ),
     Route("GET", f"{BASE}/progress", progress.get_progress, "job", Shape("WebuiProgress")),
     Route("POST", f"{BASE}/interrupt", progress.interrupt, "cancel", Shape("WebuiNothing")),
     Route("POST", f"{BASE}/skip", progress.skip, "cancel", Shape("WebuiNothing")),
-    Route("GET", f"{BASE}/sd-models", models.list_checkpoints, "job", Shape("WebuiModels")),
-    Route("GET", f"{BASE}/options", models.get_options, "job", Shape("WebuiOptions")),
-    Route("POST", f"{BASE}/options", models.set_options, "prefer", Shape("WebuiNothing", body=bodies.OptionsBody)),
-    Route("POST", f"{BASE}/refresh-checkpoints", models.refresh_checkpoints, "page", Shape("WebuiNothing")),
+    Route("GET", f"{BASE}/sd-models", listings.list_checkpoints, "job", Shape("WebuiModels")),
+    Route("GET", f"{BASE}/options", listings.get_options, "job", Shape("WebuiOptions")),
+    Route("POST", f"{BASE}/options", listings.set_options, "prefer", Shape("WebuiNothing", body=bodies.OptionsBody)),
+    Route("POST", f"{BASE}/refresh-checkpoints", listings.refresh_checkpoints, "page", Shape("WebuiNothing")),
     Route("GET", f"{BASE}/samplers", listings.list_all_samplers, "job", Shape("WebuiSamplers")),
     Route("GET", f"{BASE}/schedulers", listings.list_schedulers, "job", Shape("WebuiSchedulers")),
     Route("GET", f"{BASE}/upscalers", listings.list_upscalers, "job", Shape("WebuiNames")),

@@ -16,7 +16,7 @@ from bot.apis.mcp.arguments import JOB_PATTERN
 from bot.cli.imagine import http_client
 from bot.cli.imagine.job_inputs import read_files
 from bot.domain.errors import UserError
-from bot.images.uploads.upload_decoder import MAX_UPLOAD_BYTES
+from bot.pictures.uploads.upload_decoder import MAX_UPLOAD_BYTES
 
 JOB_PICTURE = re.compile(rf"({JOB_PATTERN})/([1-4])")
 DATA_URL = re.compile(r"data:image/[\w.+-]+;base64,", re.ASCII)

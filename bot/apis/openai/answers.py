@@ -12,8 +12,8 @@ from typing import Any, Literal
 from bot.apis.openai.bodies import DEFAULT_COMPRESSION, DrawBody, PictureFormat
 from bot.domain.concurrency import run_in_thread
 from bot.domain.dto import JobView
-from bot.images.image_codec import ImageFormat, decode_image, encode_image, read_recipe_text
 from bot.jobs.attended_requests import DrawnPicture, Preview
+from bot.pictures.image_codec import ImageFormat, decode_image, encode_image, read_recipe_text
 from bot.web import serializers
 from engine.contract import Recipe, Task, count_requested_evaluations
 

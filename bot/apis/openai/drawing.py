@@ -23,9 +23,16 @@ from bot.jobs.init_images import InitImages
 from bot.store import DatabaseUnavailable
 from bot.web.attendance import admit_attended
 from bot.web.middleware import STATUS_SENTENCES, Refusal
-from bot.web.sse import SERVICES, SHUTDOWN, open_stream, wait_for_disconnect, wait_for_sign_out, write_event
-from bot.web.sse_cache import format_event
-from bot.web.submission import idempotency_key_of
+from bot.web.request_body import idempotency_key_of
+from bot.web.sse import (
+    SERVICES,
+    SHUTDOWN,
+    format_event,
+    open_stream,
+    wait_for_disconnect,
+    wait_for_sign_out,
+    write_event,
+)
 
 Event = tuple[str, dict[str, Any]]  # its name and its value for JSON; bytes become base64
 DrawingError = PicturesMissing | FeedClosed | UserError | DatabaseUnavailable  # why a request gets no pictures

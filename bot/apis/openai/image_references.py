@@ -8,7 +8,7 @@ from bot.apis.openai.bodies import JsonEditBody
 from bot.apis.openai.errors import FieldError
 from bot.domain.errors import UserError
 from bot.jobs.init_images import ImageInput, InitImages, JobImageRef, resolve_url
-from bot.web.base64_pictures import DATA_URL, decode_picture
+from bot.web.request_body import DATA_URL, decode_picture
 
 
 def read_references(body: JsonEditBody, own_addresses: Iterable[str]) -> InitImages:

@@ -12,10 +12,9 @@ from bot.apis.openai.answers import convert_picture
 from bot.apis.openai.bodies import DrawBody, PictureFormat
 from bot.domain.errors import UserError
 from bot.jobs.attended_requests import DrawnPicture
-from bot.policy.rates import too_often
-from bot.web.media import picture_index_of
+from bot.policy.limits import too_often
+from bot.web.media import EncodedPictureCache, picture_index_of
 from bot.web.middleware import HOST_POLICY, SECURE_COOKIE, SESSION_TOKENS, TOKEN_BUCKETS
-from bot.web.picture_cache import EncodedPictureCache
 from bot.web.sse import SERVICES
 
 CONVERTED_PICTURES = web.AppKey("converted_pictures", EncodedPictureCache)

@@ -13,7 +13,7 @@ from bot.apis.openai.answers import FORMATS
 from bot.apis.openai.errors import shape_error
 from bot.apis.openai.picture_addresses import CONVERTED_PICTURES, SIGNED_PATH
 from bot.web.api.answers import Schema, list_of, object_of
-from bot.web.picture_cache import EncodedPictureCache
+from bot.web.media import EncodedPictureCache
 from bot.web.routes import ErrorForm, Route, Shape
 
 OPENAI_MODEL = object_of(id="string", object="string", created="integer", owned_by="string")

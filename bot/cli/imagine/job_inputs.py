@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bot.domain.errors import UserError
-from bot.images.uploads.upload_decoder import MAX_UPLOAD_BYTES
+from bot.pictures.uploads.upload_decoder import MAX_UPLOAD_BYTES
 
 BRANCH_PATTERN = re.compile(r"([0-9A-Za-z]{26})(?:/([1-4]))?:([0-9]{1,4})")
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from ulid import ULID
 
-from bot.app.model_choices import read_model_choices
+from bot.app.wiring import read_model_choices
 from bot.cli.imagine.job_inputs import JobInputs, KeyframeRef, read_files
 from bot.cli.imagine.progress_display import ProgressDisplay
 from bot.cli.imagine.result import GenerationError, ImagineResult
@@ -25,14 +25,6 @@ from bot.cli.store_session import load_store_settings, run_with_store
 from bot.domain.dto import Member
 from bot.domain.errors import UserError
 from bot.domain.texts import INIT_IMAGE_GONE
-from bot.images.films.captions import list_recipe_captions
-from bot.images.films.interpolation_film import render_interpolation_film
-from bot.images.films.ladder_film import render_film as film_of
-from bot.images.gallery import Gallery
-from bot.images.keyframes import ladder_keyframes
-from bot.images.picture_store import ContentMissing, PictureStore
-from bot.images.uploads.image_links import split_leading_links
-from bot.images.uploads.upload_decoder import UploadDecoder
 from bot.jobs.beginnings import (
     BranchEdit,
     branch_base,
@@ -46,9 +38,17 @@ from bot.jobs.beginnings import (
 from bot.jobs.init_images import LoadedInitImages, decode_init_images
 from bot.jobs.recipe import interpolation_recipes, pin_batch_shape
 from bot.jobs.views import refusal_reason
+from bot.pictures import ladder_keyframes
+from bot.pictures.captions import list_recipe_captions
+from bot.pictures.gallery import Gallery
+from bot.pictures.ladder_film import render_film as film_of
+from bot.pictures.ladder_film import render_interpolation_film
+from bot.pictures.picture_store import ContentMissing, PictureStore
+from bot.pictures.uploads.image_links import split_leading_links
+from bot.pictures.uploads.upload_decoder import UploadDecoder
 from bot.prompt import build_recipe, parse
 from bot.prompt.capability_check import check_capabilities, check_start
-from bot.prompt.final_prompt import prompt_at_step
+from bot.prompt.change_texts import prompt_at_step
 from bot.store import JobRecord, Store
 from engine.contract import BillingKey, Frame, Job, ModelProfile, Recipe, estimate_cost, list_final_images
 from engine.contract.evaluations import count_requested_evaluations

@@ -1,4 +1,9 @@
-"""`darkroom models add`: from a name to checked files of a model with its defaults, or of a part."""
+"""`darkroom models add`: from a name to checked files of a model with its defaults, or of a part.
+
+One thing that `darkroom models add` fetches: what is said and asked before, and the transfer itself.
+
+Shows a model's licence, and asks where it asks to be accepted.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +14,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import typer
 from rich.console import Console
 
-from bot.cli.models.fetch_plan import FetchPlan, ask_to_fetch, fetch, say
-from bot.cli.models.quantization import parse_quantization
+from bot.cli.models.defaults import parse_quantization
+from bot.cli.models.verification import TransferDisplay, format_file_count
 from bot.domain.errors import UserError
+from bot.domain.texts import clean_text
 from engine.hub.added_models import (
     ADDED_MODELS,
     EMBEDDED_MODEL,
@@ -36,10 +43,10 @@ from engine.hub.catalogue import (
     read_part_catalogue,
     suggest_names,
 )
-from engine.hub.download import check_disk_space, plan_download, read_partial_revision
+from engine.hub.download import Download, check_disk_space, plan_download, read_partial_revision, run_download
 from engine.hub.part_selection import Selection, WantedPart, select_part, select_rest
-from engine.hub.repository import HubError, Repository, fetch_repository
-from engine.hub.revisions import read_revisions
+from engine.hub.repository import HubError, Repository, fetch_repository, get_endpoint
+from engine.hub.revisions import read_revisions, remember_revision
 from engine.process.load_progress import format_size
 from engine.process.memory_requests import QuantizationRequest
 from engine.process.model_settings import ModelSettings, read_model_settings, write_model_settings
@@ -273,3 +280,103 @@ def _describe_end(place: AddedPlace, manifest: ModelManifest, settings: ModelSet
 
 def _with_article(kind: PartKind) -> str:
     return f"{'an' if TITLES[kind][0] in 'aeiou' else 'a'} {TITLES[kind]}"
+
+
+@dataclass(frozen=True)
+class FetchPlan:
+    """What is to be fetched, and its name here. `manifest`: of what is here already; None: it is to be fetched."""
+
+    name: str
+    entry: CatalogueEntry | PartEntry | None
+    download: Download
+    manifest: ModelManifest | None
+
+
+def ask_to_fetch(plan: FetchPlan, console: Console, *, accepts: bool, quiet: bool) -> str:
+    """Say what is fetched, and ask for its licence; return the licence's name. Raises `UserError`."""
+    if plan.manifest is not None:
+        if not quiet:
+            key = plan.download.place.key
+            say(console, f"{key} is here already, at this revision; `darkroom models verify` checks its files.")
+        return plan.manifest.licence
+    licence = describe_licence(plan.download.repository, plan.entry)
+    if not quiet:
+        say(console, *_describe_start(plan), *licence.lines)
+    ask_acceptance(licence, accepted=accepts)
+    return licence.name
+
+
+def fetch(plan: FetchPlan, licence: str, console: Console, *, quiet: bool) -> ModelManifest:
+    """Return the manifest of what is here already, or is fetched now. Raises `HubError`."""
+    if plan.manifest is not None:
+        return plan.manifest
+    download = plan.download
+    repository = plan.download.repository
+    with TransferDisplay(console, download.place.key, download.size, download.present_bytes, quiet=quiet) as display:
+        manifest = run_download(download, display, licence)
+    remember_revision(download.place.data, repository.hub_id, repository.revision)
+    return manifest
+
+
+def say(console: Console, *lines: str) -> None:
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _describe_start(plan: FetchPlan) -> list[str]:
+    download = plan.download
+    repository = plan.download.repository
+    title = plan.entry.title if plan.entry else plan.name
+    present = f", of which {format_size(download.present_bytes)} are here" if download.present_bytes else ""
+    lines = [
+        f"{title}: {repository.hub_id} at {repository.revision[:12]}",
+        f"{format_size(download.size)} to download{present}, in {format_file_count(len(download.files))}",
+    ]
+    if isinstance(plan.entry, CatalogueEntry):
+        kinds = ("none", "int8", "int4")
+        sizes = [format_size(plan.entry.estimate_memory(kind)) for kind in kinds]
+        lines.append(f"memory, estimated: {sizes[0]}; --quantize int8 {sizes[1]}, int4 {sizes[2]}")
+    return lines
+
+
+# Names of licences, as the hub writes them, that restrict no use: they need no question.
+FREE_LICENCES = frozenset({"apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "cc0-1.0", "cc-by-4.0", "unlicense"})
+
+
+@dataclass(frozen=True)
+class Licence:
+    """What is shown before a download. `asks`: it must be accepted."""
+
+    name: str
+    restrictions: str
+    link: str
+    asks: bool
+
+    @property
+    def lines(self) -> list[str]:
+        lines = [f"licence: {self.name}, {self.link}"]
+        return [*lines, f"         {self.restrictions}"] if self.restrictions else lines
+
+
+def describe_licence(repository: Repository, entry: CatalogueEntry | PartEntry | None) -> Licence:
+    """Return the licence as the catalogue says it; else as the hub does, which asks unless it is known to be free."""
+    page = f"{get_endpoint()}/{repository.hub_id}"
+    link = clean_text(repository.licence_link)
+    link = link if link.startswith(("https://", "http://")) else page
+    if entry is not None:
+        return Licence(entry.licence, entry.restrictions, link, entry.asks)
+    name = clean_text(repository.licence)
+    if not name:
+        return Licence("none is named", "without one you may not use it unless its authors allow it", page, True)
+    is_free = name.lower() in FREE_LICENCES
+    return Licence(name, "" if is_free else "read what it allows before you accept it", link, not is_free)
+
+
+def ask_acceptance(licence: Licence, *, accepted: bool) -> None:
+    """Ask for the licence if it must be accepted. Raise `UserError` without an answer, or for no."""
+    if accepted or not licence.asks:
+        return
+    if not sys.stdin.isatty():
+        raise UserError(f"Read its licence ({licence.name}, {licence.link}), and add --accept-licence to accept it.")
+    if not typer.confirm("Do you accept this licence?", default=False, err=True):
+        raise UserError("Nothing was downloaded, since the licence was not accepted.")

@@ -121,7 +121,7 @@ def verify(
 @app.command()
 def remove(name: ModelName, yes: Yes = False, data: Data = None) -> None:
     """Delete an added model and its settings, or an added part, from this machine."""
-    from bot.cli.models.removal import remove_added
+    from bot.cli.models.verification import remove_added
 
     with _one_sentence():
         typer.echo(remove_added(_find_data(data), name, confirmed=yes))

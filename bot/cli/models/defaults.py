@@ -1,17 +1,21 @@
-"""`darkroom models default`: the default model, and the default steps, sampler and guidance of each."""
+"""`darkroom models default`: the default model, and the default steps, sampler and guidance of each.
+
+Reads `--quantize` of `darkroom models`.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from bot.cli.models.quantization import parse_quantization
 from bot.cli.models.verification import make_unknown_error
 from bot.domain.errors import UserError
 from bot.prompt.sampler_names import SAMPLER_LIST, find_sampler
 from engine.contract import Sampler
 from engine.hub.added_models import find_place, list_added
 from engine.hub.catalogue import WEIGHT_SUFFIXES
+from engine.process.memory_requests import QuantizationRequest
+from engine.process.memory_requests import parse_quantization as parse_request
 from engine.process.model_settings import EMBEDDED_MODEL, ModelSettings, read_model_settings, write_model_settings
 
 
@@ -75,3 +79,13 @@ def _refuse_unknown_model(name: str, data: Path) -> None:
     folder = find_place(data, name).path
     if not folder.is_dir() and not any(folder.with_name(f"{name}{suffix}").is_file() for suffix in WEIGHT_SUFFIXES):
         raise make_unknown_error(name, [*list_added(data), EMBEDDED_MODEL])
+
+
+def parse_quantization(text: str) -> QuantizationRequest | None:
+    """Return the choice; None for no text. Raise `UserError` for any other word."""
+    if not text:
+        return None
+    try:
+        return parse_request(text)
+    except ValueError as error:
+        raise UserError(f"--quantize: {error}, not {text[:40]!r}.") from error

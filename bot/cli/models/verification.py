@@ -1,18 +1,49 @@
-"""`darkroom models verify`: compares every byte of added models with the hub's checksums."""
+"""`darkroom models verify`: compares every byte of added models with the hub's checksums.
+
+Shows a download: bytes, speed and time left on one line; where there is no terminal, a line every few seconds.
+
+`darkroom models remove`: asks, and deletes a model with its settings, or a part.
+"""
 
 from __future__ import annotations
 
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
+from types import TracebackType
+from typing import Literal
 
+import typer
 from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
-from bot.cli.models.transfer_display import TransferDisplay, format_file_count
 from bot.domain.errors import UserError
-from engine.hub.added_models import AddedPlace, ModelManifest, find_damaged, list_places
+from engine.hub.added_models import (
+    AddedPlace,
+    ModelManifest,
+    find_damaged,
+    find_partial,
+    find_place,
+    is_name,
+    list_added,
+    list_partial,
+    list_places,
+    remove_place,
+)
 from engine.hub.catalogue import WEIGHT_SUFFIXES, suggest_names
 from engine.hub.download import plan_repair, run_download
 from engine.hub.repository import RepositoryFile
+from engine.process.load_progress import format_loaded_part, format_size
+from engine.process.model_settings import read_model_settings, write_model_settings
 
 
 def verify_models(data: Path, names: list[str], *, repair: bool = False, quiet: bool = False) -> dict[str, list[str]]:
@@ -74,3 +105,137 @@ def _describe(name: str, manifest: ModelManifest, damaged: list[RepositoryFile],
     mend = "they are fetched again" if repair else f"`darkroom models verify {name} --repair` fetches them again"
     paths = ", ".join(file.local_path for file in damaged[:3])
     return f"{name}: {len(damaged)} of {len(manifest.files)} files are damaged ({paths}): {mend}."
+
+
+LINE_SECONDS = 10.0  # between two lines where there is no terminal
+SPEED_SECONDS = 30.0  # over which the terminal's speed is the mean
+
+
+class TransferDisplay:
+    """A context manager around one download or check. `size`, `present`: bytes, and those that are there already.
+
+    Silent with `quiet`, lines on `console` without a terminal.
+    """
+
+    def __init__(
+        self,
+        console: Console,
+        title: str,
+        size: int,
+        present: int = 0,
+        *,
+        quiet: bool = False,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._console = console
+        self._title = title
+        self._size = size
+        self._quiet = quiet
+        self._now = now
+        self._present = self._done = present
+        self._started = self._last_line = now()
+        self._stage = ""
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            DownloadColumn(),
+            TransferSpeedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            speed_estimate_period=SPEED_SECONDS,
+            disable=quiet or not console.is_terminal,
+        )
+        self._task = self._progress.add_task(title, total=size, completed=present)
+
+    def __enter__(self) -> TransferDisplay:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def __call__(self, stage: Literal["download", "check"], byte_count: int) -> None:
+        """Take bytes that arrived; a check moves nothing, as it follows each file."""
+        if stage != self._stage:
+            self._stage = stage
+            self._progress.update(
+                self._task, description=f"{self._title}, checking" if stage == "check" else self._title
+            )
+        if stage == "download":
+            self.advance(byte_count)
+
+    def advance(self, byte_count: int) -> None:
+        """Count bytes; negative where a file starts anew."""
+        self._done += byte_count
+        self._progress.advance(self._task, byte_count)
+        if not self._quiet and not self._console.is_terminal and self._now() - self._last_line >= LINE_SECONDS:
+            self._last_line = self._now()
+            self._console.print(self.format_line(), markup=False, highlight=False, soft_wrap=True)
+
+    def format_line(self) -> str:
+        """Return "flux-schnell: 1.2 of 33.7 GB, 84 MB a second, 6 min left"."""
+        seconds = max(1e-3, self._now() - self._started)
+        speed = (self._done - self._present) / seconds
+        line = f"{self._title}: {format_loaded_part(self._done / max(1, self._size), self._size)}"
+        if speed <= 0:
+            return line
+        return f"{line}, {format_size(int(speed))} a second, {_format_left((self._size - self._done) / speed)} left"
+
+
+def _format_left(seconds: float) -> str:
+    if seconds >= 5400:
+        return f"{seconds / 3600:.1f} h"
+    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{max(0, round(seconds))} s"
+
+
+def format_file_count(count: int) -> str:
+    """Return "1 file" or "13 files"."""
+    return f"{count} file{'' if count == 1 else 's'}"
+
+
+def remove_added(data: Path, name: str, *, confirmed: bool) -> str:
+    """Delete a model or part; return the sentence about it. Raise `UserError` or `HubError`."""
+    found = _find(data, name)
+    key = " and ".join(place.key for place, _ in found)
+    if not confirmed:
+        _ask(name, key, sum(size for _, size in found))
+    settings_file = read_model_settings(data)
+    freed = sum(remove_place(place) for place, _ in found)
+    for name_here in {place.name for place, _ in found if place.kind == "model"} - list_added(data).keys():
+        if name_here in settings_file.models or settings_file.default == name_here:
+            write_model_settings(data, settings_file.without_model(name_here))
+    are = "are" if len(found) > 1 else "is"
+    return f"{key} {are} deleted, which frees {format_size(freed)}. A running Darkroom needs a restart to forget it."
+
+
+def _find(data: Path, name: str) -> list[tuple[AddedPlace, int]]:
+    """Return what is meant, added or half downloaded, and its bytes, 0 where they are unknown.
+
+    A model of that name is a network and the rest of its pipeline, where these are apart.
+    """
+    added = list_places(data)
+    partial = list_partial(data)
+    models = [(place, manifest.size) for place, manifest in added.values() if place.kind == "model"]
+    if both := [each for each in models if each[0].name == name]:
+        return both
+    if name not in added and name not in partial and is_name(name) and find_place(data, name).path.exists():
+        return [(find_place(data, name), 0)]  # the operator's own, which is refused
+    key = find_key(name, list(dict.fromkeys([*added, *partial])))
+    if key in added:
+        place, manifest = added[key]
+        return [(place, manifest.size)]
+    place = find_partial(data, key)
+    assert place is not None, "its key was listed"
+    return [(place, 0)]
+
+
+def _ask(name: str, key: str, size: int) -> None:
+    if not sys.stdin.isatty():
+        raise UserError(f"`darkroom models remove {name} --yes` deletes it.")
+    size_text = f", {format_size(size)}" if size else ""
+    if not typer.confirm(f"Delete {key}{size_text}?", default=False, err=True):
+        raise UserError("Nothing was deleted.")

@@ -172,7 +172,7 @@ def import_rules(
     data: Data = None,
 ) -> None:
     """Replace all rules of a server by those of a YAML file: all of it or nothing."""
-    from bot.policy.rules.yaml_io import MAX_BYTES
+    from bot.policy.rules.planned_changes import MAX_BYTES
 
     with file.open("rb") as stream:
         text = stream.read(MAX_BYTES + 1).decode("utf-8", "replace")

@@ -17,9 +17,8 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from bot.app.leader_election import keep_lead
+from bot.app.leader_election import WatchdogLoop, keep_lead
 from bot.app.settings import list_secret_variables
-from bot.app.watchdog_loop import WatchdogLoop
 from bot.app.wiring import open_app
 from bot.cli import instance_lock
 from bot.cli.instance_lock import RunningInstance, check_port_free, lock_data_folder
@@ -28,8 +27,8 @@ from bot.cli.up import broker_setup
 from bot.cli.up.engine_process import EngineProcess
 from bot.cli.up.log_file import log_to_file
 from bot.cli.up.welcome import format_welcome
+from bot.domain.concurrency import run_periodically
 from bot.domain.errors import UserError
-from bot.domain.periodic import run_periodically
 from bot.store import DatabaseUnavailable
 from bot.web.app import build_app, entry_address, run_server
 from bot.web.connections import ConnectionLimits, raise_descriptor_limit

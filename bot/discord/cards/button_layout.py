@@ -11,8 +11,8 @@ from types import MappingProxyType
 from typing import Literal, get_args
 
 from bot.domain.dto import JobAction, JobView
-from bot.images import moderation_status
 from bot.jobs.recipe import can_interpolate
+from bot.pictures import moderation_status
 from engine.contract import Recipe, is_draft, list_final_images
 
 ButtonKind = Literal[

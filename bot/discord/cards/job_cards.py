@@ -2,6 +2,12 @@
 
 Pure: the current time is an argument. Knows Discord's limits and markdown but not its library, so that every text can
 be tested without it. Text that a member wrote always goes through `escape_discord`.
+
+A job's details as text: how it was made, when, its cost, and its parameters to copy. Pure.
+
+The parameters have the format of AUTOMATIC1111's web UI, which other tools read.
+
+Texts around the final card of a job: whom it pings, why it is sent here, where the job is shown. Pure.
 """
 
 from __future__ import annotations
@@ -13,11 +19,21 @@ from bot.discord.cards import button_layout
 from bot.discord.cards.button_layout import ButtonRow
 from bot.domain import texts
 from bot.domain.dto import AcceptedJob, JobAction, JobView
+from bot.domain.job_states import is_end
 from bot.domain.steering import AmendmentView
-from bot.domain.texts import drop_one_time_notes, escape_discord
-from bot.images import moderation_status
+from bot.domain.texts import clean_text, drop_one_time_notes, escape_discord
+from bot.pictures import moderation_status
 from bot.prompt.flags import prompt_title
-from engine.contract import Recipe
+from engine.contract import (
+    FULL_INTERVAL,
+    SAMPLER_TITLES,
+    Recipe,
+    has_skipped_steps,
+    list_final_images,
+    make_part_fields,
+    noise_seed,
+    recipe_at_end,
+)
 
 NO_PROMPT = "without a prompt"  # a blend, or a job with an init image, needs none
 MAX_CONTENT = 2000
@@ -228,3 +244,170 @@ def _render_footer(view: JobView) -> str:
         return texts.format_footer(view.task, view.seconds, view.ms_per_step, view.enlargement)
     picture = view.pictures[0]
     return texts.format_upscale(view.task.factor, picture.width, picture.height, view.task.method)
+
+
+STATE_EMOJI = {"finished": "✅", "failed": "❌", "cancelled": "⏹️", "running": "▶️", "sent": "▶️", "queued": "⏳"}
+STATE_TITLES = {"sent": "about to start", "queued": "waiting"}
+
+
+def render_details(view: JobView, now: float) -> str:
+    """Return a job's details within one message."""
+    head = [
+        f"**{escape_discord(job_title(view.prompt), 600)}** · {escape_discord(view.member_name, 64)}",
+        _render_state(view, now),
+    ]
+    head += [line for line in (_render_times(view), _render_origin(view), _render_reason(view)) if line]
+    head += [f"-# {escape_discord(note, 200)}" for note in drop_one_time_notes(view.notes)[:4]]
+    foot = f"-# Job `{view.id}`"
+    space_left = MAX_CONTENT - sum(len(line) + 1 for line in (*head, foot)) - len("```\n\n```\n")
+    block = (
+        ["```", escape_code_block(render_parameters(view), space_left), "```"]
+        if isinstance(view.task, Recipe) and space_left > 100
+        else []
+    )
+    return "\n".join([*head, *block, foot])
+
+
+def render_parameters(view: JobView) -> str:
+    """Return the parameters in A1111's three lines, as in the PNG: prompt, negative prompt, settings."""
+    steered = view.task
+    if not isinstance(steered, Recipe):
+        return clean_text(view.prompt)
+    recipe = recipe_at_end(steered)
+    images = list_final_images(steered)
+    prompt = " ".join(
+        entry.text if entry.weight == 1 else f"{entry.text}::{entry.weight:g}" for entry in recipe.concepts
+    )
+    prompt = " ".join([prompt, *(f"<lora:{entry.name}:{entry.weight:g}>" for entry in recipe.loras)])
+    settings = {
+        "Steps": recipe.steps,
+        "Sampler": SAMPLER_TITLES[recipe.sampler],
+        "CFG scale": f"{recipe.guidance:g}",
+        "Seed": recipe.seed,
+        "Size": f"{recipe.width}x{recipe.height}",
+        "Model": recipe.model,
+    }
+    if (interval := recipe.guidance_interval) != FULL_INTERVAL:
+        settings["Guidance interval"] = f"{interval[0]:g}-{interval[1]:g}"
+    settings |= {"Evaluations": recipe.evaluations} if has_skipped_steps(recipe) else {}
+    settings |= {"Styles": " / ".join(recipe.styles)} if recipe.styles else {}
+    if recipe.candidate_count:
+        settings["Best of"] = recipe.candidate_count
+    if recipe.chosen_candidates:
+        settings["Seeds"] = " ".join(str(noise_seed(recipe, image)) for image in images)
+    if view.enlargement > 1:
+        settings["Hires upscale"] = view.enlargement
+    if recipe.interpolation and recipe.interpolation.end_prompt:
+        settings["Walk to"] = recipe.interpolation.end_prompt
+    settings |= make_part_fields(recipe)
+    if steered.amendments:
+        settings["Steered"] = texts.format_changes(len(steered.amendments))
+    if recipe.lineage:
+        settings["Variation of"] = " ".join(
+            f"{entry.seed + entry.index}@{entry.strength:g}" for entry in recipe.lineage
+        )
+    lines = [clean_text(prompt), f"Negative prompt: {clean_text(recipe.negative)}" if recipe.negative else ""]
+    lines.append(", ".join(f"{name}: {value}" for name, value in settings.items()))
+    return "\n".join(line for line in lines if line)
+
+
+def escape_code_block(text: str, limit: int) -> str:
+    """Return `text` for the inside of a code block: it cannot end the block, and is cut to `limit` characters."""
+    text = text.replace("``", "`\u200b`").replace("@", "@\u200b")
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
+def _render_state(view: JobView, now: float) -> str:
+    line = f"{STATE_EMOJI[view.state]} {STATE_TITLES.get(view.state, view.state)}"
+    if view.state == "queued":
+        line += f": {escape_discord(view.wait_reason, 200)}" if view.wait_reason else ""
+    elif not is_end(view.state):
+        line += f" · {texts.percent_done(view.step, view.total_steps)} % · step {view.step} of {view.total_steps}"
+    if view.eta is not None:
+        line += f" · done <t:{round(now + view.eta)}:R>"
+    return f"{line} · private" if view.is_private else line
+
+
+def _render_times(view: JobView) -> str:
+    parts = [f"asked for <t:{round(view.created)}:f>"]
+    if view.started is not None:
+        parts.append(f"waited {texts.format_duration(view.started - view.created)}")
+    if view.seconds is not None:
+        parts.append(f"took {texts.format_duration(view.seconds)}")
+    if view.ms_per_step:
+        parts.append(texts.format_step_time(view.task, view.ms_per_step))
+    verb = "costs" if is_end(view.state) else "is estimated at"
+    parts.append(f"{verb} {texts.format_duration(view.cost)} of device time" if view.cost > 0 else "costs nothing")
+    return " · ".join(parts)
+
+
+def _render_origin(view: JobView) -> str:
+    origins = {
+        "vary": "A variation of picture",
+        "upscale": "An upscale of picture",
+        "remix": "Another prompt for picture",
+        "edit": "An edit of picture",
+        "zoom": "Zoomed out of picture",
+        "pan": "Panned from picture",
+        "branch": "Branched off from picture",
+        "walk": "An interpolation from picture",
+    }
+    if view.parent_image is None:
+        return ""
+    job, index = view.parent_image
+    if view.action in origins:
+        return f"{origins[view.action]} {index + 1} of `{job}`"
+    whole_job_origins = {"reproduce": "The same as", "finish": "Finished from the draft"}
+    return f"{whole_job_origins.get(view.action, 'Another seed of')} `{job}`"
+
+
+def _render_reason(view: JobView) -> str:
+    if view.deleted_at is not None:
+        return f"Its pictures were deleted <t:{round(view.deleted_at)}:R>."
+    return escape_discord(view.reason, 400)
+
+
+LONG_JOB_SECONDS = 60.0  # seconds: the end of a longer job is a new message, if no rule sets another limit
+
+
+def message_link(target: Mapping[str, str]) -> str:
+    """Return the address of a message; empty if its id is unknown."""
+    if not target.get("message"):
+        return ""
+    return f"https://discord.com/channels/{target.get('guild') or '@me'}/{target['channel']}/{target['message']}"
+
+
+def render_notice(card: Card, user_id: str) -> Card:
+    """Return the finished card as a new message that pings the author, by their Discord id."""
+    return replace(card, content=_fit_between([f"<@{user_id}>"], card.content, []))
+
+
+def render_collapsed(view: JobView, address: str) -> Card:
+    """Return the one line that replaces the progress message, with a link to the notice at `address`."""
+    emoji, text = ("✅", "Done") if view.state == "finished" else ("❌", "It failed")
+    status = f"[{text}]({address})" if address else text
+    return Card(
+        f"{emoji} **{escape_discord(job_title(view.prompt), 200)}** · {escape_discord(view.member_name, 64)} · {status}"
+    )
+
+
+def render_direct(card: Card, reason: str) -> Card:
+    """Return the finished card for a direct message, with the reason; without one, the author prefers them."""
+    if not reason:
+        return card
+    return replace(
+        card, content=_fit_between([], card.content, [f"-# {escape_discord(reason, 300)} So it comes to you."])
+    )
+
+
+def with_full_size_link(card: Card, address: str) -> Card:
+    """Return the finished card with the web address of pictures that are too large for Discord."""
+    return replace(card, content=_fit_between([], card.content, [f"-# Full size: {address}"]))
+
+
+def _fit_between(before: list[str], content: str, after: list[str]) -> str:
+    """Join all added lines and as many whole lines of the card as fit."""
+    lines = content.split("\n")
+    while len(lines) > 1 and len("\n".join([*before, *lines, *after])) > MAX_CONTENT:
+        lines.pop()
+    return "\n".join([*before, *lines, *after])[:MAX_CONTENT]

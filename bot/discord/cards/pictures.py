@@ -19,17 +19,16 @@ from cachetools import FIFOCache
 from bot.discord.cards import job_cards
 from bot.discord.cards.job_cards import Card
 from bot.domain.errors import UserError
-from bot.images import grid
-from bot.images.blur import MAX_FRAME_PIXELS
-from bot.images.image_codec import UnreadableImage, decode_image, encode_image
+from bot.pictures import grid
+from bot.pictures.image_codec import MAX_FRAME_PIXELS, UnreadableImage, decode_image, encode_image
 from engine.contract import Recipe, UpscaleTask, list_final_images, list_lives
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from bot.domain.dto import JobView
-    from bot.images.gallery import Gallery
-    from bot.images.uploads.upload_decoder import UploadDecoder
+    from bot.pictures.gallery import Gallery
+    from bot.pictures.uploads.upload_decoder import UploadDecoder
 
 log = logging.getLogger(__name__)
 UPLOAD_LIMIT = 10 * 1024 * 1024  # bytes that every server accepts in one file

@@ -1,1 +1,1 @@
-"""The slash commands, one file each, the message menus, and the tree that registers them."""
+"""The slash commands, files by idea, the message menus, and the tree that registers them."""

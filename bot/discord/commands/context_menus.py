@@ -9,9 +9,9 @@ import discord
 from discord import app_commands
 
 from bot.discord.checks import reply_on_error, report_errors, require_permission
-from bot.discord.commands.generation import imagine
-from bot.discord.commands.generation.reproduce import reproduce_job
-from bot.discord.commands.limits_overview import show_details
+from bot.discord.commands import imagine
+from bot.discord.commands.queue import show_details
+from bot.discord.commands.reproduce import reproduce_job
 from bot.discord.components.forms import create_form, form_id, open_form, parse_submission, text_field
 from bot.discord.components.reports import open_report_form
 from bot.discord.declarations import declare

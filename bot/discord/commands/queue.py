@@ -1,8 +1,13 @@
-"""`/queue` and `/cancel`: what runs and waits, why, and how to cancel it."""
+"""`/queue` and `/cancel`: what runs and waits, why, and how to cancel it.
+
+`/info`: a member's limits and usage, the queue and the workers; or the details of one job.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import time
+from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 import discord
@@ -10,14 +15,17 @@ from discord import app_commands
 from discord.app_commands import Range
 
 from bot.discord.cards import job_cards
-from bot.discord.cards.job_cards import NO_PROMPT
-from bot.discord.channel_visibility import with_channel_privacy
+from bot.discord.cards.job_cards import NO_PROMPT, render_details
 from bot.discord.checks import reply_on_error, require_permission
 from bot.discord.declarations import declare
-from bot.discord.job_choice import ALL_JOBS, MAX_CHOICE_CHARS, suggest_open_jobs
+from bot.discord.job_choice import ALL_JOBS, MAX_CHOICE_CHARS, recent_jobs_autocomplete, suggest_open_jobs
+from bot.discord.permissions import with_channel_privacy
 from bot.discord.responses import member_of, send_ephemeral
 from bot.domain import texts
 from bot.domain.errors import UserError
+from bot.domain.texts import escape_discord
+from bot.policy.rules import ALL
+from bot.policy.rules.explanations import format_for_sentence
 
 if TYPE_CHECKING:
     from bot.discord.client import DarkroomClient
@@ -89,3 +97,112 @@ async def _cancel_all(interaction: Interaction) -> str:
     )
     description = f" {DESCRIPTION_CANCELLED}" if is_describing else ""
     return f"{texts.format_job_count(len(views))} cancelled.{tail}{description}"
+
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from bot.discord.client import DarkroomClient
+    from bot.domain.dto import JobView
+    from bot.jobs.quota import QuotaReport
+    from bot.services import Services
+
+    Interaction = discord.Interaction[DarkroomClient]
+
+
+MAX_LISTED = 8  # names of devices or models
+
+
+@app_commands.command(
+    name="info",
+    description="Your limits and what is left of them, the queue and the workers; or one job",
+    extras=declare("info", help="your limits"),
+)
+@app_commands.describe(job="All about this one; a link, an id or a seed works too")
+async def show_info(interaction: discord.Interaction[DarkroomClient], job: Range[str, 1, 300] | None = None) -> None:
+    async with reply_on_error(interaction):
+        if job is not None:
+            await show_details(
+                interaction, await interaction.client.services.history.find_job(job, member_of(interaction))
+            )
+            return
+        await send_ephemeral(interaction, await _render_overview(interaction))
+
+
+@show_info.autocomplete("job")
+async def suggest_recent_jobs(
+    interaction: discord.Interaction[DarkroomClient], current: str
+) -> list[app_commands.Choice[str]]:
+    return await recent_jobs_autocomplete(lambda _: True)(interaction, current)
+
+
+async def show_details(interaction: Interaction, view: JobView) -> None:
+    """Show all about one job, if the member may see it."""
+    await require_permission(interaction, "details", view)
+    await send_ephemeral(interaction, render_details(view, time.time()))
+
+
+async def _render_overview(interaction: Interaction) -> str:
+    services = interaction.client.services
+    member = member_of(interaction)
+    now = time.time()
+    limits = render_limits(await services.rule_admin.report_quotas(member), now)
+    queue = await services.job_views.load_queue(member.guild)
+    foot = f"-# Darkroom {await asyncio.to_thread(_read_version)}"
+    return "\n".join(["**Your limits here**", *limits, *_queue_lines(queue), *_worker_lines(services), foot])
+
+
+def render_limits(quota: QuotaReport, now: float) -> list[str]:
+    """Return a member's limits here, one a line: the usage, and when some of it frees."""
+    rules = quota.effective_rules
+    lines = [f"• {line.sentence(now)}" for line in quota.lines]
+    if rules.closed:
+        lines.insert(0, f"⚠️ Closed for new pictures: {escape_discord(rules.closed, 400)}")
+    if rules.blocked:
+        lines.insert(0, "⚠️ You are blocked here.")
+    size = format_for_sentence("pixels", rules.pixels).replace("no limit", "of any size")
+    lines.append(f"• One job: at most {rules.steps} steps, {rules.count} pictures, {size}")
+    for name in ("models", "samplers", "controls", "references", "speeds", "commands"):
+        if getattr(rules, name) != ALL:
+            lines.append(f"• {name.capitalize()}: {escape_discord(', '.join(getattr(rules, name)) or 'none', 200)}")
+    if rules.results != "choice":
+        lines.append(f"• Results are {rules.results} here")
+    if rules.check:
+        lines.append("• Pictures are shown after the picture check passed them")
+    return lines
+
+
+def _queue_lines(queue: Sequence[JobView]) -> list[str]:
+    waiting_count = sum(view.state == "queued" for view in queue)
+    return ["**Queue here**", f"• {len(queue) - waiting_count} running, {waiting_count} waiting"]
+
+
+def _worker_lines(services: Services) -> list[str]:
+    """Return the workers, their devices and the models, as short lines."""
+    workers = services.live_workers()
+    if not workers:
+        return [f"**Workers**\n• {services.startup_notice() or texts.NO_WORKER}"]
+    devices = _join_names(presence.device for presence in workers.values())
+    models = [model for presence in workers.values() for model in presence.models]
+    loaded_names = dict.fromkeys(model.name for model in models if model.loaded)
+    other_names = _join_names(model.name for model in models if model.name not in loaded_names)
+    lines = [
+        "**Workers**",
+        f"• {len(workers)} online: {devices}",
+        f"• Models: {_join_names(loaded_names) or 'none in memory'}",
+    ]
+    return [*lines, f"• Loaded on demand: {other_names}"] if other_names else lines
+
+
+def _join_names(names: Iterable[str]) -> str:
+    """Join each name once, as many as a few lines hold."""
+    unique_names = list(dict.fromkeys(names))
+    more = f" and {len(unique_names) - MAX_LISTED} more" if len(unique_names) > MAX_LISTED else ""
+    return ", ".join(escape_discord(name, 40) for name in unique_names[:MAX_LISTED]) + more
+
+
+def _read_version() -> str:
+    try:
+        return version("darkroom-bot")
+    except PackageNotFoundError:
+        return "unreleased"

@@ -27,7 +27,7 @@ from bot.discord.components import (
     variations,
 )
 from bot.discord.components.forms import FormSubmission, parse_submission
-from bot.discord.components.idempotency import submit_once
+from bot.discord.components.picture_actions import submit_once
 from bot.discord.extension import load_feature_buttons
 from bot.discord.film import send_film
 from bot.discord.responses import member_of, send_error, send_refusal

@@ -16,7 +16,7 @@ from discord import ui
 
 from bot.discord.attachments import UploadedFile
 from bot.domain.errors import UserError
-from bot.prompt.final_prompt import final_prompt, prompt_at_step
+from bot.prompt.change_texts import final_prompt, prompt_at_step
 from bot.prompt.flags import split_flags
 from bot.prompt.permutations import escape_braces
 

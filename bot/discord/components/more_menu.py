@@ -19,7 +19,7 @@ from bot.discord.components.picture_select import PictureSelect
 from bot.discord.responses import NO_MENTIONS
 from bot.domain.errors import UserError
 from bot.domain.texts import escape_discord
-from bot.images.moderation_status import is_held
+from bot.pictures.moderation_status import is_held
 
 if TYPE_CHECKING:
     from bot.discord.cards.button_layout import ButtonKind

@@ -1,16 +1,27 @@
 """Presses that act on one picture: zoom out, pan, edit, branch, make square, compare.
 
 The caller has checked the permission. Knows the job service; knows nothing of which buttons a card shows.
+
+A picture beside its source, shown to the presser only.
+
+The caller has checked the permission for the picture; this module checks the one for its source.
+
+Presses that make a job: a double click uses the same key and makes one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import io
+from collections.abc import Awaitable, Callable, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
+import discord
+
 from bot.discord.attachments import to_remote_file
-from bot.discord.components import branches, comparison
+from bot.discord.cards.job_cards import job_title
+from bot.discord.checks import require_permission
+from bot.discord.components import branches
 from bot.discord.components.forms import (
     MAX_PROMPT,
     FormSubmission,
@@ -22,9 +33,10 @@ from bot.discord.components.forms import (
     text_field,
     upload_field,
 )
-from bot.discord.components.idempotency import submit_once
-from bot.discord.responses import respond_with_jobs
+from bot.discord.responses import NO_MENTIONS, respond_with_jobs
 from bot.domain.errors import UserError
+from bot.domain.texts import escape_discord
+from engine.contract import Recipe, noise_seed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -71,7 +83,7 @@ async def run_picture_action(interaction: Interaction, button: Button, view: Job
     elif button.kind == "edit":
         await open_form(interaction, build_edit_form(view, index))
     elif button.kind == "compare":
-        await comparison.send_comparison(interaction, view, index)
+        await send_comparison(interaction, view, index)
     else:
         await submit_once(
             interaction,
@@ -146,3 +158,71 @@ def _parse_strength(text: str) -> float | None:
     if not MIN_STRENGTH <= value <= 1:
         raise UserError(f"The strength is a number from {MIN_STRENGTH:g} to 1.")
     return value
+
+
+if TYPE_CHECKING:
+    from bot.discord.client import DarkroomClient
+    from bot.domain.dto import JobView
+
+    Interaction = discord.Interaction[DarkroomClient]
+
+NO_SOURCE = "This picture was made from no other."
+# characters of a prompt in the message and in a picture's description
+MAX_PROMPT_CHARS = 120
+MAX_ALT_CHARS = 400
+
+
+async def send_comparison(interaction: Interaction, view: JobView, index: int) -> None:
+    """Show the two with their labels. Raises `UserError`, also if the source is gone or the member may not see it."""
+    if view.parent_image is None:
+        raise UserError(NO_SOURCE, 404)
+    await interaction.response.defer(ephemeral=True, thinking=True)
+    services, (parent_id, parent_index) = interaction.client.services, view.parent_image
+    parent = await services.job_views.load_view(parent_id)
+    await require_permission(interaction, "details", parent)
+    if has_same_noise(parent, view, index):
+        parent_index = index
+    payload = await services.gallery.render_comparison(
+        [(parent_id, parent_index), (view.id, index)], [f"before: {parent_index + 1}", f"after: {index + 1}"]
+    )
+    names = [job_title(candidate.prompt) for candidate in (parent, view)]
+    text = "Before: **{}**\nAfter: **{}**".format(*(escape_discord(name, MAX_PROMPT_CHARS) for name in names))
+    description = "Left: {}. Right: {}".format(*(name[:MAX_ALT_CHARS] for name in names))
+    file = discord.File(io.BytesIO(payload), f"darkroom-{view.id}-compared.png", description=description)
+    await interaction.edit_original_response(content=text, attachments=[file], allowed_mentions=NO_MENTIONS)
+
+
+def has_same_noise(parent: JobView, view: JobView, index: int) -> bool:
+    """Return whether `view` is a remix whose picture has the noise of the same picture of `parent`."""
+    if not (view.action == "remix" and isinstance(parent.task, Recipe) and isinstance(view.task, Recipe)):
+        return False
+    has_picture = any(picture.index == index for picture in parent.pictures)
+    return has_picture and noise_seed(parent.task, index) == noise_seed(view.task, index)
+
+
+if TYPE_CHECKING:
+    import discord
+
+    from bot.discord.client import DarkroomClient
+    from bot.domain.dto import AcceptedJob, Destination, Member
+
+    PressSubmitter = Callable[[Member, Destination, str], Awaitable[AcceptedJob | list[AcceptedJob]]]
+
+
+async def submit_once(interaction: discord.Interaction[DarkroomClient], custom_id: str, make: PressSubmitter) -> None:
+    """Respond with the jobs that `make` submits to the job service. `custom_id`: the id of the pressed component."""
+    keys = interaction.client.idempotency_keys
+    user_id = str(interaction.user.id)
+    accepted_jobs: list[AcceptedJob] = []
+    key, is_first = keys.key_for(custom_id, user_id, str(interaction.id))
+
+    async def submit(member: Member, destination: Destination) -> list[AcceptedJob]:
+        result = await make(member, destination, key)
+        accepted_jobs.extend(result if isinstance(result, list) else [result])
+        return accepted_jobs
+
+    try:
+        await respond_with_jobs(interaction, submit, is_repeat=not is_first)
+    finally:
+        if not accepted_jobs:
+            keys.forget(custom_id, user_id)

@@ -4,10 +4,16 @@ Features may give other reactions a meaning.
 
 Only raw events: no message is kept or fetched. A reaction to another message costs one index lookup, and the bot
 handles only five reactions of a member in a minute. A refused reaction gets no response, since none could be ephemeral.
+
+A direct message with the pictures of a finished job, each as its own file, and their parameters.
+
+The caller has checked the permission. Knows the services and the client; knows nothing of reactions.
 """
 
 from __future__ import annotations
 
+import asyncio
+import io
 import logging
 import time
 from collections import deque
@@ -18,14 +24,17 @@ from typing import TYPE_CHECKING
 import discord
 from cachetools import LRUCache
 
-from bot.discord.channel_visibility import can_see_channel, private_thread_of, with_channel_privacy
+from bot.discord.cards.job_cards import MAX_ALT, NO_PROMPT, message_link, render_parameters
+from bot.discord.cards.pictures import EXTENSIONS, UPLOAD_LIMIT
 from bot.discord.components.deletion import delete_job
-from bot.discord.components.direct_messages import send_pictures
 from bot.discord.extension import load_feature_reactions
-from bot.discord.permissions import guild_permissions
+from bot.discord.permissions import can_see_channel, guild_permissions, private_thread_of, with_channel_privacy
+from bot.discord.responses import NO_MENTIONS
 from bot.domain.dto import Member
 from bot.domain.errors import UserError
 from bot.domain.job_states import is_end
+from bot.domain.texts import escape_discord, shorten
+from bot.pictures import grid
 from bot.policy.permissions import Action, forbidden_reason, job_ref
 
 if TYPE_CHECKING:
@@ -157,3 +166,37 @@ class Reactions:
             if user_id not in self._closed_dms:
                 log.info("pictures could not be sent to a member: %s", error)
             self._closed_dms[user_id] = None
+
+
+async def send_pictures(client: DarkroomClient, view: JobView, user_id: int) -> None:
+    """Send the pictures that may be shown, if any. Raises `discord.Forbidden` if direct messages are closed."""
+    if view.state != "finished" or view.deleted_at is not None:
+        return
+    files = await _picture_files(client, view)
+    if not files:
+        return
+    target = (await client.services.deliveries.answer_destination(view.id)).address
+    channel = await client.create_dm(discord.Object(user_id))
+    await channel.send(_render_message(view, message_link(target)), files=files, allowed_mentions=NO_MENTIONS)
+
+
+async def _picture_files(client: DarkroomClient, view: JobView) -> list[discord.File]:
+    """Return the pictures that may be shown, all together within the upload limit of every conversation."""
+    files: list[discord.File] = []
+    for picture in view.pictures:
+        try:
+            content = await client.services.gallery.read_picture(view.id, picture.index)
+        except UserError:  # held by the picture check, or not kept any more
+            continue
+        result = await asyncio.to_thread(grid.shrink_to_fit, content, UPLOAD_LIMIT // len(view.pictures))
+        if result is not None:
+            payload, file_format = result
+            name = f"darkroom-{view.id}-{picture.index + 1}.{EXTENSIONS[file_format]}"
+            files.append(discord.File(io.BytesIO(payload), name, description=shorten(view.prompt, MAX_ALT)))
+    return files
+
+
+def _render_message(view: JobView, address: str) -> str:
+    head = f"✉️ **{escape_discord(view.prompt or NO_PROMPT, 600)}** · {escape_discord(view.member_name, 64)}"
+    settings_line = escape_discord(render_parameters(view).splitlines()[-1], 600)
+    return "\n".join(part for part in (head, settings_line, f"-# Job `{view.id}`", address) if part)

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 import discord
 
 from bot.discord.cards import button_layout, pictures
-from bot.discord.cards.job_cards import NO_PROMPT, Card
-from bot.discord.cards.notices import message_link
+from bot.discord.cards.job_cards import NO_PROMPT, Card, message_link
 from bot.discord.components.forms import FormSubmission, create_form, form_id, open_form, text_field
 from bot.discord.responses import NO_MENTIONS, member_of, send_ephemeral
 from bot.domain.errors import UserError

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import discord
 
-from bot.discord.cards import button_layout, notices, pictures
+from bot.discord.cards import button_layout, job_cards, pictures
 from bot.discord.cards.button_layout import MAX_ROW_BUTTONS, Button
 from bot.discord.cards.job_cards import MAX_CONTENT, NO_PROMPT, Card, render_refusal
 from bot.discord.cards.pictures import UPLOAD_LIMIT, PictureFile, to_discord_file
@@ -23,8 +23,8 @@ from bot.discord.responses import NO_MENTIONS, member_of, send_refusal
 from bot.domain.dto import Destination
 from bot.domain.errors import UserError
 from bot.domain.texts import escape_discord
-from bot.images import grid
-from bot.images.moderation_status import held_images, hold_reasons
+from bot.pictures import grid
+from bot.pictures.moderation_status import held_images, hold_reasons
 
 if TYPE_CHECKING:
     from bot.discord.client import DarkroomClient
@@ -167,8 +167,8 @@ async def _edit_message(
 def _card_for_role(role: DeliveryRole, card: Card, view: JobView, deliveries: dict[DeliveryRole, Delivery]) -> Card:
     user_id = view.member_id.removeprefix("discord:")
     if role == "notice" and user_id.isdecimal():
-        return notices.render_notice(card, user_id)
-    return notices.render_direct(card, deliveries["answer"].reason) if role == "direct" else card
+        return job_cards.render_notice(card, user_id)
+    return job_cards.render_direct(card, deliveries["answer"].reason) if role == "direct" else card
 
 
 def _review_card(view: JobView, missing_note: str = "") -> Card:

@@ -25,7 +25,7 @@ from bot.discord.components.forms import (
     open_form,
     text_field,
 )
-from bot.discord.components.idempotency import submit_once
+from bot.discord.components.picture_actions import submit_once
 from bot.discord.responses import NO_MENTIONS, member_of, send_ephemeral
 from bot.domain.errors import UserError
 from bot.domain.job_states import is_end

@@ -18,7 +18,7 @@ from bot.discord.components.forms import (
     prompt_without_flags,
     text_field,
 )
-from bot.discord.components.idempotency import submit_once
+from bot.discord.components.picture_actions import submit_once
 from bot.discord.responses import member_of, respond_with_jobs
 from bot.domain.errors import UserError
 from bot.jobs.variations import VARIATION_STRENGTHS

@@ -3,6 +3,12 @@
 It listens to the feed and asks the edit policy (`edit_policy`) what to send now. `progress` sends edits,
 `final_messages` sends finals. An error with one message does not affect the others. Knows when to send; knows nothing
 of discord.py.
+
+Retries of failed requests, later each time.
+
+Knows the edit policy and a job's failures in a row; knows nothing of Discord or of messages.
+
+Counts the outcome of each request about a message, as one word.
 """
 
 from __future__ import annotations
@@ -11,25 +17,23 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bot.discord.cards.pictures import UPLOAD_LIMIT
-from bot.discord.delivery.backoff import JobBackoff
-from bot.discord.delivery.destinations import NotifyPrefs
 from bot.discord.delivery.discord_api import MessageClient, edit_bucket, is_token_valid, post_bucket
-from bot.discord.delivery.edit_policy import Edit, EditKind, EditPolicy
+from bot.discord.delivery.edit_policy import Edit, EditKind, EditPolicy, JobBackoff, backoff_pause
 from bot.discord.delivery.errors import FileTooLarge, RequestRejected, RetryLater, TokenExpired
 from bot.discord.delivery.final_messages import FinalSender
 from bot.discord.delivery.progress import ProgressUpdater
-from bot.discord.delivery.request_metrics import RequestCounter, count_nothing, count_request
-from bot.discord.delivery.retry import RetryPolicy
-from bot.discord.delivery.tracked_messages import TrackedMessage, TrackedMessages
+from bot.discord.delivery.tracked_messages import NotifyPrefs, TrackedMessage, TrackedMessages
 from bot.domain.dto import DeliveryRole, Destination, JobView
 from bot.domain.events import JobEnded, JobEvent, JobProgress, JobSteered, ModelLoading, QueueMoved
 from bot.domain.job_states import is_end
+from engine.process.log_format import log_context
 
 if TYPE_CHECKING:
     from bot.services import Services
@@ -49,6 +53,13 @@ class FinalMessage:
 
 
 EditContent = JobEvent | FinalMessage
+
+
+RequestCounter = Callable[[str, str], None]
+
+
+def count_nothing(_kind: str, _outcome: str) -> None:
+    """Count nothing."""
 
 
 class Courier:
@@ -257,3 +268,65 @@ class Courier:
             self._backoff.add(job, self._clock())
             self.edit_policy.discard(edit.job)
             self._messages.untrack(job)
+
+
+MAX_ATTEMPTS = 3  # attempts at one message after unexpected errors
+
+
+class RetryPolicy:
+    """Retries for the courier; `clock` is its clock."""
+
+    def __init__(self, edit_policy: EditPolicy[Any], clock: Callable[[], float]) -> None:
+        self._edit_policy = edit_policy
+        self._clock = clock
+        self._in_outage = False  # according to the latest requests
+
+    def reset(self, message: TrackedMessage) -> None:
+        """Reset the counters after a request for the message succeeded."""
+        message.rate_limit_count = message.outage_count = 0
+        self._in_outage = False
+
+    def postpone(self, edit: Edit[Any], message: TrackedMessage, error: RetryLater) -> None:
+        """Try again later; in an outage, wait longer each time. An endless rate limit holds up only its own message."""
+        message.rate_limit_count = message.rate_limit_count + 1 if error.rate_limited else 0
+        message.outage_count = message.outage_count + 1 if error.outage else 0
+        seconds = backoff_pause(error.seconds, message.outage_count)
+        if error.outage and not self._in_outage:
+            self._in_outage = True
+            log.warning("Discord is unreachable, deliveries wait: %s", error)
+        level = logging.DEBUG if error.outage else logging.INFO
+        log.log(level, "job %s: its message waits %.1f s: %s", edit.job, seconds, error)
+        self.requeue(edit, message, seconds)
+        if error.rate_limited and message.rate_limit_count <= MAX_ATTEMPTS:
+            self._edit_policy.block_bucket(edit.bucket, self._clock() + seconds)
+
+    def requeue(self, edit: Edit[Any], message: TrackedMessage, seconds: float) -> None:
+        """Queue the same edit again, unless something newer comes."""
+        message.has_new_frames = bool(message.frames)
+        self._edit_policy.mark_failed(edit, self._clock(), seconds)
+
+    def retry_after_error(self, edit: Edit[Any], message: TrackedMessage) -> bool:
+        """After an unexpected error, try a final again a few times; return False when that is over."""
+        if not edit.final or message.error_count >= MAX_ATTEMPTS - 1:
+            return False
+        message.error_count += 1
+        self.requeue(edit, message, 2.0**message.error_count)
+        return True
+
+
+@contextmanager
+def count_request(edit: Edit[Any], job: str, message: TrackedMessage, count_outcome: RequestCounter) -> Generator[None]:
+    """Count one request, and name its job in the log. Its exceptions pass through."""
+    try:
+        with log_context(job):
+            yield
+    except RetryLater as error:
+        count_outcome(edit.kind, "limited" if error.rate_limited else "outage" if error.outage else "later")
+        raise
+    except TokenExpired:
+        count_outcome(edit.kind, "expired")
+        raise
+    except Exception:
+        count_outcome(edit.kind, "failed")
+        raise
+    count_outcome(edit.kind, "gone" if message.response_lost else "done")

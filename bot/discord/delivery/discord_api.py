@@ -4,24 +4,37 @@
 Progress uses the interaction's token while it is valid: each token has its own bucket, and works where the bot cannot
 see the channel. Later the same message is edited as an ordinary one of its channel. Knows cards and destinations; knows
 nothing of jobs' states or of when to send.
+
+Searches for a message of the bot whose id a crash lost between sending and recording.
+
+Knows channels and the ids of our buttons; knows nothing of destinations or of when to search.
+
+Rate limits from Discord's response headers for the edit policy; the hard-coded rate is only a first guess.
+
+Traces the client's own requests, since discord.py keeps these headers to itself. Only edits of messages and new
+messages matter.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+import aiohttp
 import discord
 from discord.http import MultipartParameters, Route, handle_message_parameters
 
 from bot.discord.cards.job_cards import Card
 from bot.discord.cards.pictures import PictureFile, to_discord_file
 from bot.discord.components.buttons import build_view
+from bot.discord.delivery.edit_policy import EditPolicy
 from bot.discord.delivery.errors import SENTENCES_BY_CODE, TOO_OLD, DestinationGone, RequestRejected, translate_errors
-from bot.discord.delivery.message_search import find_message, jobs_of_buttons
 from bot.discord.responses import NO_MENTIONS
 
 if TYPE_CHECKING:
@@ -246,3 +259,97 @@ def _ping_only(user: str) -> discord.AllowedMentions:
     if not user:
         return NO_MENTIONS
     return discord.AllowedMentions(everyone=False, roles=False, replied_user=False, users=[discord.Object(int(user))])
+
+
+NEWEST_LIMIT = 50  # of a channel's newest messages, searched first
+SEARCH_LIMIT = 1000  # messages searched, from the earliest time at which ours may have been sent
+CLOCK_MARGIN = 300.0  # seconds by which our clock may be ahead of Discord's
+
+
+async def find_message(
+    channel: discord.PartialMessageable,
+    bot_user: discord.ClientUser | None,
+    job: str,
+    since: float,
+    *,
+    standalone: bool,
+) -> int | None:
+    """Return the bot's message about `job`: a `standalone` message, or a response; None if there is none.
+
+    It is among the first messages after `since` (seconds since 1970, 0: unknown), however many follow. Raises
+    discord.py's errors.
+    """
+    histories = [channel.history(limit=NEWEST_LIMIT)]
+    if since:
+        after = datetime.fromtimestamp(since - CLOCK_MARGIN, UTC)
+        histories.append(channel.history(limit=SEARCH_LIMIT, after=after, oldest_first=True))
+    for history in histories:
+        async for message in history:
+            is_standalone = message.interaction_metadata is None
+            if (
+                message.author == bot_user
+                and is_standalone == standalone
+                and job in jobs_of_buttons(row.to_dict() for row in message.components)
+            ):
+                return message.id
+    return None
+
+
+def jobs_of_buttons(components: Iterable[Any]) -> set[str]:
+    """Return the jobs that a message's buttons are about."""
+    job_ids: set[str] = set()
+    for component in components:
+        job_ids |= jobs_of_buttons(component.get("components") or ())
+        job_ids.update(str(component.get("custom_id") or "").split(":")[1:2])
+    return job_ids
+
+
+MAX_WINDOW = 3600.0  # longest window in seconds that we believe
+CHANNEL_EDIT_PATH = re.compile(r"/channels/(\d+)/messages/\d+$")
+NEW_MESSAGE_PATH = re.compile(r"/channels/(\d+)/messages$")
+TOKEN_EDIT_PATH = re.compile(r"/webhooks/\d+/([^/]+)/messages/[^/]+$")
+
+
+def bucket_of_request(method: str, path: str) -> str | None:
+    """Return the policy's name of the bucket that counts a request; None for requests of other kinds."""
+    if method == "POST":
+        match = NEW_MESSAGE_PATH.search(path)
+        return f"post:{match[1]}" if match else None
+    if method != "PATCH":
+        return None
+    if match := CHANNEL_EDIT_PATH.search(path):
+        return f"channel:{match[1]}"
+    if match := TOKEN_EDIT_PATH.search(path):
+        return token_bucket(match[1])
+    return None
+
+
+def parse_limits(headers: Mapping[str, str]) -> tuple[int, int, float] | None:
+    """Return requests in a window, those left of it, and seconds until it ends; None if the headers lack them.
+
+    Must not raise: that would fail a request that Discord has accepted.
+    """
+    try:
+        limit = int(headers["X-RateLimit-Limit"])
+        remaining = int(headers["X-RateLimit-Remaining"])
+        reset_after = float(headers["X-RateLimit-Reset-After"])
+    except (KeyError, ValueError):
+        return None
+    return (limit, remaining, reset_after) if limit > 0 and remaining >= 0 and 0 <= reset_after <= MAX_WINDOW else None
+
+
+def trace_rate_limits(edit_policy: EditPolicy[Any], clock: Callable[[], float]) -> aiohttp.TraceConfig:
+    """Return a trace for `discord.Client(http_trace=…)` that keeps `edit_policy` informed."""
+
+    async def on_request_end(
+        _session: aiohttp.ClientSession, _context: SimpleNamespace, params: aiohttp.TraceRequestEndParams
+    ) -> None:
+        rate_limit = parse_limits(params.response.headers)
+        bucket = bucket_of_request(params.method, params.url.path)
+        if bucket is not None and rate_limit is not None:
+            limit, remaining, reset_after = rate_limit
+            edit_policy.apply_limits(bucket, limit, remaining, clock() + reset_after)
+
+    config = aiohttp.TraceConfig()
+    config.on_request_end.append(on_request_end)
+    return config

@@ -4,18 +4,33 @@ Pure: the clock is an argument, the content is opaque. It keeps the newest conte
 previews. A bucket never has two requests running, and never spends more than its budget. Jobs that render take turns,
 in their bucket and over all: the more jobs, and the busier the machine, the longer the interval between two previews of
 one job. It knows nothing of Discord, messages or pictures.
+
+Rate-limit buckets, as Discord counts them (an interaction's token, or a channel), and their budgets.
+
+Pure; the clock is an argument. A request counts from the moment it *ended*: so jitter on the way cannot put more
+requests into one of Discord's windows than the budget allows. Knows jobs by their ids only.
+
+A queue of names: some sleep until a moment, others are ready in order of their rank.
+
+Pure. Ready names stand in one of two lines; a name is in one place at a time. A change takes O(log n): it does not look
+at the names that do not move.
+
+Backoff: how long a failed request waits until it is tried again, longer each time, up to a limit.
+
+Pure; the clock is an argument. Knows jobs by their ids, and nothing of messages.
 """
 
 from __future__ import annotations
 
+import heapq
+import itertools
 import math
-from dataclasses import dataclass, replace
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from typing import Generic, Literal, TypeVar
 
 from cachetools import LRUCache
-
-from bot.discord.delivery.rate_limit import Bucket, GlobalLimit, RateBudget
-from bot.discord.delivery.ready_queue import ReadyQueue
 
 EditKind = Literal["place", "preview", "final"]
 T = TypeVar("T")
@@ -274,3 +289,182 @@ class EditPolicy(Generic[T]):
     def _mark_ended(self, job: str) -> None:
         self._stop_previews(job)
         self._ended_jobs[job] = None
+
+
+@dataclass(frozen=True)
+class RateBudget:
+    """The budget: `limit` requests in `window` seconds per bucket, of which `final_reserve` are kept for finals."""
+
+    window: float = 5.0
+    limit: int = 5
+    final_reserve: int = 1
+    preview_interval: float = 1.25  # seconds between two previews of a job that has its bucket to itself
+    queue_place_interval: float = 30.0  # seconds between two edits that only update the place in the queue
+    final_lead: float = 0.5  # no preview starts this shortly before its bucket's next final is due
+    first_preview_lead: float = 5.0  # seconds of head start for a job's first preview
+    previews_per_second: int = 20  # over all buckets
+    renders_at_once: int = 1  # previews that are rendered at the same time
+    requests_per_second: int = 40  # previews and finals; Discord allows 50 in all
+
+
+@dataclass
+class GlobalLimit:
+    """The limit of all buckets together in a second. A request counts from its start until a second after its end."""
+
+    limit: int
+    in_flight: int = 0
+    end_times: deque[float] = field(default_factory=deque)
+
+    def start_request(self) -> None:
+        """Count a request that starts."""
+        self.in_flight += 1
+
+    def end_request(self, now: float) -> None:
+        """Count a request that ended."""
+        self.in_flight -= 1
+        self.end_times.append(now)
+        while len(self.end_times) > self.limit:
+            self.end_times.popleft()
+
+    def free_at(self) -> float:
+        """Return when one more may start; infinity while that depends on a running request."""
+        free_slots = self.limit - self.in_flight
+        if free_slots <= 0:
+            return math.inf
+        return self.end_times[-free_slots] + 1.0 if len(self.end_times) >= free_slots else -math.inf
+
+
+@dataclass
+class Bucket:
+    """One bucket: recent requests, what Discord demands, which jobs render in it and which wait for it."""
+
+    budget: RateBudget
+    limit: int
+    is_busy: bool = False
+    blocked_until: float = -math.inf  # Discord forbids requests before this
+    request_ends: deque[float] = field(default_factory=deque)  # when the last requests ended
+    final_due_times: dict[str, float] = field(default_factory=dict)  # job → when its final is due
+    waiting_jobs: set[str] = field(default_factory=set)  # jobs with something to send
+
+    def free_at(self, is_final: bool, now: float) -> float:
+        """Return the first moment from `now` on that the budget allows; infinity while a request is running."""
+        if self.is_busy:
+            return math.inf
+        max_requests = self.limit if is_final else max(1, self.limit - self.budget.final_reserve)
+        earliest = max(now, self.blocked_until)
+        if len(self.request_ends) >= max_requests:
+            earliest = max(earliest, self.request_ends[-max_requests] + self.budget.window)
+        return earliest
+
+    def avoid_finals(self, start: float) -> float:
+        """Return `start`, or later if a final is due in this bucket just after it."""
+        for due in sorted(due for due in self.final_due_times.values() if start < due < math.inf):
+            if due - self.budget.final_lead >= start:
+                break
+            start = due
+        return start
+
+    def preview_interval(self) -> float:
+        """Return the seconds between two previews of one job, so that all jobs here share what finals leave over."""
+        return len(self.final_due_times) * self.budget.window / max(1, self.limit - self.budget.final_reserve)
+
+    def record_request(self, now: float) -> None:
+        """Count a request that ended."""
+        self.is_busy = False
+        self.request_ends.append(now)
+        while len(self.request_ends) > self.limit or self.request_ends[0] <= now - self.budget.window:
+            self.request_ends.popleft()
+
+    def is_idle(self, now: float) -> bool:
+        """Return whether forgetting the bucket loses nothing."""
+        window_start = now - self.budget.window
+        in_use = self.is_busy or self.final_due_times or self.waiting_jobs or self.blocked_until > window_start
+        return not (in_use or (self.request_ends and self.request_ends[-1] > window_start))
+
+
+HeapEntry = tuple[float, int, str]  # time or rank, number of the move, name
+
+
+class ReadyQueue:
+    """Stale entries stay in their heap until they reach the top: only the last move of a name counts."""
+
+    def __init__(self) -> None:
+        self._sleeping: list[HeapEntry] = []
+        self._ready_by_urgency: dict[bool, list[HeapEntry]] = {True: [], False: []}
+        self._last_moves: dict[str, int] = {}
+        self._move_numbers = itertools.count()
+
+    def __len__(self) -> int:
+        return len(self._last_moves)
+
+    def sleep(self, name: str, until: float) -> None:
+        """Let the name sleep until that moment."""
+        self._push(self._sleeping, name, until)
+
+    def make_ready(self, name: str, is_urgent: bool, rank: float) -> None:
+        """Make the name ready in the `is_urgent` line or the other; a lower rank goes first."""
+        self._push(self._ready_by_urgency[is_urgent], name, rank)
+
+    def remove(self, name: str) -> None:
+        """Remove the name: only an event brings it back."""
+        self._last_moves.pop(name, None)
+
+    def pop_due(self, now: float) -> Iterator[str]:
+        """Remove and yield the names whose moment has come."""
+        while self._first_valid(self._sleeping) and self._sleeping[0][0] <= now:
+            name = heapq.heappop(self._sleeping)[2]
+            self.remove(name)
+            yield name
+
+    def first_ready(self, is_urgent: bool) -> str | None:
+        """Return the name of the lowest rank in a line."""
+        return self._first_valid(self._ready_by_urgency[is_urgent])
+
+    def next_wake(self) -> float:
+        """Return when the first sleeper wakes; infinity for none."""
+        return self._sleeping[0][0] if self._first_valid(self._sleeping) else math.inf
+
+    def _push(self, heap: list[HeapEntry], name: str, key: float) -> None:
+        number = self._last_moves[name] = next(self._move_numbers)
+        heapq.heappush(heap, (key, number, name))
+
+    def _first_valid(self, heap: list[HeapEntry]) -> str | None:
+        while heap and self._last_moves.get(heap[0][2]) != heap[0][1]:
+            heapq.heappop(heap)
+        return heap[0][2] if heap else None
+
+
+# seconds until the next attempt in an outage
+FIRST_PAUSE = 2.0
+MAX_PAUSE = 60.0
+# seconds until a job that was given up is tried again
+FIRST_JOB_PAUSE = 600.0
+MAX_JOB_PAUSE = 86_400.0
+
+
+def backoff_pause(seconds: float, failures: int) -> float:
+    """Return the pause after `failures` failures in a row, at least `seconds`."""
+    return max(seconds, min(MAX_PAUSE, FIRST_PAUSE * 2.0 ** min(failures - 1, 16))) if failures else seconds
+
+
+class JobBackoff:
+    """Jobs whose delivery was given up, and when each is tried again; the pause doubles each time."""
+
+    def __init__(self) -> None:
+        self._next_attempts: dict[str, tuple[float, float]] = {}  # time of the next attempt, and the pause before it
+
+    def __len__(self) -> int:
+        return len(self._next_attempts)
+
+    def add(self, job: str, now: float) -> None:
+        """Give the job up, for twice as long as the last time."""
+        pause = min(MAX_JOB_PAUSE, 2 * self._next_attempts[job][1]) if job in self._next_attempts else FIRST_JOB_PAUSE
+        self._next_attempts[job] = (now + pause, pause)
+
+    def is_waiting(self, job: str, now: float) -> bool:
+        """Return whether the job must still wait for its next attempt."""
+        return job in self._next_attempts and now < self._next_attempts[job][0]
+
+    def retain_only(self, jobs: Iterable[str]) -> None:
+        """Forget all other jobs: they are settled."""
+        self._next_attempts = {job: self._next_attempts[job] for job in jobs if job in self._next_attempts}

@@ -11,12 +11,12 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
-from bot.discord.cards import notices, pictures
+from bot.discord.cards import job_cards, pictures
 from bot.discord.cards.pictures import UPLOAD_LIMIT
-from bot.discord.delivery import destinations, discord_api
-from bot.discord.delivery.destinations import NotifyPrefs
+from bot.discord.delivery import discord_api, tracked_messages
 from bot.discord.delivery.discord_api import Address, MessageClient, OutgoingMessage
 from bot.discord.delivery.errors import UNKNOWN_REASON, DestinationGone
+from bot.discord.delivery.tracked_messages import NotifyPrefs
 from bot.discord.extension import extend_final
 from bot.domain.dto import DeliveryRole, Destination, JobView
 from bot.domain.errors import UserError
@@ -61,7 +61,7 @@ class FinalSender:
         A deleted job has none.
         """
         deliveries = await self._deliveries.list_deliveries(job)
-        if "answer" not in deliveries or destinations.is_settled(deliveries):  # without one, the job is deleted
+        if "answer" not in deliveries or tracked_messages.is_settled(deliveries):  # without one, the job is deleted
             self._picture_cache.forget(job)
             return None
         try:
@@ -71,12 +71,12 @@ class FinalSender:
             self._picture_cache.forget(job)
             return None
         message.notify_prefs = message.notify_prefs or await self._load_notify_prefs(message.view)
-        for role in destinations.missing_roles(message.view, deliveries, message.notify_prefs):
+        for role in tracked_messages.missing_roles(message.view, deliveries, message.notify_prefs):
             address = _new_address(role, deliveries["answer"].destination.address, message.view) | self._posting_time()
             if await self._deliveries.add_destination(job, role, Destination("discord", address)):
                 message.unposted_roles.add(role)
             deliveries = await self._deliveries.list_deliveries(job)
-        role = destinations.next_role(deliveries)
+        role = tracked_messages.next_role(deliveries)
         if role is not None:
             return role, deliveries[role].destination.address
         self._picture_cache.forget(job)
@@ -149,8 +149,8 @@ class FinalSender:
         now = self._wall_clock()
         if message.view.is_private and not discord_api.is_token_valid(address, now):
             raise DestinationGone("the token of a private answer has ended", PRIVATE_ANSWER_EXPIRED)
-        if notice := destinations.delivered_notice(deliveries):
-            card = notices.render_collapsed(message.view, notices.message_link(notice.destination.address))
+        if notice := tracked_messages.delivered_notice(deliveries):
+            card = job_cards.render_collapsed(message.view, job_cards.message_link(notice.destination.address))
             await self._message_client.edit(address, card, (), now, keep_files=False)
             return
         limit = min(message.upload_limit, int(address.get("limit") or UPLOAD_LIMIT))
@@ -190,18 +190,18 @@ class FinalSender:
         response = deliveries["answer"]
         nonce = f"{role[0]}{job[-24:]}"
         if role == "direct":
-            return OutgoingMessage(notices.render_direct(card, response.reason), files, nonce)
+            return OutgoingMessage(job_cards.render_direct(card, response.reason), files, nonce)
         user = message.view.member_id.removeprefix("discord:")
         if not (message.notify_prefs and message.notify_prefs.ping and user.isdecimal()):
             return OutgoingMessage(card, files, nonce, reply_to=response.message)
-        return OutgoingMessage(notices.render_notice(card, user), files, nonce, user, response.message)
+        return OutgoingMessage(job_cards.render_notice(card, user), files, nonce, user, response.message)
 
     async def _render_final(self, message: TrackedMessage, limit: int) -> tuple[Card, tuple[PictureFile, ...]]:
         """Return the final card and its files: the pictures, and what features add."""
         view = message.view
         card, picture = await pictures.render_final(self._services.gallery, view, limit, self._picture_cache)
         if picture is None and view.state == "finished" and self._public_url:
-            card = notices.with_full_size_link(card, f"{self._public_url}/api/jobs/{view.id}/grid.png")
+            card = job_cards.with_full_size_link(card, f"{self._public_url}/api/jobs/{view.id}/grid.png")
         files = () if picture is None else (picture,)
         if view.state != "finished":
             return card, files

@@ -15,7 +15,7 @@ from bot.discord.settings import (
     incidents,
     kill_switch,
     moderation_changes,
-    press_dispatch,
+    responses,
     rule_changes,
     rule_file,
     rule_pages,
@@ -26,7 +26,7 @@ from bot.discord.settings.moderation_commands import moderation
 __all__ = ["COMMANDS", "HANDLERS"]
 
 COMMANDS = (settings, moderation)
-HANDLERS: Mapping[str, press_dispatch.PressHandler] = MappingProxyType(
+HANDLERS: Mapping[str, responses.PressHandler] = MappingProxyType(
     {
         "show": rule_pages.show_overview,
         "page": rule_pages.show_exceptions_page,

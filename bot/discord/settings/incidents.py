@@ -15,8 +15,7 @@ from bot.domain.incidents import Incident, incident_sentence
 from bot.domain.texts import escape_discord
 
 if TYPE_CHECKING:
-    from bot.discord.settings.press_dispatch import CardPress
-    from bot.discord.settings.responses import Interaction
+    from bot.discord.settings.responses import CardPress, Interaction
     from bot.domain.dto import Member
 
 # incidents on a page, in all; characters of one

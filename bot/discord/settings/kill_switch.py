@@ -16,8 +16,7 @@ from bot.domain.texts import escape_discord, format_job_count, shorten
 from bot.policy.rules.rule import EVERYWHERE, Rule
 
 if TYPE_CHECKING:
-    from bot.discord.settings.press_dispatch import CardPress
-    from bot.discord.settings.responses import Interaction
+    from bot.discord.settings.responses import CardPress, Interaction
     from bot.domain.dto import Member
 
 WHICH_SERVER = "Say for which server: choose one of the list, or give its id, or * for each."

@@ -9,11 +9,10 @@ import discord
 from discord import ui
 
 from bot.discord.settings import cards, forms, rule_pages, texts, ui_parts
-from bot.discord.settings.press_dispatch import CardPress, parse_scope
-from bot.discord.settings.responses import Reply, respond
+from bot.discord.settings.responses import CardPress, Reply, parse_scope, respond
 from bot.domain.errors import UserError
 from bot.domain.texts import shorten
-from bot.policy.rules import change_plan, presets, value_parser
+from bot.policy.rules import planned_changes, presets, value_parser
 from bot.policy.rules.rule import Rule, RuleChange, RuleKey, RuleStep, RuleValue, Scope
 
 if TYPE_CHECKING:
@@ -223,7 +222,7 @@ async def preview_preset(interaction: Interaction, name: str) -> None:
 
     async def build_reply(member: Member) -> Reply:
         preset = presets.find_preset(name)
-        steps = change_plan.plan_rules(await load_own_rules(interaction, member), presets.preset_rules(preset))
+        steps = planned_changes.plan_rules(await load_own_rules(interaction, member), presets.preset_rules(preset))
         confirm_button = ui_parts.make_button(
             "Apply", "apply", preset.name.replace(" ", "-"), style=discord.ButtonStyle.primary
         )

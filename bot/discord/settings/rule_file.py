@@ -17,11 +17,10 @@ from bot.discord.settings.responses import Reply, respond
 from bot.discord.settings.rule_changes import load_own_rules
 from bot.domain.errors import UserError
 from bot.domain.texts import shorten
-from bot.policy.rules import change_plan, yaml_io
+from bot.policy.rules import planned_changes
 
 if TYPE_CHECKING:
-    from bot.discord.settings.press_dispatch import CardPress
-    from bot.discord.settings.responses import Interaction
+    from bot.discord.settings.responses import CardPress, Interaction
     from bot.domain.dto import Member
     from bot.policy.rules.rule import RuleKey, RuleValue
 
@@ -48,7 +47,7 @@ async def offer_import(interaction: Interaction, attachment: discord.Attachment)
     async def build_reply(member: Member) -> Reply:
         text = await read_attachment(attachment)
         values = await _parse_rules(interaction, member, text)
-        steps = change_plan.plan_import(await load_own_rules(interaction, member), values)
+        steps = planned_changes.plan_import(await load_own_rules(interaction, member), values)
         lines = texts.fit_lines(
             [f"**This changes {len(steps)} rules:**", *texts.format_steps(steps)], MESSAGE_CHARACTERS
         )
@@ -79,7 +78,7 @@ async def confirm_import(interaction: Interaction, press: CardPress) -> None:
 
 async def _parse_rules(interaction: Interaction, member: Member, text: str) -> dict[RuleKey, RuleValue]:
     """Return the rules in a file. Raises `UserError` for a channel of another server."""
-    values = await asyncio.to_thread(yaml_io.load_rules, text, member.guild)
+    values = await asyncio.to_thread(planned_changes.load_rules, text, member.guild)
     rule_changes.check_report_channels(
         interaction, (value for (_, _, name), value in values.items() if name == rule_changes.REPORTS)
     )
@@ -97,9 +96,11 @@ async def cancel_import(interaction: Interaction, press: CardPress) -> None:
 
 async def read_attachment(attachment: discord.Attachment) -> str:
     """Return the text of a file. Raises `UserError`; before the download, if the file is too large or not text."""
-    if attachment.size > yaml_io.MAX_BYTES:
+    if attachment.size > planned_changes.MAX_BYTES:
         raise UserError(
-            f"That file is too large: {attachment.size // 1024} KiB of at most {yaml_io.MAX_BYTES // 1024} KiB.", 413
+            f"That file is too large: {attachment.size // 1024} KiB "
+            f"of at most {planned_changes.MAX_BYTES // 1024} KiB.",
+            413,
         )
     content_type = (attachment.content_type or "").partition(";")[0].strip().casefold()
     if not attachment.filename.casefold().endswith(FILE_SUFFIXES) or not _is_text_type(content_type):

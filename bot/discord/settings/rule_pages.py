@@ -15,8 +15,7 @@ from bot.policy.permissions import forbidden_reason
 from bot.services.rule_admin import undo_permissions
 
 if TYPE_CHECKING:
-    from bot.discord.settings.press_dispatch import CardPress
-    from bot.discord.settings.responses import Interaction
+    from bot.discord.settings.responses import CardPress, Interaction
     from bot.services.rule_admin import RuleAdmin
 
 HISTORY_LIMIT = 500  # changes in the history

@@ -11,10 +11,9 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from bot.domain.texts import escape_discord, shorten
-from bot.policy.rules.catalogue import ADDED_LIMITS, SETTINGS
-from bot.policy.rules.rule import SCOPES, Rule, RuleChange, RuleStep, RuleValue, Scope
+from bot.policy.rules.rule import ADDED_LIMITS, SCOPES, SETTINGS, Rule, RuleChange, RuleStep, RuleValue, Scope
 from bot.policy.rules.value_parser import UNLIMITED, format_setting_value
-from bot.prompt.default_cost import format_default_cost
+from bot.prompt import format_default_cost
 
 if TYPE_CHECKING:
     from engine.contract import ModelProfile

@@ -19,12 +19,12 @@ import typer
 from bot.cli.new_file import write_new_file
 from bot.cli.options import Data
 from bot.domain.errors import UserError
-from bot.features.backup.restore import restore
+from bot.features.backup.archive import restore
 
 if TYPE_CHECKING:
     from bot.app.settings import Settings
     from bot.features.backup.archive import ArchiveWriter
-    from bot.images.picture_store import PictureStore
+    from bot.pictures.picture_store import PictureStore
 
 USE_PG_DUMP = (
     "This store is PostgreSQL, which has a backup of its own: pg_dump --format=custom --file=darkroom.dump "
@@ -64,7 +64,7 @@ async def _write_backup(
     import time
 
     from bot.features.backup.archive import ArchiveWriter, Manifest, file_sha256
-    from bot.images.picture_store import PictureStore
+    from bot.pictures.picture_store import PictureStore
 
     async with _copy_database(settings, pictures_only, parent_folder) as (database, picture_names):
         packer = ArchiveWriter(stream)
@@ -114,7 +114,7 @@ async def _copy_database(
 
 async def _add_pictures(packer: ArchiveWriter, pictures: PictureStore, picture_names: Sequence[str]) -> int:
     """Add the pictures. Return how many are missing."""
-    from bot.images.picture_store import ContentMissing
+    from bot.pictures.picture_store import ContentMissing
 
     missing_count = 0
     for sha256 in picture_names:

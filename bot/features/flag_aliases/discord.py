@@ -10,7 +10,7 @@ from discord import app_commands
 from discord.app_commands import Choice, Range
 
 from bot.discord.checks import reply_on_error
-from bot.discord.commands.member.prefer import prefer
+from bot.discord.commands.preferences import prefer
 from bot.discord.job_choice import MAX_CHOICE_CHARS, MAX_CHOICES
 from bot.discord.responses import member_of, send_ephemeral
 from bot.domain.texts import escape_discord

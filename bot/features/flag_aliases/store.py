@@ -1,10 +1,13 @@
-"""Members' flag aliases in SQL: a name and the text it expands to. Works inside its caller's transaction."""
+"""Members' flag aliases in SQL: a name and the text it expands to. Works inside its caller's transaction.
+
+The table of members' flag aliases, which hold in every server.
+"""
 
 from __future__ import annotations
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Column, Connection, String, Table, Text, select
 
-from bot.features.flag_aliases.tables import flag_aliases
+from bot.store.schema.tables import metadata
 
 
 def load_flag_aliases(connection: Connection, member: str) -> dict[str, str]:
@@ -40,3 +43,12 @@ def erase_member(connection: Connection, member: str, guild: str, until: float) 
 def export_member(connection: Connection, member: str) -> dict[str, object]:
     """Return what a member's export has of this."""
     return {"options": load_flag_aliases(connection, member)}
+
+
+flag_aliases = Table(
+    "options",
+    metadata,
+    Column("member", String(64), primary_key=True),
+    Column("name", String(24), primary_key=True),
+    Column("value", Text, nullable=False),
+)

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from cachetools import LRUCache
 
+from bot.domain.concurrency import run_periodically
 from bot.domain.dto import AcceptedJob, Destination, Member
 from bot.domain.errors import UserError
 from bot.domain.feature import RunningFeature
 from bot.domain.job_states import is_end
-from bot.domain.periodic import run_periodically
 from bot.domain.steering import SteeringRequest
 from bot.domain.texts import shorten
 from bot.features.parties import store as stored

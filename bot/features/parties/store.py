@@ -1,4 +1,7 @@
-"""Parties in SQL. Each function works inside its caller's transaction."""
+"""Parties in SQL. Each function works inside its caller's transaction.
+
+Tables of parties: members who steer one picture together. Same metadata as `bot.store.schema.tables`.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,31 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, RowMapping, Select, delete, func, insert, select, update
+from sqlalchemy import (
+    JSON,
+    Boolean,
+    Column,
+    Connection,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    RowMapping,
+    Select,
+    String,
+    Table,
+    Text,
+    delete,
+    func,
+    insert,
+    select,
+    text,
+    update,
+)
 
 from bot.domain.dto import Member
 from bot.features.parties.rules import PartyTalk, Phrase
-from bot.features.parties.tables import parties, party_members, party_votes
-from bot.store.schema.tables import jobs
+from bot.store.schema.tables import jobs, metadata
 
 MAX_MEMBERS = 200  # of one party
 
@@ -173,3 +195,43 @@ def export_member(connection: Connection, member: str) -> dict[str, list[dict[st
     query = select(party_members.c.job, party_members.c.joined, party_members.c.said)
     rows = connection.execute(query.where(party_members.c.member == member).order_by(party_members.c.joined))
     return {"parties": [{"job": row.job, "joined": row.joined, "said": row.said} for row in rows]}
+
+
+_IS_OPEN = text("is_open")
+
+parties = Table(
+    "parties",
+    metadata,
+    Column("job", String(26), ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+    Column("place", String(64), nullable=False),  # the channel or thread, as its front end names it
+    Column("minutes", Integer, nullable=False),
+    Column("invited", JSON, nullable=False),  # ids of members; empty: everybody who sees the picture
+    Column("is_open", Boolean, nullable=False),
+    Column("ends", Float),  # once its picture develops
+    Column("changed", Float, nullable=False),  # when its words were last changed
+    Column("last_phrase", Integer, nullable=False),  # the number of the newest phrase that was ever said
+    Index("parties_place", "place", unique=True, sqlite_where=_IS_OPEN, postgresql_where=_IS_OPEN),
+)
+
+party_members = Table(
+    "party_members",
+    metadata,
+    Column("job", String(26), ForeignKey("parties.job", ondelete="CASCADE"), primary_key=True),
+    Column("member", String(64), primary_key=True),
+    Column("member_name", String(128), nullable=False),
+    Column("joined", Float, nullable=False),
+    Column("served", Integer, nullable=False),  # changes of the words that had a phrase of theirs
+    Column("phrase", Integer),  # their newest phrase
+    Column("said", Text, nullable=False),  # its text; empty: none
+    Index("party_members_member", "member"),
+)
+
+party_votes = Table(
+    "party_votes",
+    metadata,
+    Column("job", String(26), ForeignKey("parties.job", ondelete="CASCADE"), primary_key=True),
+    Column("phrase", Integer, primary_key=True),
+    Column("member", String(64), primary_key=True),
+    Column("value", Integer, nullable=False),  # 1 or -1
+    Index("party_votes_member", "member"),
+)

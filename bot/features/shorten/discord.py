@@ -15,7 +15,7 @@ from discord import app_commands, ui
 from discord.app_commands import Range
 
 from bot.discord.checks import reply_on_error, report_errors, require_permission
-from bot.discord.commands.generation.imagine import submit_prompt
+from bot.discord.commands.imagine import submit_prompt
 from bot.discord.declarations import declare
 from bot.discord.responses import NO_MENTIONS, member_of
 from bot.domain.errors import UserError

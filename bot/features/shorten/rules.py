@@ -11,8 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bot.domain.errors import UserError
-from bot.prompt.concepts import parse_concepts
-from bot.prompt.emphasis import remove_emphasis
+from bot.prompt.concepts import parse_concepts, remove_emphasis
 from bot.prompt.flags import split_flags
 
 MAX_WORDS = 126  # words: each is one text for the encoder, 64 at a time, and it reads hardly more

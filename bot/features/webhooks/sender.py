@@ -2,24 +2,39 @@
 
 One slow endpoint delays no other: each has a few messages in flight. Their order is not kept, which Standard Webhooks
 leaves open; each message says when its event happened.
+
+Previews for webhooks: best effort. None is stored or sent twice, and one that is still on its way drops the next.
+
+The bodies that webhooks are sent, as JSON. A body is the same at each try of its event.
+
+It has no prompt and no picture but previews: who may see a job asks for it at its address, and the operator does not
+see private ones.
 """
 
 from __future__ import annotations
 
 import asyncio
+import base64
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from functools import partial
+from typing import Any
 
-from bot.domain.periodic import run_periodically
+import msgspec
+from cachetools import LRUCache
+from ulid import ULID
+
+from bot.domain.concurrency import run_periodically
+from bot.domain.events import Feed, JobEnded, JobEvent, JobProgress
 from bot.features.webhooks import store as stored
 from bot.features.webhooks.client import Answer, WebhookClient
-from bot.features.webhooks.payloads import build_event_body
 from bot.features.webhooks.rules import GONE, is_accepted, retry_delay
 from bot.features.webhooks.store import Webhook, WebhookDelivery
-from bot.store import Store
+from bot.store import JobRecord, Store, StoredPicture
 from bot.store.jobs import queries
+from bot.store.members.api_keys import KEY_MEMBER_PREFIX
 
 log = logging.getLogger(__name__)
 
@@ -122,3 +137,156 @@ class WebhookSender:
         await self._store.write(stored.record_failed, delivery, now, delay, answer.error[:MAX_ERROR])
         if answer.status == GONE:
             await self._store.write(stored.disable_webhook, delivery.webhook, now, WANTS_NO_MORE)
+
+
+LOOK_SECONDS = 2.0  # seconds between two looks for webhooks that want previews
+PREVIEW_SECONDS = 2.0  # seconds between two previews of one job
+MAX_JOBS = 4096  # jobs whose author is remembered
+
+
+class WebhookPreviews:
+    """Run `run` as a task."""
+
+    def __init__(self, store: Store, feed: Feed, client: WebhookClient, *, clock: Callable[[], float]) -> None:
+        self._store = store
+        self._feed = feed
+        self._client = client
+        self._clock = clock
+        self._webhooks: list[Webhook] = []  # that want previews
+        self._records: LRUCache[str, JobRecord] = LRUCache(MAX_JOBS)  # as they were when we first read them
+        self._watched: set[str] = set()  # jobs whose frames we have asked for
+        self._sent_at: dict[str, float] = {}  # by job
+        self._in_flight: set[str] = set()  # webhooks
+
+    async def run(self) -> None:
+        """Send previews until cancelled, while a webhook wants any."""
+        async with asyncio.TaskGroup() as posts:
+            while True:
+                if await self._has_webhooks():
+                    await self._follow_feed(posts)
+                await asyncio.sleep(LOOK_SECONDS)
+
+    async def _has_webhooks(self) -> bool:
+        try:
+            active = await self._store.query(stored.list_active_webhooks, self._clock())
+        except OSError:  # an outage: previews can wait
+            return False
+        self._webhooks = [webhook for webhook in active if "job.preview" in webhook.events]
+        return bool(self._webhooks)
+
+    async def _follow_feed(self, posts: asyncio.TaskGroup) -> None:
+        """Send previews until no webhook wants any, or the feed closes."""
+        try:
+            async with self._feed.subscribe(with_previews=False) as events:
+                looked_at = self._clock()
+                async for event in events:
+                    if self._clock() - looked_at >= LOOK_SECONDS:
+                        if not await self._has_webhooks():
+                            return
+                        looked_at = self._clock()
+                    await self._handle(event, posts)
+        finally:
+            for job in list(self._watched):
+                self._forget(job)
+
+    async def _handle(self, event: JobEvent, posts: asyncio.TaskGroup) -> None:
+        if isinstance(event, JobEnded):
+            self._forget(event.job)
+        elif isinstance(event, JobProgress):
+            record = await self._read_record(event.job)
+            now = self._clock()
+            readers = [] if record is None else self._list_readers(record)
+            if readers and event.job not in self._watched:
+                self._watched.add(event.job)
+                self._feed.watch(event.job)
+            is_due = now - self._sent_at.get(event.job, 0.0) >= PREVIEW_SECONDS
+            if record is not None and readers and event.frames and is_due:
+                self._sent_at[event.job] = now
+                body = build_preview_body(record, event, now)
+                for webhook in readers:
+                    if webhook.id not in self._in_flight:
+                        self._in_flight.add(webhook.id)
+                        posts.create_task(self._post(webhook, body))
+
+    async def _read_record(self, job: str) -> JobRecord | None:
+        record = self._records.get(job)
+        if record is None:
+            try:
+                record = await self._store.get_job(job)
+            except OSError:  # an outage: this preview is lost
+                return None
+            if record is not None:
+                self._records[job] = record
+        return record
+
+    def _list_readers(self, record: JobRecord) -> list[Webhook]:
+        """Return the webhooks that may have previews of the job: of a private one, only its author's."""
+        return [webhook for webhook in self._webhooks if may_preview(webhook, record)]
+
+    def _forget(self, job: str) -> None:
+        self._sent_at.pop(job, None)
+        self._records.pop(job, None)
+        if job in self._watched:
+            self._watched.remove(job)
+            self._feed.unwatch(job)
+
+    async def _post(self, webhook: Webhook, body: bytes) -> None:
+        try:
+            answer = await self._client.post(webhook, f"msg_{ULID()}", body, self._clock())
+            log.debug("webhook %s: a preview: %d %s", webhook.id, answer.status, answer.error)
+        finally:
+            self._in_flight.discard(webhook.id)
+
+
+def may_preview(webhook: Webhook, record: JobRecord) -> bool:
+    """Return whether a webhook may have a job's previews: a key of its own, the operator of all but private ones."""
+    if webhook.key_name:
+        return record.member == f"{KEY_MEMBER_PREFIX}{webhook.key_name}"
+    return not record.private and not record.thread
+
+
+def build_event_body(delivery: WebhookDelivery, record: JobRecord, pictures: Sequence[StoredPicture]) -> bytes:
+    """Return the body of an event in the outbox. `pictures`: of the job; inputs and ladders among them are left out."""
+    data = _describe_job(record) | {"attempt": delivery.attempt}
+    if delivery.event in ("job.finished", "job.failed", "job.cancelled"):
+        data |= {"ended": record.ended, "seconds": record.seconds, "reason": record.reason}
+    if delivery.event == "job.finished":
+        images = sorted((picture for picture in pictures if picture.kind == "image"), key=lambda picture: picture.image)
+        data["pictures"] = [_describe_picture(picture) for picture in images]
+    return _encode(delivery.event, delivery.at, data)
+
+
+def build_preview_body(record: JobRecord, progress: JobProgress, now: float) -> bytes:
+    """Return the body of a preview: its newest frames, as JPEG in base64."""
+    frames = [
+        {"n": image + 1, "content_type": "image/jpeg", "base64": base64.b64encode(frame).decode()}
+        for image, frame in sorted(progress.frames.items())
+    ]
+    data = _describe_job(record) | {"step": progress.step, "total_steps": progress.total_steps, "previews": frames}
+    return _encode("job.preview", now, data)
+
+
+def _describe_job(record: JobRecord) -> dict[str, Any]:
+    return {
+        "id": record.id,
+        "url": f"/api/jobs/{record.id}",
+        "action": record.action,
+        "member": record.member,
+        "guild": record.guild,
+        "created": record.created,
+    }
+
+
+def _describe_picture(picture: StoredPicture) -> dict[str, Any]:
+    number = picture.image + 1
+    return {
+        "n": number,
+        "url": f"/api/jobs/{picture.job}/pictures/{number}.png",
+        "width": picture.width,
+        "height": picture.height,
+    }
+
+
+def _encode(event: str, at: float, data: Mapping[str, Any]) -> bytes:
+    timestamp = datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds")
+    return msgspec.json.encode({"type": event, "timestamp": timestamp, "data": data})

@@ -18,9 +18,8 @@ from bot.domain.errors import UserError
 from bot.domain.feature import RunningFeature
 from bot.features.webhooks import store as stored
 from bot.features.webhooks.client import WebhookClient
-from bot.features.webhooks.previews import WebhookPreviews
 from bot.features.webhooks.rules import DEFAULT_EVENTS, PrivateHosts, check_url, parse_events
-from bot.features.webhooks.sender import WebhookSender
+from bot.features.webhooks.sender import WebhookPreviews, WebhookSender
 from bot.features.webhooks.settings import WebhookSettings
 from bot.features.webhooks.store import MAX_KEY_WEBHOOKS, MAX_WEBHOOKS, Webhook, WebhookDelivery
 from bot.store import Store

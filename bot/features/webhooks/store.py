@@ -2,6 +2,8 @@
 
 The audit line is committed with its transition (`bot.store.transitions.job_writes`), so no event is lost with a
 process: what was not collected yet is collected later. Each function works inside its caller's transaction.
+
+Tables of webhooks and of the events that they are sent. Same metadata as `bot.store.schema.tables`.
 """
 
 from __future__ import annotations
@@ -11,25 +13,36 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
     ColumnElement,
     Connection,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
     RowMapping,
     Select,
+    String,
+    Table,
+    Text,
     and_,
     exists,
     func,
     insert,
     or_,
     select,
+    true,
     union_all,
     update,
 )
 
 from bot.features.webhooks.rules import STATE_EVENTS, WebhookEvent
-from bot.features.webhooks.tables import deliveries, webhooks
 from bot.store.members.api_keys import KEY_ENDED, KEY_MEMBER_PREFIX, is_valid
 from bot.store.schema.member_tables import api_keys
-from bot.store.schema.tables import audit_lines, jobs
+from bot.store.schema.tables import audit_lines, jobs, metadata
 from bot.store.transitions.job_admin import OVERLAP_LINES, read_last_line
 
 MAX_WEBHOOKS = 100
@@ -331,3 +344,38 @@ def _is_event(delivery: WebhookDelivery) -> ColumnElement[bool]:
 
 def _to_delivery(row: RowMapping) -> WebhookDelivery:
     return WebhookDelivery(**dict(row))
+
+
+webhooks = Table(
+    "webhooks",
+    metadata,
+    Column("id", String(26), primary_key=True),
+    Column("url", String(500), nullable=False),
+    Column("key_name", String(32), nullable=False),  # the API key whose jobs it follows; empty: all jobs
+    Column("events", JSON, nullable=False),
+    Column("secret", String(64), nullable=False),  # symmetric: we sign with it
+    Column("created", Float, nullable=False),
+    Column("first_line", BigInteger, nullable=False),  # audit lines up to this one are older than the webhook
+    Column("last_line", BigInteger, nullable=False),  # the last audit line that was looked at
+    Column("enabled", Boolean, nullable=False, server_default=true()),
+    Column("reason", Text, nullable=False),  # why it is off
+)
+
+deliveries = Table(  # one row for each event of an audit line that a webhook is sent, or was
+    "webhook_deliveries",
+    metadata,
+    Column("webhook", String(26), ForeignKey("webhooks.id", ondelete="CASCADE"), primary_key=True),
+    Column("line", BigInteger, primary_key=True),  # the audit line; with the webhook it makes the event's id
+    Column("job", String(26), ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False),
+    Column("event", String(16), nullable=False),
+    Column("attempt", Integer, nullable=False),  # the job's, at the event
+    Column("at", Float, nullable=False),  # when it happened
+    Column("state", String(16), nullable=False),  # waiting, delivered, dead
+    Column("tries", Integer, nullable=False),
+    Column("due", Float, nullable=False),  # when it is sent next
+    Column("ended", Float),  # when it was delivered or given up
+    Column("error", Text, nullable=False),  # of the last try
+    Index("webhook_deliveries_due", "webhook", "state", "due", "line"),
+    Index("webhook_deliveries_job", "job"),
+    Index("webhook_deliveries_ended", "ended"),
+)

@@ -1,4 +1,4 @@
-"""The tables of the first release. `bot.store.schema` and the features' `tables` explain the columns.
+"""The tables of the first release. `bot.store.schema` and the features' `store` explain the columns.
 
 Until that release this file changes with them, and never after it.
 """

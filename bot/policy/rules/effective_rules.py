@@ -9,6 +9,8 @@ Usage is counted where the deciding limit applies: in the server for its own rul
 for ceilings everywhere. Limits that begin with `together_` apply side by side: the channel's counts the jobs of that
 channel, the server's and its ceiling count the whole server. A ceiling for this server replaces the one that applies
 everywhere, which gives each server the same.
+
+Limits on running jobs of all members, by server and channel, for the dispatcher. Pure.
 """
 
 from __future__ import annotations
@@ -20,8 +22,7 @@ from typing import Literal, cast
 
 from bot.domain.dto import Member
 from bot.policy.limits import Limits
-from bot.policy.rules.catalogue import ADDED_LIMITS, SETTINGS, Setting
-from bot.policy.rules.rule import ALL, EVERYWHERE, Rule, RuleValue, Scope
+from bot.policy.rules.rule import ADDED_LIMITS, ALL, EVERYWHERE, SETTINGS, Rule, RuleValue, Scope, Setting
 
 UsageScope = Literal["member here", "member everywhere", "channel", "guild"]
 Results = Literal["public", "private", "choice"]
@@ -42,7 +43,7 @@ class UsageLimit:
 
 @dataclass(frozen=True)
 class EffectiveRules:
-    """Effective values, by the names of `bot.policy.rules.catalogue`. Costs are device-seconds; `pixels` is an area.
+    """Effective values, by the names of `bot.policy.rules.rule`. Costs are device-seconds; `pixels` is an area.
 
     `usage_limits` are all limits on usage that apply; the fields `running` … `together_cost_month` are the lowest of
     each. A `together_` field of None is no limit. `added`: the limits of features. `deciding_rules`: the rule that
@@ -270,3 +271,53 @@ def _intersect(first: tuple[str, ...], second: tuple[str, ...]) -> tuple[str, ..
 
 def _as_texts(value: RuleValue) -> tuple[str, ...]:
     return value if isinstance(value, tuple) else ()
+
+
+LIMIT_SETTINGS = ("together_running", "closed")
+
+
+@dataclass(frozen=True)
+class RunningLimits:
+    """Limits by guild.
+
+    `guild_limits`: by the admins of a server. `ceilings`: by the operator for a server ("*": for each without its own).
+    `channel_limits`: by guild and channel. `closed_guilds`: closed servers ("*": all), whose waiting jobs are not
+    dispatched.
+    """
+
+    guild_limits: Mapping[str, int] = field(default_factory=dict[str, int])
+    ceilings: Mapping[str, int] = field(default_factory=dict[str, int])
+    channel_limits: Mapping[str, Mapping[str, int]] = field(default_factory=dict[str, Mapping[str, int]])
+    closed_guilds: frozenset[str] = frozenset()
+
+    @classmethod
+    def from_rules(cls, rules: Iterable[Rule]) -> RunningLimits:
+        """Build it from rules of any guild; only those of `LIMIT_SETTINGS` are allowed."""
+        guild_limits = dict[str, int]()
+        ceilings = dict[str, int]()
+        channel_limits = dict[str, dict[str, int]]()
+        closed_guilds: set[str] = set()
+        for rule in rules:
+            if rule.setting == "closed":
+                closed_guilds.add(rule.guild)
+            if not isinstance(rule.value, int):
+                continue
+            if rule.scope == "operator":
+                ceilings[rule.guild] = rule.value
+            elif rule.scope == "channel":
+                channel_limits.setdefault(rule.guild, {})[rule.subject] = rule.value
+            else:
+                guild_limits[rule.guild] = rule.value
+        return cls(guild_limits, ceilings, channel_limits, frozenset(closed_guilds))
+
+    def limit_of(self, guild: str) -> int | None:
+        """Return the limit of a server; None if it has none."""
+        if {guild, EVERYWHERE} & self.closed_guilds:
+            return 0
+        ceiling = self.ceilings.get(guild, self.ceilings.get(EVERYWHERE))
+        limits = [limit for limit in (self.guild_limits.get(guild), ceiling) if limit is not None]
+        return min(limits, default=None)
+
+    def channel_limits_of(self, guild: str) -> Mapping[str, int]:
+        """Return the limits of a server's channels."""
+        return self.channel_limits.get(guild, {})

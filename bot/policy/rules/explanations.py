@@ -1,4 +1,7 @@
-"""Sentences about rules: who set one, for whom, and which one decides. Pure."""
+"""Sentences about rules: who set one, for whom, and which one decides. Pure.
+
+The texts of a job that the word filter reads. Pure.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,20 @@ from dataclasses import dataclass
 
 from bot.domain.texts import shorten
 from bot.policy.limits import Limits
-from bot.policy.rules.catalogue import SETTINGS, Setting
 from bot.policy.rules.effective_rules import USAGE_SETTINGS, EffectiveRules, UsageLimit, find_ceilings
-from bot.policy.rules.rule import ALL, EVERYWHERE, Rule, RuleChange, RuleStep, RuleValue, Scope
+from bot.policy.rules.rule import ALL, EVERYWHERE, SETTINGS, Rule, RuleChange, RuleStep, RuleValue, Scope, Setting
 from bot.policy.rules.value_parser import UNLIMITED, format_setting_value
+from engine.contract import (
+    Change,
+    Concept,
+    DropImages,
+    Recipe,
+    SetConcepts,
+    SetGuidance,
+    SetNegative,
+    SplitImage,
+    UpscaleTask,
+)
 
 DisplayNames = Mapping[str, str]  # a channel's, role's or user's id → how it is shown
 NO_NAMES: DisplayNames = {}
@@ -195,3 +208,28 @@ def _ceiling_phrase(rule: Rule) -> str:
 def _sort_by_precedence(rules: list[Rule]) -> list[Rule]:
     order: tuple[Scope, ...] = ("user", "role", "channel", "guild")
     return sorted(rules, key=lambda rule: (order.index(rule.scope), rule.subject))
+
+
+def member_texts(prompt: str, task: Recipe | UpscaleTask) -> tuple[str, ...]:
+    """Return every text of a job that a member wrote, in it or in its parent, each once."""
+    if not isinstance(task, Recipe):
+        return (prompt,)
+    end_prompt = task.interpolation.end_prompt if task.interpolation is not None else None
+    texts = (prompt, join_texts(task.concepts), task.negative, end_prompt or "")
+    return tuple(dict.fromkeys((*texts, *(text for each in task.amendments for text in amended_texts(each.change)))))
+
+
+def amended_texts(change: Change) -> tuple[str, ...]:
+    """Return the texts that a change brings."""
+    match change:
+        case SetConcepts():
+            return (join_texts(change.concepts),)
+        case SetNegative():
+            return (change.negative,)
+        case SetGuidance() | DropImages() | SplitImage():
+            return ()
+
+
+def join_texts(concepts: Sequence[Concept]) -> str:
+    """Return the words of all concepts, as the word filter reads them."""
+    return " ".join(concept.text for concept in concepts)

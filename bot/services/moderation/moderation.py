@@ -11,17 +11,17 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from bot.domain.concurrency import run_periodically
 from bot.domain.dto import Delivery, DeliveryRole, Member
 from bot.domain.errors import UserError
 from bot.domain.events import Feed, JobEnded
 from bot.domain.incidents import Incident
 from bot.domain.job_states import is_end
-from bot.domain.periodic import run_periodically
 from bot.domain.texts import PICTURES_DELETED, clean_text
-from bot.images.picture_store import PictureStore
 from bot.jobs.control import JobCanceller
 from bot.jobs.retention import DropCopies, FileCleanup
 from bot.jobs.views import make_job_ref, missing_job_error
+from bot.pictures.picture_store import PictureStore
 from bot.policy.permissions import Action, forbidden_reason
 from bot.policy.rules import EffectiveRules
 from bot.services.front_end_actions import FrontEndActions, Report

@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 from bot.domain.dto import JobView, Member
 from bot.domain.errors import UserError
-from bot.images.gallery import Gallery
-from bot.images.moderation_status import held_images
 from bot.jobs.views import JobViews
+from bot.pictures.gallery import Gallery
+from bot.pictures.moderation_status import held_images
 from bot.policy.permissions import Action, JobRef, forbidden_reason
 from bot.store import Store
 from bot.store.moderation.reviews import list_waiting_jobs, review_picture

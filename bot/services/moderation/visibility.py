@@ -10,7 +10,7 @@ from bot.domain.dto import JobView, Member
 from bot.domain.errors import UserError
 from bot.jobs.word_filter import WordFilter
 from bot.policy.rules import EffectiveRules
-from bot.policy.rules.member_texts import member_texts
+from bot.policy.rules.explanations import member_texts
 
 
 async def can_publish(view: JobView, member: Member, rules: EffectiveRules, word_filter: WordFilter) -> bool:

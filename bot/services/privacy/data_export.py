@@ -16,8 +16,8 @@ from typing import IO, Any
 import msgspec
 
 from bot.domain.errors import UserError
-from bot.images.moderation_status import is_held
-from bot.images.picture_store import ContentMissing, PictureStore
+from bot.pictures.moderation_status import is_held
+from bot.pictures.picture_store import ContentMissing, PictureStore
 from bot.store import JobRecord, Store, StoredPicture
 from bot.store.members import export
 

@@ -17,15 +17,14 @@ from dataclasses import dataclass, field
 from bot.domain.dto import Member
 from bot.domain.errors import UserError
 from bot.domain.texts import format_duration, shorten
-from bot.images.thumbnail import crop_square
-from bot.images.uploads.upload_decoder import DecodedImage
 from bot.jobs.costs import WorkMeter
 from bot.jobs.init_images import RemoteFile
 from bot.jobs.model_catalog import ModelCatalog
 from bot.jobs.quota import check_action, check_model, refuse_if_closed_or_blocked
+from bot.pictures.image_codec import crop_square
+from bot.pictures.uploads.upload_decoder import DecodedImage
 from bot.policy.rules import EffectiveRules
-from bot.prompt.prompt_scores import EMPTY_TEXT, PromptScores
-from bot.prompt.vocabulary import Vocabulary, build_prompt, choose_vocabulary
+from bot.prompt.vocabulary import EMPTY_TEXT, PromptScores, Vocabulary, build_prompt, choose_vocabulary
 from engine.bus import NoWorkerAnswers
 from engine.contract import MAX_CANDIDATES, DescribeRequest, ModelProfile
 

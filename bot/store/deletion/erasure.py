@@ -14,7 +14,7 @@ from sqlalchemy import ColumnElement, Connection, and_, exists, func, select, up
 
 from bot.domain.feature import load_hooks
 from bot.domain.job_states import JobState
-from bot.store.deletion import input_cleanup
+from bot.store.deletion import deletion_steps
 from bot.store.deletion.deletion_steps import mark_without_incident
 from bot.store.deletion.retention import BATCH_SIZE, record_reasons
 from bot.store.members.api_keys import KEY_MEMBER_PREFIX
@@ -67,7 +67,7 @@ def mark_batch_deleted(connection: Connection, request: ErasureRequest, now: flo
         frontier = [job for job in connection.execute(children_query).scalars() if job not in job_ids]
         job_ids |= set(frontier)
     mark_without_incident(connection, sorted(job_ids), now)
-    input_cleanup.release_inputs(connection, sorted(job_ids))
+    deletion_steps.release_inputs(connection, sorted(job_ids))
     connection.execute(
         deleted_jobs.delete().where(deleted_jobs.c.job.in_(member_job_ids))
     )  # a job that retention removed keeps its messages

@@ -14,7 +14,7 @@ from typing import Literal, cast
 from sqlalchemy import ColumnElement, Connection, and_, exists, func, select
 
 from bot.domain.job_states import END_STATES, OPEN_STATES
-from bot.store.deletion import archived_charges
+from bot.store.deletion import deletion_steps
 from bot.store.deletion.deletion_steps import mark_without_incident
 from bot.store.schema.deletion_tables import deleted_jobs
 from bot.store.schema.tables import destinations, favourites, incidents, jobs, pictures
@@ -91,7 +91,7 @@ def delete_rows(connection: Connection, ids: Sequence[str], now: float) -> list[
         jobs.c.id.in_(ids), jobs.c.deleted.is_not(None), jobs.c.state.in_(END_STATES), has_no_pictures
     )
     emptied_ids = list(connection.execute(query).scalars())
-    archived_charges.archive_charges(connection, emptied_ids, now)
+    deletion_steps.archive_charges(connection, emptied_ids, now)
     connection.execute(jobs.delete().where(jobs.c.id.in_(emptied_ids)))
     return emptied_ids
 

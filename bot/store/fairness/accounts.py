@@ -29,7 +29,7 @@ from sqlalchemy import (
 
 from bot.domain.job_states import ACTIVE_STATES
 from bot.policy.fair_queue import QueueBypass, account_name, ancestor_paths, entry_time, parent_path
-from bot.policy.rules.running_limits import RunningLimits
+from bot.policy.rules.effective_rules import RunningLimits
 from bot.store.schema.tables import accounts, jobs
 
 PAGE_SIZE = 32

@@ -19,8 +19,7 @@ from bot.policy.limits import Charge, Spending, Usage, sum_spending
 from bot.policy.rules import Rule
 from bot.policy.rules.effective_rules import UsageScope
 from bot.store import rules
-from bot.store.deletion.archived_charges import RELAXED_PREFIX, create_hasher, load_hasher
-from bot.store.deletion.input_cleanup import RESULT_KINDS
+from bot.store.deletion.deletion_steps import RELAXED_PREFIX, RESULT_KINDS, create_hasher, load_hasher
 from bot.store.jobs.records import RELAXED_TIER
 from bot.store.members import preferences
 from bot.store.schema.deletion_tables import archived_charges

@@ -15,7 +15,7 @@ from sqlalchemy import Connection, RowMapping, bindparam, select, update
 from sqlalchemy.sql.dml import ReturningUpdate
 
 from bot.domain.job_states import ACTIVE_STATES, OPEN_STATES, TRANSITIONS, JobState, TransitionKind
-from bot.store.deletion.input_cleanup import RESULT_KINDS
+from bot.store.deletion.deletion_steps import RESULT_KINDS
 from bot.store.fairness.accounts import adjust_counts
 from bot.store.jobs.records import JobRecord, StoredPicture
 from bot.store.moderation.reviews import write_held_incident

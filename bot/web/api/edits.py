@@ -14,9 +14,8 @@ from bot.domain.errors import UserError
 from bot.web.api.jobs import Count, Evaluations, Guidance, Seed, Steps, created_response
 from bot.web.media import picture_index_of
 from bot.web.middleware import member_of
-from bot.web.request_body import FormFiles, read_body, read_form
+from bot.web.request_body import FormFiles, destination_of, idempotency_key_of, read_body, read_form
 from bot.web.sse import SERVICES, require_permitted
-from bot.web.submission import destination_of, idempotency_key_of
 
 
 class EditBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

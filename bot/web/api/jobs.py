@@ -19,9 +19,8 @@ from bot.prompt.permutations import MAX_JOBS
 from bot.web import serializers
 from bot.web.media import find_picture, picture_index_of
 from bot.web.middleware import GUILD, HOST_POLICY, SESSION_TOKENS, TERMINAL_ID, VISITOR, member_of
-from bot.web.request_body import FormFiles, read_body, read_form
+from bot.web.request_body import FormFiles, destination_of, idempotency_key_of, read_body, read_form
 from bot.web.sse import JOB_CACHE, SERVICES, require_permitted, require_stoppable, require_visible, workers_payload
-from bot.web.submission import destination_of, idempotency_key_of
 from engine.contract import MAX_CONTROLS, MAX_COUNT, MAX_INTERPOLATION_FRAMES, MAX_REFERENCES, MAX_STEPS
 
 

@@ -17,7 +17,7 @@ import msgspec
 from aiohttp import web
 
 from bot.domain.feature import load_features, load_parts
-from bot.images.films.formats import FILM_FORMATS
+from bot.pictures.animation import FILM_FORMATS
 from bot.web import pages
 from bot.web.api import answers, jobs
 from bot.web.api.shapes import SHAPES

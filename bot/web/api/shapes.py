@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from bot.images.films.formats import FILM_FORMATS, MEDIA_TYPES
+from bot.pictures.animation import FILM_FORMATS, MEDIA_TYPES
 from bot.web import media, metrics, pages, sse
 from bot.web.api import describe, edits, jobs, review, steering, wait_reason
 from bot.web.routes import Shape

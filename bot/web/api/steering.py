@@ -15,10 +15,9 @@ from bot.domain.dto import Member
 from bot.domain.steering import AmendmentView, SteeringOutlook, SteeringRequest
 from bot.web.api.jobs import Guidance, describe_range
 from bot.web.middleware import member_of
-from bot.web.recipe_serializer import serialize_amendment, serialize_outlook
-from bot.web.request_body import read_body
+from bot.web.request_body import idempotency_key_of, read_body
+from bot.web.serializers import serialize_amendment, serialize_outlook
 from bot.web.sse import SERVICES, require_permitted
-from bot.web.submission import idempotency_key_of
 from engine.contract import MAX_CONCEPTS, MAX_COUNT, MAX_STEPS
 
 ImageNumber = Annotated[int, msgspec.Meta(ge=1, le=MAX_COUNT)]

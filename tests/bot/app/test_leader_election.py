@@ -17,10 +17,9 @@ from typing import Any
 
 import pytest
 
+from bot.app import leader_election
 from bot.app import leader_election as leading_module
-from bot.app import leader_heartbeat
-from bot.app.leader_election import EXIT_CODE, Leader, keep_lead
-from bot.app.watchdog_loop import WatchdogLoop, boot_seconds
+from bot.app.leader_election import EXIT_CODE, Leader, WatchdogLoop, boot_seconds, keep_lead
 from bot.domain.errors import UserError
 from bot.store import DatabaseUnavailable, NotLeader, Store, leader_terms, read_store_id
 from bot.store.jobs import queries
@@ -136,8 +135,8 @@ async def test_a_leader_ends_if_it_finds_another_term_or_loses_its_lease(harness
 def short_intervals(monkeypatch):
     monkeypatch.setattr(leading_module, "NOTICE_SECONDS", 0.4)
     monkeypatch.setattr(leading_module, "HEARTBEAT_SECONDS", 0.1)
-    monkeypatch.setattr(leader_heartbeat, "DEAD_SECONDS", 0.6)
-    monkeypatch.setattr(leader_heartbeat, "POLL_SECONDS", 0.02)
+    monkeypatch.setattr(leader_election, "DEAD_SECONDS", 0.6)
+    monkeypatch.setattr(leader_election, "POLL_SECONDS", 0.02)
 
 
 @asynccontextmanager
@@ -166,7 +165,7 @@ async def test_without_a_shared_broker_a_second_bot_is_refused_while_the_first_l
                 pass
         assert await first.is_leader()
     monkeypatch.setattr(leading_module, "NOTICE_SECONDS", 60.0)
-    monkeypatch.setattr(leader_heartbeat, "DEAD_SECONDS", 60.0)
+    monkeypatch.setattr(leader_election, "DEAD_SECONDS", 60.0)
     async with asyncio.timeout(5), lead_with_store(database, loss_reasons) as (second, _):  # the first ended cleanly
         assert await second.is_leader()
     assert loss_reasons == []
@@ -200,7 +199,7 @@ async def test_a_new_leader_gives_one_that_ended_uncleanly_the_time_to_notice(
     await before.begin_term("bot-that-was-cut-off")  # and sends no heartbeat
     started_at = boot_seconds()
     async with lead_with_store(database, loss_reasons, await _bus(harness) if is_leader else None) as (after, _):
-        assert boot_seconds() - started_at >= leader_heartbeat.DEAD_SECONDS + leading_module.NOTICE_SECONDS
+        assert boot_seconds() - started_at >= leader_election.DEAD_SECONDS + leading_module.NOTICE_SECONDS
         assert await after.is_leader()
         with pytest.raises(NotLeader):
             await before.write(lambda _: None)
@@ -269,9 +268,9 @@ async def _raise_unavailable() -> None:
 async def test_a_bot_that_lost_its_lease_sends_no_heartbeat(harness, database: str, short_intervals, monkeypatch):
     monkeypatch.setattr(leading_module, "RENEW_SECONDS", 60.0)
     async with lead_with_store(database, [], await _bus(harness)) as (store, leader):
-        assert await leader_heartbeat.is_leader_alive(store)
+        assert await leader_election.is_leader_alive(store)
         leader._lease_until = 0.0
-        assert not await leader_heartbeat.is_leader_alive(store)
+        assert not await leader_election.is_leader_alive(store)
 
 
 @pytest.mark.slow
@@ -316,9 +315,9 @@ async def test_a_database_has_no_id_before_its_first_term(empty_database: str):
 
 
 def test_a_bot_name_leaves_room_for_the_store_id(monkeypatch):
-    monkeypatch.setattr(leader_heartbeat.socket, "gethostname", lambda: "a_long.name." * 9)
-    monkeypatch.setattr(leader_heartbeat.os, "getpid", lambda: 4194304)
-    assert decode(encode(ClaimHolder(worker=f"{leader_heartbeat.process_name()}.{'0' * 26}")), ClaimHolder)
+    monkeypatch.setattr(leader_election.socket, "gethostname", lambda: "a_long.name." * 9)
+    monkeypatch.setattr(leader_election.os, "getpid", lambda: 4194304)
+    assert decode(encode(ClaimHolder(worker=f"{leader_election.process_name()}.{'0' * 26}")), ClaimHolder)
 
 
 class Bot:

@@ -18,7 +18,7 @@ from bot.cli.imagine.local_engine import _load_branch_source, _load_init_images,
 from bot.cli.imagine.progress_display import ProgressDisplay
 from bot.cli.options import EngineOptions, load_engine
 from bot.domain.errors import UserError
-from bot.images.picture_store import PictureStore
+from bot.pictures.picture_store import PictureStore
 from bot.store import Store, StoredPicture
 from shared.stored_jobs import admit_job, make_new_job
 

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from bot.cli.up import log_summary
-from bot.cli.up.log_file import log_to_file
-from bot.cli.up.log_summary import MAX_ALIKE, MAX_KINDS, WINDOW_SECONDS, LogSummary
+from bot.cli.up import log_file
+from bot.cli.up.log_file import MAX_ALIKE, MAX_KINDS, WINDOW_SECONDS, LogSummary, log_to_file
 
 log = logging.getLogger("bot.web")
 TOKEN = "aW50ZXJhY3Rpb246MTI2NDU2Nzg5MDpzZWNyZXQ"
@@ -99,7 +98,7 @@ def test_a_flood_leaves_the_log_file_small_and_its_first_line_readable(tmp_path:
 
 
 def test_a_summary_is_written_though_no_other_record_comes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(log_summary, "WINDOW_SECONDS", 0.2)
+    monkeypatch.setattr(log_file, "WINDOW_SECONDS", 0.2)
     file = tmp_path / "darkroom.log"
     with log_to_file(file):
         for _ in range(30):
@@ -107,7 +106,7 @@ def test_a_summary_is_written_though_no_other_record_comes(tmp_path: Path, monke
         for _ in range(100):
             if "10 more like this" in file.read_text():
                 break
-            log_summary.time.sleep(0.05)
+            log_file.time.sleep(0.05)
         assert "10 more like this" in file.read_text()
 
 

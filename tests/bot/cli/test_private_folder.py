@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from bot.cli.private_folder import WideFolder, make_folder_private
+from bot.cli.instance_lock import WideFolder, make_folder_private
 
 
 def read_mode(path: Path) -> int:

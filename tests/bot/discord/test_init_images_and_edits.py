@@ -12,8 +12,7 @@ from PIL import Image
 from simcord.components import walk_components
 
 from bot.discord import attachments
-from bot.discord.components.branches import MAX_KEYFRAMES, spread_steps
-from bot.discord.components.keyframe_menu import CONTINUE_HINT
+from bot.discord.components.branches import CONTINUE_HINT, MAX_KEYFRAMES, spread_steps
 from bot.domain.dto import Destination, Member
 from bot.domain.errors import UserError
 from bot.jobs.init_images import InitImages

@@ -20,9 +20,9 @@ from simcord.enums import ChannelType
 
 from bot.discord.cards.button_layout import Button
 from bot.discord.cards.job_cards import render_refusal
-from bot.discord.channel_visibility import CHANNEL_HIDDEN, THREAD_HIDDEN
 from bot.discord.components import buttons
 from bot.discord.declarations import list_commands
+from bot.discord.permissions import CHANNEL_HIDDEN, THREAD_HIDDEN
 from bot.discord.responses import INTERNAL_ERROR
 from bot.discord.settings import HANDLERS
 from bot.domain.dto import Member

@@ -9,7 +9,7 @@ import pytest
 
 from bot.discord.components.forms import form_id
 from bot.discord.declarations import list_command_rates, list_commands, list_dynamic_items
-from bot.policy.rates import PRICES, TokenBuckets
+from bot.policy.limits import PRICES, TokenBuckets
 from shared.feature_rows import read_feature_rows
 
 pytestmark = pytest.mark.asyncio

@@ -17,11 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bot.discord.cards import job_cards
-from bot.discord.cards.details import escape_code_block
+from bot.discord.cards.job_cards import escape_code_block
 from bot.discord.components import deletion
 from bot.domain.dto import Member
 from bot.domain.texts import MAX_MARKS, clean_text, escape_discord, shorten
-from bot.images.image_codec import read_recipe_text
+from bot.pictures.image_codec import read_recipe_text
 
 ATTACKS = {
     "everyone": "@everyone",

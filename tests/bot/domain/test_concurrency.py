@@ -10,7 +10,7 @@ import pytest
 from bot.domain import concurrency
 from bot.domain.concurrency import PerMemberLimit, SharedCall
 from bot.domain.errors import UserError
-from bot.images.uploads.memory_limiter import MemoryLimiter
+from bot.pictures.uploads.upload_decoder import MemoryLimiter
 
 pytestmark = pytest.mark.asyncio
 

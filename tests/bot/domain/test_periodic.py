@@ -7,8 +7,8 @@ import logging
 
 import pytest
 
-from bot.domain import periodic
-from bot.domain.periodic import run_periodically
+from bot.domain import concurrency
+from bot.domain.concurrency import run_periodically
 
 pytestmark = pytest.mark.asyncio
 log = logging.getLogger(__name__)
@@ -20,7 +20,7 @@ class Rounds:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *errors: Exception | None) -> None:
         self._errors = list(errors)
         self.entries = list[str | float]()
-        monkeypatch.setattr(periodic.asyncio, "sleep", self._sleep)
+        monkeypatch.setattr(concurrency.asyncio, "sleep", self._sleep)
 
     async def _sleep(self, seconds: float) -> None:
         self.entries.append(seconds)

@@ -9,8 +9,8 @@ import pytest
 from bot.domain.concurrency import MAX_REQUESTS
 from bot.domain.dto import Member
 from bot.domain.errors import UserError
-from bot.images.uploads.image_links import FileUnavailable
 from bot.jobs.init_images import InitImages, RemoteFile
+from bot.pictures.uploads.image_links import FileUnavailable
 from bot.store.moderation import incidents
 from shared.app_harness import wait_for_end
 from shared.picture_files import make_png

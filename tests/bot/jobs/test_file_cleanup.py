@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from bot.images.picture_store import PictureStore
 from bot.jobs.retention import DAY_SECONDS, MIN_SUSPICIOUS, OrphanFiles
+from bot.pictures.picture_store import PictureStore
 from bot.store import Store
 from shared.stored_jobs import finish_job, list_contents, make_content, make_new_job
 

@@ -13,8 +13,6 @@ from bot.cli.imagine import local_engine
 from bot.cli.imagine.progress_display import ProgressDisplay
 from bot.domain.dto import Member
 from bot.domain.errors import UserError
-from bot.images.films.animation import HOLD_MS
-from bot.images.films.interpolation_film import FRAMES_BETWEEN, animate_walk, render_interpolation_film
 from bot.jobs.beginnings import single_image
 from bot.jobs.recipe import (
     can_interpolate,
@@ -24,7 +22,9 @@ from bot.jobs.recipe import (
     pin_batch_shape,
     vary_recipe,
 )
-from bot.policy.rules.member_texts import member_texts
+from bot.pictures.animation import HOLD_MS
+from bot.pictures.ladder_film import FRAMES_BETWEEN, animate_walk, render_interpolation_film
+from bot.policy.rules.explanations import member_texts
 from bot.prompt import parse
 from bot.prompt.capability_check import check_sampler
 from bot.prompt.flags import prompt_title

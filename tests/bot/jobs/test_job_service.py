@@ -14,12 +14,12 @@ from bot.domain.dto import Destination, Member
 from bot.domain.errors import UserError
 from bot.domain.events import JobEnded, JobProgress
 from bot.domain.texts import format_cost
-from bot.images import grid
-from bot.images.grid import GAP
 from bot.jobs.costs import largest_upscale, upscale_cost, upscale_notes
 from bot.jobs.model_catalog import SHIPPED_MODEL, CatalogEntry
 from bot.jobs.recipe import offline_note, pin_batch_shape, vary_recipe
 from bot.jobs.variations import VARIATION_STRENGTHS
+from bot.pictures import grid
+from bot.pictures.grid import GAP
 from bot.store.jobs import queries
 from engine.contract import Concept, NoiseAncestor, Recipe, UpscaleTask, count_rows
 

@@ -11,8 +11,8 @@ from bot.cli.imagine.job_inputs import JobInputs
 from bot.cli.imagine.local_engine import generate
 from bot.domain.dto import Member
 from bot.domain.errors import UserError
-from bot.images.uploads import image_links
 from bot.jobs.init_images import InitImages, JobImageRef, RemoteFile, split_leading_urls
+from bot.pictures.uploads import image_links
 from bot.policy.permissions import OTHER_GUILD, PRIVATE_JOB
 from engine.contract import InitImage
 from shared.app_harness import wait_for_end

@@ -11,8 +11,8 @@ from msgspec.structs import replace
 from PIL import Image
 
 from bot.domain.events import JobEnded, JobProgress, ModelLoading
-from bot.images.image_codec import encode_image, png_size
 from bot.jobs import results
+from bot.pictures.image_codec import encode_image, png_size
 from engine.bus import subjects
 from engine.contract import (
     Frame,

@@ -14,9 +14,9 @@ import pytest_asyncio
 from bot.app.settings import load_settings
 from bot.domain.dto import Destination, Member
 from bot.domain.errors import UserError
-from bot.images.picture_store import PictureStore
 from bot.jobs.retention import DAY_SECONDS, GRACE_SECONDS, REASON_SECONDS, FileCleanup, Retention, RetentionLimits
 from bot.jobs.views import REMOVAL_SENTENCES, missing_job_error
+from bot.pictures.picture_store import PictureStore
 from bot.store import Store
 from bot.store.deletion import retention
 from bot.store.fairness.ledger import Ledger

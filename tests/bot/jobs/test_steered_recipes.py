@@ -9,17 +9,17 @@ import pytest
 from PIL import Image
 
 from bot.discord.cards.button_layout import build_finished_rows
-from bot.discord.cards.details import render_parameters
+from bot.discord.cards.job_cards import render_parameters
 from bot.discord.cards.pictures import render_preview
 from bot.domain.dto import Member, PictureRef
 from bot.domain.errors import UserError
 from bot.domain.texts import format_footer
-from bot.images.image_codec import decode_image, encode_image
 from bot.jobs.beginnings import branch_base, remix_base
 from bot.jobs.recipe import can_interpolate
-from bot.policy.rules.member_texts import member_texts
+from bot.pictures.image_codec import decode_image, encode_image
+from bot.policy.rules.explanations import member_texts
 from bot.prompt.capability_check import check_sampler
-from bot.prompt.final_prompt import final_prompt, prompt_at_step
+from bot.prompt.change_texts import final_prompt, prompt_at_step
 from bot.web.serializers import serialize_job
 from engine.contract import (
     Amendment,

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from bot.discord.declarations import list_command_actions
 from bot.domain.feature import merge_rows
+from bot.policy.limits import FILL_SECONDS, OTHER_ACTIONS, PRICES, RATES, TokenBuckets, too_often
 from bot.policy.permissions import ACTIONS, KEY_SCOPES, PERMISSIONS
-from bot.policy.rates import FILL_SECONDS, OTHER_ACTIONS, PRICES, RATES, TokenBuckets, too_often
 from bot.web.rate_limit import ROUTE_ACTIONS
 from shared.clock import Clock
 

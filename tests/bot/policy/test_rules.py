@@ -23,14 +23,13 @@ from bot.policy.rules import (
     RuleStep,
     RuleValue,
     Scope,
-    change_plan,
+    planned_changes,
     presets,
     resolve,
 )
-from bot.policy.rules.catalogue import Setting
-from bot.policy.rules.effective_rules import USAGE_SETTINGS, is_applicable
+from bot.policy.rules.effective_rules import USAGE_SETTINGS, RunningLimits, is_applicable
 from bot.policy.rules.explanations import describe_step, explain_decision, set_by_sentence, summarise_change
-from bot.policy.rules.running_limits import RunningLimits
+from bot.policy.rules.rule import Setting
 from bot.policy.rules.value_parser import find_setting, format_setting_value, parse_list, parse_value
 
 ANN = Member("ann", "Ann", "g", roles=("artists", "members"), channel="studio")
@@ -357,14 +356,14 @@ def test_an_import_reaches_its_rules_and_undo_restores_the_old_ones(old: list[Ru
     target = {rule.key: rule.value for rule in new if rule.guild == "g" and rule.scope != "operator"}
     target = {key: value for key, value in target.items() if key[2] != "closed"}
     try:
-        steps = change_plan.plan_import(before, target)
+        steps = planned_changes.plan_import(before, target)
     except UserError:
         return
     after = _apply(before, steps)
     untouched = {key: value for key, value in before.items() if key[0] == "operator" or key[2] == "closed"}
     assert after == {**untouched, **target}
     change = RuleChange(1, "g", 0.0, "ann", "Ann", "import", steps)
-    assert _apply(after, change_plan.plan_undo(after, change, None)) == before
+    assert _apply(after, planned_changes.plan_undo(after, change, None)) == before
 
 
 def _apply(before: dict, steps: tuple[RuleStep, ...]) -> dict:
@@ -387,51 +386,51 @@ def test_a_setting_is_refused_where_it_makes_no_sense() -> None:
         ("reports", EVERYWHERE, "operator", ""),
     ):
         with pytest.raises(UserError):
-            change_plan.check_scope(SETTINGS[one], guild, scope, subject)  # pyright: ignore[reportArgumentType]
-    change_plan.check_scope(SETTINGS["running"], EVERYWHERE, "user", "ann")
+            planned_changes.check_scope(SETTINGS[one], guild, scope, subject)  # pyright: ignore[reportArgumentType]
+    planned_changes.check_scope(SETTINGS["running"], EVERYWHERE, "user", "ann")
 
 
 def test_a_server_has_a_bounded_number_of_rules() -> None:
-    many: dict = {("user", f"u{n}", "running"): 1 for n in range(change_plan.MAX_RULES)}
+    many: dict = {("user", f"u{n}", "running"): 1 for n in range(planned_changes.MAX_RULES)}
     with pytest.raises(UserError, match="A server has at most 1000 rules; it has 1000, and these are 1 more"):
-        change_plan.plan_rule(many, ("user", "one more", "running"), 2)
-    assert change_plan.plan_rule(many, ("user", "u1", "running"), 2)
+        planned_changes.plan_rule(many, ("user", "one more", "running"), 2)
+    assert planned_changes.plan_rule(many, ("user", "u1", "running"), 2)
     for scope, name, value in (("guild", "closed", "abuse"), ("operator", "running", 1)):
-        assert change_plan.plan_rule(many, (scope, "", name), value), "a full server can still be closed"
+        assert planned_changes.plan_rule(many, (scope, "", name), value), "a full server can still be closed"
 
 
 def test_undo_cannot_exceed_the_number_of_rules_of_a_server() -> None:
-    first = {("user", f"u{n}", "running"): 1 for n in range(change_plan.MAX_RULES)}
+    first = {("user", f"u{n}", "running"): 1 for n in range(planned_changes.MAX_RULES)}
     wiped = RuleChange(
-        1, "g", 0.0, "ann", "Ann", "import", change_plan.plan_import(first, {("user", "x", "queued"): 1})
+        1, "g", 0.0, "ann", "Ann", "import", planned_changes.plan_import(first, {("user", "x", "queued"): 1})
     )
     now: dict = {("user", f"v{n}", "running"): 1 for n in range(5)} | {("user", "x", "queued"): 1}
     with pytest.raises(UserError, match="A server has at most 1000 rules; it has 6, and these are 999 more"):
-        change_plan.plan_undo(now, wiped, None)
-    assert change_plan.plan_undo({("user", "x", "queued"): 1}, wiped, None)
+        planned_changes.plan_undo(now, wiped, None)
+    assert planned_changes.plan_undo({("user", "x", "queued"): 1}, wiped, None)
 
 
 def test_all_rules_of_a_server_have_a_limited_length_together() -> None:
     models = tuple(f"{n:064}" for n in range(50))
     many: dict = {("user", f"u{n}", "models"): models for n in range(62)}
     with pytest.raises(UserError, match="All rules of a server have at most 200,000 characters together"):
-        change_plan.plan_rule(many, ("user", "one more", "models"), models)
+        planned_changes.plan_rule(many, ("user", "one more", "models"), models)
     wiped = RuleChange(
-        1, "g", 0.0, "ann", "Ann", "import", change_plan.plan_import(many, {("user", "x", "models"): models})
+        1, "g", 0.0, "ann", "Ann", "import", planned_changes.plan_import(many, {("user", "x", "models"): models})
     )
     with pytest.raises(UserError, match="Shorten or remove some lists first"):
-        change_plan.plan_undo(
+        planned_changes.plan_undo(
             {("user", "x", "models"): models, ("user", "y", "models"): models[:45], ("user", "z", "models"): models},
             wiped,
             None,
         )
-    assert change_plan.plan_rule(many, ("user", "u1", "models"), models[:3])
+    assert planned_changes.plan_rule(many, ("user", "u1", "models"), models[:3])
 
 
 def test_presets_set_only_valid_values() -> None:
     for one in presets.PRESETS.values():
         for (scope, subject, name), value in presets.preset_rules(one).items():
-            change_plan.check_scope(SETTINGS[name], "g", "guild", "")
+            planned_changes.check_scope(SETTINGS[name], "g", "guild", "")
             assert (scope, subject, parse_value(SETTINGS[name], format_setting_value(SETTINGS[name], value))) == (
                 "guild",
                 "",
@@ -451,9 +450,9 @@ def test_a_change_is_described_in_words() -> None:
 
 
 def test_a_closing_reason_has_a_limited_length_and_names_who_closed() -> None:
-    assert change_plan.closed_value("too much. ", "Ann") == "too much (closed by Ann)"
-    assert change_plan.closed_value("", "Ann") == "no reason given (closed by Ann)"
-    assert len(change_plan.closed_value("x" * 5000, "y" * 500)) <= SETTINGS["closed"].maximum
+    assert planned_changes.closed_value("too much. ", "Ann") == "too much (closed by Ann)"
+    assert planned_changes.closed_value("", "Ann") == "no reason given (closed by Ann)"
+    assert len(planned_changes.closed_value("x" * 5000, "y" * 500)) <= SETTINGS["closed"].maximum
 
 
 def test_the_limits_page_names_every_setting_and_preset() -> None:

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bot.domain.errors import UserError
-from bot.policy.rules import SETTINGS, Rule, RuleValue, Scope, yaml_io
-from bot.policy.rules.catalogue import Setting
-from bot.policy.rules.yaml_io import EXCLUDED_SETTINGS, MAX_BYTES, SECTIONS
+from bot.policy.rules import SETTINGS, Rule, RuleValue, Scope, planned_changes
+from bot.policy.rules.planned_changes import EXCLUDED_SETTINGS, MAX_BYTES, SECTIONS
+from bot.policy.rules.rule import Setting
 
 WORDS = st.from_regex(r"[a-z]{2,10}", fullmatch=True)
 TEXTS = st.sets(WORDS, min_size=1, max_size=4).map(lambda some: tuple(sorted(some)))
@@ -48,14 +48,16 @@ def rules(draw: st.DrawFn) -> dict[tuple[str, str, str], Rule]:
 @settings(deadline=None)
 @given(rules())
 def test_exported_rules_import_unchanged(ruleset: dict[tuple[str, str, str], Rule]) -> None:
-    text = yaml_io.dump_rules(ruleset.values())
-    assert yaml_io.load_rules(text) == {key: rule.value for key, rule in ruleset.items() if rule.scope != "operator"}
+    text = planned_changes.dump_rules(ruleset.values())
+    assert planned_changes.load_rules(text) == {
+        key: rule.value for key, rule in ruleset.items() if rule.scope != "operator"
+    }
     assert text.startswith("# The rules of one server.")
     assert set(yaml.safe_load(text)) <= {"version", *SECTIONS}
 
 
 def test_the_import_reads_yaml_as_admins_write_it() -> None:
-    ruleset = yaml_io.load_rules(
+    ruleset = planned_changes.load_rules(
         """
         # comments are kept out of the way
         version: 1
@@ -83,7 +85,12 @@ def test_the_import_reads_yaml_as_admins_write_it() -> None:
         ("role", "123", "blocked"): True,
         ("user", "discord:7", "steps"): 100,
     }
-    assert yaml_io.load_rules("") == yaml_io.load_rules("# nothing\n") == yaml_io.load_rules("server:") == {}
+    assert (
+        planned_changes.load_rules("")
+        == planned_changes.load_rules("# nothing\n")
+        == planned_changes.load_rules("server:")
+        == {}
+    )
 
 
 @pytest.mark.parametrize(
@@ -116,7 +123,7 @@ def test_the_import_reads_yaml_as_admins_write_it() -> None:
 )
 def test_each_mistake_is_named_with_its_line(text: str, said: str) -> None:
     with pytest.raises(UserError) as refused:
-        yaml_io.load_rules(text)
+        planned_changes.load_rules(text)
     assert said in refused.value.sentence
     assert len(refused.value.sentence) < 300
 
@@ -124,12 +131,14 @@ def test_each_mistake_is_named_with_its_line(text: str, said: str) -> None:
 def test_an_invalid_id_is_refused() -> None:
     for subject in ('"7\\n8"', '"7\\u202e"'):
         with pytest.raises(UserError, match=r"Line 2 of the file: An id has 1 to 64 printable characters\."):
-            yaml_io.load_rules(f"users:\n  {subject}: {{steps: 1}}")
+            planned_changes.load_rules(f"users:\n  {subject}: {{steps: 1}}")
     for section, scope in (("users", "user"), ("roles", "role")):
         with pytest.raises(UserError, match=f"“a.b” is no id: on Discord the id of a {scope} is a number"):
-            yaml_io.load_rules(f"{section}:\n  a.b: {{steps: 1}}", "discord:1")
-    assert yaml_io.load_rules("users: {a.b: {steps: 1}}", "local")
-    assert list(yaml_io.load_rules("users: {'<@7>': {steps: 1}}", "discord:1")) == [("user", "discord:7", "steps")]
+            planned_changes.load_rules(f"{section}:\n  a.b: {{steps: 1}}", "discord:1")
+    assert planned_changes.load_rules("users: {a.b: {steps: 1}}", "local")
+    assert list(planned_changes.load_rules("users: {'<@7>': {steps: 1}}", "discord:1")) == [
+        ("user", "discord:7", "steps")
+    ]
 
 
 BOMB = "a: &a [x,x,x]\n" + "".join(
@@ -139,14 +148,14 @@ BOMB = "a: &a [x,x,x]\n" + "".join(
 
 def test_a_yaml_bomb_is_refused_at_its_first_anchor() -> None:
     with pytest.raises(UserError, match=r"Line 1 of the file: anchors and aliases"):
-        yaml_io.load_rules(BOMB)
+        planned_changes.load_rules(BOMB)
 
 
 @settings(deadline=None)
 @given(st.text(max_size=300) | st.text(alphabet="server:rolsunig 0123\n\t-[]{}&*!'\"#,?|>%@", max_size=200))
 def test_any_text_is_read_or_refused(text: str) -> None:
     try:
-        ruleset = yaml_io.load_rules(text)
+        ruleset = planned_changes.load_rules(text)
     except UserError:
         return
     assert all(setting in SETTINGS for _, _, setting in ruleset)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bot.policy.wait_reason import WaitFacts, wait_reason
+from bot.policy.fair_queue import WaitFacts, wait_reason
 
 FIRST = "sd-1.5 has to be loaded first"
 COLD = {"model": "sd-1.5", "is_loaded": False}

@@ -16,7 +16,7 @@ from bot.jobs.model_catalog import DEFAULT_POOL, CatalogEntry
 from bot.jobs.recipe import remix_recipe, renew_recipe, vary_recipe
 from bot.prompt import build_recipe as to_recipe
 from bot.prompt import make_remarks, parse
-from bot.prompt.emphasis import remove_emphasis
+from bot.prompt.concepts import remove_emphasis
 from bot.prompt.flags import OUR_FLAGS, prompt_title, split_flags
 from bot.prompt.loras import RequestedLora
 from bot.prompt.sampler_names import find_sampler

@@ -9,7 +9,6 @@ import msgspec
 import pytest
 
 from bot.domain.errors import UserError
-from bot.images.uploads.upload_decoder import DecodedImage
 from bot.jobs.beginnings import (
     BranchEdit,
     branch_recipe,
@@ -22,6 +21,7 @@ from bot.jobs.beginnings import (
 from bot.jobs.init_images import LoadedInitImages, combine_init_images
 from bot.jobs.model_catalog import DEFAULT_POOL, CatalogEntry
 from bot.jobs.recipe import remix_recipe, renew_recipe, vary_recipe, without_controls
+from bot.pictures.uploads.upload_decoder import DecodedImage
 from bot.prompt import build_recipe, make_remarks, parse
 from bot.prompt.capability_check import check_capabilities, check_start
 from bot.prompt.picture_flags import RequestedControl, RequestedReference

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bot.prompt import parse
-from bot.prompt.suffix import add_end_prompt_suffix, add_suffix
+from bot.prompt.flag_aliases import add_end_prompt_suffix, add_suffix
 
 
 @pytest.mark.parametrize(

@@ -21,9 +21,9 @@ from bot.cli.instance_lock import lock_data_folder
 from bot.domain.dto import Delivery, Destination, Member
 from bot.domain.errors import UserError
 from bot.domain.events import Feed
-from bot.images.picture_store import PictureStore
 from bot.jobs.retention import FileCleanup
 from bot.jobs.views import missing_job_error
+from bot.pictures.picture_store import PictureStore
 from bot.services.front_end_actions import FrontEndActions
 from bot.services.privacy.data_deletion import DataDeletion
 from bot.services.privacy.data_export import DataExport

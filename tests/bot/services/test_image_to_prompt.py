@@ -18,16 +18,21 @@ from PIL import Image
 
 from bot.domain.dto import Member
 from bot.domain.errors import UserError
-from bot.images.image_codec import png_size
-from bot.images.thumbnail import MAX_SIDE, crop_square
-from bot.images.uploads.upload_decoder import DecodedImage, UploadDecoder
 from bot.jobs.costs import WorkMeter
 from bot.jobs.init_images import RemoteFile
 from bot.jobs.model_catalog import SHIPPED_MODEL
+from bot.pictures.image_codec import THUMBNAIL_SIDE, crop_square, png_size
+from bot.pictures.uploads.upload_decoder import DecodedImage, UploadDecoder
 from bot.policy.limits import Limits
 from bot.policy.rules import Rule, resolve
-from bot.prompt.prompt_scores import EMPTY_TEXT, PromptScores
-from bot.prompt.vocabulary import EMBEDDED_VOCABULARY, GENERAL_VOCABULARY, build_prompt, choose_vocabulary
+from bot.prompt.vocabulary import (
+    EMBEDDED_VOCABULARY,
+    EMPTY_TEXT,
+    GENERAL_VOCABULARY,
+    PromptScores,
+    build_prompt,
+    choose_vocabulary,
+)
 from bot.services.prompt_tools.image_to_prompt import (
     MAX_COST,
     MAX_MEMBERS,
@@ -168,7 +173,7 @@ async def test_the_image_is_sent_small_and_square_and_the_answer_names_the_model
     suggestions = await make_service(describer.errors, upload_decoder).suggest_prompts(make_noise(300, 200), ANN)
     assert (suggestions.model, suggestions.prompts[0].prompt) == ("embedded", "fox")
     assert {png_size(one.picture) for one in describer.requests} == {(64, 64)}
-    assert png_size(crop_square(make_noise(2000, 900), 1024)) == (MAX_SIDE, MAX_SIDE)
+    assert png_size(crop_square(make_noise(2000, 900), 1024)) == (THUMBNAIL_SIDE, THUMBNAIL_SIDE)
     assert len(crop_square(make_noise(600, 600), 1024)) <= MAX_FRAME_BYTES
 
 

@@ -17,9 +17,8 @@ from bot.app.wiring import App
 from bot.domain.dto import Destination, JobView, Member
 from bot.domain.errors import UserError
 from bot.domain.events import JobEnded, JobProgress
-from bot.images.blur import MAX_SIDE, blur_picture
-from bot.images.image_codec import UnreadableImage, decode_image
-from bot.images.moderation_status import NO_CHECK, held_images, hold_reasons, is_held, unchecked_notes
+from bot.pictures.image_codec import MAX_SIDE, UnreadableImage, blur_picture, decode_image
+from bot.pictures.moderation_status import NO_CHECK, held_images, hold_reasons, is_held, unchecked_notes
 from bot.store.jobs.records import StoredPicture
 from bot.store.schema.tables import incidents
 from engine.contract import Presence

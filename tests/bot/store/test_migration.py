@@ -90,7 +90,7 @@ def later_migrations(tmp_path: Path) -> Path:
 @pytest.mark.asyncio
 @pytest.mark.parametrize("kind", ["sqlite", pytest.param("postgres", marks=pytest.mark.slow)])
 async def test_the_migrations_make_the_tables_of_the_metadata(new_database_url: Callable[..., str], kind: str) -> None:
-    load_parts("tables")  # they are in the metadata then
+    load_parts("store")  # they are in the metadata then
     migrated_url, created_url = [await asyncio.to_thread(new_database_url, kind, without_tables=True) for _ in range(2)]
     database = await asyncio.to_thread(select_driver, created_url)
     try:

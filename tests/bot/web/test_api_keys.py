@@ -12,7 +12,7 @@ import pytest
 import pytest_asyncio
 
 from bot.__main__ import app as darkroom
-from bot.policy.rates import RATES
+from bot.policy.limits import RATES
 from bot.web.middleware import INVALID_KEY
 from shared.web_server import ask, make_key, open_shared_page
 

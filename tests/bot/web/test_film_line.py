@@ -11,7 +11,7 @@ import aiohttp
 import pytest
 
 from bot.domain.dto import Member
-from bot.images.films import noising_film
+from bot.pictures import ladder_film
 
 if TYPE_CHECKING:
     from shared.web_server import WebServer
@@ -38,7 +38,7 @@ class SlowFilms:
 def films(monkeypatch: pytest.MonkeyPatch) -> SlowFilms:
     slow_films = SlowFilms()
     for name in ("render_dissolve", "render_dissolve_and_back"):
-        monkeypatch.setattr(noising_film, name, slow_films)
+        monkeypatch.setattr(ladder_film, name, slow_films)
     return slow_films
 
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from bot.domain.errors import UserError
-from bot.images.films.formats import MEDIA_TYPES, available_formats
+from bot.pictures.animation import MEDIA_TYPES, available_formats
 from bot.web import request_body
 from bot.web.request_body import MEMBER_LIMIT, FormMemory
 from shared.picture_files import make_png

@@ -11,8 +11,7 @@ from prometheus_client import generate_latest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as open_metrics
 from prometheus_client.parser import text_string_to_metric_families
 
-from bot.app.metrics import MAX_MODELS, Metrics
-from bot.app.metrics_page import MetricsPage
+from bot.app.metrics import MAX_MODELS, Metrics, MetricsPage
 from bot.store import DatabaseUnavailable
 from bot.web.auth import terminal_key
 

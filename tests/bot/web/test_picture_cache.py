@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from bot.web import picture_cache
-from bot.web.picture_cache import GridCache
+from bot.web import media
+from bot.web.media import GridCache
 
 pytestmark = pytest.mark.asyncio
 
@@ -37,7 +37,7 @@ class Composer:
 @pytest.fixture
 def composer(monkeypatch: pytest.MonkeyPatch) -> Composer:
     one = Composer()
-    monkeypatch.setattr(picture_cache.grid, "compose", one.compose)
+    monkeypatch.setattr(media.grid, "compose", one.compose)
     return one
 
 
@@ -54,14 +54,14 @@ async def test_at_most_two_grids_are_composed_at_a_time_and_each_once(composer: 
     results = await asyncio.gather(*(fetch_grid(cache, name) for name in names))
     assert [one.strip().decode() for one in results] == names
     assert sorted(composer.made_grids) == [*"abcdef"]
-    assert composer.max_running <= picture_cache.MAX_CONCURRENT
+    assert composer.max_running <= media.MAX_CONCURRENT
 
 
 @pytest.mark.parametrize(("bound", "value"), [("MAX_PICTURES", 2), ("MAX_BYTES", 250)])
 async def test_the_least_recently_used_grid_is_dropped(
     composer: Composer, monkeypatch: pytest.MonkeyPatch, bound: str, value: int
 ) -> None:
-    monkeypatch.setattr(picture_cache, bound, value)
+    monkeypatch.setattr(media, bound, value)
     cache = GridCache(0)
     for name in "abac":  # `b` is dropped
         await fetch_grid(cache, name)
@@ -75,7 +75,7 @@ async def test_a_grid_that_failed_is_tried_again(composer: Composer) -> None:
         raise OSError("the disk is away")
 
     cache = GridCache(0)
-    for _ in range(picture_cache.MAX_CONCURRENT + 1):
+    for _ in range(media.MAX_CONCURRENT + 1):
         with pytest.raises(OSError, match="away"):
             await cache.get(("a",), fail)
     assert await fetch_grid(cache, "a")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import aiohttp
 import pytest
 
-from bot.policy.rates import RATES, TokenBuckets
+from bot.policy.limits import RATES, TokenBuckets
 from bot.web import middleware, rate_limit
 from bot.web.rate_limit import ROUTE_ACTIONS
 

@@ -9,7 +9,7 @@ import msgspec
 from bot.domain.dto import JobView, Member
 from bot.domain.events import JobProgress, QueueMoved, merge_events
 from bot.web import serializers
-from bot.web.sse_cache import MAX_JOBS, EventCache, JobCache
+from bot.web.sse import MAX_JOBS, EventCache, JobCache
 from engine.contract import Concept, Recipe
 
 

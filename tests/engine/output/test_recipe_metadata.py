@@ -11,7 +11,7 @@ from PIL import Image
 from sd_parsers import ParserManager
 from sd_parsers.data import PromptInfo
 
-from bot.images import grid
+from bot.pictures import grid
 from engine.contract import Amendment, Concept, Recipe, SetConcepts, SetGuidance, SplitImage
 from engine.output.upscaler import upscale_picture
 from engine.picture_files import encode_png, format_parameters

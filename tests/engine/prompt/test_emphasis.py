@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.fixtures.small_pipelines import PIPELINE_BUILDERS
-from bot.prompt.emphasis import remove_emphasis
+from bot.prompt.concepts import remove_emphasis
 from engine.batching.engine import Engine
 from engine.contract import Concept
 from engine.models.families.stable_diffusion import StableDiffusion

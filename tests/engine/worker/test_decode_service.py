@@ -15,9 +15,9 @@ from msgspec.structs import replace
 from PIL import Image
 
 from benchmarks.report.measures import psnr
-from bot.images.films.ladder_film import render_film
-from bot.images.keyframes.decoded_thumbnails import read_estimates, replace_thumbnails
-from bot.images.uploads.upload_decoder import UploadDecoder
+from bot.pictures.ladder_film import render_film
+from bot.pictures.thumbnail_decoder import read_estimates, replace_thumbnails
+from bot.pictures.uploads.upload_decoder import UploadDecoder
 from bot.services.ladder_decoder import LadderDecoder as DecodeClient
 from engine.batching.engine import Engine
 from engine.bus import NoWorkerAnswers

@@ -16,7 +16,7 @@ import pytest
 import webuiapi
 from PIL import Image
 
-from bot.images.image_codec import ImageFormat, encode_image
+from bot.pictures.image_codec import ImageFormat, encode_image
 from bot.services.api_keys import PREFIX
 from shared.clock import wait_until
 from shared.model_parts import MODEL_PARTS

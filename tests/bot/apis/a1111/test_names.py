@@ -11,10 +11,9 @@ import pytest
 
 from bot.apis.a1111 import names
 from bot.apis.a1111.bodies import ImageToImageBody, OptionsBody, TextToImageBody
-from bot.apis.a1111.control_units import read_unit_pictures, read_units
-from bot.apis.a1111.picture_options import make_picture_options
+from bot.apis.a1111.generation import TargetSize, make_picture_options
+from bot.apis.a1111.names import read_unit_pictures, read_units
 from bot.apis.a1111.result_fields import DrawnImage, describe_images, parse_parameters
-from bot.apis.a1111.upscaling import TargetSize
 from bot.domain.errors import UserError
 from bot.prompt import build_recipe, parse
 from engine.contract import Sampler

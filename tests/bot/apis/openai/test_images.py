@@ -21,7 +21,7 @@ from bot.apis.openai import picture_addresses
 from bot.apis.openai.answers import convert_picture
 from bot.apis.openai.errors import shape_error
 from bot.domain.errors import UserError
-from bot.images.gallery import Gallery
+from bot.pictures.gallery import Gallery
 from bot.store import DatabaseUnavailable
 from bot.web.auth import terminal_key
 from bot.web.middleware import GUILD, TERMINAL_ID, TOKEN_BUCKETS, Refusal

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from bot.domain.errors import UserError
-from bot.images.gallery import Gallery
+from bot.pictures.gallery import Gallery
 from bot.web.auth import terminal_key
 from shared.web_server import pause_jobs
 

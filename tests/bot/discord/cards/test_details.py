@@ -11,9 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bot.discord.cards.details import escape_code_block, render_details, render_parameters
-from bot.discord.commands.member.mine import JobSelect, PageButton
-from bot.discord.commands.member.mine_layout import FILTER_TITLES, MineLayout, render_entry
+from bot.discord.cards.job_cards import escape_code_block, render_details, render_parameters
+from bot.discord.commands.mine import FILTER_TITLES, JobSelect, MineLayout, PageButton, render_entry
 from bot.discord.job_choice import MAX_CHOICE_CHARS, filter_jobs, job_label
 from bot.domain.dto import Destination, JobView, PictureRef
 from bot.domain.texts import format_footer

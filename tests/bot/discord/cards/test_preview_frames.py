@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from bot.discord.cards import pictures
-from bot.images.image_codec import decode_image
-from bot.images.uploads.upload_decoder import UploadDecoder
+from bot.pictures.image_codec import decode_image
+from bot.pictures.uploads.upload_decoder import UploadDecoder
 from shared.sample_views import make_recipe
 
 pytestmark = pytest.mark.asyncio

@@ -14,11 +14,11 @@ import msgspec
 import pytest
 
 from bot.discord.cards.button_layout import BUTTON_EMOJI
+from bot.discord.commands import imagine
 from bot.discord.commands.command_limits import check_limits, count_characters
 from bot.discord.commands.command_tree import build_payload
-from bot.discord.commands.generation import autocomplete
 from bot.discord.commands.help import render_help
-from bot.discord.commands.member.prefer import render_preferences
+from bot.discord.commands.preferences import render_preferences
 from bot.discord.declarations import list_command_actions, list_commands, list_help
 from bot.discord.job_choice import MAX_CHOICE_CHARS, MAX_CHOICES
 from bot.discord.permissions import PERMISSIONS_AFTER_TOKEN, SEND_IN_THREADS
@@ -26,7 +26,7 @@ from bot.jobs.model_catalog import SHIPPED_MODEL
 from bot.jobs.preferences import NAMES as PREFERENCES
 from bot.jobs.preferences import Preference
 from bot.policy.permissions import ACTIONS
-from bot.prompt.default_cost import format_default_cost
+from bot.prompt import format_default_cost
 from engine.contract import SAMPLER_TITLES, Lora
 
 ROOT = Path(__file__).resolve().parents[4]
@@ -145,24 +145,24 @@ def test_every_command_has_an_action_of_the_permission_table() -> None:
 
 
 def test_every_sampler_is_offered_with_advice() -> None:
-    assert autocomplete.SAMPLER_ADVICE.keys() == SAMPLER_TITLES.keys()
-    choices = autocomplete.sampler_choices(None, "")
+    assert imagine.SAMPLER_ADVICE.keys() == SAMPLER_TITLES.keys()
+    choices = imagine.sampler_choices(None, "")
     assert [one.value for one in choices] == list(SAMPLER_TITLES)
     assert all(len(one.name) <= MAX_CHOICE_CHARS for one in choices)
     assert len({one.name for one in choices}) == len(choices) <= MAX_CHOICES
-    assert [one.value for one in autocomplete.sampler_choices(SHIPPED_MODEL, "")] == list(SHIPPED_MODEL.samplers)
+    assert [one.value for one in imagine.sampler_choices(SHIPPED_MODEL, "")] == list(SHIPPED_MODEL.samplers)
 
 
 def test_loras_are_completed_one_after_another() -> None:
     profile = msgspec.structs.replace(SHIPPED_MODEL, loras=(Lora("style", 0.8), Lora("detail")))
-    assert [one.value for one in autocomplete.lora_choices(profile, "")] == ["style:0.8", "detail:1"]
-    assert [one.value for one in autocomplete.lora_choices(profile, "style:0.5, d")] == ["style:0.5, detail:1"]
-    assert autocomplete.lora_choices(SHIPPED_MODEL, "") == autocomplete.lora_choices(None, "") == []
+    assert [one.value for one in imagine.lora_choices(profile, "")] == ["style:0.8", "detail:1"]
+    assert [one.value for one in imagine.lora_choices(profile, "style:0.5, d")] == ["style:0.5, detail:1"]
+    assert imagine.lora_choices(SHIPPED_MODEL, "") == imagine.lora_choices(None, "") == []
 
 
 def test_a_model_not_in_memory_is_offered_as_loaded_on_demand() -> None:
     cold = msgspec.structs.replace(SHIPPED_MODEL, name="large", loaded=False)
-    choices = autocomplete.model_choices([SHIPPED_MODEL, cold], "")
+    choices = imagine.model_choices([SHIPPED_MODEL, cold], "")
     assert [one.value for one in choices] == ["embedded", "large"]
     cost = format_default_cost(SHIPPED_MODEL)
     assert re.fullmatch(r"about [\d.]+ s a picture", cost)

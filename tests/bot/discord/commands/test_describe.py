@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from bot.discord.cards.job_cards import MAX_CONTENT
-from bot.discord.commands.generation.describe import PROMPT_LINE, find_prompt, render_suggestions
+from bot.discord.commands.describe import PROMPT_LINE, find_prompt, render_suggestions
 from bot.domain.errors import UserError
 from bot.services.prompt_tools.image_to_prompt import PromptSuggestions, ScoredPrompt
 from shared.discord_staff import read_followups, read_text

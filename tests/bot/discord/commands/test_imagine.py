@@ -11,9 +11,9 @@ import msgspec
 import pytest
 from PIL import Image
 
+from bot.discord.client import DOUBLE_CLICK_SECONDS, IdempotencyKeys
 from bot.domain.dto import Member
 from bot.domain.errors import UserError
-from bot.domain.idempotency import DOUBLE_CLICK_SECONDS, IdempotencyKeys
 from bot.policy.permissions import forbidden_reason, job_ref
 from engine.contract import Lora
 from shared.discord_jobs import text

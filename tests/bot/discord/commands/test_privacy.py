@@ -11,7 +11,7 @@ import discord
 import pytest
 
 from bot.discord.cards.job_cards import render_refusal
-from bot.discord.commands.member import privacy
+from bot.discord.commands import privacy
 from bot.jobs.views import REMOVAL_SENTENCES
 from shared.discord_jobs import text
 

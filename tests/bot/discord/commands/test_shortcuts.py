@@ -9,11 +9,10 @@ import msgspec
 import pytest
 from PIL import Image
 
-from bot.discord.commands.generation.mix import mix_prompts
-from bot.discord.commands.generation.walk import join_prompts
+from bot.discord.commands.pictures import join_prompts, mix_prompts
 from bot.domain.errors import UserError
-from bot.images.films.formats import available_formats
 from bot.jobs.model_catalog import SHIPPED_MODEL
+from bot.pictures.animation import available_formats
 from engine.contract import Lora, ModelProfile
 from shared.discord_jobs import imagine, newest_view
 from shared.discord_staff import read_followups, read_text

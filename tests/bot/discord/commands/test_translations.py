@@ -16,16 +16,16 @@ from discord import Locale, app_commands
 from discord.app_commands import TranslationContext, TranslationContextLocation, locale_str
 
 from bot.discord.commands.command_limits import check_limits
-from bot.discord.commands.command_tree import DarkroomCommandTree
-from bot.discord.commands.generation.autocomplete import SAMPLER_ADVICE, sampler_choices
-from bot.discord.commands.translations import (
+from bot.discord.commands.command_tree import (
     LOCALE_FOLDER,
     CatalogueError,
     CommandTranslator,
+    DarkroomCommandTree,
     list_locale_folders,
     load_catalogues,
     read_catalogue,
 )
+from bot.discord.commands.imagine import SAMPLER_ADVICE, sampler_choices
 from bot.discord.declarations import list_commands
 from bot.discord.job_choice import MAX_CHOICE_CHARS, MAX_CHOICES
 from engine.contract import SAMPLER_TITLES, Sampler

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from bot.discord.components.comparison import has_same_noise
+from bot.discord.components.picture_actions import has_same_noise
 from bot.domain.dto import JobView, PictureRef
 from shared.stored_jobs import RECIPE
 

@@ -15,9 +15,9 @@ from simcord.components import validate_components, validate_modal, walk_compone
 from bot.discord.attachments import UploadedFile
 from bot.discord.cards import button_layout, job_cards
 from bot.discord.components import reports
+from bot.discord.components.branches import KeyframeMenu, build_branch_form
 from bot.discord.components.buttons import build_view
 from bot.discord.components.forms import FormSubmission, form_id, parse_submission
-from bot.discord.components.keyframe_menu import KeyframeMenu, build_branch_form
 from bot.discord.components.more_menu import PictureMenu
 from bot.discord.components.picture_actions import build_edit_form
 from bot.discord.components.steering import KeepSelect, build_say_form, read_say_form

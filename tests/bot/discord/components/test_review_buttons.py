@@ -12,7 +12,7 @@ from PIL import Image
 
 from bot.discord.delivery import courier
 from bot.domain.dto import Member
-from bot.images.blur import blur_picture
+from bot.pictures.image_codec import blur_picture
 from bot.policy.permissions import forbidden_reason, job_ref
 from shared.discord_jobs import create_moderator
 

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from bot.discord.cards import pictures
-from bot.discord.delivery import backoff
+from bot.discord.delivery import edit_policy
 
 
 def test_pauses_double_up_to_a_minute() -> None:
-    assert [backoff.backoff_pause(2.0, times) for times in (0, 1, 2, 5, 6, 10_000)] == [2.0, 2.0, 4.0, 32.0, 60.0, 60.0]
+    assert [edit_policy.backoff_pause(2.0, times) for times in (0, 1, 2, 5, 6, 10_000)] == [
+        2.0,
+        2.0,
+        4.0,
+        32.0,
+        60.0,
+        60.0,
+    ]
 
 
 def test_finals_are_cached_within_a_limit_and_while_their_pictures_match() -> None:
@@ -25,7 +32,7 @@ def test_finals_are_cached_within_a_limit_and_while_their_pictures_match() -> No
 
 
 def test_given_up_deliveries_are_retried_ever_later_and_settled_ones_forgotten() -> None:
-    given_up = backoff.JobBackoff()
+    given_up = edit_policy.JobBackoff()
     assert not given_up.is_waiting("a", 0.0)
     given_up.add("a", 0.0)
     given_up.add("b", 0.0)
@@ -36,7 +43,7 @@ def test_given_up_deliveries_are_retried_ever_later_and_settled_ones_forgotten()
     assert not given_up.is_waiting("a", 1800.0)
     for _ in range(20):
         given_up.add("a", 0.0)
-    assert not given_up.is_waiting("a", backoff.MAX_JOB_PAUSE)
+    assert not given_up.is_waiting("a", edit_policy.MAX_JOB_PAUSE)
     given_up.retain_only(["a", "c"])
     assert len(given_up) == 1
     assert not given_up.is_waiting("b", 0.0)

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bot.discord.cards import notices
+from bot.discord.cards import job_cards
 from bot.discord.cards.job_cards import MAX_CONTENT, Card
-from bot.discord.delivery import destinations
-from bot.discord.delivery.destinations import NotifyPrefs
+from bot.discord.delivery import tracked_messages
+from bot.discord.delivery.tracked_messages import NotifyPrefs
 from bot.domain.dto import Delivery, DeliveryRole, Destination, JobView
 from bot.domain.job_states import JobState
 from engine.contract import Concept, Recipe
@@ -91,7 +91,7 @@ def make_answer(**fields: object) -> dict[DeliveryRole, Delivery]:
 def test_lacking_names_the_deliveries_that_a_job_still_needs(
     view: JobView, prefs: NotifyPrefs, deliveries: dict[DeliveryRole, Delivery], expected_roles: list[DeliveryRole]
 ) -> None:
-    assert destinations.missing_roles(view, deliveries, prefs) == expected_roles
+    assert tracked_messages.missing_roles(view, deliveries, prefs) == expected_roles
 
 
 @settings(max_examples=300, deadline=None)
@@ -120,10 +120,10 @@ def test_with_any_failures_delivery_ends_and_uses_each_role_once(
     deliveries = make_answer(message=message, destination=Destination("discord", {**GUILD, "guild": "" if dm else "1"}))
     send_outcomes = iter(sends_succeed)
     for _ in range(12):
-        for role in destinations.missing_roles(view, deliveries, prefs):
+        for role in tracked_messages.missing_roles(view, deliveries, prefs):
             assert role not in deliveries
             deliveries[role] = Delivery(role, Destination("discord", {}))
-        role = destinations.next_role(deliveries)
+        role = tracked_messages.next_role(deliveries)
         if role is None:
             break
         if role == "answer" and (not message or not next(send_outcomes)):
@@ -132,7 +132,7 @@ def test_with_any_failures_delivery_ends_and_uses_each_role_once(
             deliveries[role] = replace(
                 deliveries[role], delivered_at=1.0, reason="" if role == "answer" or next(send_outcomes) else "Shut."
             )
-    assert destinations.next_role(deliveries) is None, "it comes to an end"
+    assert tracked_messages.next_role(deliveries) is None, "it comes to an end"
     if deliveries["answer"].reason and state != "cancelled":
         assert len(deliveries) > 1, "another destination was tried"
     if private:
@@ -143,23 +143,25 @@ def test_final_cards_fit_and_do_no_harm() -> None:
     full_card = Card("\n".join(["x" * 99] * 20))
     view = replace(make_view(), prompt="@everyone `x`" * 100, member_name="@here")
     for card in (
-        notices.render_notice(full_card, "3"),
-        notices.render_direct(full_card, "Its <#5> was deleted."),
-        notices.with_full_size_link(full_card, "https://a.b/c"),
-        notices.render_collapsed(view, "https://discord.com/channels/1/2/3"),
+        job_cards.render_notice(full_card, "3"),
+        job_cards.render_direct(full_card, "Its <#5> was deleted."),
+        job_cards.with_full_size_link(full_card, "https://a.b/c"),
+        job_cards.render_collapsed(view, "https://discord.com/channels/1/2/3"),
     ):
         assert len(card.content) <= MAX_CONTENT
         assert "@everyone" not in card.content
         assert "@here" not in card.content
         assert "<#5>" not in card.content
-    assert notices.render_notice(full_card, "3").content.startswith("<@3>\n")
-    assert notices.render_direct(full_card, "") is full_card
-    assert notices.message_link({"guild": "", "channel": "2", "message": "3"}) == "https://discord.com/channels/@me/2/3"
-    assert notices.message_link({"channel": "2"}) == ""
+    assert job_cards.render_notice(full_card, "3").content.startswith("<@3>\n")
+    assert job_cards.render_direct(full_card, "") is full_card
+    assert (
+        job_cards.message_link({"guild": "", "channel": "2", "message": "3"}) == "https://discord.com/channels/@me/2/3"
+    )
+    assert job_cards.message_link({"channel": "2"}) == ""
 
 
 def test_a_collapsed_card_is_one_short_line() -> None:
     view = replace(make_view(), prompt="pear --seed 7", member_name="Alice")
     url = "https://discord.com/channels/1/2/3"
-    assert notices.render_collapsed(view, url).content == f"✅ **pear** · Alice · [Done]({url})"
-    assert notices.render_collapsed(replace(view, state="failed"), "").content == "❌ **pear** · Alice · It failed"
+    assert job_cards.render_collapsed(view, url).content == f"✅ **pear** · Alice · [Done]({url})"
+    assert job_cards.render_collapsed(replace(view, state="failed"), "").content == "❌ **pear** · Alice · It failed"

@@ -11,8 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bot.discord.delivery.edit_policy import Edit, EditKind, EditPolicy
-from bot.discord.delivery.rate_limit import RateBudget
+from bot.discord.delivery.edit_policy import Edit, EditKind, EditPolicy, RateBudget
 
 
 def edit(job: str, kind: EditKind, content: int, now: float = 0.0, bucket: str = "c") -> Edit[int]:

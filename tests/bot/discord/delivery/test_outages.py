@@ -14,7 +14,7 @@ import pytest
 from bot.discord import responses
 from bot.discord.cards import pictures
 from bot.discord.cards.job_cards import Card
-from bot.discord.delivery import backoff, courier, discord_api, errors, message_search, progress, retry
+from bot.discord.delivery import courier, discord_api, edit_policy, errors, progress
 from bot.discord.delivery.discord_api import MessageClient
 from bot.discord.delivery.edit_policy import Edit
 from bot.discord.delivery.errors import DestinationGone, RetryLater
@@ -217,7 +217,7 @@ async def test_an_old_message_that_takes_no_more_edits_counts_as_gone(open_world
 async def test_an_outage_costs_one_rendering_and_one_warning(
     open_world: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(backoff, "FIRST_PAUSE", 0.1)
+    monkeypatch.setattr(edit_policy, "FIRST_PAUSE", 0.1)
     rendered_jobs = []
     original_encode = pictures._encode_pictures
 
@@ -239,8 +239,8 @@ async def test_an_outage_costs_one_rendering_and_one_warning(
 async def test_a_given_up_delivery_is_retried_without_a_restart(
     open_world: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(retry, "MAX_ATTEMPTS", 1)
-    monkeypatch.setattr(backoff, "FIRST_JOB_PAUSE", 0.5)
+    monkeypatch.setattr(courier, "MAX_ATTEMPTS", 1)
+    monkeypatch.setattr(edit_policy, "FIRST_JOB_PAUSE", 0.5)
     monkeypatch.setattr(courier, "SWEEP_SECONDS", 0.2)
     async with open_world() as world:
         result = await start_paused_job(world)
@@ -263,7 +263,7 @@ async def test_a_given_up_delivery_is_retried_without_a_restart(
 async def test_a_final_card_that_discord_rejects_ends_with_a_reason(
     open_world: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(retry, "MAX_ATTEMPTS", 1)
+    monkeypatch.setattr(courier, "MAX_ATTEMPTS", 1)
     async with open_world() as world:
         await start_paused_job(world)
         form_error = {"status": 400, "code": 50035, "message": "Invalid Form Body", "times": None}
@@ -283,7 +283,7 @@ async def test_a_final_card_that_discord_rejects_ends_with_a_reason(
 async def test_a_notice_from_before_a_long_absence_in_a_busy_channel_is_not_repeated(
     open_world: Any, monkeypatch: pytest.MonkeyPatch, is_readable: bool
 ) -> None:
-    monkeypatch.setattr(message_search, "CLOCK_MARGIN", 1000 * 86_400.0)  # the simulated Discord has another clock
+    monkeypatch.setattr(discord_api, "CLOCK_MARGIN", 1000 * 86_400.0)  # the simulated Discord has another clock
     async with open_world() as world:
         admin = Member("discord:1", "admin", f"discord:{world.guild.id}", is_admin=True)
         await world.app.services.rule_admin.set_rule(admin, "guild", "", "long_ping", "0")

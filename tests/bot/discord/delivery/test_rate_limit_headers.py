@@ -9,9 +9,14 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from bot.discord.delivery.discord_api import edit_bucket, post_bucket
+from bot.discord.delivery.discord_api import (
+    bucket_of_request,
+    edit_bucket,
+    parse_limits,
+    post_bucket,
+    trace_rate_limits,
+)
 from bot.discord.delivery.edit_policy import Edit, EditPolicy
-from bot.discord.delivery.rate_limit_headers import bucket_of_request, parse_limits, trace_rate_limits
 
 WHERE = {"channel": "5", "token": "a.b-c", "token_until": "100"}
 

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from bot.discord.delivery.courier import count_request
 from bot.discord.delivery.edit_policy import Edit
 from bot.discord.delivery.errors import RequestRejected, RetryLater, TokenExpired
-from bot.discord.delivery.request_metrics import count_request
 
 EDIT = Edit("job", "bucket", "final", object(), 0.0)
 

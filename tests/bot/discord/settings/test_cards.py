@@ -28,10 +28,9 @@ from bot.discord.settings import (
 from bot.domain.dto import Member
 from bot.jobs.model_catalog import SHIPPED_MODEL
 from bot.policy.limits import Limits
-from bot.policy.rules.catalogue import SETTINGS, Setting
 from bot.policy.rules.effective_rules import resolve
 from bot.policy.rules.explanations import Explanation
-from bot.policy.rules.rule import SCOPES, Rule, RuleChange, RuleStep, RuleValue, Scope
+from bot.policy.rules.rule import SCOPES, SETTINGS, Rule, RuleChange, RuleStep, RuleValue, Scope, Setting
 from tools.loopback.known_deviations import find_unexplained
 from tools.loopback.openapi import FILE, RequestValidator
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from bot.policy.rules.yaml_io import MAX_BYTES
+from bot.policy.rules.planned_changes import MAX_BYTES
 from shared.discord_staff import create_staff, list_button_labels, read_form_fields, read_text
 
 pytestmark = pytest.mark.asyncio

@@ -30,11 +30,11 @@ from bot.discord.delivery.discord_api import edit_bucket, is_token_valid
 from bot.domain.dto import Destination
 from bot.domain.errors import UserError
 from bot.domain.job_states import is_end
+from bot.features.backup import archive as restore_cli
 from bot.features.backup import cli as backup_cli
-from bot.features.backup import restore as restore_cli
 from bot.features.backup import store as sqlite_backup
 from bot.features.backup.archive import ArchiveWriter, Manifest
-from bot.images.picture_store import PictureStore
+from bot.pictures.picture_store import PictureStore
 from bot.services.sessions import Sessions
 from bot.store import DatabaseUnavailable, Store
 from bot.store.drivers.database import find_sqlite_path

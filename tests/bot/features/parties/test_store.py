@@ -12,8 +12,8 @@ from bot.domain.dto import Member
 from bot.domain.events import Feed
 from bot.domain.feature import load_hooks
 from bot.features.parties import store as stored
-from bot.images.picture_store import PictureStore
 from bot.jobs.retention import FileCleanup
+from bot.pictures.picture_store import PictureStore
 from bot.policy.permissions import PERMISSIONS
 from bot.services.front_end_actions import FrontEndActions
 from bot.services.privacy.data_deletion import DataDeletion

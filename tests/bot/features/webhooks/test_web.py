@@ -90,7 +90,7 @@ def short_pauses() -> Iterator[None]:
         patch.setattr("bot.features.webhooks.rules.RETRY_SECONDS", (0.05,))
         patch.setattr("bot.features.webhooks.sender.ROUND_SECONDS", 0.05)
         for name in ("LOOK_SECONDS", "PREVIEW_SECONDS"):
-            patch.setattr(f"bot.features.webhooks.previews.{name}", 0.05)
+            patch.setattr(f"bot.features.webhooks.sender.{name}", 0.05)
         yield
 
 

@@ -12,11 +12,8 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from bot.domain.errors import UserError
-from bot.policy.rules.confusables import normalise_text
-from bot.policy.rules.leetspeak import SUBSTITUTES, read_character
-from bot.policy.rules.match_budget import MatchBudget
-from bot.policy.rules.trie import OFTEN_DOUBLED
-from bot.policy.rules.word_filter import Match, find_match, parse_pattern, parse_word
+from bot.policy.rules.lookalikes import SUBSTITUTES, normalise_text, read_character
+from bot.policy.rules.word_filter import OFTEN_DOUBLED, Match, MatchBudget, find_match, parse_pattern, parse_word
 
 quick = settings(deadline=None, max_examples=300)
 

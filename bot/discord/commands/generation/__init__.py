@@ -1,1 +1,0 @@
-"""Slash commands that make pictures, or suggest prompts for them."""

@@ -1,1 +1,0 @@
-"""Slash commands about a member's own jobs, preferences and stored content."""

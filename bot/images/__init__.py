@@ -1,1 +1,0 @@
-"""Pictures as bytes: upload decoding, storage, grids, contact sheets, thumbnails, blurring and films."""

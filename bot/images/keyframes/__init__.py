@@ -1,1 +1,0 @@
-"""Keyframes of a ladder as pictures."""
