@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from types import MappingProxyType
+from typing import TypeVar
 
 import msgspec
 from ulid import ULID
@@ -34,6 +36,8 @@ from bot.store import JobRecord, NewJob, Store
 from bot.store.fairness.ledger import Ledger, run_with_ledger
 from bot.store.jobs import queries
 from engine.contract import MAX_CANDIDATE_IMAGES, Presence, Recipe, UpscaleTask, recipe_at_end, settle_amendments
+
+T = TypeVar("T")
 
 MAX_NAME = 128
 TOO_MANY = 429
@@ -78,17 +82,7 @@ class Admission:
         await self._word_filter.check_words(new_jobs, member)
         relaxed = any(request.relaxed for request in requests)
         key = member_key(key, member)
-        try:
-            records, is_new = await self._write_jobs(
-                new_jobs, key, relaxed, QueueState(now, has_workers=bool(self._workers()))
-            )
-        except UserError as error:
-            if error.status != TOO_MANY:
-                raise
-            queue_state = await self._queue_state(
-                member, now
-            )  # only a refusal says when a place becomes free, and that takes reads
-            records, is_new = await self._write_jobs(new_jobs, key, relaxed, queue_state)
+        records, is_new = await self._write_jobs(new_jobs, key, relaxed, now)
         if is_new:
             self._load_costs.count_payers(new_jobs)
             self._on_admitted()
@@ -105,50 +99,58 @@ class Admission:
         if own_key is not None and (records := await self._store.query(queries.list_by_key, own_key)):
             return [await self._job_views.accepted_job(record) for record in records]
         now = self._clock()
+
+        def check(ledger: Ledger, queue_state: QueueState) -> None:
+            rules = resolve(ledger.load_rules(), member, self._limits)
+            preference = known_preferences(ledger.load_preferences())
+            check_before_content(action, count, rules, ledger, preference, queue_state, relaxed=relaxed)
+
         try:
-            await self._check_usage(
-                action, member, count, QueueState(now, has_workers=bool(self._workers())), relaxed=relaxed
-            )
+            async with self._date_refusals(member, now, check) as check_once:
+                await self._store.query(run_with_ledger, member, now, check_once)
         except UserError as error:
-            if error.status == TOO_MANY:
-                await self._check_usage(action, member, count, await self._queue_state(member, now), relaxed=relaxed)
-            else:
+            if error.status != TOO_MANY:
                 await self._word_filter.note_blocked_attempt(member, prompt)
             raise
         return []
 
-    async def _check_usage(
-        self, action: JobAction, member: Member, count: int, queue_state: QueueState, *, relaxed: bool
-    ) -> None:
-        def decide(ledger: Ledger) -> None:
-            rules = resolve(ledger.load_rules(), member, self._limits)
-            check_before_content(
-                action, count, rules, ledger, known_preferences(ledger.load_preferences()), queue_state, relaxed=relaxed
-            )
-
-        await self._store.query(run_with_ledger, member, queue_state.now, decide)
-
     async def _write_jobs(
-        self, new_jobs: Sequence[NewJob], key: str | None, relaxed: bool, queue_state: QueueState
+        self, new_jobs: Sequence[NewJob], key: str | None, relaxed: bool, now: float
     ) -> tuple[list[JobRecord], bool]:
         member = new_jobs[0].member
         workers = dict(self._workers())
 
-        def decide(requested_jobs: Sequence[NewJob], ledger: Ledger) -> Sequence[NewJob]:
-            if any(_is_input_gone(new_job, ledger) for new_job in requested_jobs):
+        def decide(ledger: Ledger, queue_state: QueueState) -> list[NewJob]:
+            if any(_is_input_gone(new_job, ledger) for new_job in new_jobs):
                 raise UserError(INIT_IMAGE_GONE, 404)
             rules = resolve(ledger.load_rules(), member, self._limits)
-            admitted_jobs = apply_rules(
-                requested_jobs,
-                rules,
-                ledger,
-                known_preferences(ledger.load_preferences()),
-                queue_state,
-                relaxed=relaxed,
-            )
+            preference = known_preferences(ledger.load_preferences())
+            admitted_jobs = apply_rules(new_jobs, rules, ledger, preference, queue_state, relaxed=relaxed)
             return [_with_picture_check(new_job, workers) for new_job in admitted_jobs]
 
-        return await self._store.admit_jobs(new_jobs, key, decide, queue_state.now)
+        async with self._date_refusals(member, now, decide) as decide_once:
+            return await self._store.admit_jobs(new_jobs, key, lambda _, ledger: decide_once(ledger), now)
+
+    @asynccontextmanager
+    async def _date_refusals(
+        self, member: Member, now: float, check: Callable[[Ledger, QueueState], T]
+    ) -> AsyncGenerator[Callable[[Ledger], T]]:
+        """Yield `check` for one transaction in the body. If it finds too many jobs or too much cost, it runs again
+        afterwards, on what the ledger has read: only then the refusal says when a place becomes free.
+        """
+        ledgers = list[Ledger]()
+        has_workers = bool(self._workers())
+
+        def check_in_transaction(ledger: Ledger) -> T:
+            ledgers.append(ledger)
+            return check(ledger, QueueState(now, has_workers=has_workers))
+
+        try:
+            yield check_in_transaction
+        except UserError as error:
+            if error.status == TOO_MANY and ledgers:
+                check(ledgers[-1], await self._queue_state(member, now))
+            raise
 
     async def _queue_state(self, member: Member, now: float) -> QueueState:
         member_frees_at = await self._job_views.next_free_at(member.id)
@@ -177,7 +179,7 @@ class Admission:
 
 def _is_input_gone(new_job: NewJob, ledger: Ledger) -> bool:
     """Return whether an init image was deleted since the request found it. Once written, the job keeps the image."""
-    hashes = [file.sha256 for file in new_job.inputs]
+    hashes = tuple(file.sha256 for file in new_job.inputs)
     return bool(hashes) and ledger.is_input_deleted(new_job.parent[0] if new_job.parent else None, hashes)
 
 

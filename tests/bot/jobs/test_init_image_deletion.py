@@ -204,14 +204,16 @@ async def test_an_init_image_counts_as_deleted_while_its_file_still_exists(harne
     app, _, first = await start_finished_job(harness, wait_until, ann, destination)
     other = await contents(app, first.id, "image")
     assert (
-        await app.store.query(run_with_ledger, ann, 1.0, lambda ledger: ledger.is_input_deleted(None, sorted(other)))
+        await app.store.query(
+            run_with_ledger, ann, 1.0, lambda ledger: ledger.is_input_deleted(None, tuple(sorted(other)))
+        )
         is False
     )
     await app.store.write(deletion_steps.mark_deleted, [first.id], (ann.id, "Ann"), 1.0)
-    for parent, names in ((None, sorted(other)), (first.id, ["0" * 64])):
+    for parent, names in ((None, tuple(sorted(other))), (first.id, ("0" * 64,))):
         assert await app.store.query(
             run_with_ledger, ann, 1.0, lambda ledger, p=parent, n=names: ledger.is_input_deleted(p, n)
         )
     assert not await app.store.query(
-        run_with_ledger, ann, 1.0, lambda ledger: ledger.is_input_deleted(None, ["0" * 64])
+        run_with_ledger, ann, 1.0, lambda ledger: ledger.is_input_deleted(None, ("0" * 64,))
     )
