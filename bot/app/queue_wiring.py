@@ -13,7 +13,7 @@ from bot.images.picture_store import PictureStore
 from bot.images.uploads.upload_decoder import UploadDecoder
 from bot.jobs.active_jobs import ActiveJobs
 from bot.jobs.completion import BrokerBlobs, JobCompletion
-from bot.jobs.control import ClosedGuildWatcher, ExternalChangeWatcher, JobCanceller, JobControl
+from bot.jobs.control import ClosedGuildWatcher, ExternalChangeWatcher, JobCanceller
 from bot.jobs.dispatch import Dispatcher, JobRerouter
 from bot.jobs.forecast import Forecast
 from bot.jobs.ingest import ResultIngest
@@ -59,7 +59,6 @@ class Queue:
     completion: JobCompletion
     dispatcher: Dispatcher
     canceller: JobCanceller
-    control: JobControl
     result_consumer: ResultConsumer
     patrol: Patrol
     rerouter: JobRerouter
@@ -135,7 +134,6 @@ def wire_queue(core: Core) -> Queue:
         completion,
         dispatcher,
         canceller,
-        JobControl(bus, active_jobs, clock=clock),
         result_consumer,
         Patrol(store, bus, active_jobs, completion, dispatcher.submit, lease=bus.limits.lease, clock=clock),
         JobRerouter(store, bus, active_jobs, completion, catalog, core.live_workers, clock=clock),

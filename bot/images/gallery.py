@@ -6,7 +6,8 @@ It renders files on first request, off the event loop (`bot.images.rendered_file
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from functools import partial
 
@@ -30,6 +31,7 @@ from bot.images.picture_store import PictureStore
 from bot.images.rendered_files import PICTURE_GONE, RenderedFiles
 from bot.store import Store, StoredPicture
 from bot.store.jobs import queries
+from bot.store.members import preferences
 from bot.store.moderation import reviews
 from bot.store.transitions.amendments import list_amendments
 from engine.contract import Recipe
@@ -51,12 +53,15 @@ class Gallery:
         pictures: PictureStore,
         decode: DecodeLadder | None = None,
         disk_cache: FilmCache | None = None,
+        *,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._store = store
         self._rendered = RenderedFiles(pictures, disk_cache)
         self._bare_ladders: AsyncCache[list[bytes]] = AsyncCache(CACHED_LADDERS)
         self._thumbnail_decoder = ThumbnailDecoder(store, self.read_file, decode)
         self._branch_steps: AsyncCache[tuple[int, ...]] = AsyncCache(CACHED_LADDERS)
+        self._clock = clock
         self._grid_slots = asyncio.Semaphore(CONCURRENT_GRIDS)
 
     def wait_turn(self, member: str) -> AbstractAsyncContextManager[None]:
@@ -71,6 +76,11 @@ class Gallery:
         if is_image_held:
             raise UserError(hold_reason(index, stored), 403)
         return stored
+
+    async def toggle_favourite(self, job: str, index: int, member: str) -> bool:
+        """Toggle a finished image as a favourite of a member's; return whether it is one now. Raises `UserError`."""
+        await self.find_visible(job, index)
+        return await self._store.write(preferences.toggle_favourite, member, job, index, self._clock())
 
     async def _find_image(self, job: str, index: int) -> tuple[StoredPicture, bool]:
         """Return one finished image, and whether it is held."""
