@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -14,7 +13,7 @@ from bot.images.uploads.upload_decoder import UploadDecoder
 from bot.jobs.active_jobs import ActiveJobs
 from bot.jobs.completion import BrokerBlobs, JobCompletion
 from bot.jobs.control import ClosedGuildWatcher, ExternalChangeWatcher, JobCanceller
-from bot.jobs.dispatch import Dispatcher, JobRerouter
+from bot.jobs.dispatch import Dispatcher, JobRerouter, JobSender, PlaceAnnouncer
 from bot.jobs.forecast import Forecast
 from bot.jobs.ingest import ResultIngest
 from bot.jobs.model_catalog import ModelCatalog
@@ -57,6 +56,7 @@ class Queue:
     catalog: ModelCatalog
     forecast: Forecast
     completion: JobCompletion
+    sender: JobSender
     dispatcher: Dispatcher
     canceller: JobCanceller
     result_consumer: ResultConsumer
@@ -75,7 +75,6 @@ def wire_queue(core: Core) -> Queue:
     feed = core.feed
     metrics = core.metrics
     clock = core.clock
-    wake_event = asyncio.Event()  # set: rows may be free for waiting jobs
     active_jobs = ActiveJobs(on_first_preview=metrics.observe_first_preview)
     catalog = ModelCatalog(store, core.live_workers, clock, core.default_model)
     forecast = Forecast(
@@ -94,23 +93,13 @@ def wire_queue(core: Core) -> Queue:
         feed,
         clock=clock,
         blobs=blobs,
-        on_rows_freed=wake_event.set,
         on_end=metrics.count_end,
         on_requeue=metrics.count_requeue,
     )
-    dispatcher = Dispatcher(
-        store=store,
-        bus=bus,
-        active_jobs=active_jobs,
-        feed=feed,
-        forecast=forecast,
-        models=catalog,
-        blobs=blobs,
-        completion=completion,
-        wake_event=wake_event,
-        limits=core.settings.limits,
-        clock=clock,
-    )
+    sender = JobSender(store, bus, active_jobs, feed, catalog, blobs, completion)
+    places = PlaceAnnouncer(feed, forecast, clock=clock)
+    limits = core.settings.limits
+    dispatcher = Dispatcher(store, bus, active_jobs, catalog, sender, places, limits=limits, clock=clock)
     canceller = JobCanceller(store, bus, active_jobs, completion, core.live_workers)
     amendment_sender = AmendmentSender(store, bus, active_jobs, feed)
     result_consumer = ResultConsumer(
@@ -132,10 +121,11 @@ def wire_queue(core: Core) -> Queue:
         catalog,
         forecast,
         completion,
+        sender,
         dispatcher,
         canceller,
         result_consumer,
-        Patrol(store, bus, active_jobs, completion, dispatcher.submit, lease=bus.limits.lease, clock=clock),
+        Patrol(store, bus, active_jobs, completion, sender.submit, lease=bus.limits.lease, clock=clock),
         JobRerouter(store, bus, active_jobs, completion, catalog, core.live_workers, clock=clock),
         ClosedGuildWatcher(store, canceller.cancel),
         ExternalChangeWatcher(store, completion, canceller.cancel),

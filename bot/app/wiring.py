@@ -158,6 +158,7 @@ async def open_app(
         app = wire_app(core, filter_thread, upload_decoder, fetch_upload)
         async with _open_features(app) as app:
             await app.queue.external_changes.prepare()
+            await app.queue.completion.load_active()
             await app.queue.dispatcher.prepare()
             async with _run_tasks(app):
                 yield app

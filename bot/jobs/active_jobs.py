@@ -6,10 +6,12 @@ seconds since 1970.
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from bot.policy.rules.running_limits import RunningLimits
 from bot.policy.worker_losses import LossLog, WorkerLoss
 from bot.store import JobRecord
 from engine.contract import Frame, JobModelLoading, required_blobs
@@ -69,6 +71,8 @@ class ActiveJobs:
         self.paused_since: dict[str, float] = {}  # job → pause begin; a worker may end a pause unannounced
         self.next_attempt_at: dict[str, float] = {}  # job → end of the pause before it; until then no worker may run it
         self.losses = LossLog()
+        self.guild_limits = RunningLimits()  # as the dispatcher last read it
+        self.rows_freed = asyncio.Event()  # set: rows may be free for waiting jobs; the dispatcher waits for it
         self._blob_uses: Counter[str] = Counter()  # SHA-256 of an input → the jobs that need it
         self._remaining_costs: dict[str, float] = {}  # pool → sum over its jobs; each view of a job reads it
 

@@ -173,7 +173,7 @@ async def test_messages_that_the_broker_lost_are_published_again_at_the_start(ha
 async def test_messages_that_the_broker_has_are_not_duplicated_at_the_start(harness, wait_until, ann, destination):
     bus, jobs = await _send_jobs_to_idle_worker(harness, wait_until, ann, destination)
     app = await harness.open_app()
-    await app.queue.dispatcher.republish()
+    await app.queue.sender.republish()
     assert (await bus.js.stream_info(subjects.WORK)).state.messages == 2
     assert await read_states(app, jobs) == ["sent", "sent"]
 
