@@ -19,7 +19,7 @@ from bot.jobs.ingest import ResultIngest
 from bot.jobs.model_catalog import ModelCatalog
 from bot.jobs.patrol import Patrol
 from bot.jobs.previews import PreviewRelay
-from bot.jobs.results import AmendmentAnswers, ResultConsumer
+from bot.jobs.results import AmendmentAnswers, ClaimReports, ResultConsumer
 from bot.jobs.steering import AmendmentSender
 from bot.store import Store
 from engine.bus import Bus
@@ -102,17 +102,24 @@ def wire_queue(core: Core) -> Queue:
     dispatcher = Dispatcher(store, bus, active_jobs, catalog, sender, places, limits=limits, clock=clock)
     canceller = JobCanceller(store, bus, active_jobs, completion, core.live_workers)
     amendment_sender = AmendmentSender(store, bus, active_jobs, feed)
-    result_consumer = ResultConsumer(
+    claims = ClaimReports(
         store,
         bus,
         active_jobs,
         feed,
         completion,
-        ResultIngest(store, bus, active_jobs, core.picture_store, core.worker_decoder, clock=clock),
-        AmendmentAnswers(store, active_jobs, feed, catalog.find_profile_for),
-        blobs,
         on_reclaim=metrics.count_reclaim,
         on_start=amendment_sender.wake,
+        clock=clock,
+    )
+    result_consumer = ResultConsumer(
+        bus,
+        active_jobs,
+        completion,
+        ResultIngest(store, bus, active_jobs, core.picture_store, core.worker_decoder, clock=clock),
+        claims,
+        AmendmentAnswers(store, active_jobs, feed, catalog.find_profile_for),
+        blobs,
         clock=clock,
     )
     return Queue(
