@@ -138,7 +138,7 @@ class JobCompletion:
             "job %s: queued again as attempt %d, after %.0f s: %s", record.id, record.attempt, pause, audit_note
         )
         await self.clear_attempt(replace(record, attempt=record.attempt - 1))
-        self._active_jobs.rows_freed.set()
+        self._active_jobs.on_rows_freed()
 
     async def revoke_claim(self, job: str, epoch: int) -> None:
         """Revoke the claim of this epoch. Its worker stops at its next heartbeat without a report."""
@@ -162,7 +162,7 @@ class JobCompletion:
         self._active_jobs.next_attempt_at.pop(record.id, None)
         self._on_end(transition)
         self._feed.publish(JobEnded(record.id, record.state, record.reason))
-        self._active_jobs.rows_freed.set()
+        self._active_jobs.on_rows_freed()
         log.info("job %s: %s %s", record.id, record.state, record.reason)
 
     async def clear_attempt(self, record: JobRecord) -> None:

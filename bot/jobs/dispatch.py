@@ -207,11 +207,13 @@ class Dispatcher:
         self._limits = limits
         self._clock = clock
         self._bypass = QueueBypass()
+        self._wake_event = asyncio.Event()
+        active_jobs.on_rows_freed = self.wake
         self._must_republish = True  # the broker may lack jobs that SQL has as sent
 
     def wake(self) -> None:
         """Wake the dispatcher: something changed."""
-        self._active_jobs.rows_freed.set()
+        self._wake_event.set()
 
     async def handle_reconnect(self) -> None:
         """Publish everything again, since the broker was away."""
@@ -229,7 +231,7 @@ class Dispatcher:
     async def run(self) -> None:
         """Dispatch until cancelled. Wait out an outage of broker or database."""
         while True:
-            self._active_jobs.rows_freed.clear()
+            self._wake_event.clear()
             try:
                 await self.run_round()
             except (BrokerUnreachable, DatabaseUnavailable) as error:
@@ -241,7 +243,7 @@ class Dispatcher:
                 self._must_republish = True
             try:
                 async with asyncio.timeout(IDLE_SECONDS):
-                    await self._active_jobs.rows_freed.wait()
+                    await self._wake_event.wait()
             except TimeoutError:
                 continue
 
@@ -350,7 +352,7 @@ class JobRerouter:
         pool = self._find_other_pool(record)
         if pool is not None and await self._store.reroute_job(record.id, pool, self._clock()) is not None:
             log.warning("job %s: from the pool %s to %s, where its model is offered", record.id, record.pool, pool)
-            self._active_jobs.rows_freed.set()
+            self._active_jobs.on_rows_freed()
 
     def _find_other_pool(self, record: JobRecord) -> str | None:
         """Return another pool that can run the job; None if there is none."""
