@@ -71,9 +71,8 @@ class ActiveJobs:
         self.next_attempt_at: dict[str, float] = {}  # job → end of the pause before it; until then no worker may run it
         self.losses = LossLog()
         self.guild_limits = RunningLimits()  # as the dispatcher last read it
-        self.on_rows_freed: Callable[[], None] = lambda: (
-            None
-        )  # rows may be free for waiting jobs; set by the dispatcher
+        # called when rows may be free for waiting jobs; the dispatcher sets it
+        self.on_rows_freed: Callable[[], None] = lambda: None
         self._blob_uses: Counter[str] = Counter()  # SHA-256 of an input → the jobs that need it
         self._remaining_costs: dict[str, float] = {}  # pool → sum over its jobs; each view of a job reads it
 
