@@ -293,6 +293,19 @@ async def test_a_refusal_by_quota_says_when_a_place_frees(harness, wait_until, a
 
 
 @pytest.mark.asyncio
+async def test_a_refusal_by_quota_takes_one_transaction(harness, monkeypatch, ann, destination):
+    app = await harness.open_app()
+    for _ in range(10):
+        await app.services.jobs.imagine("a lamp --fast", ann, destination)
+    calls = []
+    admit_jobs = app.store.admit_jobs
+    monkeypatch.setattr(app.store, "admit_jobs", lambda *args: (calls.append(args), admit_jobs(*args))[1])
+    with pytest.raises(UserError, match="10 waiting"):
+        await app.services.jobs.imagine("a lamp --fast", ann, destination)
+    assert len(calls) == 1
+
+
+@pytest.mark.asyncio
 async def test_while_nothing_runs_the_first_waiting_job_decides_when_a_place_frees(
     harness, wait_until, ann, destination
 ):
