@@ -124,7 +124,7 @@ async def _measure_failover(system: BenchSystem, previews: PreviewWatch, name: s
     failover = Failover(
         previews.epoch_start - end_time, max(0, last_step - previews.step + 1) * (2 * ROW_MS + 1) / 1000
     )
-    await system.app.services.jobs.cancel(job, make_member(0))
+    await system.app.services.job_control.cancel(job, make_member(0))
     await _stop_workers(system, second_worker, first_worker if not kill else None)
     return failover
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -11,14 +10,14 @@ from bot.app.settings import Settings
 from bot.domain.events import Feed
 from bot.jobs.active_jobs import ActiveJobs
 from bot.jobs.completion import BrokerBlobs, JobCompletion
-from bot.jobs.control import ClosedGuildWatcher, ExternalChangeWatcher, JobCanceller, JobControl
-from bot.jobs.dispatch import Dispatcher, JobRerouter
+from bot.jobs.control import ClosedGuildWatcher, ExternalChangeWatcher, JobCanceller
+from bot.jobs.dispatch import Dispatcher, JobRerouter, JobSender, PlaceAnnouncer
 from bot.jobs.forecast import Forecast
 from bot.jobs.ingest import ResultIngest
 from bot.jobs.model_catalog import ModelCatalog
 from bot.jobs.patrol import Patrol
 from bot.jobs.previews import PreviewRelay
-from bot.jobs.results import AmendmentAnswers, ResultConsumer
+from bot.jobs.results import AmendmentAnswers, ClaimReports, ResultConsumer
 from bot.jobs.steering import AmendmentSender
 from bot.pictures.picture_store import PictureStore
 from bot.pictures.uploads.upload_decoder import UploadDecoder
@@ -57,9 +56,9 @@ class Queue:
     catalog: ModelCatalog
     forecast: Forecast
     completion: JobCompletion
+    sender: JobSender
     dispatcher: Dispatcher
     canceller: JobCanceller
-    control: JobControl
     result_consumer: ResultConsumer
     patrol: Patrol
     rerouter: JobRerouter
@@ -76,7 +75,6 @@ def wire_queue(core: Core) -> Queue:
     feed = core.feed
     metrics = core.metrics
     clock = core.clock
-    wake_event = asyncio.Event()  # set: rows may be free for waiting jobs
     active_jobs = ActiveJobs(on_first_preview=metrics.observe_first_preview)
     catalog = ModelCatalog(store, core.live_workers, clock, core.default_model)
     forecast = Forecast(
@@ -95,36 +93,33 @@ def wire_queue(core: Core) -> Queue:
         feed,
         clock=clock,
         blobs=blobs,
-        on_rows_freed=wake_event.set,
         on_end=metrics.count_end,
         on_requeue=metrics.count_requeue,
     )
-    dispatcher = Dispatcher(
-        store=store,
-        bus=bus,
-        active_jobs=active_jobs,
-        feed=feed,
-        forecast=forecast,
-        models=catalog,
-        blobs=blobs,
-        completion=completion,
-        wake_event=wake_event,
-        limits=core.settings.limits,
-        clock=clock,
-    )
+    sender = JobSender(store, bus, active_jobs, feed, catalog, blobs, completion)
+    places = PlaceAnnouncer(feed, forecast, clock=clock)
+    limits = core.settings.limits
+    dispatcher = Dispatcher(store, bus, active_jobs, catalog, sender, places, limits=limits, clock=clock)
     canceller = JobCanceller(store, bus, active_jobs, completion, core.live_workers)
     amendment_sender = AmendmentSender(store, bus, active_jobs, feed)
-    result_consumer = ResultConsumer(
+    claims = ClaimReports(
         store,
         bus,
         active_jobs,
         feed,
         completion,
-        ResultIngest(store, bus, active_jobs, core.picture_store, core.worker_decoder, clock=clock),
-        AmendmentAnswers(store, active_jobs, feed, catalog.find_profile_for),
-        blobs,
         on_reclaim=metrics.count_reclaim,
         on_start=amendment_sender.wake,
+        clock=clock,
+    )
+    result_consumer = ResultConsumer(
+        bus,
+        active_jobs,
+        completion,
+        ResultIngest(store, bus, active_jobs, core.picture_store, core.worker_decoder, clock=clock),
+        claims,
+        AmendmentAnswers(store, active_jobs, feed, catalog.find_profile_for),
+        blobs,
         clock=clock,
     )
     return Queue(
@@ -133,11 +128,11 @@ def wire_queue(core: Core) -> Queue:
         catalog,
         forecast,
         completion,
+        sender,
         dispatcher,
         canceller,
-        JobControl(bus, active_jobs, clock=clock),
         result_consumer,
-        Patrol(store, bus, active_jobs, completion, dispatcher.submit, lease=bus.limits.lease, clock=clock),
+        Patrol(store, bus, active_jobs, completion, sender.submit, lease=bus.limits.lease, clock=clock),
         JobRerouter(store, bus, active_jobs, completion, catalog, core.live_workers, clock=clock),
         ClosedGuildWatcher(store, canceller.cancel),
         ExternalChangeWatcher(store, completion, canceller.cancel),

@@ -27,13 +27,15 @@ from bot.domain.errors import UserError
 from bot.domain.events import Feed
 from bot.domain.feature import load_parts, merge_rows
 from bot.domain.texts import format_startup
-from bot.jobs.admission import Admission, JobMaker
+from bot.jobs.admission import Admission, AdmittingTransaction
 from bot.jobs.attended_requests import AttendedRequests
+from bot.jobs.control import JobControl
 from bot.jobs.costs import LoadCosts, WorkCharges
 from bot.jobs.drawing import JobService
 from bot.jobs.edits import EditService
 from bot.jobs.history import History
 from bot.jobs.init_images import InitImageLoader, PageAddresses
+from bot.jobs.originals import Originals
 from bot.jobs.preferences import Preferences
 from bot.jobs.retention import OrphanFiles, Retention, RetentionLimits
 from bot.jobs.steering import SteeringService
@@ -193,6 +195,7 @@ async def open_app(
         app = wire_app(core, filter_thread, upload_decoder, fetch_upload)
         async with _open_features(app) as app:
             await app.queue.external_changes.prepare()
+            await app.queue.completion.load_active()
             await app.queue.dispatcher.prepare()
             async with _run_tasks(app):
                 yield app
@@ -257,38 +260,28 @@ def wire_services(
     limits = core.settings.limits
     job_views = JobViews(store, queue.active_jobs, queue.forecast, limits=limits, clock=clock)
     ladder_decoder = LadderDecoder(bus.decode, core.live_workers, core.worker_decoder)
-    gallery = Gallery(store, core.picture_store, ladder_decoder.decode, films := FilmCache(core.settings.data / FILMS))
+    films = FilmCache(core.settings.data / FILMS)
+    gallery = Gallery(store, core.picture_store, ladder_decoder.decode, films, clock=clock)
     loader = InitImageLoader(store, core.picture_store, gallery, job_views, upload_decoder, fetch_upload)
     preferences = Preferences(store)
     page_addresses = PageAddresses()
     word_filter = WordFilter(store, filter_thread, limits=limits, clock=clock)
-    admission = _wire_admission(core, queue, job_views, word_filter)
-    job_maker = JobMaker(catalog, job_views, gallery, admission, loader)
+    admission = _wire_admission(core, queue, job_views, word_filter, loader)
+    originals = Originals(catalog, job_views, gallery)
     rule_admin = RuleAdmin(store, queue.canceller.cancel, limits=limits, clock=clock)
+    aliases = preferences.load_flag_aliases
     jobs = JobService(
-        store=store,
-        catalog=catalog,
-        job_views=job_views,
-        gallery=gallery,
-        admission=admission,
-        job_maker=job_maker,
-        init_image_loader=loader,
-        load_aliases=preferences.load_flag_aliases,
-        page_addresses=page_addresses,
-        canceller=queue.canceller,
-        job_control=queue.control,
-        workers=core.live_workers,
-        effective_rules=rule_admin.effective_rules,
-        style_guides=core.style_guides,
-        clock=clock,
+        catalog, admission, loader, aliases, rule_admin.effective_rules, page_addresses, core.style_guides
     )
+    job_control = JobControl(bus, queue.active_jobs, job_views, queue.canceller, clock=clock)
     front_end, moderation, data_deletion = _wire_deletion(core, queue, rule_admin, films)
     return Services(
         jobs=jobs,
-        variations=VariationService(catalog, job_views, gallery, loader, preferences.load_flag_aliases, job_maker),
-        edits=EditService(catalog, gallery, admission, loader, preferences.load_flag_aliases, job_maker),
+        job_control=job_control,
+        variations=VariationService(catalog, job_views, gallery, loader, aliases, originals, admission),
+        edits=EditService(catalog, gallery, admission, loader, aliases, originals),
         init_image_loader=loader,
-        upload_upscaler=UploadUpscaler(catalog, admission, loader, job_maker),
+        upload_upscaler=UploadUpscaler(catalog, admission, loader),
         model_choices=ModelChoices(store),
         job_views=job_views,
         gallery=gallery,
@@ -297,7 +290,7 @@ def wire_services(
         live_workers=core.live_workers,
         startup_notice=lambda: format_startup(bus.get_startup_progress()),
         page_addresses=page_addresses,
-        attended_requests=AttendedRequests(jobs, job_views, gallery, core.feed),
+        attended_requests=AttendedRequests(jobs, job_control, job_views, gallery, core.feed),
         preferences=preferences,
         front_end=front_end,
         deliveries=Deliveries(store, job_views, clock=clock),
@@ -316,15 +309,16 @@ def wire_services(
     )
 
 
-def _wire_admission(core: Core, queue: Queue, job_views: JobViews, word_filter: WordFilter) -> Admission:
+def _wire_admission(
+    core: Core, queue: Queue, job_views: JobViews, word_filter: WordFilter, loader: InitImageLoader
+) -> Admission:
     settings = core.settings
     return Admission(
-        core.store,
+        AdmittingTransaction(core.store, job_views, core.live_workers, settings.limits),
         job_views,
         word_filter,
-        core.live_workers,
         LoadCosts(queue.forecast.estimate_load),
-        limits=settings.limits,
+        loader,
         max_age=settings.max_job_age,
         on_admitted=queue.dispatcher.wake,
         clock=core.clock,

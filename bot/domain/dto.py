@@ -138,7 +138,7 @@ class AcceptedJob:
 
 @dataclass(frozen=True)
 class PictureRef:
-    """One finished image of a job; its PNG comes from `JobService.load_picture`.
+    """One finished image of a job; its PNG comes from `Gallery.read_picture`.
 
     `verdict`: the picture check's; `reviewed`: a moderator's decision: "shown", "hidden" or empty.
     """

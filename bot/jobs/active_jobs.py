@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from bot.policy.rules.effective_rules import RunningLimits
 from bot.policy.worker_losses import LossLog, WorkerLoss
 from bot.store import JobRecord
 from engine.contract import Frame, JobModelLoading, required_blobs
@@ -69,6 +70,9 @@ class ActiveJobs:
         self.paused_since: dict[str, float] = {}  # job → pause begin; a worker may end a pause unannounced
         self.next_attempt_at: dict[str, float] = {}  # job → end of the pause before it; until then no worker may run it
         self.losses = LossLog()
+        self.guild_limits = RunningLimits()  # as the dispatcher last read it
+        # called when rows may be free for waiting jobs; the dispatcher sets it
+        self.on_rows_freed: Callable[[], None] = lambda: None
         self._blob_uses: Counter[str] = Counter()  # SHA-256 of an input → the jobs that need it
         self._remaining_costs: dict[str, float] = {}  # pool → sum over its jobs; each view of a job reads it
 

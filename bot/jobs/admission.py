@@ -1,183 +1,169 @@
-"""Admission: writes job requests as jobs, all of them or none.
+"""Admission: writes new jobs, all of them or none.
 
-It reads the rules and counts the usage inside the transaction that writes the jobs. `JobMaker` is what all services
-that make jobs share: it finds the original, updates its recipe, and admits the requests.
+It reads the rules and counts the usage inside the transaction that writes the jobs. `build_job` makes the job of a
+recipe; admission adds the times.
 """
 
 from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
-from types import MappingProxyType
+from typing import TypeVar
 
-import msgspec
 from ulid import ULID
 
-from bot.domain.dto import AcceptedJob, Destination, JobAction, Member
+from bot.domain.dto import AcceptedJob, Destination, JobAction, Member, StoredInput
 from bot.domain.errors import UserError
-from bot.domain.texts import INIT_IMAGE_GONE
+from bot.domain.texts import INIT_IMAGE_GONE, format_cost
 from bot.jobs.costs import LoadCosts
-from bot.jobs.init_images import InitImageLoader, LoadedInitImages
-from bot.jobs.model_catalog import CatalogEntry, ModelCatalog
+from bot.jobs.init_images import InitImageLoader
+from bot.jobs.model_catalog import CatalogEntry
 from bot.jobs.preferences import known_preferences
 from bot.jobs.quota import QueueState, apply_rules, check_before_content
-from bot.jobs.recipe import JobRequest, add_total_cost, check_fits, member_key, renew_recipe
-from bot.jobs.views import JobViews, check_original
+from bot.jobs.recipe import check_fits, member_key
+from bot.jobs.views import JobViews
 from bot.jobs.word_filter import WordFilter
-from bot.pictures.gallery import Gallery
 from bot.pictures.moderation_status import unchecked_notes
 from bot.policy.limits import Limits
 from bot.policy.rules import resolve
 from bot.store import JobRecord, NewJob, Store
 from bot.store.fairness.ledger import Ledger, run_with_ledger
 from bot.store.jobs import queries
-from engine.contract import MAX_CANDIDATE_IMAGES, Presence, Recipe, UpscaleTask, recipe_at_end, settle_amendments
+from engine.contract import MAX_CANDIDATE_IMAGES, Presence, Recipe, estimate_cost
+
+T = TypeVar("T")
 
 MAX_NAME = 128
+
 TOO_MANY = 429
 
 
-class Admission:
-    """Admits job requests. `limits`: the defaults; it calls `on_admitted` after it admitted a job."""
+SEED_COUNT = 2**32 - MAX_CANDIDATE_IMAGES  # image i draws from seed + i
+
+
+def draw_seed() -> int:
+    """Return a random seed that is valid for a full grid."""
+    return secrets.randbelow(SEED_COUNT)
+
+
+def build_job(
+    action: JobAction,
+    prompt: str,
+    recipe: Recipe,
+    entry: CatalogEntry,
+    member: Member,
+    destination: Destination,
+    *,
+    notes: tuple[str, ...] = (),
+    parent: tuple[str, int] | None = None,
+    relaxed: bool = False,
+    inputs: tuple[StoredInput, ...] = (),
+) -> NewJob:
+    """Return the job of a recipe, with the pool and the cost that its model's entry gives. Raises `UserError`."""
+    return NewJob(
+        id=str(ULID()),
+        action=action,
+        prompt=prompt,
+        notes=notes,
+        task=recipe,
+        member=member,
+        destination=destination,
+        pool=entry.pool_for(recipe),
+        model=recipe.model,
+        cost=estimate_cost(recipe, entry.profile),
+        parent=parent,
+        inputs=inputs,
+        relaxed=relaxed,
+    )
+
+
+def _add_total_cost(new_jobs: Sequence[NewJob]) -> list[NewJob]:
+    """Put the total cost of several jobs first in the first one's notes."""
+    if len(new_jobs) < 2:
+        return list(new_jobs)
+    total_note = format_cost(len(new_jobs), sum(new_job.cost for new_job in new_jobs))
+    return [replace(new_jobs[0], notes=(total_note, *new_jobs[0].notes)), *new_jobs[1:]]
+
+
+class AdmittingTransaction:
+    """Decides by a member's rules and usage whether jobs are written, in the transaction that writes them.
+
+    `limits`: the defaults.
+    """
 
     def __init__(
-        self,
-        store: Store,
-        job_views: JobViews,
-        word_filter: WordFilter,
-        workers: Callable[[], Mapping[str, Presence]],
-        load_costs: LoadCosts,
-        *,
-        limits: Limits,
-        max_age: float,
-        on_admitted: Callable[[], None],
-        clock: Callable[[], float] = time.time,
+        self, store: Store, job_views: JobViews, workers: Callable[[], Mapping[str, Presence]], limits: Limits
     ) -> None:
         self._store = store
         self._job_views = job_views
         self._workers = workers
-        self._word_filter = word_filter
-        self._load_costs = load_costs
         self._limits = limits
-        self._max_age = max_age
-        self._on_admitted = on_admitted
-        self._clock = clock
 
-    async def admit(
-        self, requests: Sequence[JobRequest], member: Member, destination: Destination, key: str | None
-    ) -> list[AcceptedJob]:
-        """Admit the requests as jobs. The same `key` again returns the jobs that it made before. Raises `UserError`."""
-        now = self._clock()
-        new_jobs = self._load_costs.add_shares(
-            [self._build_new_job(request, member, destination, now) for request in requests]
-        )
-        for new_job in new_jobs:
-            check_fits(new_job)
-        await self._word_filter.check_words(new_jobs, member)
-        relaxed = any(request.relaxed for request in requests)
-        key = member_key(key, member)
-        try:
-            records, is_new = await self._write_jobs(
-                new_jobs, key, relaxed, QueueState(now, has_workers=bool(self._workers()))
-            )
-        except UserError as error:
-            if error.status != TOO_MANY:
-                raise
-            queue_state = await self._queue_state(
-                member, now
-            )  # only a refusal says when a place becomes free, and that takes reads
-            records, is_new = await self._write_jobs(new_jobs, key, relaxed, queue_state)
-        if is_new:
-            self._load_costs.count_payers(new_jobs)
-            self._on_admitted()
-        return [await self._job_views.accepted_job(record) for record in records]
+    async def find_earlier(self, key: str | None) -> list[JobRecord]:
+        """Return the jobs that were made with the same key."""
+        return [] if key is None else await self._store.query(queries.list_by_key, key)
 
-    async def check_before_content(
-        self, action: JobAction, member: Member, key: str | None, prompt: str, *, count: int = 1, relaxed: bool = False
-    ) -> list[AcceptedJob]:
-        """Check a request before reading its slow parts. Returns the jobs that the same `key` made before, else none.
+    async def check_usage(self, action: JobAction, member: Member, count: int, now: float, *, relaxed: bool) -> None:
+        """Check `count` jobs before their content and cost are known. Raises `UserError`."""
 
-        Raises `UserError` if the rules would refuse any such request for `count` jobs.
-        """
-        own_key = member_key(key, member)
-        if own_key is not None and (records := await self._store.query(queries.list_by_key, own_key)):
-            return [await self._job_views.accepted_job(record) for record in records]
-        now = self._clock()
-        try:
-            await self._check_usage(
-                action, member, count, QueueState(now, has_workers=bool(self._workers())), relaxed=relaxed
-            )
-        except UserError as error:
-            if error.status == TOO_MANY:
-                await self._check_usage(action, member, count, await self._queue_state(member, now), relaxed=relaxed)
-            else:
-                await self._word_filter.note_blocked_attempt(member, prompt)
-            raise
-        return []
-
-    async def _check_usage(
-        self, action: JobAction, member: Member, count: int, queue_state: QueueState, *, relaxed: bool
-    ) -> None:
-        def decide(ledger: Ledger) -> None:
+        def check(ledger: Ledger, queue_state: QueueState) -> None:
             rules = resolve(ledger.load_rules(), member, self._limits)
-            check_before_content(
-                action, count, rules, ledger, known_preferences(ledger.load_preferences()), queue_state, relaxed=relaxed
-            )
+            preference = known_preferences(ledger.load_preferences())
+            check_before_content(action, count, rules, ledger, preference, queue_state, relaxed=relaxed)
 
-        await self._store.query(run_with_ledger, member, queue_state.now, decide)
+        async with self._date_refusals(member, now, check) as check_once:
+            await self._store.query(run_with_ledger, member, now, check_once)
 
-    async def _write_jobs(
-        self, new_jobs: Sequence[NewJob], key: str | None, relaxed: bool, queue_state: QueueState
-    ) -> tuple[list[JobRecord], bool]:
+    async def write_jobs(self, new_jobs: Sequence[NewJob], key: str | None, now: float) -> tuple[list[JobRecord], bool]:
+        """Write the jobs if the rules allow them. False: the same `key` made them before. Raises `UserError`."""
         member = new_jobs[0].member
         workers = dict(self._workers())
+        relaxed = any(new_job.relaxed for new_job in new_jobs)
 
-        def decide(requested_jobs: Sequence[NewJob], ledger: Ledger) -> Sequence[NewJob]:
-            if any(_is_input_gone(new_job, ledger) for new_job in requested_jobs):
+        def decide(ledger: Ledger, queue_state: QueueState) -> list[NewJob]:
+            if any(_is_input_gone(new_job, ledger) for new_job in new_jobs):
                 raise UserError(INIT_IMAGE_GONE, 404)
             rules = resolve(ledger.load_rules(), member, self._limits)
-            admitted_jobs = apply_rules(
-                requested_jobs,
-                rules,
-                ledger,
-                known_preferences(ledger.load_preferences()),
-                queue_state,
-                relaxed=relaxed,
-            )
+            preference = known_preferences(ledger.load_preferences())
+            admitted_jobs = apply_rules(new_jobs, rules, ledger, preference, queue_state, relaxed=relaxed)
             return [_with_picture_check(new_job, workers) for new_job in admitted_jobs]
 
-        return await self._store.admit_jobs(new_jobs, key, decide, queue_state.now)
+        async with self._date_refusals(member, now, decide) as decide_once:
+            return await self._store.admit_jobs(new_jobs, key, lambda _, ledger: decide_once(ledger), now)
+
+    @asynccontextmanager
+    async def _date_refusals(
+        self, member: Member, now: float, check: Callable[[Ledger, QueueState], T]
+    ) -> AsyncGenerator[Callable[[Ledger], T]]:
+        """Yield `check` for one transaction in the body. If it finds too many jobs or too much cost, it runs again
+        afterwards, on what the ledger has read: only then the refusal says when a place becomes free.
+        """
+        ledgers = list[Ledger]()
+        has_workers = bool(self._workers())
+
+        def check_in_transaction(ledger: Ledger) -> T:
+            ledgers.append(ledger)
+            return check(ledger, QueueState(now, has_workers=has_workers))
+
+        try:
+            yield check_in_transaction
+        except UserError as error:
+            if error.status == TOO_MANY and ledgers:
+                check(ledgers[-1], await self._queue_state(member, now))
+            raise
 
     async def _queue_state(self, member: Member, now: float) -> QueueState:
         member_frees_at = await self._job_views.next_free_at(member.id)
         queue_frees_at = self._job_views.any_free_at()
         return QueueState(now, member_frees_at, queue_frees_at, bool(self._workers()))
 
-    def _build_new_job(self, request: JobRequest, member: Member, destination: Destination, now: float) -> NewJob:
-        short_named = replace(member, name=member.name[:MAX_NAME])
-        return NewJob(
-            id=str(ULID()),
-            action=request.action,
-            prompt=request.prompt,
-            notes=request.notes,
-            task=request.task,
-            member=short_named,
-            destination=destination,
-            pool=request.pool,
-            model=request.model,
-            cost=request.cost,
-            created=now,
-            deadline=now + self._max_age,
-            parent=request.parent_image,
-            inputs=request.inputs,
-        )
-
 
 def _is_input_gone(new_job: NewJob, ledger: Ledger) -> bool:
     """Return whether an init image was deleted since the request found it. Once written, the job keeps the image."""
-    hashes = [file.sha256 for file in new_job.inputs]
+    hashes = tuple(file.sha256 for file in new_job.inputs)
     return bool(hashes) and ledger.is_input_deleted(new_job.parent[0] if new_job.parent else None, hashes)
 
 
@@ -189,92 +175,74 @@ def _with_picture_check(new_job: NewJob, workers: Mapping[str, Presence]) -> New
     )
 
 
-SEED_COUNT = 2**32 - MAX_CANDIDATE_IMAGES  # image i draws from seed + i
-NEVER_OFFERED = "No worker has ever offered {}."
-PAST_PARTICIPLES: Mapping[JobAction, str] = MappingProxyType(
-    {
-        "vary": "varied",
-        "remix": "remixed",
-        "edit": "edited",
-        "zoom": "zoomed out of",
-        "pan": "continued",
-        "branch": "branched from",
-    }
-)
-
-
-def draw_seed() -> int:
-    """Return a random seed that is valid for a full grid."""
-    return secrets.randbelow(SEED_COUNT)
-
-
-class JobMaker:
-    """Finds what a job is made from, and admits the requests. Methods raise `UserError`."""
+class Admission:
+    """Admits jobs that live at most `max_age` seconds; it calls `on_admitted` after it admitted some."""
 
     def __init__(
         self,
-        catalog: ModelCatalog,
+        transaction: AdmittingTransaction,
         job_views: JobViews,
-        gallery: Gallery,
-        admission: Admission,
+        word_filter: WordFilter,
+        load_costs: LoadCosts,
         init_image_loader: InitImageLoader,
+        *,
+        max_age: float,
+        on_admitted: Callable[[], None],
+        clock: Callable[[], float] = time.time,
     ) -> None:
-        self._catalog = catalog
+        self._transaction = transaction
         self._job_views = job_views
-        self._gallery = gallery
-        self._admission = admission
+        self._word_filter = word_filter
+        self._load_costs = load_costs
         self._init_image_loader = init_image_loader
-
-    async def find_original(
-        self, action: JobAction, job: str, index: int | None, member: Member
-    ) -> tuple[JobRecord, Recipe, int | None]:
-        """Return the generated job and image: of an upscale, those of its original, if the member may use that too.
-
-        The recipe of a steered job is that which the image ended with.
-        """
-        record = await self._job_views.load_record(job)
-        while isinstance(record.task, UpscaleTask) and record.parent:
-            index = record.parent[1]
-            record = await self._job_views.load_record(record.parent[0])
-            check_original(action, member, record)
-        if index is not None:
-            await self._gallery.find_visible(record.id, index)
-        if not isinstance(record.task, Recipe):
-            raise UserError(f"This picture cannot be {PAST_PARTICIPLES[action]}.")
-        recipe = record.task
-        return record, recipe_at_end(recipe) if index is None else settle_amendments(recipe, index), index
-
-    def find_entry(self, recipe: Recipe) -> CatalogEntry | None:
-        """Return the catalogue entry of a recipe's model, with weights stored in the same way if a worker has them.
-
-        None if no worker has ever offered it.
-        """
-        try:
-            return self._catalog.find_entry_for(recipe)
-        except KeyError:
-            return None
-
-    def renew(self, recipe: Recipe, refusal: str = NEVER_OFFERED) -> tuple[Recipe, tuple[str, ...], CatalogEntry]:
-        """Return a recipe for the current weights of its model, notes on what changed, and the model's entry."""
-        entry = self.find_entry(recipe)
-        if entry is None:
-            raise UserError(refusal.format(recipe.model))
-        return *renew_recipe(recipe, entry), entry
-
-    async def reset_mixed(self, record: JobRecord, recipe: Recipe) -> Recipe:
-        """Return the recipe for another prompt: `mixed` stays, unless an interpolation had set it."""
-        was_interpolated = recipe.mixed and await self._job_views.is_from_interpolation(record)
-        return msgspec.structs.replace(recipe, mixed=False) if was_interpolated else recipe
+        self._max_age = max_age
+        self._on_admitted = on_admitted
+        self._clock = clock
 
     async def admit(
-        self,
-        requests: Sequence[JobRequest],
-        member: Member,
-        destination: Destination,
-        key: str | None,
-        loaded_images: LoadedInitImages | None = None,
+        self, new_jobs: Sequence[NewJob], key: str | None, new_contents: dict[str, bytes] | None = None
     ) -> list[AcceptedJob]:
-        """Admit requests; protect the files that they begin with while the jobs are written."""
-        inputs = [file for request in requests for file in request.inputs]
-        async with self._init_image_loader.protect_files(inputs, loaded_images.new_contents if loaded_images else None):
-            return await self._admission.admit(add_total_cost(requests), member, destination, key)
+        """Admit the jobs of one member. The same `key` again returns the jobs that it made before. Raises `UserError`.
+
+        Files that the jobs begin with are protected until the jobs are written. `new_contents`: those that are not
+        stored yet, by SHA-256.
+        """
+        if not (inputs := [file for new_job in new_jobs for file in new_job.inputs]):
+            return await self._admit(new_jobs, key)
+        async with self._init_image_loader.protect_files(inputs, new_contents):
+            return await self._admit(new_jobs, key)
+
+    async def _admit(self, new_jobs: Sequence[NewJob], key: str | None) -> list[AcceptedJob]:
+        member = new_jobs[0].member
+        now = self._clock()
+        short_named = replace(member, name=member.name[:MAX_NAME])
+        dated_jobs = [
+            replace(each, member=short_named, created=now, deadline=now + self._max_age)
+            for each in _add_total_cost(new_jobs)
+        ]
+        priced_jobs = self._load_costs.add_shares(dated_jobs)
+        for new_job in priced_jobs:
+            check_fits(new_job)
+        await self._word_filter.check_words(priced_jobs, member)
+        records, is_new = await self._transaction.write_jobs(priced_jobs, member_key(key, member), now)
+        if is_new:
+            self._load_costs.count_payers(priced_jobs)
+            self._on_admitted()
+        return [await self._job_views.accepted_job(record) for record in records]
+
+    async def check_before_content(
+        self, action: JobAction, member: Member, key: str | None, prompt: str, *, count: int = 1, relaxed: bool = False
+    ) -> list[AcceptedJob]:
+        """Check a request before reading its slow parts. Returns the jobs that the same `key` made before, else none.
+
+        Raises `UserError` if the rules would refuse any such request for `count` jobs.
+        """
+        if earlier_jobs := await self._transaction.find_earlier(member_key(key, member)):
+            return [await self._job_views.accepted_job(record) for record in earlier_jobs]
+        try:
+            await self._transaction.check_usage(action, member, count, self._clock(), relaxed=relaxed)
+        except UserError as error:
+            if error.status != TOO_MANY:
+                await self._word_filter.note_blocked_attempt(member, prompt)
+            raise
+        return []

@@ -18,6 +18,7 @@ from bot.domain.dto import AcceptedJob, Destination, JobView, Member
 from bot.domain.errors import UserError
 from bot.domain.events import Feed, JobEnded, JobEvent, JobProgress, Subscription
 from bot.domain.job_states import JobState, is_end
+from bot.jobs.control import JobControl
 from bot.jobs.drawing import JobService
 from bot.jobs.init_images import InitImages
 from bot.jobs.views import JobViews
@@ -185,8 +186,11 @@ class AttendedRequest:
 class AttendedRequests:
     """Admits requests whose clients wait for the pictures."""
 
-    def __init__(self, jobs: JobService, job_views: JobViews, gallery: Gallery, feed: Feed) -> None:
+    def __init__(
+        self, jobs: JobService, job_control: JobControl, job_views: JobViews, gallery: Gallery, feed: Feed
+    ) -> None:
         self._jobs = jobs
+        self._job_control = job_control
         self._job_views = job_views
         self._gallery = gallery
         self._feed = feed
@@ -230,6 +234,6 @@ class AttendedRequests:
         for job in jobs:
             with contextlib.suppress(UserError):  # it was deleted meanwhile
                 try:
-                    await self._jobs.cancel(job, member)
+                    await self._job_control.cancel(job, member)
                 except DatabaseUnavailable as error:
                     log.warning("job %s goes on though its client has gone: %s", job, error)

@@ -32,7 +32,7 @@ RequeueCause = Literal["lost", "unclaimed", "failed", "incomplete", "operator"] 
 class JobCompletion:
     """Methods that make a transition return it, or None if the job was over, unknown, or of a newer epoch.
 
-    It calls `on_rows_freed` when rows may be free, `on_end` at each end, and `on_requeue` at each requeue.
+    It calls `on_end` at each end, and `on_requeue` at each requeue.
     """
 
     def __init__(
@@ -43,7 +43,6 @@ class JobCompletion:
         feed: Feed,
         *,
         clock: Callable[[], float] = time.time,
-        on_rows_freed: Callable[[], None] = lambda: None,
         on_end: Callable[[Transition], None] = lambda _: None,
         on_requeue: Callable[[RequeueCause], None] = lambda _: None,
         blobs: BrokerBlobs,
@@ -53,7 +52,6 @@ class JobCompletion:
         self._active_jobs = active_jobs
         self._feed = feed
         self._clock = clock
-        self.on_rows_freed = on_rows_freed
         self._on_end = on_end
         self._on_requeue = on_requeue
         self._blobs = blobs
@@ -140,7 +138,7 @@ class JobCompletion:
             "job %s: queued again as attempt %d, after %.0f s: %s", record.id, record.attempt, pause, audit_note
         )
         await self.clear_attempt(replace(record, attempt=record.attempt - 1))
-        self.on_rows_freed()
+        self._active_jobs.on_rows_freed()
 
     async def revoke_claim(self, job: str, epoch: int) -> None:
         """Revoke the claim of this epoch. Its worker stops at its next heartbeat without a report."""
@@ -164,7 +162,7 @@ class JobCompletion:
         self._active_jobs.next_attempt_at.pop(record.id, None)
         self._on_end(transition)
         self._feed.publish(JobEnded(record.id, record.state, record.reason))
-        self.on_rows_freed()
+        self._active_jobs.on_rows_freed()
         log.info("job %s: %s %s", record.id, record.state, record.reason)
 
     async def clear_attempt(self, record: JobRecord) -> None:

@@ -1,8 +1,8 @@
 """Control of jobs that wait or run: cancel, pause, resume, priority; and the cancels that come from elsewhere.
 
 A cancel is one UPDATE while a job waits; once sent, a flag in SQL and a tombstone on the broker for its worker. Closed
-servers and `darkroom jobs` change SQL from outside: watchers tell the broker and the workers within seconds. Nothing
-here checks permissions.
+servers and `darkroom jobs` change SQL from outside: watchers tell the broker and the workers within seconds. Only
+`JobControl`, which members use, checks permissions.
 """
 
 from __future__ import annotations
@@ -13,11 +13,14 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import cast
 
 from bot.domain.concurrency import run_periodically
+from bot.domain.dto import Member
 from bot.domain.errors import UserError
 from bot.domain.job_states import JobState, is_end
 from bot.jobs.active_jobs import ActiveJobs
 from bot.jobs.completion import JobCompletion
 from bot.jobs.model_catalog import group_by_pool
+from bot.jobs.views import JobViews, make_job_ref
+from bot.policy.permissions import Action, forbidden_reason
 from bot.policy.rules import EVERYWHERE
 from bot.store import JobRecord, Store, Transition, rules
 from bot.store.jobs import queries
@@ -31,7 +34,7 @@ log = logging.getLogger(__name__)
 
 
 class JobCanceller:
-    """Cancels one job at a time."""
+    """Cancels one job at a time, whoever asks."""
 
     def __init__(
         self,
@@ -79,33 +82,63 @@ BROKER_AWAY_TEXT = "The workers cannot be reached just now. Try again in a momen
 
 
 class JobControl:
-    """Each method returns a sentence, or raises `UserError` if the job does not run or the broker is away."""
+    """What members do to jobs under way. Methods return a sentence, or raise `UserError`."""
 
-    def __init__(self, bus: Bus, active_jobs: ActiveJobs, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        bus: Bus,
+        active_jobs: ActiveJobs,
+        job_views: JobViews,
+        canceller: JobCanceller,
+        *,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         self._bus = bus
         self._active_jobs = active_jobs
+        self._job_views = job_views
+        self._canceller = canceller
         self._clock = clock
 
-    async def pause(self, record: JobRecord) -> str:
-        await self._send(record, ControlMessage(job=record.id, action="pause"))
-        self._active_jobs.paused_since.setdefault(
-            record.id, self._clock()
-        )  # a second pause gets the remaining time of the first
+    async def cancel(self, job: str, member: Member) -> str:
+        """Cancel the member's own job, or as a moderator one of their guild."""
+        await self._load_permitted(job, "cancel", member)
+        return await self._canceller.cancel(job)
+
+    async def pause(self, job: str, member: Member) -> str:
+        """Pause a running job, for a quarter of an hour at most. It needs the permission to cancel.
+
+        Nothing stores it: a job that moves to another worker runs on. A second pause gets the remaining time of the
+        first.
+        """
+        record = await self._load_permitted(job, "pause", member)
+        await self._send(record, ControlMessage(job=job, action="pause"))
+        self._active_jobs.paused_since.setdefault(job, self._clock())
         return PAUSED_TEXT
 
-    async def resume(self, record: JobRecord) -> str:
-        await self._send(record, ControlMessage(job=record.id, action="resume"))
-        self._active_jobs.paused_since.pop(record.id, None)
+    async def resume(self, job: str, member: Member) -> str:
+        """End the pause of a job."""
+        record = await self._load_permitted(job, "pause", member)
+        await self._send(record, ControlMessage(job=job, action="resume"))
+        self._active_jobs.paused_since.pop(job, None)
         return RESUMED_TEXT
 
-    async def prioritise(self, record: JobRecord, weight: float) -> str:
-        """Set the job's weight among the author's jobs: above 0, at most 1000, default 1."""
-        await self._send(record, ControlMessage(job=record.id, action="weigh", weight=weight))
+    async def set_priority(self, job: str, weight: float) -> str:
+        """Set a running job's weight among its author's jobs: above 0, at most 1000, default 1.
+
+        For the operator. Nothing stores it.
+        """
+        await self._send(await self._job_views.load_record(job), ControlMessage(job=job, action="weigh", weight=weight))
         return PRIORITY_TEXT.format(weight)
 
     async def set_pace(self, record: JobRecord, seconds: float) -> None:
         """Let the job's steps begin at least so many seconds apart; 0: as soon as they can."""
         await self._send(record, ControlMessage(job=record.id, action="pace", pace=min(seconds, MAX_PACE_SECONDS)))
+
+    async def _load_permitted(self, job: str, action: Action, member: Member) -> JobRecord:
+        record = await self._job_views.load_record(job)
+        if reason := forbidden_reason(action, member, make_job_ref(record)):
+            raise UserError(reason, 403)
+        return record
 
     async def _send(self, record: JobRecord, message: ControlMessage) -> None:
         if not isinstance(record.task, Recipe):

@@ -1,6 +1,6 @@
 """Dispatch: sends jobs to the broker in fair order, and no more than live workers have free rows for.
 
-The dispatcher sleeps until its wake event (a job arrived or ended, a worker changed). It records a job as sent in SQL
+The dispatcher sleeps until rows may be free (a job arrived or ended, a worker changed). It records a job as sent in SQL
 before it submits it, so `republish` restores what the broker lacks. The rerouter moves jobs out of pools that can no
 longer run them. Both know the store and the bus; nothing of front ends.
 """
@@ -26,7 +26,6 @@ from bot.jobs.recipe import renew_recipe
 from bot.pictures.picture_store import ContentMissing
 from bot.policy.fair_queue import QueueBypass
 from bot.policy.limits import Limits
-from bot.policy.rules.effective_rules import RunningLimits
 from bot.policy.worker_losses import is_on_probation
 from bot.store import DatabaseUnavailable, JobRecord, PickRequest, Store, Transition, rules
 from bot.store.transitions import job_admin
@@ -53,105 +52,26 @@ def overbook_share(rows: int) -> float:
     return max(1.0, min(MAX_OVERBOOK_SHARE, MAX_OVERBOOK_ROWS / max(1, rows)))
 
 
-class Dispatcher:
-    """Run `run` as a task. `wake_event` is set when a job arrives or ends, or a worker changes."""
+class JobSender:
+    """Publishes jobs that SQL has as sent, each with its input pictures."""
 
     def __init__(
         self,
-        *,
         store: Store,
         bus: Bus,
         active_jobs: ActiveJobs,
         feed: Feed,
-        forecast: Forecast,
         models: ModelCatalog,
         blobs: BrokerBlobs,
         completion: JobCompletion,
-        wake_event: asyncio.Event,
-        limits: Limits,
-        clock: Callable[[], float] = time.time,
     ) -> None:
         self._store = store
         self._bus = bus
         self._active_jobs = active_jobs
         self._feed = feed
-        self._forecast = forecast
         self._models = models
         self._blobs = blobs
         self._completion = completion
-        self._limits = limits
-        self._clock = clock
-        self._bypass = QueueBypass()
-        self._wake_event = wake_event
-        self._must_republish = True  # the broker may lack jobs that SQL has as sent
-        self._published: dict[str, QueueMoved] = {}
-        self._published_at = 0.0
-
-    def wake(self) -> None:
-        """Wake the dispatcher: something changed."""
-        self._wake_event.set()
-
-    async def handle_reconnect(self) -> None:
-        """Publish everything again, since the broker was away."""
-        self._active_jobs.losses.record_outage(self._clock())
-        self._must_republish = True
-        self.wake()
-
-    async def prepare(self) -> None:
-        """Load models, jobs, workers before the first request. Raises `BrokerUnreachable`, `DatabaseUnavailable`."""
-        self._active_jobs.losses.record_outage(self._clock())  # nobody saw what broke while no bot ran
-        await self._models.load()
-        await self._completion.load_active()
-        self._bus.add_reconnect_callback(self.handle_reconnect)
-        await self._bus.watch_workers(self.wake)
-
-    async def run(self) -> None:
-        """Dispatch until cancelled. Wait out an outage of broker or database."""
-        while True:
-            self._wake_event.clear()
-            try:
-                await self.run_round()
-            except (BrokerUnreachable, DatabaseUnavailable) as error:
-                log.warning("dispatch: %s", error)
-                self._must_republish = True
-                await asyncio.sleep(IDLE_SECONDS)
-            except MalformedMessage as error:  # a corrupt row: the next round begins by failing it
-                log.error("dispatch: %s", error)
-                self._must_republish = True
-            try:
-                async with asyncio.timeout(IDLE_SECONDS):
-                    await self._wake_event.wait()
-            except TimeoutError:
-                continue
-
-    async def run_round(self) -> None:
-        """Dispatch all that fits now. Raises `BrokerUnreachable` and `DatabaseUnavailable`."""
-        if self._must_republish:
-            await self._bus.declare()  # after the reconnection this may have failed, for example on a full disk
-            await self.republish()
-            self._must_republish = False
-        await self._models.refresh()
-        guild_limits = self._forecast.guild_limits = await self._store.query(rules.load_guild_limits)
-        for pool_info in group_by_pool(self._bus.workers).values():
-            while transition := await self._pick_next(pool_info, guild_limits):
-                self._active_jobs.put(transition.record, self._clock())
-                await self._submit_or_fail(transition.record)
-        await self._publish_places()
-
-    async def _pick_next(self, pool_info: PoolSummary, guild_limits: RunningLimits) -> Transition | None:
-        """Mark the pool's next job as sent in SQL, and return the transition."""
-        now = self._clock()
-        loaded_models = self._bypass.bypass_models(pool_info.pool, pool_info.loaded_models, now)
-        request = PickRequest(
-            pool_info.pool,
-            pool_info.models,
-            self._limits.running,
-            running_limits=guild_limits,
-            bypass=self._bypass,
-            paused_rows=self._active_jobs.count_paused_rows(pool_info.pool, pool_info.rows, pool_info.free_rows, now),
-            loaded_models=None if pool_info.models <= loaded_models else pool_info.models & loaded_models,
-        )
-        return await self._store.pick_job(request, pool_info.rows, overbook_share(pool_info.rows), now)
 
     async def republish(self) -> None:
         """Submit every sent or running job again; the broker ignores those that it has.
@@ -166,9 +86,9 @@ class Dispatcher:
             is_lost = 0 < record.epoch < first_epoch
             is_left_to_patrol = record.state == "running" and is_on_probation(record.attempts_without_progress)
             if not record.cancelling and (is_lost or not (record.id in reported_jobs or is_left_to_patrol)):
-                await self._submit_or_fail(record)
+                await self.submit_or_fail(record)
 
-    async def _submit_or_fail(self, record: JobRecord) -> None:
+    async def submit_or_fail(self, record: JobRecord) -> None:
         """Submit a job, or fail it: a job that cannot be published must not block those behind it."""
         try:
             with log_context(record.id):
@@ -219,7 +139,18 @@ class Dispatcher:
                 return msgspec.structs.replace(job, task=task)
         return job
 
-    async def _publish_places(self) -> None:
+
+class PlaceAnnouncer:
+    """Publishes the places of waiting jobs to the feed."""
+
+    def __init__(self, feed: Feed, forecast: Forecast, *, clock: Callable[[], float] = time.time) -> None:
+        self._feed = feed
+        self._forecast = forecast
+        self._clock = clock
+        self._published: dict[str, QueueMoved] = {}
+        self._published_at = 0.0
+
+    async def publish(self) -> None:
         """Publish the changed places of waiting jobs, if anybody listens."""
         now = self._clock()
         if not self._feed.has_subscribers or now - self._published_at < PUBLISH_SECONDS:
@@ -250,6 +181,100 @@ def _is_same_place(old: QueueMoved | None, new: QueueMoved) -> bool:
     return old_eta == new_eta or (
         old_eta is not None and new_eta is not None and abs(old_eta - new_eta) <= 0.1 * old_eta
     )
+
+
+class Dispatcher:
+    """Run `run` as a task. `limits`: the defaults."""
+
+    def __init__(
+        self,
+        store: Store,
+        bus: Bus,
+        active_jobs: ActiveJobs,
+        models: ModelCatalog,
+        sender: JobSender,
+        places: PlaceAnnouncer,
+        *,
+        limits: Limits,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._store = store
+        self._bus = bus
+        self._active_jobs = active_jobs
+        self._models = models
+        self._sender = sender
+        self._places = places
+        self._limits = limits
+        self._clock = clock
+        self._bypass = QueueBypass()
+        self._wake_event = asyncio.Event()
+        active_jobs.on_rows_freed = self.wake
+        self._must_republish = True  # the broker may lack jobs that SQL has as sent
+
+    def wake(self) -> None:
+        """Wake the dispatcher: something changed."""
+        self._wake_event.set()
+
+    async def handle_reconnect(self) -> None:
+        """Publish everything again, since the broker was away."""
+        self._active_jobs.losses.record_outage(self._clock())
+        self._must_republish = True
+        self.wake()
+
+    async def prepare(self) -> None:
+        """Load models and workers before the first request. Raises `BrokerUnreachable`, `DatabaseUnavailable`."""
+        self._active_jobs.losses.record_outage(self._clock())  # nobody saw what broke while no bot ran
+        await self._models.load()
+        self._bus.add_reconnect_callback(self.handle_reconnect)
+        await self._bus.watch_workers(self.wake)
+
+    async def run(self) -> None:
+        """Dispatch until cancelled. Wait out an outage of broker or database."""
+        while True:
+            self._wake_event.clear()
+            try:
+                await self.run_round()
+            except (BrokerUnreachable, DatabaseUnavailable) as error:
+                log.warning("dispatch: %s", error)
+                self._must_republish = True
+                await asyncio.sleep(IDLE_SECONDS)
+            except MalformedMessage as error:  # a corrupt row: the next round begins by failing it
+                log.error("dispatch: %s", error)
+                self._must_republish = True
+            try:
+                async with asyncio.timeout(IDLE_SECONDS):
+                    await self._wake_event.wait()
+            except TimeoutError:
+                continue
+
+    async def run_round(self) -> None:
+        """Dispatch all that fits now. Raises `BrokerUnreachable` and `DatabaseUnavailable`."""
+        if self._must_republish:
+            await self._bus.declare()  # after the reconnection this may have failed, for example on a full disk
+            await self._sender.republish()
+            self._must_republish = False
+        await self._models.refresh()
+        self._active_jobs.guild_limits = await self._store.query(rules.load_guild_limits)
+        for pool_info in group_by_pool(self._bus.workers).values():
+            while transition := await self._pick_next(pool_info):
+                self._active_jobs.put(transition.record, self._clock())
+                await self._sender.submit_or_fail(transition.record)
+        await self._places.publish()
+
+    async def _pick_next(self, pool_info: PoolSummary) -> Transition | None:
+        """Mark the pool's next job as sent in SQL, and return the transition."""
+        now = self._clock()
+        loaded_models = self._bypass.bypass_models(pool_info.pool, pool_info.loaded_models, now)
+        request = PickRequest(
+            pool_info.pool,
+            pool_info.models,
+            self._limits.running,
+            running_limits=self._active_jobs.guild_limits,
+            bypass=self._bypass,
+            paused_rows=self._active_jobs.count_paused_rows(pool_info.pool, pool_info.rows, pool_info.free_rows, now),
+            loaded_models=None if pool_info.models <= loaded_models else pool_info.models & loaded_models,
+        )
+        return await self._store.pick_job(request, pool_info.rows, overbook_share(pool_info.rows), now)
 
 
 INTERVAL_SECONDS = 2.0
@@ -327,7 +352,7 @@ class JobRerouter:
         pool = self._find_other_pool(record)
         if pool is not None and await self._store.reroute_job(record.id, pool, self._clock()) is not None:
             log.warning("job %s: from the pool %s to %s, where its model is offered", record.id, record.pool, pool)
-            self._completion.on_rows_freed()
+            self._active_jobs.on_rows_freed()
 
     def _find_other_pool(self, record: JobRecord) -> str | None:
         """Return another pool that can run the job; None if there is none."""

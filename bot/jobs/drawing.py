@@ -1,19 +1,20 @@
-"""Makes jobs from prompts, and cancels, pauses, prioritises and favours jobs. Front ends are adapters over it.
+"""Makes jobs from prompts. Front ends are adapters over it.
 
 Every refusal is a `UserError` with one sentence for the member.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from functools import partial
 
+from ulid import ULID
+
 from bot.domain.dto import AcceptedJob, Destination, JobAction, Member
 from bot.domain.errors import UserError
 from bot.domain.texts import shorten
-from bot.jobs.admission import Admission, JobMaker, draw_seed
+from bot.jobs.admission import Admission, build_job, draw_seed
 from bot.jobs.beginnings import (
     AliasLoader,
     is_edit_requested,
@@ -22,20 +23,15 @@ from bot.jobs.beginnings import (
     with_init_images,
     with_input_aspect,
 )
-from bot.jobs.control import JobCanceller, JobControl
 from bot.jobs.init_images import InitImageLoader, InitImages, LoadedInitImages, PageAddresses, split_leading_urls
 from bot.jobs.model_catalog import CatalogEntry, ModelCatalog
-from bot.jobs.recipe import JobRequest, interpolation_recipes, offline_note, pin_batch_shape
-from bot.jobs.views import JobViews, make_job_ref
-from bot.pictures.gallery import Gallery
-from bot.policy.permissions import forbidden_reason
+from bot.jobs.recipe import interpolation_recipes, offline_note, pin_batch_shape
 from bot.policy.rules import EffectiveRules
 from bot.prompt import ParsedPrompt, ParseResult, build_recipe, make_remarks, parse
 from bot.prompt.capability_check import check_capabilities, check_start
 from bot.prompt.flag_aliases import add_end_prompt_suffix, add_suffix
-from bot.store import Store
-from bot.store.members import preferences
-from engine.contract import Presence, Recipe, estimate_cost
+from bot.store import NewJob
+from engine.contract import Recipe
 from engine.prompt.style_guide import StyleGuide
 
 NO_EDITOR = "No worker has a model that edits pictures by words, such as FLUX.2, FLUX.1 Kontext or Qwen-Image-Edit."
@@ -50,39 +46,22 @@ class JobService:
 
     def __init__(
         self,
-        *,
-        store: Store,
         catalog: ModelCatalog,
-        job_views: JobViews,
-        gallery: Gallery,
         admission: Admission,
         init_image_loader: InitImageLoader,
         load_aliases: AliasLoader,
-        job_maker: JobMaker,
-        canceller: JobCanceller,
-        job_control: JobControl,
-        workers: Callable[[], Mapping[str, Presence]],
-        page_addresses: PageAddresses,
         effective_rules: Callable[[Member], Awaitable[EffectiveRules]],
+        page_addresses: PageAddresses,
         style_guides: Mapping[str, StyleGuide],
-        clock: Callable[[], float] = time.time,
         draw_seed: Callable[[], int] = draw_seed,
     ) -> None:
-        self._store = store
         self._catalog = catalog
-        self._job_views = job_views
-        self._gallery = gallery
         self._admission = admission
         self._init_image_loader = init_image_loader
         self._load_aliases = load_aliases
-        self._job_maker = job_maker
-        self._cancelling = canceller
-        self._job_control = job_control
-        self._workers = workers
-        self._page_addresses = page_addresses
         self._effective_rules = effective_rules
+        self._page_addresses = page_addresses
         self._style_guides = style_guides
-        self._clock = clock
         self._draw_seed = draw_seed
 
     async def imagine(
@@ -117,11 +96,11 @@ class JobService:
             text, full_text, suffix, member, options, allow_empty=bool(init_images and init_images.pictures)
         )
         if key is None and any(parsed_prompt.end_prompt for parsed_prompt in parsed.prompts):
-            key = f"walk:{self._clock()}:{self._draw_seed()}"  # links the jobs of an interpolation
+            key = f"walk:{ULID()}"  # links the jobs of an interpolation
         parsed = await self._choose_editors(parsed, member, len(init_images.pictures) if init_images else 0)
         if init_images is None:
-            requests = self._build_requests(parsed, action, None, is_exact=is_exact)
-            return await self._job_maker.admit(requests, member, destination, key)
+            new_jobs = self._build_jobs(parsed, action, member, destination, None, is_exact=is_exact)
+            return await self._admission.admit(new_jobs, key)
         actions = self._list_actions(parsed, action, len(init_images.pictures))
         count = len(parsed.prompts)
         relaxed = any(parsed_prompt.relaxed for parsed_prompt in parsed.prompts)
@@ -131,8 +110,8 @@ class JobService:
             ):
                 return existing_jobs
         async with self._init_image_loader.open_init_images(member, init_images) as loaded_images:
-            requests = self._build_requests(parsed, actions[-1], loaded_images, is_exact=is_exact)
-            return await self._job_maker.admit(requests, member, destination, key, loaded_images)
+            new_jobs = self._build_jobs(parsed, actions[-1], member, destination, loaded_images, is_exact=is_exact)
+            return await self._admission.admit(new_jobs, key, loaded_images.new_contents)
 
     async def _parse(
         self,
@@ -163,12 +142,19 @@ class JobService:
         )
         return ParseResult(parsed_prompts, (*suffix_notes, *parsed.notes))
 
-    def _build_requests(
-        self, parsed: ParseResult, action: JobAction, loaded_images: LoadedInitImages | None, *, is_exact: bool
-    ) -> list[JobRequest]:
-        """Return the job requests. Raises `UserError` if a model cannot draw one."""
+    def _build_jobs(
+        self,
+        parsed: ParseResult,
+        action: JobAction,
+        member: Member,
+        destination: Destination,
+        loaded_images: LoadedInitImages | None,
+        *,
+        is_exact: bool,
+    ) -> list[NewJob]:
+        """Return the jobs of all permutations. Raises `UserError` if a model cannot draw one."""
         default_entry = self._catalog.find_entry(None)
-        requests = list[JobRequest]()
+        new_jobs = list[NewJob]()
         inputs, input_notes = (loaded_images.inputs, loaded_images.notes) if loaded_images else ((), ())
         for parsed_prompt in parsed.prompts:
             entry = self._catalog.find_entry(parsed_prompt.model) if parsed_prompt.model else default_entry
@@ -180,22 +166,23 @@ class JobService:
             model_notes = () if is_default else make_remarks(parsed_prompt, entry.profile)
             strength_notes = unused_strength_note(parsed_prompt, loaded_images, entry.profile)
             notes = tuple(dict.fromkeys((*input_notes, *parsed.notes, *model_notes, *strength_notes)))
-            notes = notes if entry.is_live else (*notes, offline_note(entry, bool(self._workers())))
+            notes = notes if entry.is_live else (*notes, offline_note(entry, self._catalog.has_workers))
             shown_prompt = " ".join(parsed_prompt.text.split())
-            requests += [
-                JobRequest(
+            new_jobs += [
+                build_job(
                     action,
                     shown_prompt,
-                    notes,
                     recipe,
-                    entry.pool_for(recipe),
-                    estimate_cost(recipe, entry.profile),
+                    entry,
+                    member,
+                    destination,
+                    notes=notes,
                     relaxed=parsed_prompt.relaxed,
                     inputs=inputs,
                 )
                 for recipe in recipes
             ]
-        return requests
+        return new_jobs
 
     async def _choose_editors(self, parsed: ParseResult, member: Member, pictures: int) -> ParseResult:
         """Return the prompts, each edit without a model with one that edits, if possible one that the member may use.
@@ -222,33 +209,6 @@ class JobService:
         if any(map(is_edit_requested, parsed.prompts, profiles)):
             return "edit", action
         return ("blend",) if pictures > 1 else (action,)
-
-    async def cancel(self, job: str, member: Member) -> str:
-        """Cancel the member's own job, or as a moderator one of their guild; say what happened. Raises `UserError`."""
-        record = await self._job_views.load_record(job)
-        if reason := forbidden_reason("cancel", member, make_job_ref(record)):
-            raise UserError(reason, 403)
-        return await self._cancelling.cancel(job)
-
-    async def pause(self, job: str, member: Member, *, is_paused: bool = True) -> str:
-        """Pause a running job, for a quarter of an hour at most, or with `is_paused` False resume it.
-
-        It needs the permission to cancel. Nothing stores it: a job that moves to another worker runs on. Raises
-        `UserError`.
-        """
-        record = await self._job_views.load_record(job)
-        if reason := forbidden_reason("pause", member, make_job_ref(record)):
-            raise UserError(reason, 403)
-        return await (self._job_control.pause if is_paused else self._job_control.resume)(record)
-
-    async def set_priority(self, job: str, weight: float) -> str:
-        """Set a running job's share of its author's rows. For the operator. Nothing stores it. Raises `UserError`."""
-        return await self._job_control.prioritise(await self._job_views.load_record(job), weight)
-
-    async def toggle_favourite(self, job: str, index: int, member: Member) -> bool:
-        """Toggle a finished image as a favourite of the member's; return whether it is one now. Raises `UserError`."""
-        await self._gallery.find_visible(job, index)
-        return await self._store.write(preferences.toggle_favourite, member.id, job, index, self._clock())
 
 
 def _build_recipes(

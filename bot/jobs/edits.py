@@ -15,7 +15,7 @@ import msgspec
 
 from bot.domain.dto import AcceptedJob, Destination, JobAction, Member
 from bot.domain.errors import UserError
-from bot.jobs.admission import Admission, JobMaker, draw_seed
+from bot.jobs.admission import Admission, build_job, draw_seed
 from bot.jobs.beginnings import (
     AliasLoader,
     BranchEdit,
@@ -34,8 +34,8 @@ from bot.jobs.init_images import (
     combine_init_images,
 )
 from bot.jobs.model_catalog import ModelCatalog
+from bot.jobs.originals import Originals
 from bot.jobs.recipe import (
-    JobRequest,
     keep_conditioning,
     pin_batch_shape,
     remix_recipe,
@@ -54,7 +54,7 @@ from bot.prompt.change_texts import final_prompt, prompt_at_step
 from bot.prompt.parsed_prompt import fit_size
 from bot.prompt.remarks import make_turbo_remarks
 from bot.store import JobRecord
-from engine.contract import Recipe, estimate_cost
+from engine.contract import Recipe
 
 ZOOM_FACTORS = (1.5, 2.0)
 NO_EARLIER_KEYFRAME = "Nothing that could be continued was kept before step {}: /reproduce draws the picture anew."
@@ -80,7 +80,7 @@ class EditService:
         admission: Admission,
         init_image_loader: InitImageLoader,
         load_aliases: AliasLoader,
-        job_maker: JobMaker,
+        originals: Originals,
         draw_seed: Callable[[], int] = draw_seed,
     ) -> None:
         self._catalog = catalog
@@ -88,7 +88,7 @@ class EditService:
         self._admission = admission
         self._init_image_loader = init_image_loader
         self._load_aliases = load_aliases
-        self._job_maker = job_maker
+        self._originals = originals
         self._draw_seed = draw_seed
 
     async def edit(
@@ -221,26 +221,27 @@ class EditService:
         if is_undo and nearest_step > step:
             raise UserError(NO_EARLIER_KEYFRAME.format(step))
         source = branch_base(record.task, index, nearest_step, step if is_undo else None)
-        base_recipe, change_notes, entry = self._job_maker.renew(source)
+        base_recipe, change_notes, entry = self._originals.renew(source)
         text, alias_notes = (None, ()) if text is None else await self._expand_aliases(text, member)
-        base_recipe = base_recipe if text is None else await self._job_maker.reset_mixed(record, base_recipe)
+        base_recipe = base_recipe if text is None else await self._originals.reset_mixed(record, base_recipe)
         edit = BranchEdit(old_prompt, text, options)
         new_recipe = branch_recipe(
             base_recipe, ladder.sha256, nearest_step, edit, entry.profile, self._catalog.model_names(), record.task
         )
         new_recipe = pin_batch_shape(new_recipe) if exact and not new_recipe.bucket else new_recipe
         notes = (*alias_notes, *nearest_step_note(nearest_step, step), *change_notes)
-        request = JobRequest(
+        new_job = build_job(
             "branch",
             edit.shown_prompt,
-            notes,
             new_recipe,
-            entry.pool_for(new_recipe),
-            estimate_cost(new_recipe, entry.profile),
-            (record.id, index),
+            entry,
+            member,
+            destination,
+            notes=notes,
+            parent=(record.id, index),
             inputs=(ladder, *await self._init_image_loader.followed_pictures_of(record, new_recipe)),
         )
-        return (await self._job_maker.admit([request], member, destination, key))[0]
+        return (await self._admission.admit([new_job], key))[0]
 
     async def _expand_aliases(self, text: str, member: Member) -> tuple[str, tuple[str, ...]]:
         return expand_aliases(text, await self._load_aliases(member.id, text))
@@ -248,7 +249,7 @@ class EditService:
     async def _find_picture(
         self, action: JobAction, job: str, index: int, member: Member
     ) -> tuple[JobRecord, Recipe, int]:
-        record, recipe, image_index = await self._job_maker.find_original(action, job, index, member)
+        record, recipe, image_index = await self._originals.find_original(action, job, index, member)
         return record, recipe, image_index or 0
 
     async def _admit_with_init_images(
@@ -264,7 +265,7 @@ class EditService:
         """Admit a job with init images in its parent's place, and with the changes."""
         record, recipe, index = parent
         recipe = recipe if action == "edit" else without_controls(recipe)
-        new_recipe, change_notes, entry = self._job_maker.renew(
+        new_recipe, change_notes, entry = self._originals.renew(
             without_start(reroll_recipe(keep_conditioning(recipe, index), self._draw_seed()))
         )
         if changes.aspect is not None:
@@ -274,7 +275,7 @@ class EditService:
         strength = changes.strength
         has_own_steps = False
         if changes.prompt is not None:
-            new_recipe = await self._job_maker.reset_mixed(record, new_recipe)
+            new_recipe = await self._originals.reset_mixed(record, new_recipe)
             new_recipe = remix_recipe(new_recipe, changes.prompt, entry.profile)
             shown_prompt = " ".join(changes.prompt.text.split())
             strength = changes.prompt.strength if strength is None else strength
@@ -287,17 +288,18 @@ class EditService:
         check_capabilities(edit_recipe, entry.profile)
         check_start(edit_recipe, entry.profile)
         followed_pictures = await self._init_image_loader.followed_pictures_of(record, edit_recipe)
-        request = JobRequest(
+        new_job = build_job(
             action,
             shown_prompt,
-            (*changes.notes, *change_notes),
             edit_recipe,
-            entry.pool_for(edit_recipe),
-            estimate_cost(edit_recipe, entry.profile),
-            (record.id, index),
+            entry,
+            member,
+            destination,
+            notes=(*changes.notes, *change_notes),
+            parent=(record.id, index),
             inputs=(*loaded_images.inputs, *followed_pictures),
         )
-        return (await self._job_maker.admit([request], member, destination, key, loaded_images))[0]
+        return (await self._admission.admit([new_job], key, loaded_images.new_contents))[0]
 
 
 def _canvas_as_init(picture: bytes, mask: bytes) -> LoadedInitImages:

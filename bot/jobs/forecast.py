@@ -18,7 +18,6 @@ from bot.domain.texts import format_startup
 from bot.jobs.active_jobs import ActiveJobs
 from bot.jobs.model_catalog import PoolSummary, group_by_pool
 from bot.policy.fair_queue import Account, WaitEstimate, WaitFacts, WaitingJob, dispatch_order, wait_reason
-from bot.policy.rules.effective_rules import RunningLimits
 from bot.store import JobRecord, Store
 from bot.store.jobs import queries
 from engine.contract import ModelProgress, Presence
@@ -73,7 +72,6 @@ class Forecast:
         self._active_jobs = active_jobs
         self._workers = workers
         self._clock = clock
-        self.guild_limits = RunningLimits()  # as the dispatcher last read it
         self._layout_version = -1
         self._reuse_until = 0.0
         self._layout = QueueLayout()
@@ -191,9 +189,9 @@ class Forecast:
             member_running=sum(one.member == record.member for one in active_records),
             member_limit=member_limit,
             guild_running=len(guild_records),
-            guild_limit=self.guild_limits.limit_of(record.guild),
+            guild_limit=self._active_jobs.guild_limits.limit_of(record.guild),
             channel_running=sum(one.channel == record.channel for one in guild_records),
-            channel_limit=self.guild_limits.channel_limits_of(record.guild).get(record.channel),
+            channel_limit=self._active_jobs.guild_limits.channel_limits_of(record.guild).get(record.channel),
             jobs_ahead=place.jobs_ahead if place else 0,
             other_members=place.members_ahead if place else 0,
         )

@@ -138,7 +138,14 @@ class ResultIngest:
             except ContentMissing:
                 raise missing from None
 
-    async def list_missing(self, record: JobRecord, finished: JobFinished) -> list[str]:
+    async def find_unfinished(self, finished: JobFinished) -> tuple[JobRecord, list[str]] | None:
+        """Return the job that a report could not finish, with what it lacks; None if the report came too late."""
+        record = await self._store.get_job(finished.job)
+        if record is None or is_end(record.state) or finished.epoch < record.epoch:
+            return None
+        return record, await self._list_missing(record, finished)
+
+    async def _list_missing(self, record: JobRecord, finished: JobFinished) -> list[str]:
         """Return the results that have not arrived, as `image 0` or `ladder 0`; where changes are lost, `change 1`."""
         if lost_changes := record.find_lost_changes(finished.amendments):
             return lost_changes

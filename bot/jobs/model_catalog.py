@@ -89,6 +89,11 @@ class ModelCatalog:
         """Read the models of earlier workers from the store."""
         self._known = {profile.name: (profile, pool) for profile, pool in await self._store.query(queries.list_models)}
 
+    @property
+    def has_workers(self) -> bool:
+        """Whether any worker is online."""
+        return bool(self._workers())
+
     async def refresh(self) -> None:
         """Store every profile that is new or changed, except whether it is in memory, which changes often."""
         live_pools = group_by_pool(self._workers())

@@ -124,7 +124,7 @@ class Patrol:
         self._active_jobs.remove(active_job.record.id)
         if record is not None and is_end(record.state):
             self._completion.announce_end(Transition(record, active_job.record.state))
-        self._completion.on_rows_freed()
+        self._active_jobs.on_rows_freed()
         return True
 
     async def _end_pause(self, active_job: ActiveJob) -> None:

@@ -1,20 +1,16 @@
-"""Recipes from other recipes: variation, reroll, remix, interpolation, exact mode, and newer weights. Pure.
-
-`JobRequest` is what a member asks for, before it has an id.
-"""
+"""Recipes from other recipes: variation, reroll, remix, interpolation, exact mode, and newer weights. Pure."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import msgspec
 
-from bot.domain.dto import JobAction, Member, StoredInput
+from bot.domain.dto import Member
 from bot.domain.errors import UserError
-from bot.domain.texts import format_cost
 from bot.jobs.model_catalog import CatalogEntry
 from bot.prompt import ParsedPrompt
 from bot.prompt.capability_check import check_capabilities, check_sampler, choose_interval
@@ -56,7 +52,6 @@ from engine.contract import (
     Recipe,
     ReferenceImage,
     Sampler,
-    Task,
     candidate_index,
     count_rows,
     decode,
@@ -315,34 +310,6 @@ def pin_batch_shape(recipe: Recipe) -> Recipe:
     """
     row_count = count_rows(msgspec.structs.replace(recipe, chosen_candidates=()))
     return msgspec.structs.replace(recipe, bucket=min(LARGEST_BUCKET, 1 << (row_count - 1).bit_length()))
-
-
-@dataclass(frozen=True)
-class JobRequest:
-    """One requested job. `cost` in device-seconds. `relaxed`: the member asked for that speed by its flag."""
-
-    action: JobAction
-    prompt: str
-    notes: tuple[str, ...]
-    task: Task
-    pool: str
-    cost: float
-    parent_image: tuple[str, int] | None = None
-    relaxed: bool = False
-    inputs: tuple[StoredInput, ...] = ()
-
-    @property
-    def model(self) -> str:
-        """The model that its worker must offer; empty for an upscale, which any worker runs."""
-        return self.task.model if isinstance(self.task, Recipe) else ""
-
-
-def add_total_cost(requests: Sequence[JobRequest]) -> list[JobRequest]:
-    """Put the total cost of several requests first in the first one's notes."""
-    if len(requests) < 2:
-        return list(requests)
-    total_note = format_cost(len(requests), sum(request.cost for request in requests))
-    return [replace(requests[0], notes=(total_note, *requests[0].notes)), *requests[1:]]
 
 
 def renew_recipe(old: Recipe, entry: CatalogEntry) -> tuple[Recipe, tuple[str, ...]]:

@@ -54,25 +54,21 @@ class ResultConsumer:
 
     def __init__(
         self,
-        store: Store,
         bus: Bus,
         active_jobs: ActiveJobs,
-        feed: Feed,
         completion: JobCompletion,
         ingest: ResultIngest,
+        claims: ClaimReports,
         answers: AmendmentAnswers,
         blobs: BrokerBlobs,
         *,
-        on_reclaim: Callable[[], None] = lambda: None,
-        on_start: Callable[[str], None] = lambda _job: None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._store = store
         self._bus = bus
         self._active_jobs = active_jobs
-        self._feed = feed
         self._completion = completion
         self._ingest = ingest
+        self._claims = claims
         self._answers = answers
         self._blobs = blobs
         self._clock = clock
@@ -81,8 +77,6 @@ class ResultConsumer:
         self._pending: dict[str, deque[BusMessage[Result]]] = {}  # job → its fetched results, in order
         self._faults: Counter[int] = Counter()  # faults of each result, by stream sequence number
         self._delayed_pictures: dict[str, dict[PictureReady, str]] = {}  # job → those that wait for an outage's end
-        self._on_reclaim = on_reclaim  # called when a running job is claimed again
-        self._on_start = on_start  # called when a job is claimed
 
     async def run(self) -> None:
         """Consume results until cancelled."""
@@ -198,7 +192,7 @@ class ResultConsumer:
         """Apply a result. Duplicate, late and stale ones change nothing. `is_last_try`: it will not be redelivered."""
         match result:
             case JobStarted():
-                await self._apply_started(result)
+                await self._claims.apply_start(result)
             case PictureReady():
                 await self._ingest.ingest_pictures([result])
             case JobFinished():
@@ -208,75 +202,11 @@ class ResultConsumer:
             case JobAmended():
                 await self._answers.record_answer(result)
             case JobHandedBack():
-                await self._apply_handed_back(result)
+                await self._claims.apply_hand_back(result)
             case JobCancelled():
                 await self._completion.cancel(
                     result.job, result.cost, epoch=result.epoch, audit_note=f"after {result.steps} steps"
                 )
-
-    async def _apply_started(self, result: JobStarted) -> None:
-        active_job = self._active_jobs.by_id.get(result.job)
-        snapshots_lost = active_job is not None and await self._are_snapshots_lost(active_job, result.epoch)
-        preview_step = active_job.step if active_job and not snapshots_lost else 0
-        now = self._clock()
-        transition = await self._store.start_job(
-            result.job,
-            result.epoch,
-            result.worker,
-            result.step,
-            now,
-            preview_step=preview_step,
-            snapshots_lost=snapshots_lost,
-            is_suspect=not snapshots_lost and self._record_loss(active_job, result.epoch, now),
-        )
-        if transition is None:
-            await self._stop_stray(result)
-        elif is_end(transition.record.state):
-            self._completion.announce_end(transition)
-            await self._completion.clear_broker(transition.record, tombstone=True)
-        else:
-            if transition.old_state == "running" and active_job is not None and active_job.record.epoch != result.epoch:
-                self._on_reclaim()
-            if is_on_probation(transition.record.attempts_without_progress):
-                await self._completion.clear_attempt(transition.record)
-            if snapshots_lost:
-                self._active_jobs.reset_steps(result.job)
-            active_job = self._active_jobs.put(transition.record, now)
-            self._feed.publish(
-                JobProgress(result.job, active_job.step, transition.record.steps, active_job.remaining_cost)
-            )
-            if transition.record.cancelling:
-                await self._bus.cancel(result.job)
-            self._on_start(result.job)
-            if self._feed.is_watched(result.job):
-                await self._bus.request_previews(result.job)
-
-    def _record_loss(self, active_job: ActiveJob | None, epoch: int, now: float) -> bool:
-        """Record the loss that a newer claim of a running job shows. Return whether the job is poison by its losses."""
-        if active_job is None or not active_job.is_claimed or not active_job.record.worker:
-            return False
-        return active_job.record.epoch < epoch and self._active_jobs.record_loss(active_job, now)
-
-    async def _apply_handed_back(self, result: JobHandedBack) -> None:
-        is_first_report = await self._store.write(job_writes.record_hand_back, result.job, result.epoch)
-        active_job = self._active_jobs.by_id.get(result.job)
-        if is_first_report and active_job is not None and active_job.record.epoch == result.epoch:
-            idle_attempts = active_job.record.attempts_without_progress - 1
-            active_job.record = replace(active_job.record, worker="", attempts_without_progress=idle_attempts)
-
-    async def _are_snapshots_lost(self, active_job: ActiveJob, epoch: int) -> bool:
-        """Return True if the broker lost its store, and the job's snapshots, between the known claim and this one.
-
-        Raises `BrokerUnreachable`.
-        """
-        return 0 < active_job.record.epoch < epoch and active_job.record.epoch < await self._bus.read_first_epoch()
-
-    async def _stop_stray(self, result: JobStarted) -> None:
-        """Stop a worker that started an ended job because the broker delivered it twice. Ignore a stale epoch."""
-        record = await self._store.get_job(result.job)
-        if record is not None and is_end(record.state):
-            log.warning("job %s: %s began it though it is %s", result.job, result.worker, record.state)
-            await self._completion.clear_broker(record, tombstone=True)
 
     async def _apply_finished(self, result: JobFinished, is_last_try: bool) -> None:
         _, transition = await self._ingest.ingest_pictures([], result)
@@ -285,13 +215,12 @@ class ResultConsumer:
 
     async def _handle_incomplete(self, result: JobFinished, is_last_try: bool) -> None:
         """Handle a job reported as done that is over, deleted, of a newer epoch, or lacks changes or pictures."""
-        record = await self._store.get_job(result.job)
-        if record is None or is_end(record.state) or result.epoch < record.epoch:
+        if (unfinished := await self._ingest.find_unfinished(result)) is None:
             return
+        record, missing = unfinished
         if record.deleted is not None:  # deleted while it ran: its pictures were not stored
             await self._completion.cancel(result.job, result.cost, epoch=result.epoch, audit_note="deleted")
             return
-        missing = await self._ingest.list_missing(record, result)
         if delayed := self._delayed_pictures.get(result.job):
             raise OSError(next(iter(delayed.values())))  # not lost: they are stored after the outage
         elif is_last_try:
@@ -371,6 +300,99 @@ def select_batch(
         slots.add((value.kind, value.image))
         batch.append(message)
     return batch or [pending[0]]
+
+
+class ClaimReports:
+    """Records which worker runs a job. It calls `on_reclaim` when a running job is claimed again, and `on_start` at
+    each claim.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        bus: Bus,
+        active_jobs: ActiveJobs,
+        feed: Feed,
+        completion: JobCompletion,
+        *,
+        on_reclaim: Callable[[], None] = lambda: None,
+        on_start: Callable[[str], None] = lambda _job: None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._store = store
+        self._bus = bus
+        self._active_jobs = active_jobs
+        self._feed = feed
+        self._completion = completion
+        self._on_reclaim = on_reclaim
+        self._on_start = on_start
+        self._clock = clock
+
+    async def apply_start(self, result: JobStarted) -> None:
+        """Record a worker's claim, or stop a worker whose claim does not count."""
+        active_job = self._active_jobs.by_id.get(result.job)
+        snapshots_lost = active_job is not None and await self._are_snapshots_lost(active_job, result.epoch)
+        preview_step = active_job.step if active_job and not snapshots_lost else 0
+        now = self._clock()
+        transition = await self._store.start_job(
+            result.job,
+            result.epoch,
+            result.worker,
+            result.step,
+            now,
+            preview_step=preview_step,
+            snapshots_lost=snapshots_lost,
+            is_suspect=not snapshots_lost and self._record_loss(active_job, result.epoch, now),
+        )
+        if transition is None:
+            await self._stop_stray(result)
+        elif is_end(transition.record.state):
+            self._completion.announce_end(transition)
+            await self._completion.clear_broker(transition.record, tombstone=True)
+        else:
+            if transition.old_state == "running" and active_job is not None and active_job.record.epoch != result.epoch:
+                self._on_reclaim()
+            if is_on_probation(transition.record.attempts_without_progress):
+                await self._completion.clear_attempt(transition.record)
+            if snapshots_lost:
+                self._active_jobs.reset_steps(result.job)
+            active_job = self._active_jobs.put(transition.record, now)
+            self._feed.publish(
+                JobProgress(result.job, active_job.step, transition.record.steps, active_job.remaining_cost)
+            )
+            if transition.record.cancelling:
+                await self._bus.cancel(result.job)
+            self._on_start(result.job)
+            if self._feed.is_watched(result.job):
+                await self._bus.request_previews(result.job)
+
+    def _record_loss(self, active_job: ActiveJob | None, epoch: int, now: float) -> bool:
+        """Record the loss that a newer claim of a running job shows. Return whether the job is poison by its losses."""
+        if active_job is None or not active_job.is_claimed or not active_job.record.worker:
+            return False
+        return active_job.record.epoch < epoch and self._active_jobs.record_loss(active_job, now)
+
+    async def apply_hand_back(self, result: JobHandedBack) -> None:
+        """Record that a worker gave its claim back."""
+        is_first_report = await self._store.write(job_writes.record_hand_back, result.job, result.epoch)
+        active_job = self._active_jobs.by_id.get(result.job)
+        if is_first_report and active_job is not None and active_job.record.epoch == result.epoch:
+            idle_attempts = active_job.record.attempts_without_progress - 1
+            active_job.record = replace(active_job.record, worker="", attempts_without_progress=idle_attempts)
+
+    async def _are_snapshots_lost(self, active_job: ActiveJob, epoch: int) -> bool:
+        """Return True if the broker lost its store, and the job's snapshots, between the known claim and this one.
+
+        Raises `BrokerUnreachable`.
+        """
+        return 0 < active_job.record.epoch < epoch and active_job.record.epoch < await self._bus.read_first_epoch()
+
+    async def _stop_stray(self, result: JobStarted) -> None:
+        """Stop a worker that started an ended job because the broker delivered it twice. Ignore a stale epoch."""
+        record = await self._store.get_job(result.job)
+        if record is not None and is_end(record.state):
+            log.warning("job %s: %s began it though it is %s", result.job, result.worker, record.state)
+            await self._completion.clear_broker(record, tombstone=True)
 
 
 class AmendmentAnswers:

@@ -5,15 +5,16 @@ Callers check permissions first (`bot.policy.permissions`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from types import MappingProxyType
 
 import msgspec
+from ulid import ULID
 
 from bot.domain.dto import AcceptedJob, Destination, JobAction, Member
 from bot.domain.errors import UserError
-from bot.jobs.admission import Admission, JobMaker, draw_seed
+from bot.jobs.admission import Admission, build_job, draw_seed
 from bot.jobs.beginnings import AliasLoader, remix_base, unused_start_notes
 from bot.jobs.costs import (
     MAX_SIDE,
@@ -24,10 +25,10 @@ from bot.jobs.costs import (
     upscale_notes,
 )
 from bot.jobs.init_images import InitImageLoader, InitImages
-from bot.jobs.model_catalog import DEFAULT_POOL, ModelCatalog
+from bot.jobs.model_catalog import DEFAULT_POOL, CatalogEntry, ModelCatalog
+from bot.jobs.originals import Originals
 from bot.jobs.preferences import VariationStrength
 from bot.jobs.recipe import (
-    JobRequest,
     can_interpolate,
     has_seed_overflow,
     interpolate_images,
@@ -39,10 +40,10 @@ from bot.jobs.recipe import (
 )
 from bot.jobs.views import JobViews
 from bot.pictures.gallery import Gallery
-from bot.prompt import make_remarks, parse
+from bot.prompt import ParsedPrompt, ParseResult, make_remarks, parse
 from bot.prompt.capability_check import check_start
 from bot.prompt.change_texts import final_prompt
-from bot.store import JobRecord
+from bot.store import JobRecord, NewJob
 from engine.contract import (
     Amendment,
     Branch,
@@ -80,7 +81,8 @@ class VariationService:
         gallery: Gallery,
         init_image_loader: InitImageLoader,
         load_aliases: AliasLoader,
-        job_maker: JobMaker,
+        originals: Originals,
+        admission: Admission,
         draw_seed: Callable[[], int] = draw_seed,
     ) -> None:
         self._catalog = catalog
@@ -88,7 +90,8 @@ class VariationService:
         self._gallery = gallery
         self._init_image_loader = init_image_loader
         self._load_aliases = load_aliases
-        self._job_maker = job_maker
+        self._originals = originals
+        self._admission = admission
         self._draw_seed = draw_seed
 
     async def vary(
@@ -102,7 +105,7 @@ class VariationService:
         strength: float = VARIATION_STRENGTHS["subtle"],
     ) -> AcceptedJob:
         """Make variations of one finished image; for an upscaled image, of its original."""
-        record, recipe, image_index = await self._job_maker.find_original("vary", job, index, member)
+        record, recipe, image_index = await self._originals.find_original("vary", job, index, member)
         variation = vary_recipe(recipe, image_index or 0, _check_strength(strength), self._draw_seed())
         return await self._admit_derived("vary", record, image_index or 0, variation, member, destination, key)
 
@@ -142,26 +145,26 @@ class VariationService:
             )
         for index in range(record.task.count):
             await self._gallery.find_visible(job, index)
-        base_recipe, notes, entry = self._job_maker.renew(record.task)
+        base_recipe, notes, entry = self._originals.renew(record.task)
         inputs = await self._init_image_loader.inputs_of(record)
-        parent = (record.id, 0)
         recipes = [
             pin_batch_shape(recipe) if base_recipe.bucket else recipe for recipe in interpolate_images(base_recipe)
         ]
-        requests = [
-            JobRequest(
+        new_jobs = [
+            build_job(
                 "walk",
                 record.prompt,
-                notes,
                 recipe,
-                entry.pool_for(recipe),
-                estimate_cost(recipe, entry.profile),
-                parent,
+                entry,
+                member,
+                destination,
+                notes=notes,
+                parent=(record.id, 0),
                 inputs=inputs,
             )
             for recipe in recipes
         ]
-        return await self._job_maker.admit(requests, member, destination, key or f"walk:{job}:{self._draw_seed()}")
+        return await self._admission.admit(new_jobs, key or f"walk:{job}:{self._draw_seed()}")
 
     async def reproduce(
         self, job: str, member: Member, destination: Destination, *, key: str | None = None
@@ -196,18 +199,37 @@ class VariationService:
         is a reroll. Pictures of an interpolation have their own noise: with an index, only that one is made. `negative`
         is the negative prompt; None keeps the old one, "" removes it.
         """
-        record, recipe, index = await self._job_maker.find_original("remix", job, index, member)
+        record, recipe, index = await self._originals.find_original("remix", job, index, member)
         if strength is not None:
             seed = self._draw_seed()
             rerolled_recipe = reroll_recipe(msgspec.structs.replace(recipe, interpolation=None), seed)
             recipe = rerolled_recipe if index is None else vary_recipe(recipe, index, _check_strength(strength), seed)
         elif isinstance(record.task, Recipe):
             recipe = remix_base(record.task, index)
-        recipe = await self._job_maker.reset_mixed(record, recipe)
+        recipe = await self._originals.reset_mixed(record, recipe)
         new_negative = recipe.negative if negative is None else negative
         aliases = await self._load_aliases(member.id, text)
-        requests = await self._remix_requests(record, recipe, index, text, new_negative, aliases)
-        return await self._job_maker.admit(requests, member, destination, key)
+        recipe, notes, entry = self._originals.renew(recipe, NOT_REMIXABLE)
+        parsed = parse(
+            text, None, models=self._catalog.model_names(), options={"negative": new_negative}, aliases=aliases
+        )
+        inputs = await self._init_image_loader.inputs_of(record)
+        new_jobs = [
+            build_job(
+                "remix",
+                " ".join(prompt.text.split()),
+                new_recipe,
+                entry,
+                member,
+                destination,
+                notes=remix_notes,
+                parent=(record.id, index or 0),
+                relaxed=prompt.relaxed,
+                inputs=inputs,
+            )
+            for prompt, new_recipe, remix_notes in _remix_recipes(recipe, parsed, entry, notes)
+        ]
+        return await self._admission.admit(new_jobs, key)
 
     async def upscale(
         self, job: str, index: int, member: Member, destination: Destination, *, key: str | None = None
@@ -220,8 +242,20 @@ class VariationService:
         ms_per_megapixel = self._catalog.upscale_ms(pool)
         task = largest_upscale(source.sha256, *size, "lanczos" if ms_per_megapixel == 0 else "gan")
         task_cost = upscale_cost(task, *size, ms_per_megapixel or SUPER_RESOLVER_MS_PER_MP)
-        request = JobRequest("upscale", record.prompt, upscale_notes(task, *size), task, pool, task_cost, (job, index))
-        return (await self._job_maker.admit([request], member, destination, key))[0]
+        new_job = NewJob(
+            id=str(ULID()),
+            action="upscale",
+            prompt=record.prompt,
+            notes=upscale_notes(task, *size),
+            task=task,
+            member=member,
+            destination=destination,
+            pool=pool,
+            model="",
+            cost=task_cost,
+            parent=(job, index),
+        )
+        return (await self._admission.admit([new_job], key))[0]
 
     async def _admit_derived(
         self,
@@ -235,56 +269,47 @@ class VariationService:
         notes: tuple[str, ...] = (),
     ) -> AcceptedJob:
         """Admit a job with a recipe derived from another job's, on the pool that has its model now."""
-        pool = record.pool
-        job_cost = record.cost
-        if entry := self._job_maker.find_entry(new_recipe):
+        entry = self._originals.find_entry(new_recipe)
+        if entry is not None:
             new_recipe, change_notes = renew_recipe(new_recipe, entry)
-            pool = entry.pool_for(new_recipe)
             notes = (*notes, *change_notes)
-            job_cost = estimate_cost(new_recipe, entry.profile)
+        pool = entry.pool_for(new_recipe) if entry else record.pool
         inputs = await self._init_image_loader.inputs_of(record)
         prompt = record.prompt if new_recipe.amendments else final_prompt(record.prompt, record.task)
-        request = JobRequest(action, prompt, notes, new_recipe, pool, job_cost, (record.id, index), inputs=inputs)
-        return (await self._job_maker.admit([request], member, destination, key))[0]
-
-    async def _remix_requests(
-        self, record: JobRecord, base: Recipe, index: int | None, text: str, negative: str, aliases: Mapping[str, str]
-    ) -> list[JobRequest]:
-        """Return a request for each permutation of another prompt for `base`."""
-        base, change_notes, entry = self._job_maker.renew(base, NOT_REMIXABLE)
-        parsed = parse(text, None, models=self._catalog.model_names(), options={"negative": negative}, aliases=aliases)
-        model_profile = msgspec.structs.replace(entry.profile, sampler=base.sampler)
-        warnings = (
-            note
-            for parsed_prompt in parsed.prompts
-            for note in make_remarks(replace(parsed_prompt, steps=parsed_prompt.steps or base.steps), model_profile)
+        new_job = NewJob(
+            id=str(ULID()),
+            action=action,
+            prompt=prompt,
+            notes=notes,
+            task=new_recipe,
+            member=member,
+            destination=destination,
+            pool=pool,
+            model=new_recipe.model,
+            cost=estimate_cost(new_recipe, entry.profile) if entry else record.cost,
+            parent=(record.id, index),
+            inputs=inputs,
         )
-        notes = tuple(dict.fromkeys((*parsed.notes, *warnings, *change_notes)))
-        parent = (record.id, index or 0)
-        inputs = await self._init_image_loader.inputs_of(record)
-        requests: list[JobRequest] = []
-        for parsed_prompt in parsed.prompts:
-            new_recipe = remix_recipe(base, parsed_prompt, entry.profile)
-            shown_prompt = " ".join(parsed_prompt.text.split())
-            check_start(new_recipe, entry.profile)
-            has_other_noise = base.interpolation is not None and new_recipe.count > 1 and parsed_prompt.seed is None
-            job_cost = estimate_cost(new_recipe, entry.profile)
-            noise_note = (NOISE_DIFFERS,) if has_other_noise else ()
-            start_notes = unused_start_notes(parsed_prompt, new_recipe, entry.profile)
-            requests.append(
-                JobRequest(
-                    "remix",
-                    shown_prompt,
-                    (*notes, *noise_note, *start_notes),
-                    new_recipe,
-                    entry.pool_for(new_recipe),
-                    job_cost,
-                    parent,
-                    relaxed=parsed_prompt.relaxed,
-                    inputs=inputs,
-                )
-            )
-        return requests
+        return (await self._admission.admit([new_job], key))[0]
+
+
+def _remix_recipes(
+    base: Recipe, parsed: ParseResult, entry: CatalogEntry, change_notes: tuple[str, ...]
+) -> Iterator[tuple[ParsedPrompt, Recipe, tuple[str, ...]]]:
+    """Yield each permutation of another prompt for `base`, with its recipe and its notes."""
+    model_profile = msgspec.structs.replace(entry.profile, sampler=base.sampler)
+    warnings = (
+        note
+        for prompt in parsed.prompts
+        for note in make_remarks(replace(prompt, steps=prompt.steps or base.steps), model_profile)
+    )
+    notes = tuple(dict.fromkeys((*parsed.notes, *warnings, *change_notes)))
+    for prompt in parsed.prompts:
+        new_recipe = remix_recipe(base, prompt, entry.profile)
+        check_start(new_recipe, entry.profile)
+        has_other_noise = base.interpolation is not None and new_recipe.count > 1 and prompt.seed is None
+        noise_note = (NOISE_DIFFERS,) if has_other_noise else ()
+        yield prompt, new_recipe, (*notes, *noise_note, *unused_start_notes(prompt, new_recipe, entry.profile))
 
 
 def _check_strength(strength: float) -> float:
@@ -315,13 +340,10 @@ def finish_recipe(recipe: Recipe) -> Recipe:
 class UploadUpscaler:
     """Decodes an uploaded picture in the sandbox, stores it with its job, and admits the job."""
 
-    def __init__(
-        self, catalog: ModelCatalog, admission: Admission, init_image_loader: InitImageLoader, job_maker: JobMaker
-    ) -> None:
+    def __init__(self, catalog: ModelCatalog, admission: Admission, init_image_loader: InitImageLoader) -> None:
         self._catalog = catalog
         self._admission = admission
         self._init_image_loader = init_image_loader
-        self._job_maker = job_maker
 
     async def upscale(
         self,
@@ -346,8 +368,20 @@ class UploadUpscaler:
             method = "lanczos" if ms_per_megapixel == 0 else method
             task = UpscaleTask(source=source.sha256, factor=factor, method=method)
             cost = upscale_cost(task, source.width, source.height, ms_per_megapixel or SUPER_RESOLVER_MS_PER_MP)
-            request = JobRequest("upscale", "", loaded_images.notes, task, pool, cost, inputs=loaded_images.inputs)
-            return (await self._job_maker.admit([request], member, destination, None, loaded_images))[0]
+            new_job = NewJob(
+                id=str(ULID()),
+                action="upscale",
+                prompt="",
+                notes=loaded_images.notes,
+                task=task,
+                member=member,
+                destination=destination,
+                pool=pool,
+                model="",
+                cost=cost,
+                inputs=loaded_images.inputs,
+            )
+            return (await self._admission.admit([new_job], None, loaded_images.new_contents))[0]
 
 
 def _choose_factor(factor: float) -> int:

@@ -43,6 +43,7 @@ from bot.pictures.thumbnail_decoder import (
 )
 from bot.store import Store, StoredPicture
 from bot.store.jobs import queries
+from bot.store.members import preferences
 from bot.store.moderation import reviews
 from bot.store.transitions.amendments import list_amendments
 from engine.contract import Recipe
@@ -64,12 +65,15 @@ class Gallery:
         pictures: PictureStore,
         decode: DecodeLadder | None = None,
         disk_cache: FilmCache | None = None,
+        *,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._store = store
         self._rendered = RenderedFiles(pictures, disk_cache)
         self._bare_ladders: AsyncCache[list[bytes]] = AsyncCache(CACHED_LADDERS)
         self._thumbnail_decoder = ThumbnailDecoder(store, self.read_file, decode)
         self._branch_steps: AsyncCache[tuple[int, ...]] = AsyncCache(CACHED_LADDERS)
+        self._clock = clock
         self._grid_slots = asyncio.Semaphore(CONCURRENT_GRIDS)
 
     def wait_turn(self, member: str) -> AbstractAsyncContextManager[None]:
@@ -84,6 +88,11 @@ class Gallery:
         if is_image_held:
             raise UserError(hold_reason(index, stored), 403)
         return stored
+
+    async def toggle_favourite(self, job: str, index: int, member: str) -> bool:
+        """Toggle a finished image as a favourite of a member's; return whether it is one now. Raises `UserError`."""
+        await self.find_visible(job, index)
+        return await self._store.write(preferences.toggle_favourite, member, job, index, self._clock())
 
     async def _find_image(self, job: str, index: int) -> tuple[StoredPicture, bool]:
         """Return one finished image, and whether it is held."""

@@ -8,6 +8,7 @@ from typing import TypeVar, cast
 
 from bot.domain.events import Feed
 from bot.jobs.attended_requests import AttendedRequests
+from bot.jobs.control import JobControl
 from bot.jobs.drawing import JobService
 from bot.jobs.edits import EditService
 from bot.jobs.history import History
@@ -40,6 +41,7 @@ class Services:
     """All services, by subject."""
 
     jobs: JobService
+    job_control: JobControl
     variations: VariationService
     edits: EditService
     steering: SteeringService

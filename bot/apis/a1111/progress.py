@@ -114,7 +114,7 @@ async def skip(request: web.Request) -> web.Response:
 
 async def _cancel(request: web.Request, job: str) -> None:
     with contextlib.suppress(UserError):  # it ended meanwhile
-        await request.app[SERVICES].jobs.cancel(job, member_of(request))
+        await request.app[SERVICES].job_control.cancel(job, member_of(request))
 
 
 @dataclass

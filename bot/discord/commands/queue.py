@@ -62,7 +62,7 @@ async def cancel(interaction: discord.Interaction[DarkroomClient], job: Range[st
             return
         view = await interaction.client.services.history.find_job(job, member_of(interaction))
         member = await require_permission(interaction, "cancel", view)
-        text = await interaction.client.services.jobs.cancel(view.id, member)
+        text = await interaction.client.services.job_control.cancel(view.id, member)
         is_own = view.member_id == member.id
         is_hidden = with_channel_privacy(view, member).is_private and not is_own
         prompt = "A private job" if is_hidden else texts.escape_discord(view.prompt or NO_PROMPT, 200)
@@ -88,7 +88,7 @@ async def _cancel_all(interaction: Interaction) -> str:
         raise UserError("Nothing of yours runs or waits.", 404)
     started_count = 0
     for view in views:
-        await services.jobs.cancel(view.id, member)
+        await services.job_control.cancel(view.id, member)
         started_count += view.started is not None
     tail = (
         f" {started_count} had started: only the steps they ran are charged."

@@ -147,13 +147,13 @@ async def _run_action(interaction: Interaction, button: Button, view: JobView) -
     """Do what the press asks for. Raises `UserError`."""
     match button.kind:
         case "cancel":
-            text = await interaction.client.services.jobs.cancel(view.id, member_of(interaction))
+            text = await interaction.client.services.job_control.cancel(view.id, member_of(interaction))
             await interaction.response.send_message(text, ephemeral=True)
         case "film":
             await send_film(interaction, view)
         case "favour":
-            is_favourite = await interaction.client.services.jobs.toggle_favourite(
-                view.id, button.index or 0, member_of(interaction)
+            is_favourite = await interaction.client.services.gallery.toggle_favourite(
+                view.id, button.index or 0, member_of(interaction).id
             )
             await interaction.response.send_message(FAVOURITE_TEXTS[is_favourite], ephemeral=True)
         case "report":

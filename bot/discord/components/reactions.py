@@ -157,7 +157,7 @@ class Reactions:
             await require_permission("delete")
             await delete_job(self._client, job, member)
         else:
-            await services.jobs.cancel(job, member)
+            await services.job_control.cancel(job, member)
 
     async def _send_pictures(self, view: JobView, user_id: int) -> None:
         try:

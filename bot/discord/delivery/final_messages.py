@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from bot.discord.cards import job_cards, pictures
@@ -60,6 +61,9 @@ class FinalSender:
 
         A deleted job has none.
         """
+        if message.deliveries and tracked_messages.is_settled(message.deliveries):
+            self._picture_cache.forget(job)
+            return None
         deliveries = await self._deliveries.list_deliveries(job)
         if "answer" not in deliveries or tracked_messages.is_settled(deliveries):  # without one, the job is deleted
             self._picture_cache.forget(job)
@@ -71,11 +75,14 @@ class FinalSender:
             self._picture_cache.forget(job)
             return None
         message.notify_prefs = message.notify_prefs or await self._load_notify_prefs(message.view)
-        for role in tracked_messages.missing_roles(message.view, deliveries, message.notify_prefs):
+        missing_roles = tracked_messages.missing_roles(message.view, deliveries, message.notify_prefs)
+        for role in missing_roles:
             address = _new_address(role, deliveries["answer"].destination.address, message.view) | self._posting_time()
             if await self._deliveries.add_destination(job, role, Destination("discord", address)):
                 message.unposted_roles.add(role)
+        if missing_roles:
             deliveries = await self._deliveries.list_deliveries(job)
+        message.deliveries = deliveries
         role = tracked_messages.next_role(deliveries)
         if role is not None:
             return role, deliveries[role].destination.address
@@ -90,7 +97,9 @@ class FinalSender:
 
         Raises the errors of `bot.discord.delivery.errors` except `DestinationGone`.
         """
-        deliveries = await self._deliveries.list_deliveries(job)
+        known = message.deliveries if role == "answer" else None  # a new message cannot be taken back: look again
+        deliveries = known or await self._deliveries.list_deliveries(job)
+        message.deliveries = None  # another try reads them again
         try:
             if role == "answer":
                 await self._show_in_response(job, message, deliveries)
@@ -102,6 +111,7 @@ class FinalSender:
         else:
             await self._deliveries.mark_delivered(job, role)
             await self._show_new_decisions(job, role, message)
+            message.deliveries = {**deliveries, role: replace(deliveries[role], delivered_at=self._wall_clock())}
 
     async def _show_new_decisions(self, job: str, role: DeliveryRole, message: TrackedMessage) -> None:
         """Edit a message again if a moderator decided while it was sent. A decision in Discord edits later ones."""

@@ -80,6 +80,7 @@ class ProgressUpdater:
         """Find a response of unknown id: it is still being sent, or the bot died before it recorded the id."""
         age = self._wall_clock() - message.view.created
         is_response_pending = self._message_client.is_response_pending(message.destination.address)
+        message.deliveries = None
         message.destination = await self._deliveries.answer_destination(job)
         if message.destination.address.get("message"):
             message.response_lost = False

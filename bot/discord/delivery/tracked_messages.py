@@ -20,7 +20,7 @@ from bot.domain.errors import UserError
 from engine.contract import list_final_images
 
 if TYPE_CHECKING:
-    from bot.domain.dto import Destination
+    from bot.domain.dto import Delivery, DeliveryRole, Destination, JobView
     from bot.domain.events import JobSteered
     from bot.domain.steering import AmendmentView
     from bot.policy.rules import EffectiveRules
@@ -47,6 +47,7 @@ class TrackedMessage:
     response_lost: bool = False  # the response is gone: no previews, the final goes elsewhere
     final_pending: bool = False  # its final is on the way
     notify_prefs: NotifyPrefs | None = None  # loaded when its final is on the way
+    deliveries: dict[DeliveryRole, Delivery] | None = None  # as its final's last step left them; None: to be read
     unposted_roles: set[DeliveryRole] = field(
         default_factory=set
     )  # destinations that this process added: they have no message yet

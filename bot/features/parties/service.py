@@ -88,6 +88,7 @@ class PartyService:
         self,
         store: Store,
         jobs: JobService,
+        job_control: JobControl,
         job_views: JobViews,
         word_filter: WordFilter,
         effective_rules: Callable[[Member], Awaitable[EffectiveRules]],
@@ -96,6 +97,7 @@ class PartyService:
     ) -> None:
         self._store = store
         self._jobs = jobs
+        self._job_control = job_control
         self._job_views = job_views
         self._word_filter = word_filter
         self._effective_rules = effective_rules
@@ -130,7 +132,7 @@ class PartyService:
         problem = await self._open_around(accepted_jobs, place, minutes, {*invited, member.id} if invited else ())
         if problem:
             for accepted_job in accepted_jobs:
-                await self._jobs.cancel(accepted_job.job, member)
+                await self._job_control.cancel(accepted_job.job, member)
             raise UserError(problem)
         return accepted_jobs
 
@@ -389,6 +391,7 @@ async def open_service(app: App) -> AsyncGenerator[RunningFeature]:
     services = app.services
     clock = app.core.clock
     rules = services.rule_admin.effective_rules
-    parties = PartyService(store, services.jobs, services.job_views, services.word_filter, rules, clock=clock)
-    conductor = PartyConductor(store, app.queue.active_jobs, services.steering, app.queue.control, rules, clock=clock)
+    control = services.job_control
+    parties = PartyService(store, services.jobs, control, services.job_views, services.word_filter, rules, clock=clock)
+    conductor = PartyConductor(store, app.queue.active_jobs, services.steering, control, rules, clock=clock)
     yield RunningFeature(parties, {"parties": conductor.run})

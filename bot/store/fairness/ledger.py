@@ -1,13 +1,13 @@
 """The ledger: usage for quota checks. Counts the running, waiting and charged jobs of a member, guild or channel.
 
-Works inside one transaction. It reads only the figures that some limit needs, and each once. Times are seconds since
-1970, costs device-seconds.
+Works inside one transaction. It reads only the figures that some limit needs, and each once, so the same question
+again takes no reads, even after the transaction. Times are seconds since 1970, costs device-seconds.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache
 from typing import Any, TypeVar, cast
 
@@ -67,19 +67,22 @@ class Ledger:
         self._connection = connection
         self._member = member
         self._now = now
+        self.load_rules = cache(self._read_rules)
+        self.load_preferences = cache(self._read_preferences)
+        self.is_input_deleted = cache(self._find_deleted_input)
         self.get_usage = cache(self._count_usage)
         self.get_spending = cache(self._sum_charges)
         self.get_relaxed_spending = cache(self._sum_relaxed)
 
-    def load_rules(self) -> list[Rule]:
+    def _read_rules(self) -> list[Rule]:
         """Return the rules of the member's guild, and those that hold everywhere."""
         return rules.list_effective_rules(self._connection, self._member.guild)
 
-    def load_preferences(self) -> dict[str, object]:
+    def _read_preferences(self) -> dict[str, object]:
         """Return the member's preferences as stored."""
         return preferences.load_preferences(self._connection, self._member.id)
 
-    def is_input_deleted(self, parent: str | None, contents: Sequence[str]) -> bool:
+    def _find_deleted_input(self, parent: str | None, contents: tuple[str, ...]) -> bool:
         """Return whether a job's input was deleted: its parent is, or only deleted jobs made the contents."""
         query = select(jobs.c.deleted).where(jobs.c.id == parent)
         if self._connection.execute(query).scalar_one_or_none() is not None:
@@ -126,7 +129,7 @@ class Ledger:
         charges = union_all(recent_query, *archive_queries).subquery()
         total_query = select(func.coalesce(func.sum(charges.c.charged), 0.0))
         used_seconds = float(self._connection.execute(total_query).scalar_one())
-        return Spending(used_seconds, window, lambda excess: self._find_release_time(charges, excess) + window)
+        return Spending(used_seconds, window, cache(lambda excess: self._find_release_time(charges, excess) + window))
 
     def _sum_relaxed(self, scope: UsageScope, window: float) -> Spending:
         """Sum what a member's relaxed jobs of the last `window` seconds took; they are charged nothing."""

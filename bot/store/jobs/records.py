@@ -52,6 +52,9 @@ INITIAL_VALUES: Mapping[str, object] = MappingProxyType(
 class NewJob:
     """A job that is not admitted yet. `cost` in device-seconds, `created` and `deadline` in seconds since 1970.
 
+    Admission sets these times. `model`: what its worker must offer; empty for an upscale, which any worker runs.
+    `relaxed`: the member asked for that speed by a flag.
+
     `running_here`, `running_everywhere`: the most jobs that the member may run at once in the guild, and in all guilds.
     """
 
@@ -65,8 +68,8 @@ class NewJob:
     pool: str
     model: str
     cost: float
-    created: float
-    deadline: float
+    created: float = 0.0
+    deadline: float = 0.0
     weight: float = 1.0
     parent: tuple[str, int] | None = None
     private: bool = False
@@ -74,6 +77,7 @@ class NewJob:
     running_here: int | None = None
     running_everywhere: int | None = None
     inputs: tuple[StoredInput, ...] = ()
+    relaxed: bool = False
 
     @property
     def billing_key(self) -> BillingKey:

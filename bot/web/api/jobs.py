@@ -219,21 +219,21 @@ async def get_job(request: web.Request) -> web.Response:
 async def cancel_job(request: web.Request) -> web.Response:
     """Cancel a job that this visitor may stop."""
     job = await require_stoppable(request)
-    sentence = await request.app[SERVICES].jobs.cancel(job, member_of(request))
+    sentence = await request.app[SERVICES].job_control.cancel(job, member_of(request))
     return web.json_response({"id": job, "sentence": sentence})
 
 
 async def pause_job(request: web.Request) -> web.Response:
     """Pause a running job at its step, for a quarter of an hour at most."""
     job = await require_stoppable(request, "pause")
-    sentence = await request.app[SERVICES].jobs.pause(job, member_of(request))
+    sentence = await request.app[SERVICES].job_control.pause(job, member_of(request))
     return web.json_response({"id": job, "sentence": sentence})
 
 
 async def resume_job(request: web.Request) -> web.Response:
     """Resume a paused job."""
     job = await require_stoppable(request, "pause")
-    sentence = await request.app[SERVICES].jobs.pause(job, member_of(request), is_paused=False)
+    sentence = await request.app[SERVICES].job_control.resume(job, member_of(request))
     return web.json_response({"id": job, "sentence": sentence})
 
 
@@ -243,7 +243,8 @@ async def set_priority(request: web.Request) -> web.Response:
         raise UserError("Only the operator may set priorities.", 403)
     job = request.match_info["id"]
     body = await read_body(request, PriorityBody)
-    return web.json_response({"id": job, "sentence": await request.app[SERVICES].jobs.set_priority(job, body.weight)})
+    sentence = await request.app[SERVICES].job_control.set_priority(job, body.weight)
+    return web.json_response({"id": job, "sentence": sentence})
 
 
 async def vary(request: web.Request) -> web.Response:

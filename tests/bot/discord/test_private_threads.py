@@ -99,7 +99,7 @@ async def test_a_favourite_of_a_private_thread_is_listed_there_alone(open_world:
         await imagine_in(world, thread)
         (view,) = await world.services.job_views.load_recent()
         member = Member(f"discord:{world.bob.id}", "bob", view.guild, channel=view.channel, thread=str(thread.id))
-        await world.services.jobs.toggle_favourite(view.id, 0, member)
+        await world.services.gallery.toggle_favourite(view.id, 0, member.id)
         history = world.services.history
         assert (await history.load_page(member.id, "favourites", 1)).job_count == 0
         assert (await history.load_page(member.id, "favourites", 1, str(thread.id))).job_count == 1

@@ -204,7 +204,7 @@ async def test_every_refusal_names_the_limit_its_use_when_it_frees_and_who_set_i
         assert (name, error.sentence) == (name, case.sentence)
         assert (name, error.status) == (name, case.status)
         for view in await services.job_views.load_queue(name):
-            await services.jobs.cancel(view.id, asker)
+            await services.job_control.cancel(view.id, asker)
 
 
 @pytest.mark.asyncio

@@ -173,7 +173,7 @@ async def test_messages_that_the_broker_lost_are_published_again_at_the_start(ha
 async def test_messages_that_the_broker_has_are_not_duplicated_at_the_start(harness, wait_until, ann, destination):
     bus, jobs = await _send_jobs_to_idle_worker(harness, wait_until, ann, destination)
     app = await harness.open_app()
-    await app.queue.dispatcher.republish()
+    await app.queue.sender.republish()
     assert (await bus.js.stream_info(subjects.WORK)).state.messages == 2
     assert await read_states(app, jobs) == ["sent", "sent"]
 
@@ -303,11 +303,11 @@ async def test_a_job_can_be_cancelled_in_every_state(harness, wait_until, ann, d
     await wait_for_worker(app, wait_until)
     running_job, waiting_job = await submit_jobs(app, ann, destination, 2)
     await wait_until(all_have_state(app, [running_job], "running"))
-    assert "nothing was charged" in await app.services.jobs.cancel(waiting_job, ann)
+    assert "nothing was charged" in await app.services.job_control.cancel(waiting_job, ann)
     assert await read_states(app, [waiting_job]) == ["cancelled"]
-    assert (await app.services.jobs.cancel(running_job, ann)).startswith("Cancelling")
+    assert (await app.services.job_control.cancel(running_job, ann)).startswith("Cancelling")
     await wait_until(all_have_state(app, [running_job], "cancelled"))
-    assert await app.services.jobs.cancel(running_job, ann) == "Cancelled."
+    assert await app.services.job_control.cancel(running_job, ann) == "Cancelled."
     record = await app.store.get_job(running_job)
     assert record.charged == pytest.approx(record.cost / 4)
     assert not app.queue.active_jobs.by_id
@@ -319,7 +319,7 @@ async def test_a_job_without_a_worker_is_cancelled_at_once(harness, wait_until, 
     _, jobs = await _send_jobs_to_idle_worker(harness, wait_until, ann, destination)
     await asyncio.sleep(1.2)  # the worker's presence lapses
     app = await harness.open_app()
-    assert "no worker" in await app.services.jobs.cancel(jobs[0], ann)
+    assert "no worker" in await app.services.job_control.cancel(jobs[0], ann)
     assert await read_states(app, jobs[:1]) == ["cancelled"]
     assert (await app.store.get_job(jobs[0])).charged == 0.0
 
@@ -377,7 +377,7 @@ async def test_the_patrol_ends_a_cancelled_job_that_no_worker_answers(harness, w
     (job,) = await submit_jobs(app, ann, destination)
     await wait_until(all_have_state(app, [job], "running"))
     await worker.vanish(task)
-    assert (await app.services.jobs.cancel(job, ann)).startswith("Cancelling")
+    assert (await app.services.job_control.cancel(job, ann)).startswith("Cancelling")
     await wait_until(all_have_state(app, [job], "cancelled"))
 
 

@@ -62,7 +62,7 @@ async def test_jobs_that_were_shown_nowhere_are_listed_with_their_reasons(harnes
     await deliveries.mark_lost(job, "Its channel was deleted.")
     assert (await history.load_page(ann.id, "unshown", 1)).job_count == 0, "the job has not ended yet"
     for one in (job, other):
-        await app.services.jobs.cancel(one, ann)
+        await app.services.job_control.cancel(one, ann)
         await deliveries.mark_delivered(one, "answer", "Its channel was deleted.")
         await deliveries.add_destination(one, "direct", Destination("discord", {"channel": "2", "message": "3"}))
     await deliveries.mark_delivered(job, "direct", "Your direct messages are closed to me.")
@@ -112,7 +112,7 @@ async def test_open_jobs_are_those_that_have_not_ended(harness, ann):
     app = await harness.open_app()
     first = await imagine(app, ann)
     second = await imagine(app, ann)
-    await app.services.jobs.cancel(first, ann)
+    await app.services.job_control.cancel(first, ann)
     assert [view.id for view in await app.services.history.list_open(ann.id)] == [second]
 
 

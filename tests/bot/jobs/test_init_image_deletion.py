@@ -183,13 +183,13 @@ async def test_a_waiting_job_fails_if_its_init_image_is_deleted(harness, wait_un
 @pytest.mark.parametrize("deletion_method", ["zoom", "shots"])
 async def test_a_deletion_during_the_request_wins(harness, wait_until, ann, destination, deletion_method):
     app, _, first = await start_finished_job(harness, wait_until, ann, destination)
-    take = app.services.jobs._job_maker.admit
+    take = app.services.jobs._admission.admit
 
     async def delete_first(*args, **options):
         await app.services.moderation.delete_pictures(first.id, ann)
         return await take(*args, **options)
 
-    app.services.jobs._job_maker.admit = delete_first
+    app.services.jobs._admission.admit = delete_first
     request = app.services.edits.zoom(first.id, 0, 2.0, BOB, destination)
     if deletion_method == "shots":
         request.close()
@@ -204,14 +204,16 @@ async def test_an_init_image_counts_as_deleted_while_its_file_still_exists(harne
     app, _, first = await start_finished_job(harness, wait_until, ann, destination)
     other = await contents(app, first.id, "image")
     assert (
-        await app.store.query(run_with_ledger, ann, 1.0, lambda ledger: ledger.is_input_deleted(None, sorted(other)))
+        await app.store.query(
+            run_with_ledger, ann, 1.0, lambda ledger: ledger.is_input_deleted(None, tuple(sorted(other)))
+        )
         is False
     )
     await app.store.write(deletion_steps.mark_deleted, [first.id], (ann.id, "Ann"), 1.0)
-    for parent, names in ((None, sorted(other)), (first.id, ["0" * 64])):
+    for parent, names in ((None, tuple(sorted(other))), (first.id, ("0" * 64,))):
         assert await app.store.query(
             run_with_ledger, ann, 1.0, lambda ledger, p=parent, n=names: ledger.is_input_deleted(p, n)
         )
     assert not await app.store.query(
-        run_with_ledger, ann, 1.0, lambda ledger: ledger.is_input_deleted(None, ["0" * 64])
+        run_with_ledger, ann, 1.0, lambda ledger: ledger.is_input_deleted(None, ("0" * 64,))
     )

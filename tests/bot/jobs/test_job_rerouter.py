@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -120,8 +119,7 @@ def make_rerouter(store: Store, *workers: Presence) -> tuple[JobRerouter, dict[s
     """Makes a rerouter over the store alone; returns it and its workers, to which a test may add."""
     workers_by_name = {one.worker: one for one in workers}
     models = ModelCatalog(store, lambda: workers_by_name, lambda: 0.0)
-    dispatcher_stub = SimpleNamespace(on_rows_freed=lambda: None)
-    return JobRerouter(store, None, ActiveJobs(), dispatcher_stub, models, lambda: workers_by_name), workers_by_name  # pyright: ignore[reportArgumentType]
+    return JobRerouter(store, None, ActiveJobs(), None, models, lambda: workers_by_name), workers_by_name  # pyright: ignore[reportArgumentType]
 
 
 async def queue_jobs(store: Store, pool: str, count: int, *, model: str = "embedded", revision: str = "") -> list[str]:

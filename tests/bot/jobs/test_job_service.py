@@ -187,9 +187,9 @@ async def test_only_the_owner_or_a_moderator_of_the_guild_cancels(harness, ann, 
     (accepted,) = await app.services.jobs.imagine("a lamp", ann, destination)
     for other_member in (BOB, Member("x", "X", "elsewhere", is_moderator=True)):
         with pytest.raises(UserError) as error:
-            await app.services.jobs.cancel(accepted.job, other_member)
+            await app.services.job_control.cancel(accepted.job, other_member)
         assert error.value.status == 403
-    await app.services.jobs.cancel(accepted.job, Member("mod", "Mod", "local", is_moderator=True))
+    await app.services.job_control.cancel(accepted.job, Member("mod", "Mod", "local", is_moderator=True))
     assert (await app.services.job_views.load_view(accepted.job)).state == "cancelled"
 
 
@@ -201,7 +201,7 @@ async def test_unknown_jobs_and_missing_pictures_are_refused_with_404(harness, a
     services = app.services
     for request in (
         services.job_views.load_view(unknown_id),
-        services.jobs.cancel(unknown_id, ann),
+        services.job_control.cancel(unknown_id, ann),
         services.variations.vary(unknown_id, 0, ann, destination),
         app.services.deliveries.answer_destination(unknown_id),
         services.gallery.read_picture(accepted.job, 0),
@@ -251,7 +251,7 @@ async def test_recent_and_queued_jobs_are_listed_by_guild_and_destinations_are_k
     await app.services.deliveries.update_address(second.job, message="99")
     assert (await app.services.deliveries.answer_destination(second.job)).address == {"token": "t", "message": "99"}
     assert await app.services.deliveries.list_undelivered("discord") == [], "the job still waits"
-    await app.services.jobs.cancel(second.job, Member("z", "Z", "other"))
+    await app.services.job_control.cancel(second.job, Member("z", "Z", "other"))
     ((view, undelivered_to),) = await app.services.deliveries.list_undelivered("discord")
     assert (view.id, undelivered_to.kind) == (second.job, "discord")
     await app.services.deliveries.mark_delivered(second.job)
@@ -290,6 +290,19 @@ async def test_a_refusal_by_quota_says_when_a_place_frees(harness, wait_until, a
     assert error.value.status == 429
     assert "3 running and 7 waiting" in error.value.sentence
     assert "You can submit again in about" in error.value.sentence
+
+
+@pytest.mark.asyncio
+async def test_a_refusal_by_quota_takes_one_transaction(harness, monkeypatch, ann, destination):
+    app = await harness.open_app()
+    for _ in range(10):
+        await app.services.jobs.imagine("a lamp --fast", ann, destination)
+    calls = []
+    admit_jobs = app.store.admit_jobs
+    monkeypatch.setattr(app.store, "admit_jobs", lambda *args: (calls.append(args), admit_jobs(*args))[1])
+    with pytest.raises(UserError, match="10 waiting"):
+        await app.services.jobs.imagine("a lamp --fast", ann, destination)
+    assert len(calls) == 1
 
 
 @pytest.mark.asyncio

@@ -384,7 +384,7 @@ async def test_a_cancelled_job_without_a_worker_pays_for_its_steps_and_not_for_a
     if is_worker_gone:
         await steered.worker.bus.remove_presence("hand")
         await wait_until(lambda: not steered.app.services.live_workers())
-    await steered.app.services.jobs.cancel(steered.job.id, ann)  # else the patrol finds that nobody runs it
+    await steered.app.services.job_control.cancel(steered.job.id, ann)  # else the patrol finds that nobody runs it
 
     async def is_cancelled() -> bool:
         return (await steered.load_record()).state == "cancelled"

@@ -397,7 +397,7 @@ async def test_reports_need_a_reason_and_have_a_daily_limit(harness, ann, destin
     for _ in range(incidents.DAILY_REPORTS):
         (one,) = await app.services.jobs.imagine("a lamp --count 1", ann, destination)
         await report(one.job, BOB, "no")
-        await app.services.jobs.cancel(one.job, ann)
+        await app.services.job_control.cancel(one.job, ann)
     error = await refusal_of(report(accepted.job, BOB, "no"))
     assert "At most 10 reports in 24 hours, and you have made 10" in error.sentence
     assert error.retry_at is not None

@@ -191,6 +191,25 @@ async def test_quota_frees_at_the_same_time_for_one_member_and_for_all(store):
 
 
 @pytest.mark.asyncio
+async def test_a_ledger_gives_the_same_answers_after_its_transaction(store):
+    await store.admit_jobs([draft(MEMBERS[0])], None, admit_all, NOW)
+    ledgers: list[Ledger] = []
+
+    def ask(ledger: Ledger) -> list[object]:
+        ledgers.append(ledger)
+        answers: list[object] = [ledger.load_rules(), ledger.load_preferences()]
+        answers.append(ledger.is_input_deleted(None, ("0" * 64,)))
+        for usage_scope in get_args(UsageScope):
+            spending = ledger.get_spending(usage_scope, DAY_SECONDS)
+            answers += [ledger.get_usage(usage_scope), spending.total_cost, spending.frees_at(1.0)]
+        return [*answers, ledger.get_relaxed_spending("member here", DAY_SECONDS).total_cost]
+
+    answers = await store.query(run_with_ledger, MEMBERS[0], NOW, ask)
+    ledgers[0]._connection = None  # pyright: ignore[reportAttributeAccessIssue]
+    assert ask(ledgers[0]) == answers
+
+
+@pytest.mark.asyncio
 @pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 async def test_every_query_uses_an_index_however_many_jobs_there_are(store):
     await store.admit_jobs([draft(MEMBERS[n % 4]) for n in range(200)], None, admit_all, NOW)
