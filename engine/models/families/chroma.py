@@ -18,6 +18,7 @@ GUIDANCE = 5.0  # the pipeline's own default
 class Chroma(Flux):
     """Conditions: T5's states, and a mask of the tokens that count."""
 
+    pipelines = ("ChromaPipeline",)
     prompt_arguments = ("prompt_embeds", "prompt_attention_mask")
     unsupported_samplers = ("heun", "unipc", "dpmpp_3m")
 

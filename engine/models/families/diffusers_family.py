@@ -189,6 +189,7 @@ class DiffusersFamily(AddedFiles, WholePipelineSupport, PictureSupport, ABC):
     `multiple` and `tokens`.
     """
 
+    pipelines: ClassVar[tuple[str, ...]] = ()  # names of the classes of diffusers that this class itself runs
     network_name: ClassVar[str] = "transformer"  # the pipeline's attribute
     channels_last: ClassVar[bool] = False  # memory format of a small model's autoencoder
     supports_emphasis: ClassVar[bool] = False  # supports emphasis brackets (`emphasis`); else they are removed

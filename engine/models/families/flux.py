@@ -27,6 +27,7 @@ TOKENS = 512  # of T5
 class Flux(DiffusersFamily):
     """Conditions: T5's states, CLIP's pooled text, and guidance where it is an input."""
 
+    pipelines = ("FluxPipeline",)
     unsupported_samplers = ("heun", "dpmpp_3m")
 
     def __init__(
@@ -106,6 +107,7 @@ class Flux(DiffusersFamily):
 class FluxKontext(NeedsPicture, Flux):
     """The picture is encoded at the size of the new one; its pipeline scales it to one of a few sizes instead."""
 
+    pipelines = ("FluxKontextPipeline",)
     unsupported_samplers = (*Flux.unsupported_samplers, "unipc", "native")  # a whole pipeline gets no picture
     max_edit_pictures = 1
 

@@ -27,6 +27,7 @@ TOKENS = 512
 class Flux2(PictureEditing, DiffusersFamily):
     """Conditions: the text's states, and guidance where it is an input."""
 
+    pipelines = ("Flux2Pipeline", "Flux2KleinPipeline")
     unsupported_samplers = ("heun", "dpmpp_3m")
 
     def __init__(

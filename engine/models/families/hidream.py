@@ -23,6 +23,7 @@ TOKENS = 128
 class HiDream(DiffusersFamily):
     """Conditions: T5's states, Llama's states `[layers, tokens, features]`, and the CLIPs' pooled texts."""
 
+    pipelines = ("HiDreamImagePipeline",)
     unsupported_samplers = ("heun", "unipc", "dpmpp_3m")
 
     def __init__(

@@ -23,6 +23,7 @@ TOKENS = 256
 class Lumina2(DiffusersFamily):
     """Conditions: the text's states, and a mask of the tokens that are text."""
 
+    pipelines = ("Lumina2Pipeline",)
     prompt_arguments = ("prompt_embeds", "prompt_attention_mask")
     unsupported_samplers = ("heun", "unipc", "dpmpp_3m")
 

@@ -21,6 +21,7 @@ GUIDANCE = 4.5  # the pipelines' own default
 class PixArt(DiffusersFamily):
     """Conditions: the text's states, a mask of the tokens that are text, and for some models sizes and their ratio."""
 
+    pipelines = ("PixArtAlphaPipeline", "PixArtSigmaPipeline")
     prompt_arguments = ("prompt_embeds", "prompt_attention_mask")
 
     def __init__(

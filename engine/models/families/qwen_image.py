@@ -34,6 +34,7 @@ class QwenImage(DiffusersFamily):
     The length stays on the CPU: a forward is as long as its longest text.
     """
 
+    pipelines = ("QwenImagePipeline",)
     unsupported_samplers = ("heun", "unipc", "dpmpp_3m")
 
     def __init__(
@@ -100,6 +101,7 @@ class QwenImageEdit(NeedsPicture, QwenImage):
     The picture is encoded at the size of the new one; its pipelines scale it to their native area.
     """
 
+    pipelines = ("QwenImageEditPipeline",)
     max_edit_pictures = 1
 
     unsupported_samplers = (*QwenImage.unsupported_samplers, "native")  # a whole pipeline gets no picture
@@ -122,6 +124,7 @@ class QwenImageEdit(NeedsPicture, QwenImage):
 class QwenImageEditPlus(QwenImageEdit):
     """The versions that take several pictures. The language model sees them smaller."""
 
+    pipelines = ("QwenImageEditPlusPipeline",)
     max_edit_pictures = MAX_INIT_IMAGES
 
     def _show(self, images: list[Image.Image]) -> Any:

@@ -25,6 +25,7 @@ MULTIPLE = 32  # the pipeline accepts no other sides
 class Sana(DiffusersFamily):
     """Conditions: the text's states, and a mask of the tokens that are text."""
 
+    pipelines = ("SanaPipeline",)
     prompt_arguments = ("prompt_embeds", "prompt_attention_mask")
 
     def __init__(

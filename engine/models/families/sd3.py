@@ -23,6 +23,8 @@ TOKENS = 256  # of T5; the CLIPs read 77
 class StableDiffusion3(DiffusersFamily):
     """Conditions: token states of all three text encoders, concatenated, and the CLIPs' pooled texts."""
 
+    pipelines = ("StableDiffusion3Pipeline",)
+
     def __init__(
         self, pipeline: Any, name: str, revision: str, device: torch.device | str = "cpu", guidance: float | None = None
     ) -> None:

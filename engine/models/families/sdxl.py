@@ -31,6 +31,7 @@ GUIDANCE = 5.0  # the pipeline's own default
 class StableDiffusionXL(DiffusersFamily):
     """Conditions: token states of both CLIPs, the second's pooled text, sizes, and for an LCM the embedded guidance."""
 
+    pipelines = ("StableDiffusionXLPipeline",)
     network_name = "unet"
     channels_last = True
     supports_emphasis = True

@@ -37,6 +37,7 @@ class StableDiffusion(DiffusersFamily):
     `revision` covers the large decoder; the resolver becomes part of it where it is used.
     """
 
+    pipelines = ("StableDiffusionPipeline", "LatentConsistencyModelPipeline")
     network_name = "unet"
     channels_last = True
     supports_emphasis = True

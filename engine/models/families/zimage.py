@@ -29,6 +29,7 @@ class ZImage(DiffusersFamily):
     The length stays on the CPU: the network takes a list of texts, so the host must know where each ends.
     """
 
+    pipelines = ("ZImagePipeline",)
     no_guidance = 0.0
     unsupported_samplers = ("heun", "unipc", "dpmpp_3m")
 
