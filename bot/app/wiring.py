@@ -30,7 +30,7 @@ from bot.jobs.retention import OrphanFiles, Retention, RetentionLimits
 from bot.services import Services
 from bot.store import Store
 from engine.bus import Bus
-from engine.contract.rejection import JobRejected
+from engine.contract import JobRejected
 from engine.process.model_settings import EMBEDDED_MODEL, read_style_guide
 from engine.prompt.style_guide import StyleGuide
 

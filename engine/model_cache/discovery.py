@@ -16,8 +16,7 @@ from msgspec.structs import replace
 
 from engine import models
 from engine.calibration.calibration import Calibration, calibrate, store_calibration
-from engine.contract import Dtype, ModelProfile, ModelProgress
-from engine.contract.rejection import JobRejected
+from engine.contract import Dtype, JobRejected, ModelProfile, ModelProgress
 from engine.device.memory import model_budget
 from engine.model_cache import catalog_file
 from engine.model_cache.cache import ModelEntry, free_memory, make_too_large_error

@@ -8,8 +8,17 @@ from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 import torch
 from PIL import Image
 
-from engine.contract import ControlModel, Dtype, GuidanceKind, Lora, ModelPart, Preprocessor, Recipe, Sampler
-from engine.contract.rejection import JobRejected
+from engine.contract import (
+    ControlModel,
+    Dtype,
+    GuidanceKind,
+    JobRejected,
+    Lora,
+    ModelPart,
+    Preprocessor,
+    Recipe,
+    Sampler,
+)
 from engine.models.pictures.picture_conditions import OpenPicture, PictureConditions, PictureRows
 from engine.process.memory_requests import Offload
 from engine.sampling import Plan

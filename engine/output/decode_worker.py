@@ -29,8 +29,18 @@ from engine.batching.fault_isolation import reject_before_start
 from engine.batching.input_pictures import MASK_THRESHOLD, InitLatents, encode_square, load_init_latents, load_pictures
 from engine.batching.job_images import check_job
 from engine.batching.trajectory import LatentKeyframe
-from engine.contract import MAX_ESTIMATE_BYTES, Change, Frame, Job, Keyframe, Ladder, Recipe, Verdict, recipe_at_end
-from engine.contract.rejection import JobRejected
+from engine.contract import (
+    MAX_ESTIMATE_BYTES,
+    Change,
+    Frame,
+    Job,
+    JobRejected,
+    Keyframe,
+    Ladder,
+    Recipe,
+    Verdict,
+    recipe_at_end,
+)
 from engine.device.core_turns import CoreTurns, Stopwatch, WorkKind, release_team
 from engine.models.family import SMALL_MODEL_SIZE, Family, find_judge, is_loaded, with_autoencoder
 from engine.models.pictures.picture_conditions import PictureConditions

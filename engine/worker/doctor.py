@@ -10,8 +10,7 @@ import torch
 
 from engine import models
 from engine.calibration.calibration import Calibration, calibrate, read_device_name
-from engine.contract import ModelProfile, Quantization
-from engine.contract.rejection import JobRejected
+from engine.contract import JobRejected, ModelProfile, Quantization
 from engine.device.memory import choose_device
 from engine.model_cache.catalog_file import read_catalog
 from engine.model_cache.discovery import choose_for_one

@@ -14,8 +14,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
 from engine.bus import BrokerUnreachable, Bus, BusMessage, Claim
-from engine.contract import AmendmentLog, Job, JobStarted, Presence, Snapshot, UpscaleTask
-from engine.contract.rejection import JobRejected
+from engine.contract import AmendmentLog, Job, JobRejected, JobStarted, Presence, Snapshot, UpscaleTask
 from engine.process.log_format import log_context
 from engine.worker.result_publisher import ResultPublisher
 from engine.worker.run import ActiveRuns, JobRun

@@ -16,8 +16,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 
 from engine.bus import BrokerUnreachable, Bus, StaleEpoch
-from engine.contract import AmendJob, AmendmentRequest, ControlMessage, JobAmended, Recipe
-from engine.contract.rejection import JobRejected
+from engine.contract import AmendJob, AmendmentRequest, ControlMessage, JobAmended, JobRejected, Recipe
 from engine.worker.result_publisher import ResultPublisher
 from engine.worker.run import ActiveRuns, JobRun
 

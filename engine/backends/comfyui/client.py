@@ -20,8 +20,7 @@ import aiohttp
 
 from engine.backends.comfyui import BACKEND
 from engine.backends.comfyui.workflow import SlotPlace, SlotValue, Workflow, WrongWorkflow, parse_workflow
-from engine.contract import Feature, Sampler
-from engine.contract.rejection import JobRejected
+from engine.contract import Feature, JobRejected, Sampler
 from engine.process.settings import BackendSettings, SettingError
 from engine.remote.drawing import BackendModel, BackendUnreachable, DrawProgress, DrawRequest, OnProgress
 from engine.remote.http_client import (

@@ -15,8 +15,7 @@ from diffusers.models.controlnets.controlnet import ControlNetModel
 from PIL import Image
 from safetensors import SafetensorError
 
-from engine.contract import ControlImage, ControlModel, Dtype
-from engine.contract.rejection import JobRejected
+from engine.contract import ControlImage, ControlModel, Dtype, JobRejected
 from engine.models.control.control_files import (
     CONTROL_KIND,
     ControlFile,

@@ -6,8 +6,7 @@ from typing import Any
 
 import torch
 
-from engine.contract import Sampler
-from engine.contract.rejection import JobRejected
+from engine.contract import JobRejected, Sampler
 from engine.models.control.control_conditioner import make_sd3_conditioner
 from engine.models.families.diffusers_family import choose_guidance
 from engine.models.families.flow_matching import FlowMatchingFamily

@@ -17,8 +17,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
-from engine.contract import Dtype, Quantization
-from engine.contract.rejection import JobRejected
+from engine.contract import Dtype, JobRejected, Quantization
 from engine.models.family import TORCH_DTYPES
 from engine.models.files.model_source import UNUSED_PARTS, find_model
 from engine.models.files.pipeline_parts import Part, find_part_classes, find_pipeline_class, list_parts, read_index

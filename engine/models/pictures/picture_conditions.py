@@ -15,8 +15,7 @@ from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 import torch
 from PIL import Image
 
-from engine.contract import ControlModel, Dtype, Preprocessor, Recipe
-from engine.contract.rejection import JobRejected
+from engine.contract import ControlModel, Dtype, JobRejected, Preprocessor, Recipe
 
 SlotKind = Literal["control", "adapter", "reference", "inpaint"]
 OpenPicture = Callable[[str], Image.Image]  # returns the picture (RGB) of a SHA-256; raises `JobRejected`

@@ -16,8 +16,18 @@ from engine.batching.input_pictures import load_pictures
 from engine.batching.job_images import build_images
 from engine.batching.model_inputs import ModelInputs
 from engine.batching.trajectory import Trajectory
-from engine.contract import Concept, ControlImage, ControlModel, Dtype, Job, Lora, Preprocessor, Recipe, ReferenceImage
-from engine.contract.rejection import JobRejected
+from engine.contract import (
+    Concept,
+    ControlImage,
+    ControlModel,
+    Dtype,
+    Job,
+    JobRejected,
+    Lora,
+    Preprocessor,
+    Recipe,
+    ReferenceImage,
+)
 from engine.models.family import Conditioning
 from engine.models.pictures.picture_conditions import (
     OpenPicture,

@@ -17,8 +17,7 @@ from benchmarks.fixtures.small_pipelines import USUAL_SAMPLERS, save_small_pipel
 from benchmarks.report.measures import psnr
 from engine.batching.engine import Engine
 from engine.batching.model_inputs import build_conditioning
-from engine.contract import Concept, Job
-from engine.contract.rejection import JobRejected
+from engine.contract import Concept, Job, JobRejected
 from engine.models import load_folder
 from engine.models.families.diffusers_family import choose_guidance, find_few_step_sampling
 from engine.models.families.stable_diffusion import StableDiffusion

@@ -16,8 +16,7 @@ from benchmarks.fixtures.reference_pipeline import call_pipeline as by_pipeline
 from benchmarks.fixtures.small_pipelines import save_small_pipeline
 from engine.batching.engine import Engine, LatentsDone
 from engine.calibration.calibration import Calibration
-from engine.contract import TURBO_LORA, Lora
-from engine.contract.rejection import JobRejected
+from engine.contract import TURBO_LORA, JobRejected, Lora
 from engine.models import load_folder, load_model
 from engine.models.families.embedded import build_pipeline, load_embedded
 from engine.models.lora import lora_files

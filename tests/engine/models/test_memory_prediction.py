@@ -14,8 +14,7 @@ from benchmarks.models.memory_run import sample_weight_bytes
 from benchmarks.models.random_weights import ensure_model_folder
 from engine import models
 from engine.calibration.measurement import probe_recipe
-from engine.contract import Dtype
-from engine.contract.rejection import JobRejected
+from engine.contract import Dtype, JobRejected
 from engine.models.files.model_source import ModelSource
 from engine.models.loading.memory_estimate import InspectedModel, estimate_bytes, estimate_weights
 from engine.models.loading.number_formats import LARGE_PARAMETERS, FormatChooser

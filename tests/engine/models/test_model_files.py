@@ -14,7 +14,7 @@ import torch
 from diffusers.utils import logging
 from safetensors.torch import save_file
 
-from engine.contract.rejection import JobRejected
+from engine.contract import JobRejected
 from engine.models import load_model, make_model_name, text_embedder
 from engine.models.families.stable_diffusion import StableDiffusion
 from engine.models.files import model_source
