@@ -68,8 +68,7 @@ class BackendWorker:
             lambda: profile.rows,
             self._make_presence,
             profile.name,
-            backend.concurrency,
-            lambda: state.is_reachable,
+            lambda: backend.concurrency if state.is_reachable else 0,
         )
         self._heartbeats = Heartbeats(bus, self.active_runs, self._result_publisher, Watchdog())
         self._watched_jobs = WatchedJobs(bus, self.active_runs)
