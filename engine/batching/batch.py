@@ -20,7 +20,7 @@ from engine.batching.trajectory import MaskedSource, Trajectory
 from engine.device.memory import copy_to_device
 from engine.models.family import Conditioning, Family, denoise
 from engine.models.guidance_norm import NormalizesGuidance
-from engine.models.pictures.picture_conditions import PictureRows
+from engine.models.picture_conditions import PictureRows
 from engine.sampling import COLUMNS
 
 MAX_KEYS = 1000

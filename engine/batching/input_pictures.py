@@ -16,7 +16,7 @@ from engine.batching.noise import slerp
 from engine.contract import Branch, ImageToImage, JobRejected, Ladder, MalformedMessage, Recipe, decode, map_step
 from engine.models.families.picture_editing import EditedPicture, EditedPictures, fit_edited_size, is_edit
 from engine.models.family import Family, TakesPictures, with_autoencoder
-from engine.models.pictures.picture_conditions import PictureConditions
+from engine.models.picture_conditions import PictureConditions
 from engine.picture_files import open_image
 
 

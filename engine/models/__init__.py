@@ -134,8 +134,8 @@ def _make_family(
 ) -> Family:
     from engine.models.autoencoder.large_decoder import LargeDecoder
     from engine.models.families.stable_diffusion import StableDiffusion, as_stable_diffusion
+    from engine.models.generic_family import GenericFamily
     from engine.models.registry import INPAINTING_PIPELINES, LATENT_CONSISTENCY, STABLE_DIFFUSION, find_families
-    from engine.models.whole_pipeline.generic_family import GenericFamily
 
     read_pipeline = INPAINTING_PIPELINES.get(type(loaded.pipeline).__name__)
     pipeline = loaded.pipeline if read_pipeline is None else read_pipeline(loaded.pipeline)

@@ -19,7 +19,7 @@ from engine.contract import (
     Recipe,
     Sampler,
 )
-from engine.models.pictures.picture_conditions import OpenPicture, PictureConditions, PictureRows
+from engine.models.picture_conditions import OpenPicture, PictureConditions, PictureRows
 from engine.process.memory_requests import Offload
 from engine.sampling import Plan
 

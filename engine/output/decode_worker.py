@@ -43,7 +43,7 @@ from engine.contract import (
 )
 from engine.device.core_turns import CoreTurns, Stopwatch, WorkKind, release_team
 from engine.models.family import SMALL_MODEL_SIZE, Family, find_judge, is_loaded, with_autoencoder
-from engine.models.pictures.picture_conditions import PictureConditions
+from engine.models.picture_conditions import PictureConditions
 from engine.output.picture_check import JobVerdicts, PictureCheck
 from engine.output.previewer import Previewer
 from engine.picture_files import encode_jpeg, encode_png, encode_thumbnail, format_parameters

@@ -9,8 +9,8 @@ import torch
 from engine.models.families.diffusers_family import choose_guidance
 from engine.models.families.flux import TOKENS, Flux
 from engine.models.family import Conditioning
-from engine.models.pictures.picture_conditions import PictureConditioner
-from engine.models.text.text_cache import PromptKey
+from engine.models.picture_conditions import PictureConditioner
+from engine.models.text_cache import PromptKey
 
 GUIDANCE = 5.0  # the pipeline's own default
 

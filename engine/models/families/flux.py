@@ -16,8 +16,8 @@ from engine.models.families.diffusers_family import choose_guidance
 from engine.models.families.flow_matching import FlowMatchingFamily
 from engine.models.families.picture_editing import NeedsPicture, split_pictures
 from engine.models.family import Conditioning
-from engine.models.pictures.picture_conditions import Additions, PictureConditioner
-from engine.models.text.text_cache import PromptKey
+from engine.models.picture_conditions import Additions, PictureConditioner
+from engine.models.text_cache import PromptKey
 
 GUIDANCE = 3.5  # the pipeline's own default
 TOKENS = 512  # of T5

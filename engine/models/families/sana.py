@@ -15,7 +15,7 @@ from PIL import Image
 from engine.models.autoencoder.tiled_decode import encode_within_memory
 from engine.models.families.diffusers_family import DiffusersFamily, choose_guidance
 from engine.models.family import Conditioning
-from engine.models.text.text_cache import PromptKey
+from engine.models.text_cache import PromptKey
 
 GUIDANCE = 4.5  # the pipeline's own default
 TOKENS = 300

@@ -11,8 +11,8 @@ from engine.models.control.control_conditioner import make_sd3_conditioner
 from engine.models.families.diffusers_family import choose_guidance
 from engine.models.families.flow_matching import FlowMatchingFamily
 from engine.models.family import Conditioning
-from engine.models.pictures.picture_conditions import Additions, ForwardInputs
-from engine.models.text.text_cache import PromptKey
+from engine.models.picture_conditions import Additions, ForwardInputs
+from engine.models.text_cache import PromptKey
 from engine.sampling import Plan
 
 GUIDANCE = 7.0  # the pipeline's own default

@@ -23,7 +23,7 @@ from engine.models.files.added_kind import REFERENCE_FOLDER
 from engine.models.library_logging import silence_libraries
 from engine.models.loading.pipeline_loader import LOAD_ERRORS
 from engine.models.network.reference_attention import ADDITION
-from engine.models.pictures.picture_conditions import (
+from engine.models.picture_conditions import (
     Additions,
     ForwardInputs,
     OpenPicture,

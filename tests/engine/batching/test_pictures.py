@@ -29,13 +29,7 @@ from engine.contract import (
     ReferenceImage,
 )
 from engine.models.family import Conditioning
-from engine.models.pictures.picture_conditions import (
-    OpenPicture,
-    PictureCondition,
-    PictureConditions,
-    PictureRows,
-    PictureSlot,
-)
+from engine.models.picture_conditions import OpenPicture, PictureCondition, PictureConditions, PictureRows, PictureSlot
 from engine.picture_files import MAX_PIXELS
 from shared.engine_fixtures import SCHEDULE, Affine
 from shared.picture_files import make_png

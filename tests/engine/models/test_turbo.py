@@ -14,7 +14,7 @@ from benchmarks.fixtures.small_pipelines import save_small_pipeline
 from engine.contract import JobRejected, Lora
 from engine.models import load_folder
 from engine.models.files.model_source import fingerprint_folder
-from engine.models.lora.lora_files import find_loras
+from engine.models.lora_files import find_loras
 from shared.small_families import build_recipe, by_engine, error, write_turbo
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' own

@@ -17,9 +17,9 @@ from benchmarks.fixtures.small_pipelines import PIPELINE_BUILDERS
 from bot.prompt.emphasis import remove_emphasis
 from engine.batching.engine import Engine
 from engine.contract import Concept
+from engine.models import prompt_chunks
 from engine.models.families.stable_diffusion import StableDiffusion
 from engine.models.registry import find_families
-from engine.models.text import prompt_chunks
 from engine.prompt.emphasis import MAX_WEIGHT, split_by_weight, strip_emphasis
 from engine.sampling import build_scheduler
 from shared.small_families import by_engine, error

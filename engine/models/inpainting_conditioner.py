@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 
 from engine.contract import ControlModel, ImageToImage, JobRejected, Preprocessor, Recipe
 from engine.models.family import with_autoencoder
-from engine.models.pictures.picture_conditions import (
+from engine.models.picture_conditions import (
     Additions,
     ForwardInputs,
     OpenPicture,
