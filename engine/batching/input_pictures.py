@@ -101,7 +101,10 @@ def load_init_latents(recipe: Recipe, blobs: Mapping[str, bytes], family: Family
 
 
 def encode_square(picture: bytes, family: Family) -> torch.Tensor:
-    """Return the autoencoder's mean of an image's middle square, at the native size. Raises `JobRejected`."""
+    """Return the autoencoder's mean `[channels, height, width]`, float32, of an image's middle square.
+
+    The square is scaled to the native size. Raises `JobRejected`.
+    """
     cropped = ImageOps.fit(open_image(picture), (family.size, family.size), Image.Resampling.LANCZOS)
     latents = family.encode_image(cropped).to(family.device, torch.float32)
     if not torch.isfinite(latents).all():

@@ -80,7 +80,7 @@ class Family(Protocol):
         ...
 
     def finish(self, latents: torch.Tensor) -> Image.Image:
-        """Decode latents and upscale by `upscale_factor` where the result is not too large."""
+        """Decode latents `[channels, height, width]`; upscale by `upscale_factor` where the result is not too large."""
         ...
 
     def encode_image(self, picture: Image.Image) -> torch.Tensor:
@@ -270,7 +270,7 @@ class TakesPictures(Protocol):
         loras: tuple[Lora, ...] = (),
         pictures: tuple[PictureRows, ...] = (),
     ) -> torch.Tensor:
-        """Return the network's output as `Family.denoise` does, with the pictures of some rows."""
+        """Return the network's output `[rows, …]` as `Family.denoise` does, with the pictures of some rows."""
         ...
 
 

@@ -73,7 +73,7 @@ class PictureRows:
     network: object = None
 
     def select(self, batch: torch.Tensor) -> torch.Tensor:
-        """Return these rows of a forward's tensor."""
+        """Return these rows of a forward's tensor `[rows, …]`."""
         return batch if self.is_whole else batch[self.rows]
 
     def spread(self, values: torch.Tensor, row_count: int) -> torch.Tensor:
@@ -83,7 +83,7 @@ class PictureRows:
         return values.new_zeros(row_count, *values.shape[1:]).index_copy(0, self.rows, values)
 
     def scale(self, values: torch.Tensor) -> torch.Tensor:
-        """Return these rows' values times their scales, in their number format, rounded once."""
+        """Return these rows' values `[rows, …]` times their scales, in their number format, rounded once."""
         if self.common_scale is not None:
             return values if self.common_scale == 1.0 else values * self.common_scale
         return (values * self.scales.view(-1, *(1,) * (values.dim() - 1))).to(values.dtype)

@@ -319,12 +319,12 @@ def _recipe_of(job: Job) -> Recipe:
 
 
 def encode_latents(latents: torch.Tensor | None) -> bytes | None:
-    """Return the latents as float32, C-order."""
+    """Return the latents `[channels, height, width]` as float32, C-order."""
     return None if latents is None else latents.to("cpu", torch.float32).contiguous().numpy().tobytes()
 
 
 def encode_latents_half(latents: torch.Tensor) -> bytes | None:
-    """Return the latents as float16, C-order; None if they are larger than a keyframe may carry."""
+    """Return latents `[channels, height, width]` as float16, C-order; None if larger than a keyframe may carry."""
     if 2 * latents.numel() > MAX_ESTIMATE_BYTES:
         return None
     return latents.to("cpu", torch.float16).contiguous().numpy().tobytes()
