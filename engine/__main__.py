@@ -182,7 +182,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line. An error that the caller can mend ends in one sentence, never in a traceback."""
     os.environ.setdefault("GOMP_SPINCOUNT", GOMP_SPIN_COUNT)  # torch reads it when it loads, later
     from engine.bus.connection import BrokerUnreachable
-    from engine.contract.rejection import JobRejected
+    from engine.contract import JobRejected
     from engine.process.setting_sources import SettingError
 
     os.umask(0o077)  # new files are their owner's alone

@@ -18,6 +18,7 @@ from engine.contract import (
     Blame,
     Branch,
     ImageToImage,
+    JobRejected,
     Recipe,
     has_skipped_steps,
     make_part_fields,
@@ -25,7 +26,6 @@ from engine.contract import (
     recipe_for_image,
     settle_amendments,
 )
-from engine.contract.rejection import JobRejected
 
 THUMBNAIL_SIDE = 128  # pixels of a keyframe's longest side
 

@@ -252,7 +252,7 @@ def test_the_bot_imports_only_the_contract_of_the_engine() -> None:
             continue
         allowed_here = allowed_modules | entry_points.get(_module_of(path), set())
         if _is_in_package(_module_of(path), "bot.cli.models"):
-            allowed_here = allowed_here | {"engine.hub", "engine.contract.rejection"}
+            allowed_here = allowed_here | {"engine.hub"}
         for module in sorted(_find_imports(path)):
             if (
                 _is_in_package(module, "engine")

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import typer
 
-from engine.contract.rejection import JobRejected
+from engine.contract import JobRejected
 from training.commands.artwork_files import pack, styles, substitutes, words
 from training.commands.evaluate import evaluate, export, measure
 from training.commands.progress import print_status

@@ -50,11 +50,11 @@ from engine.models.families.diffusers_family import DiffusersFamily
 from engine.models.family import TORCH_DTYPES, Family, HasDefaultSampling
 from engine.models.files.added_kind import CONTROL_FOLDER
 from engine.models.files.model_source import ModelSource
+from engine.models.generic_family import GenericFamily
 from engine.models.loading.memory_estimate import InspectedModel
 from engine.models.loading.number_formats import FormatChooser
 from engine.models.quantization.choice import PartQuantization, find_quantization
 from engine.models.quantization.stored_quantization import find_obstacle
-from engine.models.whole_pipeline.generic_family import GenericFamily
 from engine.sampling import build_scheduler
 
 STEPS = 4

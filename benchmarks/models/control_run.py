@@ -38,7 +38,7 @@ from engine.models.control.control_networks import ControlNet
 from engine.models.families.diffusers_family import DiffusersFamily
 from engine.models.family import TORCH_DTYPES
 from engine.models.files.added_kind import CONTROL_FOLDER, REFERENCE_FOLDER
-from engine.models.pictures.picture_conditions import PictureConditions
+from engine.models.picture_conditions import PictureConditions
 
 diffusers: Any = import_module("diffusers")  # their lazy modules export nothing that a type checker sees
 CONTROL_NAMES = ("one", "two")

@@ -29,6 +29,7 @@ from engine.contract import (
     Concept,
     DropImages,
     Job,
+    JobRejected,
     Recipe,
     Sampler,
     SetConcepts,
@@ -37,7 +38,6 @@ from engine.contract import (
     SplitImage,
     list_final_images,
 )
-from engine.contract.rejection import JobRejected
 from engine.models import load_model
 from engine.models.family import Family
 from engine.models.library_logging import silence_libraries

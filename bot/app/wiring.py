@@ -61,6 +61,7 @@ from bot.services.rule_admin import RuleAdmin
 from bot.services.sessions import Sessions
 from bot.store import Store
 from engine.bus import Bus
+from engine.contract import JobRejected
 from engine.contract.rejection import JobRejected
 from engine.process.model_settings import (
     EMBEDDED_MODEL,

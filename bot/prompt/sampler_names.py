@@ -7,6 +7,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, get_args
 
 from engine.contract import Sampler
+from engine.contract.samplers import SAMPLER_ROWS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -16,24 +17,11 @@ SAMPLER_LIST = f"{', '.join(SAMPLER_NAMES[:-1])} or {SAMPLER_NAMES[-1]}"
 MAX_NAME_WORDS = 4  # words of a name
 QUOTE_PAIRS = {'"': '"', "“": "”", "„": "“", "'": "'"}
 
-# Names in the form in which they are compared: small letters and digits, p for +, without "sample" and "scheduler".
-_OTHER_NAMES: Mapping[str, Sampler] = MappingProxyType(
-    {
-        "eulera": "euler_ancestral",
-        "eulerdiscrete": "euler",
-        "eulerancestraldiscrete": "euler_ancestral",
-        "dpmsolverpp": "dpmpp_2m",
-        "dpmsolvermultistep": "dpmpp_2m",
-        "dpm2": "kdpm2",
-        "kdpm2discrete": "kdpm2",
-        "heundiscrete": "heun",
-        "unipcbh2": "unipc",
-        "unipcmultistep": "unipc",
-        "own": "native",
-    }
-)
 _SAMPLERS_BY_NAME: Mapping[str, Sampler] = MappingProxyType(
-    {**_OTHER_NAMES, **{name.replace("_", ""): name for name in SAMPLER_NAMES}}
+    {
+        **{other_name: row.name for row in SAMPLER_ROWS for other_name in row.other_names},
+        **{name.replace("_", ""): name for name in SAMPLER_NAMES},
+    }
 )
 # What other programs append to a sampler's name: it makes another sampler, and is no word of the prompt.
 _VARIANTS = frozenset({"karras", "exponential", "polyexponential", "sde", "heun", "ancestral", "trailing"})

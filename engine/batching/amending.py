@@ -13,6 +13,7 @@ from engine.contract import (
     Amendment,
     AmendmentRequest,
     Change,
+    JobRejected,
     Recipe,
     SetConcepts,
     SetGuidance,
@@ -25,7 +26,6 @@ from engine.contract import (
     recipe_for_image,
     settle_fades,
 )
-from engine.contract.rejection import JobRejected
 from engine.models.families.picture_editing import is_edit
 from engine.models.family import Family
 

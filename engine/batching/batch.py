@@ -20,7 +20,7 @@ from engine.batching.trajectory import MaskedSource, Trajectory
 from engine.device.memory import copy_to_device
 from engine.models.family import Conditioning, Family, denoise
 from engine.models.guidance_norm import NormalizesGuidance
-from engine.models.pictures.picture_conditions import PictureRows
+from engine.models.picture_conditions import PictureRows
 from engine.sampling import COLUMNS
 
 MAX_KEYS = 1000
@@ -135,7 +135,8 @@ class RowLayout:
     def apply_guidance(self, out: torch.Tensor, measure_norm: MeasureNorm | None = None) -> torch.Tensor:
         """Return base + Σ coefficient·(row - base): classifier-free guidance (Ho & Salimans 2022) for any texts.
 
-        With `measure_norm`, the result gets the norm that it has at a guidance of 1.
+        From `[rows, channels, height, width]` to `[images, …]`. With `measure_norm`, the result gets the norm that it
+        has at a guidance of 1.
         """
         base = guided = out[self.base]
         for row, coefficient in self.slots:
@@ -164,7 +165,7 @@ class Coefficients:
 
 
 def stack_noise(images: Sequence[Trajectory]) -> torch.Tensor | None:
-    """Return the noise of this row of each image's plan, or None if no image draws any."""
+    """Return the noise `[images, …]` of this row of each image's plan, float32; None if no image draws any."""
     if not any(image.plan.has_noise_draw(image.k) for image in images):
         return None
     draws = [
@@ -182,7 +183,7 @@ class Prediction(NamedTuple):
 
 
 def predict(images: Sequence[Trajectory], x: torch.Tensor, out: torch.Tensor, coefficients: Coefficients) -> Prediction:
-    """Return x0 = P·x + Q·out and x' = A·x + B·out + M·h + N·noise, for any mix of samplers."""
+    """Return x0 = P·x + Q·out and x' = A·x + B·out + M·h + N·noise, for any mix of samplers; all are `[images, …]`."""
     x0 = coefficients["P"] * x + coefficients["Q"] * out
     next_x = coefficients["A"] * x + coefficients["B"] * out
     if any(image.h is not None for image in images):
@@ -213,7 +214,10 @@ def restore_unmasked(images: Sequence[Trajectory], prediction: Prediction) -> Pr
 
 
 def roll_tiles(x: torch.Tensor, images: Sequence[Trajectory], direction: int = 1) -> torch.Tensor:
-    """Roll the latents of tiles by their shifts, or back (`direction` -1); leave all others as they are."""
+    """Roll latents `[images, channels, height, width]` of tiles by their shifts in latents, or back (`direction` -1).
+
+    All others stay as they are.
+    """
     shifts = [image.shift for image in images]
     if all(shift is None for shift in shifts):
         return x

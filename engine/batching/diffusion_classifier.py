@@ -14,8 +14,7 @@ from typing import cast
 
 import torch
 
-from engine.contract import Concept, Dtype, Recipe, Sampler
-from engine.contract.rejection import JobRejected
+from engine.contract import Concept, Dtype, JobRejected, Recipe, Sampler
 from engine.models.family import Conditioning, Family
 from engine.sampling import COLUMNS, Plan
 

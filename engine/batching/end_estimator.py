@@ -15,8 +15,7 @@ import torch
 from engine.batching.batch import Coefficients, roll_tiles
 from engine.batching.model_inputs import build_conditioning
 from engine.batching.trajectory import Trajectory
-from engine.contract import TURBO_LORA, TURBO_SAMPLER, Lora, has_negative_weight
-from engine.contract.rejection import JobRejected
+from engine.contract import TURBO_LORA, TURBO_SAMPLER, JobRejected, Lora, has_negative_weight
 from engine.models.family import SMALL_MODEL_SIZE, Family, TakesLoras
 
 log = logging.getLogger(__name__)

@@ -30,7 +30,7 @@ from engine.batching.trajectory import Trajectory
 from engine.contract import AmendmentRequest, Blame, Job, Recipe, Snapshot
 from engine.device.memory import is_out_of_memory
 from engine.models.family import Family
-from engine.models.pictures.picture_conditions import PictureConditions
+from engine.models.picture_conditions import PictureConditions
 
 log = logging.getLogger(__name__)
 

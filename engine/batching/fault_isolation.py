@@ -13,7 +13,7 @@ import torch
 from engine.batching.batch import BatchLayouts
 from engine.batching.pipeline_images import PipelineImage
 from engine.batching.trajectory import Trajectory
-from engine.contract.rejection import JobRejected
+from engine.contract import JobRejected
 from engine.device.memory import is_out_of_memory
 from engine.models.family import Family
 

@@ -13,11 +13,10 @@ import torch
 from PIL import Image, ImageOps
 
 from engine.batching.noise import slerp
-from engine.contract import Branch, ImageToImage, Ladder, MalformedMessage, Recipe, decode, map_step
-from engine.contract.rejection import JobRejected
+from engine.contract import Branch, ImageToImage, JobRejected, Ladder, MalformedMessage, Recipe, decode, map_step
 from engine.models.families.picture_editing import EditedPicture, EditedPictures, fit_edited_size, is_edit
 from engine.models.family import Family, TakesPictures, with_autoencoder
-from engine.models.pictures.picture_conditions import PictureConditions
+from engine.models.picture_conditions import PictureConditions
 from engine.picture_files import open_image
 
 
@@ -102,7 +101,10 @@ def load_init_latents(recipe: Recipe, blobs: Mapping[str, bytes], family: Family
 
 
 def encode_square(picture: bytes, family: Family) -> torch.Tensor:
-    """Return the autoencoder's mean of an image's middle square, at the native size. Raises `JobRejected`."""
+    """Return the autoencoder's mean `[channels, height, width]`, float32, of an image's middle square.
+
+    The square is scaled to the native size. Raises `JobRejected`.
+    """
     cropped = ImageOps.fit(open_image(picture), (family.size, family.size), Image.Resampling.LANCZOS)
     latents = family.encode_image(cropped).to(family.device, torch.float32)
     if not torch.isfinite(latents).all():

@@ -17,6 +17,7 @@ from engine.contract import (
     Branch,
     ImageToImage,
     Job,
+    JobRejected,
     ModelProfile,
     Quantization,
     Recipe,
@@ -29,7 +30,6 @@ from engine.contract import (
     list_needed_lives,
     recipe_for_image,
 )
-from engine.contract.rejection import JobRejected
 from engine.models.families.picture_editing import EditsPictures, is_edit
 from engine.models.family import (
     Family,
@@ -41,7 +41,7 @@ from engine.models.family import (
     find_judge,
     with_autoencoder,
 )
-from engine.models.pictures.picture_conditions import PictureConditions
+from engine.models.picture_conditions import PictureConditions
 from engine.models.quantization.choice import find_quantization
 from engine.pipelines.network_call import refuse_unsupported_recipe
 from engine.sampling import NotTabled, Plan, compose

@@ -20,7 +20,7 @@ from engine.contract import (
 )
 from engine.models.families.picture_editing import EditedPictures, EditsPictures
 from engine.models.family import Conditioning, Family
-from engine.models.pictures.picture_conditions import PictureCondition, PictureConditions, PictureSlot
+from engine.models.picture_conditions import PictureCondition, PictureConditions, PictureSlot
 
 MAX_KEPT_INPUTS = 8  # of one image, for different texts or guidance
 

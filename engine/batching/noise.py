@@ -26,6 +26,7 @@ class Noise:
         self._streams = [*ancestors, _SeedStream(noise_seed(recipe, image), shape)]
 
     def initial_noise(self) -> torch.Tensor:
+        """Return draw 0 of the shape `shape`, float32 on the CPU."""
         return self._draw_blended(0)
 
     def row_noise(self, k: int, plan: Plan) -> torch.Tensor:
@@ -68,7 +69,7 @@ class _SeedStream:
 
 def slerp(a: torch.Tensor, b: torch.Tensor, strength: float) -> torch.Tensor:
     """Return the spherical interpolation from `a` (strength 0) to `b` (1), which keeps the noise's norm (Shoemake
-    1985).
+    1985). Both have one shape `[…]`, which is the result's.
     """
     x = a.double().flatten()
     y = b.double().flatten()

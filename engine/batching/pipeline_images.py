@@ -21,8 +21,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from engine.batching.events import Event, JobFailure, LatentsDone, StepDone
 from engine.batching.trajectory import LatentKeyframe
-from engine.contract import MAX_KEYFRAMES, Blame, Dtype, Job, Lora, Recipe, count_rows
-from engine.contract.rejection import JobRejected
+from engine.contract import MAX_KEYFRAMES, Blame, Dtype, Job, JobRejected, Lora, Recipe, count_rows
 from engine.device.memory import is_out_of_memory
 from engine.models.family import EncodesPrompts, TakesLoras
 from engine.pipelines.forward_batcher import CoroutineThread, ForwardBatcher, Message, ThreadEnd

@@ -32,7 +32,7 @@ from engine.contract import (
     list_needed_lives,
 )
 from engine.models.family import Family
-from engine.models.pictures.picture_conditions import PictureConditions
+from engine.models.picture_conditions import PictureConditions
 from engine.sampling import COLUMNS, Plan
 
 # 2³² times the inverse of the plastic number, and that of its square: the sequence fills the plane evenly

@@ -109,7 +109,6 @@ class BotClient(BusBase):
         result_type: type[Result] = Result  # pyright: ignore[reportAssignmentType]
         consumer = PullConsumer(
             self.client,
-            self.js,
             subjects.RESULTS,
             result_consumer_config(),
             result_type,

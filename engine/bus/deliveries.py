@@ -53,7 +53,7 @@ class DeadLetters:
     """The dead-letter stream. `count`: messages by the first token of their subject."""
 
     def __init__(self, js: JetStreamContext, rejections: RejectionLog) -> None:
-        self._js = js
+        self.js = js
         self._rejections = rejections
         self.count: Counter[str] = Counter()
 
@@ -67,7 +67,7 @@ class DeadLetters:
             one_line = reason.replace("\r", " ").replace("\n", " ")[:500]
             headers = {"Reason": one_line, "Bytes": str(len(msg.data))}
             payload = msg.data[:MAX_DEAD_BYTES]
-            await self._js.publish(
+            await self.js.publish(
                 subjects.make_dead_letter_subject(msg.subject), payload, headers=headers, timeout=ANSWER_SECONDS
             )
             await msg.term()
@@ -129,7 +129,6 @@ class PullConsumer(Generic[T]):
     def __init__(
         self,
         client: Client,
-        js: JetStreamContext,
         stream: str,
         config: ConsumerConfig,
         value_type: type[T],
@@ -141,7 +140,7 @@ class PullConsumer(Generic[T]):
     ) -> None:
         assert config.durable_name is not None
         self._client = client
-        self._js = js
+        self._js = dead_letters.js
         self._stream = stream
         self._config = config
         self._value_type = value_type

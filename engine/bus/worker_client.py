@@ -76,7 +76,6 @@ class WorkerClient(BusBase):
                 config = pool_consumer_config(pool, self.limits.lease)
                 self._consumers[pool] = PullConsumer(
                     self.client,
-                    self.js,
                     subjects.WORK,
                     config,
                     Job,

@@ -36,7 +36,7 @@ from engine.models.family import (
     TakesPictures,
     find_judge,
 )
-from engine.models.pictures.picture_conditions import PictureSupport
+from engine.models.picture_conditions import PictureSupport
 from engine.models.quantization.choice import find_quantization
 from engine.process.system import write_atomically
 from engine.sampling import NotTabled

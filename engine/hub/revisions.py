@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from engine.contract.rejection import JobRejected
+from engine.contract import JobRejected
 from engine.process.system import write_atomically
 
 REVISIONS_FILE = "hub-revisions.json"

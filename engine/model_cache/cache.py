@@ -23,8 +23,7 @@ import torch
 from msgspec.structs import replace
 
 from engine.calibration.calibration import Calibration
-from engine.contract import Dtype, ModelProfile, ModelProgress, Recipe
-from engine.contract.rejection import JobRejected
+from engine.contract import Dtype, JobRejected, ModelProfile, ModelProgress, Recipe
 from engine.device.core_turns import limit_to_one_core
 from engine.device.memory import is_out_of_memory
 from engine.model_cache.loaded_models import LoadedModels

@@ -16,8 +16,7 @@ from msgspec.structs import replace
 
 from engine import models
 from engine.calibration.calibration import Calibration, calibrate, store_calibration
-from engine.contract import Dtype, ModelProfile, ModelProgress
-from engine.contract.rejection import JobRejected
+from engine.contract import Dtype, JobRejected, ModelProfile, ModelProgress
 from engine.device.memory import model_budget
 from engine.model_cache import catalog_file
 from engine.model_cache.cache import ModelEntry, free_memory, make_too_large_error
@@ -25,6 +24,7 @@ from engine.model_cache.catalog_file import CalibratedModel
 from engine.model_cache.loaded_models import LoadedModels
 from engine.models.autoencoder.autoencoder_files import AUTOENCODER_KIND
 from engine.models.control.control_files import CONTROL_KIND
+from engine.models.embedding_files import find_embeddings
 from engine.models.families.diffusers_family import DiffusersFamily
 from engine.models.families.embedded import EMBEDDED_MODEL
 from engine.models.family import Family
@@ -41,12 +41,11 @@ from engine.models.loading.memory_estimate import InspectedModel, LoadChoice, es
 from engine.models.loading.number_formats import FormatChooser
 from engine.models.loading.pipeline_loader import OnProgress
 from engine.models.loading.single_file import find_configs, is_network_file
-from engine.models.lora.lora_files import find_loras
+from engine.models.lora_files import find_loras
 from engine.models.network.pipeline_offload import remove_stale_folders
 from engine.models.preprocessing.preprocessors import Preprocessors
 from engine.models.quantization.choice import PartQuantization, SizedQuantization, choose_quantizations
 from engine.models.reference.adapter_files import REFERENCE_KIND
-from engine.models.textual_inversion.embedding_files import find_embeddings
 from engine.process.load_progress import format_size
 from engine.process.memory_requests import UNQUANTIZED, OffloadRequest, QuantizationRequests
 from engine.process.model_settings import (

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 
-from engine.contract.rejection import JobRejected
+from engine.contract import JobRejected
 from engine.hub.added_models import expand_names
 from engine.model_cache.cache import make_too_large_error
 from engine.model_cache.discovery import LoadContext, discover_models

@@ -134,8 +134,8 @@ def _make_family(
 ) -> Family:
     from engine.models.autoencoder.large_decoder import LargeDecoder
     from engine.models.families.stable_diffusion import StableDiffusion, as_stable_diffusion
-    from engine.models.registry import FAMILY_BY_PIPELINE, INPAINTING_PIPELINES, LATENT_CONSISTENCY, STABLE_DIFFUSION
-    from engine.models.whole_pipeline.generic_family import GenericFamily
+    from engine.models.generic_family import GenericFamily
+    from engine.models.registry import INPAINTING_PIPELINES, LATENT_CONSISTENCY, STABLE_DIFFUSION, find_families
 
     read_pipeline = INPAINTING_PIPELINES.get(type(loaded.pipeline).__name__)
     pipeline = loaded.pipeline if read_pipeline is None else read_pipeline(loaded.pipeline)
@@ -148,9 +148,7 @@ def _make_family(
             pipeline = as_stable_diffusion(pipeline)
             return StableDiffusion(pipeline, name, revision, device, large_decoder=large_decoder)
         return StableDiffusion(pipeline, name, revision, device, None, resolver, large_decoder)
-    if class_name in FAMILY_BY_PIPELINE:
-        return FAMILY_BY_PIPELINE[class_name](pipeline, name, revision, device)
-    return GenericFamily(pipeline, name, revision, device)
+    return find_families().get(class_name, GenericFamily)(pipeline, name, revision, device)
 
 
 def _make_revision(source: ModelSource, quantization: PartQuantization) -> str:

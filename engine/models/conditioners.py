@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from engine.contract import PIPELINE_SAMPLERS
 from engine.models.families.diffusers_family import DiffusersFamily
-from engine.models.inpainting.inpainting_conditioner import InpaintingConditioner, needs_mask
+from engine.models.inpainting_conditioner import InpaintingConditioner, needs_mask
 from engine.models.reference.reference_conditioner import ReferenceConditioner
 
 

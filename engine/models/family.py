@@ -8,9 +8,18 @@ from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 import torch
 from PIL import Image
 
-from engine.contract import ControlModel, Dtype, GuidanceKind, Lora, ModelPart, Preprocessor, Recipe, Sampler
-from engine.contract.rejection import JobRejected
-from engine.models.pictures.picture_conditions import OpenPicture, PictureConditions, PictureRows
+from engine.contract import (
+    ControlModel,
+    Dtype,
+    GuidanceKind,
+    JobRejected,
+    Lora,
+    ModelPart,
+    Preprocessor,
+    Recipe,
+    Sampler,
+)
+from engine.models.picture_conditions import OpenPicture, PictureConditions, PictureRows
 from engine.process.memory_requests import Offload
 from engine.sampling import Plan
 
@@ -71,7 +80,7 @@ class Family(Protocol):
         ...
 
     def finish(self, latents: torch.Tensor) -> Image.Image:
-        """Decode latents and upscale by `upscale_factor` where the result is not too large."""
+        """Decode latents `[channels, height, width]`; upscale by `upscale_factor` where the result is not too large."""
         ...
 
     def encode_image(self, picture: Image.Image) -> torch.Tensor:
@@ -261,7 +270,7 @@ class TakesPictures(Protocol):
         loras: tuple[Lora, ...] = (),
         pictures: tuple[PictureRows, ...] = (),
     ) -> torch.Tensor:
-        """Return the network's output as `Family.denoise` does, with the pictures of some rows."""
+        """Return the network's output `[rows, …]` as `Family.denoise` does, with the pictures of some rows."""
         ...
 
 

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import pkgutil
+from collections.abc import Callable, Mapping
+from functools import cache
+from importlib import import_module
+from types import MappingProxyType
 from typing import Any
 
-from engine.models.families.chroma import Chroma
+from engine.models import families
 from engine.models.families.diffusers_family import DiffusersFamily
-from engine.models.families.flux import Flux, FluxKontext
-from engine.models.families.flux2 import Flux2
-from engine.models.families.hidream import HiDream
-from engine.models.families.lumina2 import Lumina2
-from engine.models.families.pixart import PixArt
-from engine.models.families.qwen_image import QwenImage, QwenImageEdit, QwenImageEditPlus
-from engine.models.families.sana import Sana
-from engine.models.families.sd3 import StableDiffusion3
-from engine.models.families.sdxl import StableDiffusionXL, as_stable_diffusion_xl
+from engine.models.families.sdxl import as_stable_diffusion_xl
 from engine.models.families.stable_diffusion import as_stable_diffusion
-from engine.models.families.zimage import ZImage
 
 # `_make_family` builds these itself: StableDiffusionPipeline may take a super-resolver.
 STABLE_DIFFUSION = "StableDiffusionPipeline"
@@ -27,26 +22,18 @@ INPAINTING_PIPELINES: dict[str, Callable[[Any], Any]] = {
     "StableDiffusionInpaintPipeline": as_stable_diffusion,
     "StableDiffusionXLInpaintPipeline": as_stable_diffusion_xl,
 }
-FAMILY_BY_PIPELINE: dict[str, type[DiffusersFamily]] = {
-    "StableDiffusionXLPipeline": StableDiffusionXL,
-    "StableDiffusion3Pipeline": StableDiffusion3,
-    "FluxPipeline": Flux,
-    "FluxKontextPipeline": FluxKontext,
-    "Flux2Pipeline": Flux2,
-    "Flux2KleinPipeline": Flux2,
-    "ChromaPipeline": Chroma,
-    "QwenImagePipeline": QwenImage,
-    "QwenImageEditPipeline": QwenImageEdit,
-    "QwenImageEditPlusPipeline": QwenImageEditPlus,
-    "ZImagePipeline": ZImage,
-    "SanaPipeline": Sana,
-    "Lumina2Pipeline": Lumina2,
-    "PixArtAlphaPipeline": PixArt,
-    "PixArtSigmaPipeline": PixArt,
-    "HiDreamImagePipeline": HiDream,
-}
+
+
+@cache
+def find_families() -> Mapping[str, type[DiffusersFamily]]:
+    """Return the families of the package `families`, each by the pipeline classes that it names."""
+    modules = [import_module(f"{families.__name__}.{each.name}") for each in pkgutil.iter_modules(families.__path__)]
+    values: list[Any] = [value for module in modules for value in vars(module).values()]
+    classes = [value for value in values if isinstance(value, type) and issubclass(value, DiffusersFamily)]
+    # its own attribute only: FluxKontext is a Flux, but runs another class
+    return MappingProxyType({name: family for family in classes for name in vars(family).get("pipelines", ())})
 
 
 def has_family(class_name: str) -> bool:
     """Whether a family of ours runs pipelines of this class."""
-    return class_name in (STABLE_DIFFUSION, LATENT_CONSISTENCY, *INPAINTING_PIPELINES, *FAMILY_BY_PIPELINE)
+    return class_name in INPAINTING_PIPELINES or class_name in find_families()

@@ -15,7 +15,7 @@ from typing import Any, cast
 import torch
 from transformers import AutoTokenizer, BertModel
 
-from engine.contract.rejection import JobRejected
+from engine.contract import JobRejected
 from engine.models.library_logging import silence_libraries
 
 

@@ -29,11 +29,21 @@ from engine.batching.fault_isolation import reject_before_start
 from engine.batching.input_pictures import MASK_THRESHOLD, InitLatents, encode_square, load_init_latents, load_pictures
 from engine.batching.job_images import check_job
 from engine.batching.trajectory import LatentKeyframe
-from engine.contract import MAX_ESTIMATE_BYTES, Change, Frame, Job, Keyframe, Ladder, Recipe, Verdict, recipe_at_end
-from engine.contract.rejection import JobRejected
+from engine.contract import (
+    MAX_ESTIMATE_BYTES,
+    Change,
+    Frame,
+    Job,
+    JobRejected,
+    Keyframe,
+    Ladder,
+    Recipe,
+    Verdict,
+    recipe_at_end,
+)
 from engine.device.core_turns import CoreTurns, Stopwatch, WorkKind, release_team
 from engine.models.family import SMALL_MODEL_SIZE, Family, find_judge, is_loaded, with_autoencoder
-from engine.models.pictures.picture_conditions import PictureConditions
+from engine.models.picture_conditions import PictureConditions
 from engine.output.picture_check import JobVerdicts, PictureCheck
 from engine.output.previewer import Previewer
 from engine.picture_files import encode_jpeg, encode_png, encode_thumbnail, format_parameters
@@ -309,12 +319,12 @@ def _recipe_of(job: Job) -> Recipe:
 
 
 def encode_latents(latents: torch.Tensor | None) -> bytes | None:
-    """Return the latents as float32, C-order."""
+    """Return the latents `[channels, height, width]` as float32, C-order."""
     return None if latents is None else latents.to("cpu", torch.float32).contiguous().numpy().tobytes()
 
 
 def encode_latents_half(latents: torch.Tensor) -> bytes | None:
-    """Return the latents as float16, C-order; None if they are larger than a keyframe may carry."""
+    """Return latents `[channels, height, width]` as float16, C-order; None if larger than a keyframe may carry."""
     if 2 * latents.numel() > MAX_ESTIMATE_BYTES:
         return None
     return latents.to("cpu", torch.float16).contiguous().numpy().tobytes()

@@ -18,8 +18,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from engine.contract import Job, Verdict
-from engine.contract.rejection import JobRejected
+from engine.contract import Job, JobRejected, Verdict
 from engine.device.core_turns import CoreTurns, WorkKind
 
 log = logging.getLogger(__name__)

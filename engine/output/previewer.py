@@ -140,7 +140,7 @@ def fit_preview_map(family: Family) -> LatentMap:
 
 
 def to_array(latents: torch.Tensor) -> FloatArray:
-    """Return latents as a float32 array on the host."""
+    """Return latents `[channels, height, width]` as a float32 array of the same shape on the host."""
     return latents.to("cpu", torch.float32).numpy()
 
 

@@ -21,8 +21,7 @@ from typing import Any, cast
 import torch
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
-from engine.contract import FULL_INTERVAL, Recipe, has_skipped_steps, noise_seed
-from engine.contract.rejection import JobRejected
+from engine.contract import FULL_INTERVAL, JobRejected, Recipe, has_skipped_steps, noise_seed
 from engine.prompt.emphasis import strip_emphasis
 
 TIMESTEP_NAMES = ("timestep", "timesteps", "t", "r", "timestep_ratio")

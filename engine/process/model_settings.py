@@ -13,9 +13,8 @@ import msgspec
 from msgspec import Meta, Struct, field
 from msgspec.structs import replace
 
-from engine.contract import ModelProfile, Name, Sampler
+from engine.contract import JobRejected, ModelProfile, Name, Sampler
 from engine.contract.fields import MAX_STYLES, Style
-from engine.contract.rejection import JobRejected
 from engine.process.memory_requests import QuantizationRequest, QuantizationRequests, split_model_request
 from engine.process.system import write_atomically
 from engine.prompt.style_guide import StyleGuide

@@ -14,8 +14,7 @@ from pathlib import Path
 import msgspec
 from msgspec.structs import replace
 
-from engine.contract import ModelProfile, Recipe, count_row_steps
-from engine.contract.rejection import JobRejected
+from engine.contract import JobRejected, ModelProfile, Recipe, count_row_steps
 from engine.process.system import write_atomically
 from engine.remote.drawing import Backend, BackendModel, BackendUnreachable, KeyRefused, make_profile
 

@@ -14,8 +14,7 @@ from typing import Any, cast
 import aiohttp
 from yarl import URL
 
-from engine.contract import Blame
-from engine.contract.rejection import JobRejected
+from engine.contract import Blame, JobRejected
 from engine.remote.drawing import MAX_PICTURE_SECONDS, BackendBusy, BackendUnreachable, KeyRefused
 
 MAX_LIST_BYTES = 16 * 1024 * 1024

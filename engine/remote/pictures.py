@@ -22,6 +22,7 @@ from engine.contract import (
     Frame,
     ImageToImage,
     Job,
+    JobRejected,
     Keyframe,
     Ladder,
     ModelProfile,
@@ -33,7 +34,6 @@ from engine.contract import (
     noise_seed,
     recipe_for_image,
 )
-from engine.contract.rejection import JobRejected
 from engine.picture_files import (
     encode_jpeg,
     encode_png,

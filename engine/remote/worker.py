@@ -11,8 +11,7 @@ from typing import TypeVar
 from msgspec.structs import replace
 
 from engine.bus import BrokerUnreachable, Bus
-from engine.contract import AmendmentRequest, Blame, Job, Presence, Recipe, Snapshot, find_missing_part
-from engine.contract.rejection import JobRejected
+from engine.contract import AmendmentRequest, Blame, Job, JobRejected, Presence, Recipe, Snapshot, find_missing_part
 from engine.process.backend_kinds import PACKAGE
 from engine.process.log_format import log_context
 from engine.process.settings import BackendSettings, PictureCheckSettings, WorkerSettings
@@ -69,8 +68,7 @@ class BackendWorker:
             lambda: profile.rows,
             self._make_presence,
             profile.name,
-            backend.concurrency,
-            lambda: state.is_reachable,
+            lambda: backend.concurrency if state.is_reachable else 0,
         )
         self._heartbeats = Heartbeats(bus, self.active_runs, self._result_publisher, Watchdog())
         self._watched_jobs = WatchedJobs(bus, self.active_runs)

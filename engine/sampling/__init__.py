@@ -14,6 +14,7 @@ from functools import lru_cache
 from typing import Any
 
 from engine.contract import PIPELINE_SAMPLERS
+from engine.contract.samplers import SAMPLER_ROWS
 from engine.sampling.probe import NotTabled, probe
 from engine.sampling.samplers import (
     SAMPLERS,
@@ -41,13 +42,7 @@ __all__ = [
     "samplers_for",
 ]
 
-NOT_TABLED_REASONS = {
-    "heun": "Heun's method runs the network twice a step, which cannot be batched by step.",
-    "unipc": "UniPC corrects its previous step afterwards, which cannot be batched by step.",
-    "kdpm2": "KDPM2 runs the network twice a step, which cannot be batched by step.",
-    "dpmpp_3m": "A solver of third order looks back two steps, which cannot be batched by step.",
-    "native": "A model's own scheduler may do anything, which cannot be batched by step.",
-}
+NOT_TABLED_REASONS: dict[str, str] = {row.name: row.pipeline_reason for row in SAMPLER_ROWS if row.pipeline_reason}
 _LOCKS_LOCK = threading.Lock()
 _PROBE_ERRORS = (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError)
 

@@ -16,54 +16,24 @@ from importlib import import_module
 from typing import Any, get_args
 
 import torch
-from diffusers.schedulers.scheduling_ddim import DDIMScheduler
-from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
-from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
-from diffusers.schedulers.scheduling_euler_ancestral_discrete import EulerAncestralDiscreteScheduler
-from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
-from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
-from diffusers.schedulers.scheduling_flow_match_heun_discrete import FlowMatchHeunDiscreteScheduler
-from diffusers.schedulers.scheduling_heun_discrete import HeunDiscreteScheduler
-from diffusers.schedulers.scheduling_k_dpm_2_discrete import KDPM2DiscreteScheduler
-from diffusers.schedulers.scheduling_lcm import LCMScheduler
-from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from engine.contract import PIPELINE_SAMPLERS, Sampler
+from engine.contract.samplers import SAMPLER_ROWS, SchedulerName
 
 SchedulerSpec = tuple[type, dict[str, object]]  # a scheduler and the configuration that the name fixes
 
 SAMPLERS: tuple[Sampler, ...] = get_args(Sampler)
 TABLED: tuple[Sampler, ...] = tuple(name for name in SAMPLERS if name not in PIPELINE_SAMPLERS)
 
-_NO_OTHER_SIGMAS: dict[str, object] = {"use_exponential_sigmas": False, "use_beta_sigmas": False}
-_KARRAS = _NO_OTHER_SIGMAS | {"use_karras_sigmas": True}
-_2M: dict[str, object] = {"solver_order": 2, "algorithm_type": "dpmsolver++"}
-# With Karras or similar noise levels diffusers ignores that a flow's levels end at 1.
-_FLOW = _NO_OTHER_SIGMAS | {"use_karras_sigmas": False, "use_flow_sigmas": True, "prediction_type": "flow_prediction"}
 
-NOISE_SCHEDULERS: dict[str, SchedulerSpec] = {
-    "ddpm": (DDPMScheduler, {}),
-    "ddim": (DDIMScheduler, {}),
-    "euler": (EulerDiscreteScheduler, {}),
-    "euler_karras": (EulerDiscreteScheduler, _KARRAS),
-    "euler_ancestral": (EulerAncestralDiscreteScheduler, {}),
-    "dpmpp_2m": (DPMSolverMultistepScheduler, _2M),
-    "dpmpp_2m_karras": (DPMSolverMultistepScheduler, _2M | _KARRAS),
-    "dpmpp_2m_sde": (DPMSolverMultistepScheduler, _2M | {"algorithm_type": "sde-dpmsolver++"}),
-    "lcm": (LCMScheduler, {}),
-    "heun": (HeunDiscreteScheduler, {}),
-    "unipc": (UniPCMultistepScheduler, {}),
-    "kdpm2": (KDPM2DiscreteScheduler, {}),
-    "dpmpp_3m": (DPMSolverMultistepScheduler, _2M | {"solver_order": 3}),
-}
-FLOW_SCHEDULERS: dict[str, SchedulerSpec] = {
-    "euler": (FlowMatchEulerDiscreteScheduler, {}),
-    "dpmpp_2m": (DPMSolverMultistepScheduler, _2M | _FLOW),
-    "heun": (FlowMatchHeunDiscreteScheduler, {}),
-    "unipc": (UniPCMultistepScheduler, _FLOW),
-    "dpmpp_3m": (DPMSolverMultistepScheduler, _2M | _FLOW | {"solver_order": 3}),
-}
+def _find_scheduler(scheduler: SchedulerName) -> SchedulerSpec:
+    class_name, overrides = scheduler
+    return getattr(import_module("diffusers"), class_name), dict(overrides)
+
+
+NOISE_SCHEDULERS: dict[str, SchedulerSpec] = {row.name: _find_scheduler(row.noise) for row in SAMPLER_ROWS if row.noise}
+FLOW_SCHEDULERS: dict[str, SchedulerSpec] = {row.name: _find_scheduler(row.flow) for row in SAMPLER_ROWS if row.flow}
 # StableDiffusionPipeline writes these into its scheduler's configuration; without them latents differ by 8e-3. They are
 # defaults: a value in the configuration wins, as in every pipeline.
 PIPELINE_DEFAULTS = {"steps_offset": 1, "clip_sample": False}

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageFilter
 
-from engine.contract.rejection import JobRejected
+from engine.contract import JobRejected
 
 log = logging.getLogger(__name__)
 

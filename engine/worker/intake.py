@@ -14,8 +14,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
 from engine.bus import BrokerUnreachable, Bus, BusMessage, Claim
-from engine.contract import AmendmentLog, Job, JobStarted, Presence, Snapshot, UpscaleTask
-from engine.contract.rejection import JobRejected
+from engine.contract import AmendmentLog, Job, JobRejected, JobStarted, Presence, Snapshot, UpscaleTask
 from engine.process.log_format import log_context
 from engine.worker.result_publisher import ResultPublisher
 from engine.worker.run import ActiveRuns, JobRun
@@ -201,7 +200,7 @@ MAX_RUNS = 64
 class JobPuller:
     """`get_rows` returns the rows that the worker `name` runs at once, `make_presence` what to announce now.
 
-    Without a presence it is not there for jobs. It takes no further job while it has `max_runs`, or may not pull.
+    Without a presence it is not there for jobs. It takes no further job while it has `get_max_runs()`, which may be 0.
     """
 
     def __init__(
@@ -213,8 +212,7 @@ class JobPuller:
         get_rows: Callable[[], int],
         make_presence: Callable[[], Presence | None],
         name: str,
-        max_runs: int = MAX_RUNS,
-        may_pull: Callable[[], bool] = lambda: True,
+        get_max_runs: Callable[[], int] = lambda: MAX_RUNS,
     ) -> None:
         self._bus = bus
         self._active_runs = active_runs
@@ -223,8 +221,7 @@ class JobPuller:
         self._get_rows = get_rows
         self._make_presence = make_presence
         self._name = name
-        self._max_runs = max_runs
-        self._may_pull = may_pull
+        self._get_max_runs = get_max_runs
         self._accepted_jobs: list[str] = []  # jobs on their way to a run
 
     @property
@@ -235,7 +232,7 @@ class JobPuller:
     def _is_full(self) -> bool:
         """Whether it has as many runs as it may have, those included that are being claimed."""
         new_jobs = sum(self._active_runs.get(job) is None for job in self._accepted_jobs)
-        return len(self._active_runs) + new_jobs >= self._max_runs
+        return len(self._active_runs) + new_jobs >= self._get_max_runs()
 
     async def pull_regularly(self) -> None:
         """Pull jobs, for ever."""
@@ -278,6 +275,6 @@ class JobPuller:
         the device.
         """
         end = time.monotonic() + min(FULL_WAIT_SECONDS, POLL_SECONDS * self._active_runs.rows / self._get_rows())
-        while not self._may_pull() or self._is_full or (self.free_rows == 0 and time.monotonic() < end):
+        while self._is_full or (self.free_rows == 0 and time.monotonic() < end):
             await asyncio.sleep(POLL_SECONDS)
         return self.free_rows > 0

@@ -11,8 +11,7 @@ from types import MappingProxyType
 from engine.batching.engine import Engine, Event, JobFailure, StepDone
 from engine.batching.engine import LatentsDone as Finished
 from engine.batching.job_images import prepare_plan
-from engine.contract import Frame, Job, Recipe, find_done_share
-from engine.contract.rejection import JobRejected
+from engine.contract import Frame, Job, JobRejected, Recipe, find_done_share
 from engine.device.core_turns import CoreTurns, WorkKind
 from engine.models.family import Family
 from engine.output.decode_worker import DecodeWorker, choose_candidates

@@ -15,8 +15,7 @@ import torch
 from engine.batching.engine import Engine
 from engine.bus import BrokerUnreachable, Bus
 from engine.calibration.calibration import Calibration, read_device_name
-from engine.contract import ModelProgress
-from engine.contract.rejection import JobRejected
+from engine.contract import JobRejected, ModelProgress
 from engine.device.core_turns import CoreTurns, compute_in_thread
 from engine.device.memory import choose_device, model_budget
 from engine.model_cache.cache import ModelCache, ModelEntry

@@ -25,10 +25,10 @@ from engine.contract import (
     DescribeReply,
     DescribeRequest,
     Dtype,
+    JobRejected,
     ModelProfile,
     estimate_decode_ms,
 )
-from engine.contract.rejection import JobRejected
 from engine.device.core_turns import WorkKind, compute_in_thread
 from engine.device.memory import is_out_of_memory
 from engine.model_cache.cache import ModelCache

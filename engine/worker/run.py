@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from bisect import bisect_right
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from operator import itemgetter
 from typing import TYPE_CHECKING, Protocol, TypeVar
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 from msgspec.structs import replace
 
 from engine.bus.claims import Claim
+from engine.bus.connection import BrokerUnreachable
 from engine.bus.deliveries import BusMessage
 from engine.contract import (
     AmendJob,
@@ -379,3 +380,17 @@ class ActiveRuns:
         for task in self._worker_tasks:
             task.cancel()
         await asyncio.gather(*self._worker_tasks, return_exceptions=True)
+
+
+RECEIVE_RETRY_SECONDS = 0.25
+
+
+async def receive_regularly(watch: Callable[[], AsyncIterator[T]], on_value: Callable[[T], None]) -> None:
+    """Pass what the broker brings to `on_value`, for ever; subscribe again after an outage."""
+    while True:
+        try:
+            async for value in watch():
+                on_value(value)
+        except BrokerUnreachable as error:
+            log.warning("%s", error)
+            await asyncio.sleep(RECEIVE_RETRY_SECONDS)

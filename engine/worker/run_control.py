@@ -16,15 +16,13 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 
 from engine.bus import BrokerUnreachable, Bus, StaleEpoch
-from engine.contract import AmendJob, AmendmentRequest, ControlMessage, JobAmended, Recipe
-from engine.contract.rejection import JobRejected
+from engine.contract import AmendJob, AmendmentRequest, ControlMessage, JobAmended, JobRejected, Recipe
 from engine.worker.result_publisher import ResultPublisher
-from engine.worker.run import ActiveRuns, JobRun
+from engine.worker.run import ActiveRuns, JobRun, receive_regularly
 
 log = logging.getLogger(__name__)
 
 MAX_PAUSE_SECONDS = 900.0  # sum of a job's pauses
-RETRY_SECONDS = 0.25
 MAX_PACED_SECONDS = 3600.0  # a pace lets a job last so long at most, from when it is set
 CHECK_SECONDS = 0.5  # seconds between checks whether another model needs the memory of a paused job's
 
@@ -46,7 +44,7 @@ class RunControl:
     async def listen(self) -> None:
         """Receive pauses and weights, for ever."""
         self._active_runs.spawn(self._end_pauses_for_memory())
-        await self._receive_messages()
+        await receive_regularly(self._bus.watch_control_messages, self._apply_message)
 
     async def _end_pauses_for_memory(self) -> None:
         while True:
@@ -55,15 +53,6 @@ class RunControl:
                 if (run.pause_timer is not None or run.pace) and run.model_in_use:
                     run.set_pace(0.0)
                     self._end_pause(run)
-
-    async def _receive_messages(self) -> None:
-        while True:
-            try:
-                async for message in self._bus.watch_control_messages():
-                    self._apply_message(message)
-            except BrokerUnreachable as error:
-                log.warning("%s", error)
-                await asyncio.sleep(RETRY_SECONDS)
 
     def _apply_message(self, message: ControlMessage) -> None:
         run = self._active_runs.get(message.job)
@@ -146,17 +135,14 @@ class AmendmentService:
 
     async def listen(self) -> None:
         """Receive changes, for ever."""
-        while True:
-            try:
-                async for message in self._bus.watch_amendments(self._pools):
-                    run = self._active_runs.get(message.job)
-                    if run is not None and run.claim.epoch == message.epoch and run.start_announced.is_set():
-                        run.newest_changes = message
-                        if not run.amendment_lock.locked():  # else whoever holds it reads the message, too
-                            self._active_runs.spawn(self._amend(run), run)
-            except BrokerUnreachable as error:
-                log.warning("%s", error)
-                await asyncio.sleep(RETRY_SECONDS)
+        await receive_regularly(lambda: self._bus.watch_amendments(self._pools), self._receive)
+
+    def _receive(self, message: AmendJob) -> None:
+        run = self._active_runs.get(message.job)
+        if run is not None and run.claim.epoch == message.epoch and run.start_announced.is_set():
+            run.newest_changes = message
+            if not run.amendment_lock.locked():  # else whoever holds it reads the message, too
+                self._active_runs.spawn(self._amend(run), run)
 
     async def _amend(self, run: JobRun) -> None:
         """Make the changes of the newest message, until there is no newer one: it has all that wait for an answer."""

@@ -19,9 +19,8 @@ from engine.batching.engine import LatentsDone, StepDone
 from engine.batching.input_pictures import InitLatents
 from engine.bus import BlobMissing, BrokerUnreachable, Bus
 from engine.bus.connection_base import LatestByKey
-from engine.contract import MAX_FRAME_BYTES, AmendmentRequest, Frame, Job, Recipe, UpscaleTask, Verdict
-from engine.contract.rejection import JobRejected
-from engine.models.pictures.picture_conditions import PictureConditions
+from engine.contract import MAX_FRAME_BYTES, AmendmentRequest, Frame, Job, JobRejected, Recipe, UpscaleTask, Verdict
+from engine.models.picture_conditions import PictureConditions
 from engine.output.decode_worker import DecodeWorker, choose_candidates
 from engine.output.upscaler import UpscaledPicture, Upscaler
 from engine.picture_files import read_png_size

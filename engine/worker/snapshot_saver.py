@@ -13,7 +13,7 @@ from cachetools import TTLCache
 from engine.bus import BrokerUnreachable, Bus, StaleEpoch
 from engine.contract import Snapshot
 from engine.worker.result_publisher import ResultPublisher
-from engine.worker.run import ActiveRuns, JobEngine, JobRun
+from engine.worker.run import ActiveRuns, JobEngine, JobRun, receive_regularly
 from engine.worker.run_control import store_amendment_log
 
 log = logging.getLogger(__name__)
@@ -127,7 +127,6 @@ class SnapshotSaver:
 
 
 WATCH_SECONDS = 10.0
-RETRY_SECONDS = 0.25
 
 
 class WatchedJobs:
@@ -143,13 +142,7 @@ class WatchedJobs:
 
     async def listen(self) -> None:
         """Receive watch requests, for ever."""
-        while True:
-            try:
-                async for job in self._bus.watch_preview_requests():
-                    self._extend_watch(job)
-            except BrokerUnreachable as error:
-                log.warning("%s", error)
-                await asyncio.sleep(RETRY_SECONDS)
+        await receive_regularly(self._bus.watch_preview_requests, self._extend_watch)
 
     def _extend_watch(self, job: str) -> None:
         self._requested_jobs[job] = None

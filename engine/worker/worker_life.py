@@ -19,7 +19,7 @@ from typing import Literal
 
 from engine.bus import BrokerUnreachable, Bus
 from engine.worker.result_publisher import ResultPublisher
-from engine.worker.run import ActiveRuns, JobRun
+from engine.worker.run import ActiveRuns, JobRun, receive_regularly
 
 Phase = Literal["load", "encode", "step", "decode"]
 
@@ -86,8 +86,6 @@ class Watchdog:
 
 log = logging.getLogger(__name__)
 
-RETRY_SECONDS = 0.25
-
 
 class Stuck(RuntimeError):
     """The engine or the decode worker missed a deadline or crashed: the process must be restarted."""
@@ -128,13 +126,7 @@ class Heartbeats:
 
     async def watch_cancels(self) -> None:
         """Receive cancels, for ever."""
-        while True:
-            try:
-                async for job in self._bus.watch_cancelled():
-                    self._cancel_run(job)
-            except BrokerUnreachable as error:
-                log.warning("%s", error)
-                await asyncio.sleep(RETRY_SECONDS)
+        await receive_regularly(self._bus.watch_cancelled, self._cancel_run)
 
     async def recheck_cancels(self) -> None:
         """Check every run for a cancel that was missed during an outage."""

@@ -12,6 +12,7 @@ from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save_file
 
+from benchmarks.fixtures.small_pipelines import USUAL_SAMPLERS
 from engine.batching.engine import Engine
 from engine.contract import Recipe
 from engine.models.autoencoder.large_decoder import LargeDecoder
@@ -20,32 +21,12 @@ from engine.models.family import Family
 Make = Callable[..., Any]
 
 
-USUAL = {
-    "sd_lcm": "lcm",
-    "sdxl": "euler",
-    "lcm": "lcm",
-    "sd3": "euler",
-    "flux": "euler",
-    "schnell": "euler",
-    "zimage": "euler",
-    "sana": "dpmpp_2m",
-    "flux2": "euler",
-    "flux2_klein": "euler",
-    "chroma": "euler",
-    "qwen_image": "euler",
-    "lumina2": "euler",
-    "pixart": "dpmpp_2m",
-    "pixart_alpha": "dpmpp_2m",
-    "hidream": "euler",
-}
-
-
 def build_recipe(make: Make, family: Any, text: str = "a cat", **fields: Any) -> Recipe:
     """A short recipe that fits the family, by the fixture `recipe`."""
     side = min(64, family.size)
     defaults: dict[str, Any] = {
         "model": family.name,
-        "sampler": USUAL.get(family.name, "ddim" if family.name == "sd" else "euler"),
+        "sampler": USUAL_SAMPLERS.get(family.name, "ddim" if family.name == "sd" else "euler"),
         "steps": 3,
         "guidance": 3.0,
         "width": side,

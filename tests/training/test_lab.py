@@ -16,8 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from engine.batching.engine import Engine
-from engine.contract import Concept
-from engine.contract.rejection import JobRejected
+from engine.contract import Concept, JobRejected
 from engine.models.families.stable_diffusion import StableDiffusion
 from engine.models.text_embedder import Embedder
 from training.diffusion import latent_sampling

@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors import safe_open
 
 from engine.contract import FULL_INTERVAL
-from engine.models.lora.lora_files import find_lora, is_compatible
+from engine.models.lora_files import find_lora, is_compatible
 from shared.training_parts import SCHEDULE, tiny_cache, tiny_network
 from training.__main__ import main
 from training.commands.run_lora import _make_turbo_settings

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from engine.contract import FULL_INTERVAL, Dtype, is_in_interval
-from engine.contract.rejection import JobRejected
+from engine.contract import FULL_INTERVAL, Dtype, JobRejected, is_in_interval
 from engine.models.family import Family, TokenConditioned
 from engine.sampling import COLUMNS, Plan
 

@@ -16,7 +16,7 @@ import torch
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from safetensors import SafetensorError, safe_open
 
-from engine.contract.rejection import JobRejected
+from engine.contract import JobRejected
 from engine.models.autoencoder.large_decoder import LARGE_DECODER_FOLDER
 from engine.models.families.embedded import EMBEDDED_MODEL, build_pipeline
 from engine.models.families.stable_diffusion import detect_guides

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from benchmarks.report.figure_row import FigureRow
-from engine.contract.rejection import JobRejected
+from engine.contract import JobRejected
 from training.evaluation import goals
 from training.evaluation.context import EvaluationContext
 from training.evaluation.goals import Goal

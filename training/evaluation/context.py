@@ -19,8 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from engine.calibration.calibration import calibrate
-from engine.contract import Dtype, Sampler, add_style, find_style, has_style
-from engine.contract.rejection import JobRejected
+from engine.contract import Dtype, JobRejected, Sampler, add_style, find_style, has_style
 from engine.models.families.embedded import load_embedded
 from engine.models.family import TokenConditioned
 from engine.models.judge import JudgeOutput, LabelJudge, load_judge

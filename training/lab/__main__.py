@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from engine.contract.rejection import JobRejected
+from engine.contract import JobRejected
 from training.commands.options import give_signature
 
 if TYPE_CHECKING:
@@ -202,7 +202,7 @@ def lesson(
 
 def main(args: list[str] | None = None) -> int:
     """Run a command line and return the exit code. A mistake of the user prints one sentence and returns 2."""
-    from engine.contract.rejection import JobRejected
+    from engine.contract import JobRejected
     from engine.process.setting_sources import SettingError
 
     try:

@@ -14,8 +14,7 @@ import torch
 import typer
 from PIL import Image
 
-from engine.contract import MAX_STEPS
-from engine.contract.rejection import JobRejected
+from engine.contract import MAX_STEPS, JobRejected
 from engine.models.family import TokenConditioned
 from engine.sampling import Plan, plan
 from training.diffusion.latent_sampling import OnStep, SamplingInput, build_input, initial_noise, sample_latents

@@ -15,7 +15,7 @@ import torch
 from PIL import Image, ImageOps
 
 from engine.batching.noise import slerp
-from engine.contract.rejection import JobRejected
+from engine.contract import JobRejected
 from training.diffusion.latent_sampling import SamplingInput, initial_noise, noise_level, predict_x0, timestep
 from training.lab.contact_sheet import Tile, draw_sheet
 from training.lab.context import ExperimentResult, LabContext, make_ddim_plan

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import torch
 
-from engine.contract.rejection import JobRejected
+from engine.contract import JobRejected
 from training.lab.word_sums import Term
 
 MAX_WORDS = 50_000

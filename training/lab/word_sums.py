@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from engine.contract.rejection import JobRejected
+from engine.contract import JobRejected
 
 MAX_TERMS = 8
 MAX_TERM_LENGTH = 200  # of a term

@@ -84,7 +84,7 @@ def generate(
         )
     if split_leading_links(prompt)[0]:
         raise UserError("Links need a running Darkroom (`darkroom up`). For a file of yours there is --image.")
-    from engine.contract.rejection import JobRejected
+    from engine.contract import JobRejected
 
     try:
         if inputs.keyframe is not None:

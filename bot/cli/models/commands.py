@@ -148,7 +148,7 @@ def default(
 @contextmanager
 def _one_sentence() -> Generator[None]:
     """Turn what the hub, a file or a setting refuses into the command line's one sentence."""
-    from engine.contract.rejection import JobRejected
+    from engine.contract import JobRejected
     from engine.hub.repository import HubError
     from engine.process.model_settings import ModelSettingsError
 

@@ -27,6 +27,7 @@ from bot.domain.errors import UserError
 from bot.jobs.init_images import InitImages
 from bot.prompt import format_default_cost
 from engine.contract import MAX_COUNT, MAX_STEPS, SAMPLER_TITLES
+from engine.contract.samplers import SAMPLER_ROWS
 
 if TYPE_CHECKING:
     from bot.discord.client import DarkroomClient
@@ -187,24 +188,7 @@ def _selected_model(interaction: discord.Interaction[DarkroomClient]) -> ModelPr
     return interaction.client.services.catalog.find_profile(getattr(interaction.namespace, "model", None))
 
 
-SAMPLER_ADVICE: Mapping[Sampler, str] = MappingProxyType(
-    {
-        "ddpm": "the full chain",
-        "ddim": "even steps",
-        "euler": "quick",
-        "euler_karras": "quick, with more of its steps for detail",
-        "euler_ancestral": "lively: new noise at each step",
-        "dpmpp_2m": "good in 30 steps",
-        "dpmpp_2m_karras": "good in 20 to 30 steps",
-        "dpmpp_2m_sde": "good in 30 steps, with new noise at each",
-        "lcm": "4 to 8 steps, for models made for it",
-        "heun": "each step twice: slow and exact",
-        "unipc": "good in few steps",
-        "kdpm2": "each step twice",
-        "dpmpp_3m": "third order, for many steps",
-        "native": "as the model comes",
-    }
-)
+SAMPLER_ADVICE: Mapping[Sampler, str] = MappingProxyType({row.name: row.advice for row in SAMPLER_ROWS})
 
 
 def sampler_choices(

@@ -12,8 +12,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, cast
 
 from engine.backends.a1111 import BACKEND
-from engine.contract import SAMPLER_TITLES, Lora, Sampler
-from engine.contract.rejection import JobRejected
+from engine.contract import SAMPLER_TITLES, JobRejected, Lora, Sampler
 from engine.process.settings import BackendSettings
 from engine.remote.drawing import BackendModel, BackendUnreachable, DrawProgress, DrawRequest, OnProgress
 from engine.remote.http_client import BackendHttp, BackendRefusal, as_object, decode_base64, make_headers

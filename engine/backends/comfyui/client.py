@@ -20,8 +20,8 @@ import aiohttp
 
 from engine.backends.comfyui import BACKEND
 from engine.backends.comfyui.workflow import SlotPlace, SlotValue, Workflow, WrongWorkflow, parse_workflow
-from engine.contract import Feature, Sampler
-from engine.contract.rejection import JobRejected
+from engine.contract import Feature, JobRejected, Sampler
+from engine.contract.samplers import SAMPLER_ROWS
 from engine.process.settings import BackendSettings, SettingError
 from engine.remote.drawing import BackendModel, BackendUnreachable, DrawProgress, DrawRequest, OnProgress
 from engine.remote.http_client import (
@@ -33,7 +33,7 @@ from engine.remote.http_client import (
     parse_object,
     read_body,
 )
-from engine.remote.names import KARRAS, BackendSampler, choose_multiple, guess_size, name_models, sort_samplers
+from engine.remote.names import BackendSampler, choose_multiple, guess_size, name_models, sort_samplers
 
 log = logging.getLogger(__name__)
 
@@ -52,20 +52,7 @@ OWN_SAMPLER = BackendSampler("")
 
 # ComfyUI names the method and the spacing of its noise levels apart. It lacks DPM++ 3M without noise.
 COMFYUI_SAMPLERS: Mapping[Sampler, BackendSampler] = MappingProxyType(
-    {
-        "ddpm": BackendSampler("ddpm", "normal"),
-        "ddim": BackendSampler("ddim", "ddim_uniform"),
-        "euler": BackendSampler("euler", "normal"),
-        "euler_karras": BackendSampler("euler", KARRAS),
-        "euler_ancestral": BackendSampler("euler_ancestral", "normal"),
-        "dpmpp_2m": BackendSampler("dpmpp_2m", "normal"),
-        "dpmpp_2m_karras": BackendSampler("dpmpp_2m", KARRAS),
-        "dpmpp_2m_sde": BackendSampler("dpmpp_2m_sde", "normal"),
-        "lcm": BackendSampler("lcm", "sgm_uniform"),
-        "heun": BackendSampler("heun", "normal"),
-        "unipc": BackendSampler("uni_pc", "normal"),
-        "kdpm2": BackendSampler("dpm_2", "normal"),
-    }
+    {row.name: BackendSampler(*row.comfyui) for row in SAMPLER_ROWS if row.comfyui}
 )
 
 

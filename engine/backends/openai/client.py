@@ -20,8 +20,7 @@ import aiohttp
 from PIL import Image, ImageOps
 
 from engine.backends.openai import BACKEND
-from engine.contract import Feature, Sampler
-from engine.contract.rejection import JobRejected
+from engine.contract import Feature, JobRejected, Sampler
 from engine.process.settings import BackendSettings
 from engine.remote.drawing import BackendModel, DrawProgress, DrawRequest, OnProgress
 from engine.remote.http_client import (

@@ -22,8 +22,7 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from msgspec import Meta
 from safetensors import SafetensorError, safe_open
 
-from engine.contract import ModelPart
-from engine.contract.rejection import JobRejected
+from engine.contract import JobRejected, ModelPart
 from engine.device.memory import is_out_of_memory
 from engine.models.files.added_kind import AddedEntry, AddedKind, cache_while_unchanged, reject_added
 from engine.models.files.model_source import combine_fingerprints, fingerprint_file

@@ -18,7 +18,7 @@ from msgspec import Meta
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from engine.contract.rejection import JobRejected
+from engine.contract import JobRejected
 
 LARGE_DECODER_FOLDER = "decoder"
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"

@@ -61,7 +61,7 @@ def run_within_memory(run_whole: Run, run_tiles: Run, needed_bytes: int, device:
 
 
 def estimate_decode_bytes(vae: Any, latents: torch.Tensor) -> int:
-    """Predict the memory of a whole decode besides weights, in bytes; 0 where the configuration does not say."""
+    """Predict the memory of a whole decode of `[…, height, width]` besides weights, in bytes; 0 if unknown."""
     channels = list_channels(vae)
     if not channels:
         return 0
@@ -75,7 +75,7 @@ def get_pixels_per_latent(vae: Any) -> int:
 
 
 def decode_tiles(decode: Decode, latents: torch.Tensor, factor: int) -> torch.Tensor:
-    """Return the pixels of latents, decoded in tiles; `factor`: pixels a latent."""
+    """Return the pixels `[1, 3, factor·height, factor·width]` of latents, by tiles; `factor`: pixels a latent."""
     height, width = latents.shape[-2:]
     tile = max(2, TILE // factor)
     overlap = max(1, OVERLAP // factor)
@@ -141,7 +141,7 @@ def encode_within_memory(vae: Any, pixels: torch.Tensor) -> torch.Tensor:
 
 
 def estimate_encode_bytes(vae: Any, pixels: torch.Tensor) -> int:
-    """Predict the memory of a whole encode besides weights, in bytes; 0 where the configuration does not say."""
+    """Predict the memory of a whole encode of `[…, height, width]` besides weights, in bytes; 0 if unknown."""
     channels = list(vae.config.get("encoder_block_out_channels") or ()) or list_channels(vae)
     if not channels:
         return 0

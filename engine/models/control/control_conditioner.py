@@ -18,7 +18,7 @@ from engine.models.control.control_files import ControlFile, TargetNetwork
 from engine.models.control.control_networks import ControlCollection, ControlNet, ControlNetwork, TransformerControlNet
 from engine.models.family import Conditioning
 from engine.models.files.added_kind import CONTROL_FOLDER, PREPROCESSOR_FOLDER
-from engine.models.pictures.picture_conditions import (
+from engine.models.picture_conditions import (
     Additions,
     ForwardInputs,
     OpenPicture,

@@ -15,8 +15,7 @@ from diffusers.models.controlnets.controlnet import ControlNetModel
 from PIL import Image
 from safetensors import SafetensorError
 
-from engine.contract import ControlImage, ControlModel, Dtype
-from engine.contract.rejection import JobRejected
+from engine.contract import ControlImage, ControlModel, Dtype, JobRejected
 from engine.models.control.control_files import (
     CONTROL_KIND,
     ControlFile,
@@ -29,7 +28,7 @@ from engine.models.family import TORCH_DTYPES
 from engine.models.files.pipeline_parts import count_parameters
 from engine.models.files.tensor_reader import read_tensors
 from engine.models.network.network_copies import place_network, substitute_layers
-from engine.models.pictures.picture_conditions import SlotKind
+from engine.models.picture_conditions import SlotKind
 
 
 class ControlNetwork(Protocol):

@@ -9,8 +9,8 @@ import torch
 from engine.models.families.diffusers_family import choose_guidance
 from engine.models.families.flux import TOKENS, Flux
 from engine.models.family import Conditioning
-from engine.models.pictures.picture_conditions import PictureConditioner
-from engine.models.text.text_cache import PromptKey
+from engine.models.picture_conditions import PictureConditioner
+from engine.models.text_cache import PromptKey
 
 GUIDANCE = 5.0  # the pipeline's own default
 
@@ -18,6 +18,7 @@ GUIDANCE = 5.0  # the pipeline's own default
 class Chroma(Flux):
     """Conditions: T5's states, and a mask of the tokens that count."""
 
+    pipelines = ("ChromaPipeline",)
     prompt_arguments = ("prompt_embeds", "prompt_attention_mask")
     unsupported_samplers = ("heun", "unipc", "dpmpp_3m")
 

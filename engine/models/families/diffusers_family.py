@@ -22,10 +22,11 @@ from PIL import Image
 from engine.contract import Dtype, GuidanceKind, Lora, ModelPart, Quantization, Recipe, Sampler, find_embeddings
 from engine.models.autoencoder.autoencoder import decode_latents, encode_pixels, make_latent_space
 from engine.models.autoencoder.autoencoder_files import AutoencoderCollection, AutoencoderFile
+from engine.models.embedding_files import EmbeddingCollection, EmbeddingFile, EmbeddingSlot, spell_words
 from engine.models.family import TORCH_DTYPES, Conditioning
 from engine.models.files.added_kind import AUTOENCODER_FOLDER, EMBEDDING_FOLDER, LORA_FOLDER
 from engine.models.files.model_source import combine_fingerprints
-from engine.models.lora.lora_files import LoraCollection
+from engine.models.lora_files import LoraCollection
 from engine.models.network.forward_runner import ForwardRunner
 from engine.models.network.network_copies import (
     NetworkCopies,
@@ -37,7 +38,7 @@ from engine.models.network.network_copies import (
     replace_modules,
 )
 from engine.models.network.pipeline_offload import is_offloaded
-from engine.models.pictures.picture_conditions import (
+from engine.models.picture_conditions import (
     Additions,
     ForwardInputs,
     PictureConditioner,
@@ -45,14 +46,8 @@ from engine.models.pictures.picture_conditions import (
     PictureSupport,
     UsesAutoencoder,
 )
-from engine.models.text.text_cache import PromptKey, TextCache, list_texts
-from engine.models.textual_inversion.embedding_files import (
-    EmbeddingCollection,
-    EmbeddingFile,
-    EmbeddingSlot,
-    spell_words,
-)
-from engine.models.whole_pipeline.pipeline_support import WholePipelineSupport
+from engine.models.pipeline_support import WholePipelineSupport
+from engine.models.text_cache import PromptKey, TextCache, list_texts
 from engine.preview_maps.latent_map import MODEL_MAP_FILE, LatentSpace
 from engine.process.memory_requests import Offload
 from engine.prompt.emphasis import strip_emphasis
@@ -189,6 +184,7 @@ class DiffusersFamily(AddedFiles, WholePipelineSupport, PictureSupport, ABC):
     `multiple` and `tokens`.
     """
 
+    pipelines: ClassVar[tuple[str, ...]] = ()  # names of the classes of diffusers that this class itself runs
     network_name: ClassVar[str] = "transformer"  # the pipeline's attribute
     channels_last: ClassVar[bool] = False  # memory format of a small model's autoencoder
     supports_emphasis: ClassVar[bool] = False  # supports emphasis brackets (`emphasis`); else they are removed

@@ -10,23 +10,23 @@ from typing import Any, cast
 
 import torch
 
-from engine.contract import Recipe, Sampler
+from engine.contract import Recipe
 from engine.models.control.control_conditioner import make_flux_conditioner
-from engine.models.families.diffusers_family import DiffusersFamily, choose_guidance
-from engine.models.families.flow_matching import compute_mu, make_even_sigmas
+from engine.models.families.diffusers_family import choose_guidance
+from engine.models.families.flow_matching import FlowMatchingFamily
 from engine.models.families.picture_editing import NeedsPicture, split_pictures
 from engine.models.family import Conditioning
-from engine.models.pictures.picture_conditions import Additions, PictureConditioner
-from engine.models.text.text_cache import PromptKey
-from engine.sampling import Plan, TimestepOptions, plan
+from engine.models.picture_conditions import Additions, PictureConditioner
+from engine.models.text_cache import PromptKey
 
 GUIDANCE = 3.5  # the pipeline's own default
 TOKENS = 512  # of T5
 
 
-class Flux(DiffusersFamily):
+class Flux(FlowMatchingFamily):
     """Conditions: T5's states, CLIP's pooled text, and guidance where it is an input."""
 
+    pipelines = ("FluxPipeline",)
     unsupported_samplers = ("heun", "dpmpp_3m")
 
     def __init__(
@@ -52,10 +52,6 @@ class Flux(DiffusersFamily):
             self._pack,
         )
         return (conditioner,)
-
-    def plan(self, sampler: Sampler, steps: int, eta: float, width: int, height: int) -> Plan:
-        mu = compute_mu(self.scheduler_config, width * height // self.multiple**2)
-        return plan(self.scheduler_config, sampler, steps, eta, TimestepOptions(mu=mu, sigmas=make_even_sigmas(steps)))
 
     def _encode_text(self, pipeline: Any, prompt: PromptKey) -> Conditioning:
         states, pooled, _ = pipeline.encode_prompt(prompt.text, device=self.device, max_sequence_length=TOKENS)
@@ -106,6 +102,7 @@ class Flux(DiffusersFamily):
 class FluxKontext(NeedsPicture, Flux):
     """The picture is encoded at the size of the new one; its pipeline scales it to one of a few sizes instead."""
 
+    pipelines = ("FluxKontextPipeline",)
     unsupported_samplers = (*Flux.unsupported_samplers, "unipc", "native")  # a whole pipeline gets no picture
     max_edit_pictures = 1
 

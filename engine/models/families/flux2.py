@@ -11,22 +11,22 @@ from typing import Any
 import torch
 from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu
 
-from engine.contract import Recipe, Sampler
+from engine.contract import Recipe
 from engine.models.autoencoder.autoencoder import PATCH, PatchedAutoencoder
-from engine.models.families.diffusers_family import DISTILLED_STEPS, DiffusersFamily, choose_guidance
-from engine.models.families.flow_matching import make_even_sigmas
+from engine.models.families.diffusers_family import DISTILLED_STEPS, choose_guidance
+from engine.models.families.flow_matching import FlowMatchingFamily
 from engine.models.families.picture_editing import PictureEditing, split_pictures
 from engine.models.family import Conditioning
-from engine.models.text.text_cache import PromptKey
-from engine.sampling import Plan, TimestepOptions, plan
+from engine.models.text_cache import PromptKey
 
 GUIDANCE = 4.0  # the pipelines' own default
 TOKENS = 512
 
 
-class Flux2(PictureEditing, DiffusersFamily):
+class Flux2(PictureEditing, FlowMatchingFamily):
     """Conditions: the text's states, and guidance where it is an input."""
 
+    pipelines = ("Flux2Pipeline", "Flux2KleinPipeline")
     unsupported_samplers = ("heun", "dpmpp_3m")
 
     def __init__(
@@ -51,9 +51,8 @@ class Flux2(PictureEditing, DiffusersFamily):
     def _adapt_autoencoder(self, autoencoder: Any) -> PatchedAutoencoder:
         return PatchedAutoencoder(autoencoder)
 
-    def plan(self, sampler: Sampler, steps: int, eta: float, width: int, height: int) -> Plan:
-        mu = compute_empirical_mu(width * height // self.multiple**2, steps)
-        return plan(self.scheduler_config, sampler, steps, eta, TimestepOptions(mu=mu, sigmas=make_even_sigmas(steps)))
+    def _compute_mu(self, width: int, height: int, steps: int) -> float:
+        return compute_empirical_mu(width * height // self.multiple**2, steps)
 
     def _encode_text(self, pipeline: Any, prompt: PromptKey) -> Conditioning:
         states, _ = pipeline.encode_prompt(prompt.text, device=self.device, max_sequence_length=TOKENS)

@@ -9,21 +9,21 @@ from typing import Any
 
 import torch
 
-from engine.contract import Sampler
-from engine.models.families.diffusers_family import DiffusersFamily, choose_guidance
-from engine.models.families.flow_matching import compute_mu
+from engine.models.families.diffusers_family import choose_guidance
+from engine.models.families.flow_matching import FlowMatchingFamily, compute_mu
 from engine.models.family import Conditioning
-from engine.models.text.text_cache import PromptKey
-from engine.sampling import Plan, TimestepOptions, plan
+from engine.models.text_cache import PromptKey
 
 GUIDANCE = 5.0  # the pipeline's own default
 TOKENS = 128
 
 
-class HiDream(DiffusersFamily):
+class HiDream(FlowMatchingFamily):
     """Conditions: T5's states, Llama's states `[layers, tokens, features]`, and the CLIPs' pooled texts."""
 
+    pipelines = ("HiDreamImagePipeline",)
     unsupported_samplers = ("heun", "unipc", "dpmpp_3m")
+    has_even_sigmas = False
 
     def __init__(
         self, pipeline: Any, name: str, revision: str, device: torch.device | str = "cpu", guidance: float | None = None
@@ -42,9 +42,8 @@ class HiDream(DiffusersFamily):
         """The network has no more positions."""
         return self._max_patches * self.multiple**2
 
-    def plan(self, sampler: Sampler, steps: int, eta: float, width: int, height: int) -> Plan:
-        mu = compute_mu({}, self._max_patches)  # the same for every size
-        return plan(self.scheduler_config, sampler, steps, eta, TimestepOptions(mu=mu))
+    def _compute_mu(self, width: int, height: int, steps: int) -> float:
+        return compute_mu({}, self._max_patches)  # the same for every size
 
     def _encode_text(self, pipeline: Any, prompt: PromptKey) -> Conditioning:
         states, _, layers, _, pooled, _ = pipeline.encode_prompt(

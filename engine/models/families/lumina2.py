@@ -9,20 +9,19 @@ from typing import Any
 
 import torch
 
-from engine.contract import Sampler
-from engine.models.families.diffusers_family import DiffusersFamily, choose_guidance
-from engine.models.families.flow_matching import compute_mu, make_even_sigmas
+from engine.models.families.diffusers_family import choose_guidance
+from engine.models.families.flow_matching import FlowMatchingFamily, compute_mu
 from engine.models.family import Conditioning
-from engine.models.text.text_cache import PromptKey
-from engine.sampling import Plan, TimestepOptions, plan
+from engine.models.text_cache import PromptKey
 
 GUIDANCE = 4.0  # the pipeline's own default
 TOKENS = 256
 
 
-class Lumina2(DiffusersFamily):
+class Lumina2(FlowMatchingFamily):
     """Conditions: the text's states, and a mask of the tokens that are text."""
 
+    pipelines = ("Lumina2Pipeline",)
     prompt_arguments = ("prompt_embeds", "prompt_attention_mask")
     unsupported_samplers = ("heun", "unipc", "dpmpp_3m")
 
@@ -36,9 +35,8 @@ class Lumina2(DiffusersFamily):
         # text lengths vary inside, and a packed copy or a graph would fix them
         self.forward_runner.disable_optimizations()
 
-    def plan(self, sampler: Sampler, steps: int, eta: float, width: int, height: int) -> Plan:
-        mu = compute_mu(self.scheduler_config, self.latent_channels)  # its pipeline counts channels as tokens
-        return plan(self.scheduler_config, sampler, steps, eta, TimestepOptions(mu=mu, sigmas=make_even_sigmas(steps)))
+    def _compute_mu(self, width: int, height: int, steps: int) -> float:
+        return compute_mu(self.scheduler_config, self.latent_channels)  # its pipeline counts channels as tokens
 
     def _encode_text(self, pipeline: Any, prompt: PromptKey) -> Conditioning:
         if prompt.negative:  # it gets no instruction

@@ -13,7 +13,7 @@ import torch
 from engine.contract import Recipe
 from engine.models.families.diffusers_family import DiffusersFamily, choose_guidance
 from engine.models.family import Conditioning
-from engine.models.text.text_cache import PromptKey
+from engine.models.text_cache import PromptKey
 
 GUIDANCE = 4.5  # the pipelines' own default
 
@@ -21,6 +21,7 @@ GUIDANCE = 4.5  # the pipelines' own default
 class PixArt(DiffusersFamily):
     """Conditions: the text's states, a mask of the tokens that are text, and for some models sizes and their ratio."""
 
+    pipelines = ("PixArtAlphaPipeline", "PixArtSigmaPipeline")
     prompt_arguments = ("prompt_embeds", "prompt_attention_mask")
 
     def __init__(

@@ -12,15 +12,14 @@ from diffusers.pipelines.qwenimage.pipeline_qwenimage_edit_plus import calculate
 from PIL import Image
 from torch.nn.functional import avg_pool2d, interpolate, pad
 
-from engine.contract import MAX_INIT_IMAGES, Recipe, Sampler
+from engine.contract import MAX_INIT_IMAGES, Recipe
 from engine.models.autoencoder.autoencoder import StillAutoencoder
-from engine.models.families.diffusers_family import DiffusersFamily, choose_guidance
-from engine.models.families.flow_matching import compute_mu, make_even_sigmas
+from engine.models.families.diffusers_family import choose_guidance
+from engine.models.families.flow_matching import FlowMatchingFamily
 from engine.models.families.picture_editing import EditedPictures, NeedsPicture, split_pictures
 from engine.models.family import Conditioning
-from engine.models.text.text_cache import PromptKey
+from engine.models.text_cache import PromptKey
 from engine.prompt.emphasis import strip_emphasis
-from engine.sampling import Plan, TimestepOptions, plan
 
 GUIDANCE = 4.0  # the pipeline's own default
 TOKENS = 1024
@@ -28,12 +27,13 @@ PATCH = 2
 PLUS_SIDE = 384  # pixels along a side of the area at which the Plus pipelines' language model sees a picture
 
 
-class QwenImage(DiffusersFamily):
+class QwenImage(FlowMatchingFamily):
     """Conditions: the text's states, padded to one length so that texts share a batch, and the unpadded length.
 
     The length stays on the CPU: a forward is as long as its longest text.
     """
 
+    pipelines = ("QwenImagePipeline",)
     unsupported_samplers = ("heun", "unipc", "dpmpp_3m")
 
     def __init__(
@@ -48,10 +48,6 @@ class QwenImage(DiffusersFamily):
 
     def _adapt_autoencoder(self, autoencoder: Any) -> StillAutoencoder:
         return StillAutoencoder(autoencoder)
-
-    def plan(self, sampler: Sampler, steps: int, eta: float, width: int, height: int) -> Plan:
-        mu = compute_mu(self.scheduler_config, width * height // self.multiple**2)
-        return plan(self.scheduler_config, sampler, steps, eta, TimestepOptions(mu=mu, sigmas=make_even_sigmas(steps)))
 
     def _encode_text(self, pipeline: Any, prompt: PromptKey) -> Conditioning:
         states, _ = pipeline.encode_prompt(prompt.text, device=self.device, max_sequence_length=TOKENS)
@@ -100,6 +96,7 @@ class QwenImageEdit(NeedsPicture, QwenImage):
     The picture is encoded at the size of the new one; its pipelines scale it to their native area.
     """
 
+    pipelines = ("QwenImageEditPipeline",)
     max_edit_pictures = 1
 
     unsupported_samplers = (*QwenImage.unsupported_samplers, "native")  # a whole pipeline gets no picture
@@ -122,6 +119,7 @@ class QwenImageEdit(NeedsPicture, QwenImage):
 class QwenImageEditPlus(QwenImageEdit):
     """The versions that take several pictures. The language model sees them smaller."""
 
+    pipelines = ("QwenImageEditPlusPipeline",)
     max_edit_pictures = MAX_INIT_IMAGES
 
     def _show(self, images: list[Image.Image]) -> Any:

@@ -15,7 +15,7 @@ from PIL import Image
 from engine.models.autoencoder.tiled_decode import encode_within_memory
 from engine.models.families.diffusers_family import DiffusersFamily, choose_guidance
 from engine.models.family import Conditioning
-from engine.models.text.text_cache import PromptKey
+from engine.models.text_cache import PromptKey
 
 GUIDANCE = 4.5  # the pipeline's own default
 TOKENS = 300
@@ -25,6 +25,7 @@ MULTIPLE = 32  # the pipeline accepts no other sides
 class Sana(DiffusersFamily):
     """Conditions: the text's states, and a mask of the tokens that are text."""
 
+    pipelines = ("SanaPipeline",)
     prompt_arguments = ("prompt_embeds", "prompt_attention_mask")
 
     def __init__(

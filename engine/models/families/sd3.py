@@ -6,22 +6,24 @@ from typing import Any
 
 import torch
 
-from engine.contract import Sampler
-from engine.contract.rejection import JobRejected
+from engine.contract import JobRejected, Sampler
 from engine.models.control.control_conditioner import make_sd3_conditioner
-from engine.models.families.diffusers_family import DiffusersFamily, choose_guidance
-from engine.models.families.flow_matching import compute_mu
+from engine.models.families.diffusers_family import choose_guidance
+from engine.models.families.flow_matching import FlowMatchingFamily
 from engine.models.family import Conditioning
-from engine.models.pictures.picture_conditions import Additions, ForwardInputs
-from engine.models.text.text_cache import PromptKey
-from engine.sampling import Plan, TimestepOptions, plan
+from engine.models.picture_conditions import Additions, ForwardInputs
+from engine.models.text_cache import PromptKey
+from engine.sampling import Plan
 
 GUIDANCE = 7.0  # the pipeline's own default
 TOKENS = 256  # of T5; the CLIPs read 77
 
 
-class StableDiffusion3(DiffusersFamily):
+class StableDiffusion3(FlowMatchingFamily):
     """Conditions: token states of all three text encoders, concatenated, and the CLIPs' pooled texts."""
+
+    pipelines = ("StableDiffusion3Pipeline",)
+    has_even_sigmas = False
 
     def __init__(
         self, pipeline: Any, name: str, revision: str, device: torch.device | str = "cpu", guidance: float | None = None
@@ -37,8 +39,7 @@ class StableDiffusion3(DiffusersFamily):
     def plan(self, sampler: Sampler, steps: int, eta: float, width: int, height: int) -> Plan:
         if max(width, height) > self._max_side:  # the network has no more positions
             raise JobRejected(f"With {self.name}, a side has at most {self._max_side} pixels.", "member")
-        mu = compute_mu(self.scheduler_config, width * height // self.multiple**2)
-        return plan(self.scheduler_config, sampler, steps, eta, TimestepOptions(mu=mu))
+        return super().plan(sampler, steps, eta, width, height)
 
     def _encode_text(self, pipeline: Any, prompt: PromptKey) -> Conditioning:
         states, _, pooled, _ = pipeline.encode_prompt(

@@ -13,16 +13,16 @@ from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import
 from PIL import Image
 
 from engine.contract import GuidanceKind, Recipe, find_embeddings
+from engine.models import prompt_chunks
 from engine.models.control.control_conditioner import make_unet_conditioner, name_unet_inputs
+from engine.models.embedding_files import EmbeddingSlot, spell_words
 from engine.models.families.diffusers_family import DiffusersFamily
 from engine.models.families.stable_diffusion import choose_default_guidance, detect_guides, embed_guidance
 from engine.models.family import Conditioning
-from engine.models.inpainting.inpainting_conditioner import add_channels
+from engine.models.inpainting_conditioner import add_channels
 from engine.models.network.reference_attention import attend_to_references, find_references
-from engine.models.pictures.picture_conditions import Additions
-from engine.models.text import prompt_chunks
-from engine.models.text.text_cache import PromptKey, list_texts
-from engine.models.textual_inversion.embedding_files import EmbeddingSlot, spell_words
+from engine.models.picture_conditions import Additions
+from engine.models.text_cache import PromptKey, list_texts
 from engine.prompt.emphasis import strip_emphasis
 
 GUIDANCE = 5.0  # the pipeline's own default
@@ -31,6 +31,7 @@ GUIDANCE = 5.0  # the pipeline's own default
 class StableDiffusionXL(DiffusersFamily):
     """Conditions: token states of both CLIPs, the second's pooled text, sizes, and for an LCM the embedded guidance."""
 
+    pipelines = ("StableDiffusionXLPipeline",)
     network_name = "unet"
     channels_last = True
     supports_emphasis = True

@@ -10,12 +10,10 @@ from typing import Any, cast
 import torch
 from torch.nn.functional import pad
 
-from engine.contract import Sampler
-from engine.models.families.diffusers_family import DiffusersFamily, choose_guidance
-from engine.models.families.flow_matching import compute_mu, make_even_sigmas
+from engine.models.families.diffusers_family import choose_guidance
+from engine.models.families.flow_matching import FlowMatchingFamily
 from engine.models.family import Conditioning
-from engine.models.text.text_cache import PromptKey
-from engine.sampling import Plan, TimestepOptions, plan
+from engine.models.text_cache import PromptKey
 
 GUIDANCE = 6.0  # the pipeline's default of 5, as our G
 TOKENS = 512
@@ -23,12 +21,13 @@ NATIVE_LATENTS = 128  # latents along a native side: the pipeline's 1024 pixels
 PATCH = 2
 
 
-class ZImage(DiffusersFamily):
+class ZImage(FlowMatchingFamily):
     """Conditions: the text's states, padded to one length so that texts share a batch, and the unpadded length.
 
     The length stays on the CPU: the network takes a list of texts, so the host must know where each ends.
     """
 
+    pipelines = ("ZImagePipeline",)
     no_guidance = 0.0
     unsupported_samplers = ("heun", "unipc", "dpmpp_3m")
 
@@ -41,10 +40,6 @@ class ZImage(DiffusersFamily):
         self.multiple = PATCH * self.pixels_per_latent
         # text lengths vary inside, and a packed copy or a graph would fix them
         self.forward_runner.disable_optimizations()
-
-    def plan(self, sampler: Sampler, steps: int, eta: float, width: int, height: int) -> Plan:
-        mu = compute_mu(self.scheduler_config, width * height // self.multiple**2)
-        return plan(self.scheduler_config, sampler, steps, eta, TimestepOptions(mu=mu, sigmas=make_even_sigmas(steps)))
 
     def _encode_text(self, pipeline: Any, prompt: PromptKey) -> Conditioning:
         (states,), _ = pipeline.encode_prompt(

@@ -16,7 +16,7 @@ from typing import Generic, Literal, NamedTuple, TypeVar
 
 from safetensors import SafetensorError
 
-from engine.contract.rejection import JobRejected
+from engine.contract import JobRejected
 from engine.hub.catalogue import FOLDER_BY_KIND, PICKLE_SUFFIXES, SAFETENSORS_SUFFIX
 
 log = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from engine.contract.rejection import JobRejected
+from engine.contract import JobRejected
 from engine.hub.added_models import list_places
 from engine.hub.catalogue import GGUF_SUFFIX, PICKLE_SUFFIXES, SAFETENSORS_SUFFIX, WEIGHT_SUFFIXES, find_entry
 from engine.hub.revisions import read_revisions, remember_revision

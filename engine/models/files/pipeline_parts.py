@@ -20,8 +20,7 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from safetensors import SafetensorError, safe_open
 
-from engine.contract import Dtype, Quantization
-from engine.contract.rejection import JobRejected
+from engine.contract import Dtype, JobRejected, Quantization
 from engine.models.files.model_source import UNUSED_PARTS, refuse_unsafe_part_names
 from engine.models.quantization.stored_quantization import (
     Matrix,

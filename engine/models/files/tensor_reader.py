@@ -16,8 +16,7 @@ from typing import Any, Literal, cast
 import torch
 from safetensors import SafetensorError, safe_open
 
-from engine.contract import Dtype
-from engine.contract.rejection import JobRejected
+from engine.contract import Dtype, JobRejected
 from engine.models.files.pipeline_parts import SAFETENSORS_DTYPES, Part
 from engine.models.quantization.stored_quantization import Matrix, PackedWeights, find_matrix
 

@@ -12,8 +12,7 @@ from typing import Any, cast
 import torch
 from safetensors import SafetensorError, safe_open
 
-from engine.contract import Dtype, Quantization
-from engine.contract.rejection import JobRejected
+from engine.contract import Dtype, JobRejected, Quantization
 from engine.hub.catalogue import GGUF_SUFFIX
 from engine.models.autoencoder.large_decoder import LARGE_DECODER_FOLDER
 from engine.models.files.model_source import ModelSource, find_configs_folder

@@ -17,13 +17,12 @@ from diffusers.models.modeling_utils import ModelMixin
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
-from engine.contract import Dtype, Quantization
-from engine.contract.rejection import JobRejected
+from engine.contract import Dtype, JobRejected, Quantization
 from engine.models.family import TORCH_DTYPES
 from engine.models.files.model_source import UNUSED_PARTS, find_model
 from engine.models.files.pipeline_parts import Part, find_part_classes, find_pipeline_class, list_parts, read_index
 from engine.models.files.tensor_reader import StreamedTensors, read_tensors
-from engine.models.inpainting.inpainting_conditioner import needs_mask
+from engine.models.inpainting_conditioner import needs_mask
 from engine.models.library_logging import silence_libraries
 from engine.models.loading.number_formats import FormatChooser, PartFormats, choose_training_formats
 from engine.models.quantization.choice import PartQuantization

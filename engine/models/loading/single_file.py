@@ -18,8 +18,7 @@ from diffusers.quantizers.quantization_config import GGUFQuantizationConfig
 from huggingface_hub import snapshot_download
 from torch import nn
 
-from engine.contract import Dtype
-from engine.contract.rejection import JobRejected
+from engine.contract import Dtype, JobRejected
 from engine.hub.catalogue import GGUF_SUFFIX
 from engine.models.family import TORCH_DTYPES
 from engine.models.files.model_source import find_configs_folder

@@ -23,7 +23,7 @@ from diffusers.hooks.hooks import HookRegistry
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from torch import nn
 
-from engine.contract.rejection import JobRejected
+from engine.contract import JobRejected
 from engine.pipelines.network_call import NETWORK_NAMES, TEXT_ENCODER_PREFIX
 from engine.process.load_progress import format_size
 from engine.process.memory_requests import Offload

@@ -11,7 +11,7 @@ from diffusers.models.attention_processor import AttnProcessor2_0
 from torch.nn import functional
 
 from engine.models.network.network_copies import MIN_BFLOAT16_KEYS
-from engine.models.pictures.picture_conditions import Additions
+from engine.models.picture_conditions import Additions
 
 
 def list_attention_layers(net: Any) -> Iterator[tuple[str, Any]]:

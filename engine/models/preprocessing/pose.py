@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from PIL import Image, ImageDraw
 
-from engine.contract.rejection import JobRejected
+from engine.contract import JobRejected
 from engine.models.preprocessing.vision_networks import CONFIG_FILE, VisionNetwork, load_vision_network, reject_network
 
 DETECTOR_FOLDER = "detector"

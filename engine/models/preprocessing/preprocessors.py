@@ -14,8 +14,7 @@ import torch
 from PIL import Image
 from safetensors import SafetensorError
 
-from engine.contract import Preprocessor
-from engine.contract.rejection import JobRejected
+from engine.contract import JobRejected, Preprocessor
 from engine.models.files.pipeline_parts import count_parameters, find_weight_files
 from engine.models.preprocessing.pose import DETECTOR_FOLDER, PoseEstimator, has_detector
 from engine.models.preprocessing.vision_networks import CONFIG_FILE, WEIGHTS_FILE, DepthEstimator, LineDrawer

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from engine.contract.rejection import JobRejected
+from engine.contract import JobRejected
 from engine.models.library_logging import silence_libraries
 
 

@@ -16,8 +16,7 @@ import torch
 from diffusers.hooks.layerwise_casting import apply_layerwise_casting_hook
 from torch import nn
 
-from engine.contract import Quantization
-from engine.contract.rejection import JobRejected
+from engine.contract import JobRejected, Quantization
 
 TORCHAO = "torchao"
 BITSANDBYTES = "bitsandbytes"

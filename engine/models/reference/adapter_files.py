@@ -15,8 +15,7 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 
-from engine.contract import Dtype
-from engine.contract.rejection import JobRejected
+from engine.contract import Dtype, JobRejected
 from engine.hub.catalogue import SAFETENSORS_SUFFIX
 from engine.models.family import TORCH_DTYPES
 from engine.models.files.added_kind import CONFIG_FILE, AddedEntry, AddedKind, cache_while_unchanged, reject_added

@@ -17,14 +17,13 @@ from diffusers.models.embeddings import ImageProjection
 from PIL import Image
 from safetensors import safe_open
 
-from engine.contract import ControlModel, Dtype, Preprocessor, Recipe
-from engine.contract.rejection import JobRejected
+from engine.contract import ControlModel, Dtype, JobRejected, Preprocessor, Recipe
 from engine.models.family import TORCH_DTYPES
 from engine.models.files.added_kind import REFERENCE_FOLDER
 from engine.models.library_logging import silence_libraries
 from engine.models.loading.pipeline_loader import LOAD_ERRORS
 from engine.models.network.reference_attention import ADDITION
-from engine.models.pictures.picture_conditions import (
+from engine.models.picture_conditions import (
     Additions,
     ForwardInputs,
     OpenPicture,

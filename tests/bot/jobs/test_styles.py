@@ -10,8 +10,7 @@ from bot.app import wiring
 from bot.domain.dto import Destination, Member
 from bot.domain.errors import UserError
 from bot.jobs.init_images import InitImages
-from engine.contract import Recipe
-from engine.contract.rejection import JobRejected
+from engine.contract import JobRejected, Recipe
 from engine.prompt.style_guide import StyleGuide
 from shared.picture_files import make_png
 

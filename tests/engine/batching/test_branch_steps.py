@@ -12,8 +12,7 @@ from engine.batching.engine import LatentsDone
 from engine.batching.job_images import build_images
 from engine.batching.noise import Noise
 from engine.batching.trajectory import Trajectory
-from engine.contract import Branch, Keyframe, Ladder, encode, map_step
-from engine.contract.rejection import JobRejected
+from engine.contract import Branch, JobRejected, Keyframe, Ladder, encode, map_step
 from engine.models.families.stable_diffusion import StableDiffusion
 from engine.sampling import COLUMNS
 from shared.init_image_jobs import (

@@ -12,8 +12,7 @@ import torch
 from engine.batching.batch import RowLayout
 from engine.batching.engine import Engine, JobFailure, LatentsDone, StepDone
 from engine.batching.trajectory import Trajectory
-from engine.contract import Concept, ImageLife, Job, NoiseAncestor, Recipe, UpscaleTask, count_rows
-from engine.contract.rejection import JobRejected
+from engine.contract import Concept, ImageLife, Job, JobRejected, NoiseAncestor, Recipe, UpscaleTask, count_rows
 from engine.device.memory import is_out_of_memory
 from engine.sampling import plan
 

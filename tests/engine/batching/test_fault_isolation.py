@@ -26,9 +26,8 @@ from engine.__main__ import EXIT_STUCK
 from engine.batching.engine import Engine, JobFailure, LatentsDone, StepDone
 from engine.batching.fault_isolation import DeviceLost, reject_before_start
 from engine.bus import BusLimits
-from engine.contract import Job, JobFinished, JobStarted, PictureReady, Snapshot
+from engine.contract import Job, JobFinished, JobRejected, JobStarted, PictureReady, Snapshot
 from engine.contract import JobFailed as FailedJob
-from engine.contract.rejection import JobRejected
 from engine.models.families.stable_diffusion import StableDiffusion
 from engine.models.family import Conditioning, Family
 from engine.sampling.samplers import FLOW_SCHEDULERS, TABLED

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from engine.batching.engine import Engine
 from engine.contract import (
     Concept,
+    JobRejected,
     Recipe,
     count_row_steps,
     count_rows,
@@ -21,7 +22,6 @@ from engine.contract import (
     is_guided,
     pinned_bucket,
 )
-from engine.contract.rejection import JobRejected
 from engine.sampling import COLUMNS, plan
 
 Make = Callable[..., Any]

@@ -18,8 +18,7 @@ from PIL import Image, ImageOps
 
 from engine.batching.input_pictures import InitLatents, load_init_latents
 from engine.batching.noise import slerp
-from engine.contract import Branch, Concept, ImageToImage, InitImage, Keyframe, Ladder, Recipe, encode
-from engine.contract.rejection import JobRejected
+from engine.contract import Branch, Concept, ImageToImage, InitImage, JobRejected, Keyframe, Ladder, Recipe, encode
 from engine.models.families.stable_diffusion import StableDiffusion
 from engine.worker.simulated_model import SimulatedModel
 from shared.init_image_jobs import Blobs, draw_half_mask, draw_scene, hash_blobs, make_image_to_image, to_bytes

@@ -13,6 +13,7 @@ from engine.batching.job_images import build_images
 from engine.contract import (
     Concept,
     Interpolation,
+    JobRejected,
     NoiseAncestor,
     Recipe,
     count_rows,
@@ -21,7 +22,6 @@ from engine.contract import (
     noise_seed,
     recipe_for_image,
 )
-from engine.contract.rejection import JobRejected
 from engine.models.families.stable_diffusion import StableDiffusion
 from engine.picture_files import format_parameters
 from shared.init_image_jobs import run_job

@@ -14,8 +14,7 @@ from PIL import Image
 
 from engine.batching.engine import Engine, LatentsDone
 from engine.batching.job_images import build_images
-from engine.contract import Branch, Concept, Job
-from engine.contract.rejection import JobRejected
+from engine.contract import Branch, Concept, Job, JobRejected
 from engine.models.families.stable_diffusion import StableDiffusion
 from engine.output.decode_worker import DecodeWorker
 from engine.worker.local_run import run_locally

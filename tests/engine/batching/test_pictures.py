@@ -16,16 +16,20 @@ from engine.batching.input_pictures import load_pictures
 from engine.batching.job_images import build_images
 from engine.batching.model_inputs import ModelInputs
 from engine.batching.trajectory import Trajectory
-from engine.contract import Concept, ControlImage, ControlModel, Dtype, Job, Lora, Preprocessor, Recipe, ReferenceImage
-from engine.contract.rejection import JobRejected
-from engine.models.family import Conditioning
-from engine.models.pictures.picture_conditions import (
-    OpenPicture,
-    PictureCondition,
-    PictureConditions,
-    PictureRows,
-    PictureSlot,
+from engine.contract import (
+    Concept,
+    ControlImage,
+    ControlModel,
+    Dtype,
+    Job,
+    JobRejected,
+    Lora,
+    Preprocessor,
+    Recipe,
+    ReferenceImage,
 )
+from engine.models.family import Conditioning
+from engine.models.picture_conditions import OpenPicture, PictureCondition, PictureConditions, PictureRows, PictureSlot
 from engine.picture_files import MAX_PIXELS
 from shared.engine_fixtures import SCHEDULE, Affine
 from shared.picture_files import make_png

@@ -20,6 +20,7 @@ from engine.contract import (
     Concept,
     DropImages,
     Job,
+    JobRejected,
     Recipe,
     SetConcepts,
     SetGuidance,
@@ -28,7 +29,6 @@ from engine.contract import (
     count_row_steps,
     list_final_images,
 )
-from engine.contract.rejection import JobRejected
 
 Make = Callable[..., Any]
 STEPS = 16

@@ -11,8 +11,7 @@ import torch
 
 from engine.batching.amending import encode_change
 from engine.batching.engine import Engine, LatentsDone
-from engine.contract import AmendmentRequest, Concept, Interpolation, SetConcepts, recipe_for_image
-from engine.contract.rejection import JobRejected
+from engine.contract import AmendmentRequest, Concept, Interpolation, JobRejected, SetConcepts, recipe_for_image
 from engine.models.families.stable_diffusion import StableDiffusion
 
 Make = Callable[..., Any]

@@ -31,9 +31,9 @@ from engine.contract import (
     JobFailed,
     JobFinished,
     JobModelLoading,
+    JobRejected,
     Recipe,
 )
-from engine.contract.rejection import JobRejected
 from engine.model_cache import cache as model_cache
 from engine.model_cache import catalog_file, discovery
 from engine.model_cache.cache import ModelCache, ModelEntry

@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 
-from engine.contract import Dtype, ModelPart
-from engine.contract.rejection import JobRejected
+from engine.contract import Dtype, JobRejected, ModelPart
 from engine.model_cache import cache as model_cache
 from engine.model_cache.cache import ModelCache, ModelEntry
 from engine.model_cache.loaded_models import LoadedModels

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from benchmarks.fixtures.small_pipelines import save_small_pipeline
-from engine.contract.rejection import JobRejected
+from engine.contract import JobRejected
 from engine.hub.added_models import ModelManifest, list_offered, write_manifest
 from engine.model_cache.discovery import LoadContext, discover_models, load_models
 from engine.model_cache.loaded_models import LoadedModels

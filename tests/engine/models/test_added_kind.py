@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from engine.contract.rejection import JobRejected
+from engine.contract import JobRejected
 from engine.models.files.added_kind import AddedEntry, AddedKind, Form
 
 

@@ -22,8 +22,7 @@ from benchmarks.report.measures import psnr
 from engine.batching.engine import Engine
 from engine.batching.input_pictures import load_init_latents
 from engine.calibration.calibration import Calibration
-from engine.contract import ImageToImage, InitImage, ModelPart
-from engine.contract.rejection import JobRejected
+from engine.contract import ImageToImage, InitImage, JobRejected, ModelPart
 from engine.models import load_folder
 from engine.models.autoencoder import autoencoder_files
 from engine.models.family import with_autoencoder

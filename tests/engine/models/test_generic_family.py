@@ -20,10 +20,9 @@ import torch
 from benchmarks.fixtures.small_pipelines import save_small_pipeline
 from engine import models
 from engine.batching.engine import Engine, Event, JobFailure, LatentsDone, StepDone
-from engine.contract import Concept, Job, NoiseAncestor, Recipe
-from engine.contract.rejection import JobRejected
+from engine.contract import Concept, Job, JobRejected, NoiseAncestor, Recipe
+from engine.models.generic_family import GenericFamily
 from engine.models.loading.pipeline_loader import load_training_pipeline
-from engine.models.whole_pipeline.generic_family import GenericFamily
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # diffusers' schedulers
 Make = Callable[..., Any]

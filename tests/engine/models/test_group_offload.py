@@ -21,8 +21,7 @@ from benchmarks.fixtures.reference_pipeline import call_pipeline, make_job
 from benchmarks.fixtures.small_pipelines import save_small_pipeline
 from engine import models
 from engine.batching.engine import Engine, LatentsDone
-from engine.contract import Concept, Lora, Recipe
-from engine.contract.rejection import JobRejected
+from engine.contract import Concept, JobRejected, Lora, Recipe
 from engine.models.families.diffusers_family import DiffusersFamily
 from engine.models.family import Family
 from engine.models.network import pipeline_offload

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.contract.rejection import JobRejected
+from engine.contract import JobRejected
 from engine.hub.added_models import ModelManifest, write_manifest
 from engine.hub.revisions import REVISIONS_FILE
 from engine.models.files import model_source

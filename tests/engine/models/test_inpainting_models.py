@@ -19,8 +19,7 @@ from engine.batching.input_pictures import load_pictures
 from engine.batching.job_images import check_job
 from engine.calibration.calibration import Calibration
 from engine.calibration.measurement import probe_recipe
-from engine.contract import PIPELINE_SAMPLERS, Branch, Job, ModelPart, Recipe
-from engine.contract.rejection import JobRejected
+from engine.contract import PIPELINE_SAMPLERS, Branch, Job, JobRejected, ModelPart, Recipe
 from engine.models.loading.pipeline_loader import load_training_pipeline
 from shared.init_image_jobs import add_job, draw_half_mask, draw_scene, make_image_to_image
 from shared.picture_files import encode_picture

@@ -14,7 +14,7 @@ import torch
 from PIL.Image import Image
 from safetensors.torch import load_file, save_file
 
-from engine.contract.rejection import JobRejected
+from engine.contract import JobRejected
 from engine.models import load_folder
 from engine.models.autoencoder.large_decoder import LARGE_FACTOR, WEIGHTS_FILE, LargeDecoder
 from engine.models.families.embedded import load_embedded

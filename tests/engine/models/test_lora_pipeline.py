@@ -16,12 +16,10 @@ from benchmarks.fixtures.reference_pipeline import call_pipeline as by_pipeline
 from benchmarks.fixtures.small_pipelines import save_small_pipeline
 from engine.batching.engine import Engine, LatentsDone
 from engine.calibration.calibration import Calibration
-from engine.contract import TURBO_LORA, Lora
-from engine.contract.rejection import JobRejected
-from engine.models import load_folder, load_model
+from engine.contract import TURBO_LORA, JobRejected, Lora
+from engine.models import load_folder, load_model, lora_files
 from engine.models.families.embedded import build_pipeline, load_embedded
-from engine.models.lora import lora_files
-from engine.models.lora.lora_files import find_lora, find_loras
+from engine.models.lora_files import find_lora, find_loras
 from shared.small_families import ATTENTION, build_recipe, by_engine, error, random_matrices, write_family_lora
 from training.commands.run_lora import write_lora
 

@@ -14,15 +14,14 @@ from benchmarks.models.memory_run import sample_weight_bytes
 from benchmarks.models.random_weights import ensure_model_folder
 from engine import models
 from engine.calibration.measurement import probe_recipe
-from engine.contract import Dtype
-from engine.contract.rejection import JobRejected
+from engine.contract import Dtype, JobRejected
 from engine.models.files.model_source import ModelSource
+from engine.models.generic_family import GenericFamily
 from engine.models.loading.memory_estimate import InspectedModel, estimate_bytes, estimate_weights
 from engine.models.loading.number_formats import LARGE_PARAMETERS, FormatChooser
 from engine.models.loading.pipeline_loader import inspect_folder
 from engine.models.network.pipeline_offload import is_offloaded
 from engine.models.quantization.choice import PartQuantization, SizedQuantization, choose_quantizations
-from engine.models.whole_pipeline.generic_family import GenericFamily
 from engine.pipelines.network_call import NETWORK_NAMES
 from engine.process.memory_requests import OFFLOADS, QuantizationRequests
 

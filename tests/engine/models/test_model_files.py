@@ -14,13 +14,12 @@ import torch
 from diffusers.utils import logging
 from safetensors.torch import save_file
 
-from engine.contract.rejection import JobRejected
-from engine.models import load_model, make_model_name, text_embedder
+from engine.contract import JobRejected
+from engine.models import load_model, make_model_name, text_cache, text_embedder
 from engine.models.families.stable_diffusion import StableDiffusion
 from engine.models.files import model_source
 from engine.models.files.model_source import fingerprint_folder
 from engine.models.library_logging import silence_libraries
-from engine.models.text import text_cache
 
 
 def test_the_embedded_model_has_its_known_properties(embedded: StableDiffusion) -> None:

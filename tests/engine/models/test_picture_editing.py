@@ -16,8 +16,7 @@ from PIL import Image
 from benchmarks.fixtures.reference_pipeline import call_pipeline
 from engine.batching.engine import Engine
 from engine.batching.input_pictures import load_init_latents
-from engine.contract import MAX_INIT_IMAGES, Branch, ImageToImage, InitImage, Job, Recipe
-from engine.contract.rejection import JobRejected
+from engine.contract import MAX_INIT_IMAGES, Branch, ImageToImage, InitImage, Job, JobRejected, Recipe
 from engine.models.families.picture_editing import EditsPictures, fit_edited_size, is_edit
 from shared.small_families import build_recipe, error
 

@@ -16,8 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from benchmarks.report.measures import psnr
 from engine.calibration.measurement import probe_recipe
-from engine.contract import Dtype
-from engine.contract.rejection import JobRejected
+from engine.contract import Dtype, JobRejected
 from engine.models import load_model
 from engine.models.autoencoder.large_decoder import LargeDecoder
 from engine.models.families.stable_diffusion import StableDiffusion

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from engine.contract.rejection import JobRejected
+from engine.contract import JobRejected
 from engine.models.preprocessing.pose import MAX_PEOPLE, Joints, PersonDetector, draw_skeletons, order_joints
 from engine.models.preprocessing.preprocessors import Preprocessors
 from shared.init_image_jobs import draw_scene

@@ -21,8 +21,7 @@ from engine import models
 from engine.batching.engine import Engine
 from engine.batching.job_images import reason_to_decline
 from engine.calibration.calibration import Calibration, calibration_key
-from engine.contract import Quantization
-from engine.contract.rejection import JobRejected
+from engine.contract import JobRejected, Quantization
 from engine.models.families.diffusers_family import DiffusersFamily
 from engine.models.files.model_source import ModelSource, find_model, fingerprint_folder
 from engine.models.loading.memory_estimate import InspectedModel

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from engine.contract import Quantization
-from engine.contract.rejection import JobRejected
+from engine.contract import JobRejected, Quantization
 from engine.models.quantization import choice
 from engine.models.quantization.choice import PartQuantization, SizedQuantization, choose_quantizations, list_candidates
 from engine.models.quantization.stored_quantization import Matrix, count_matrix_bytes, find_matrix

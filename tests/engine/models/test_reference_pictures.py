@@ -20,8 +20,7 @@ from benchmarks.fixtures.small_pipelines import save_small_pipeline
 from engine.batching.engine import Engine
 from engine.batching.job_images import check_job
 from engine.calibration.calibration import Calibration
-from engine.contract import Concept, Job, Recipe, ReferenceImage
-from engine.contract.rejection import JobRejected
+from engine.contract import Concept, Job, JobRejected, Recipe, ReferenceImage
 from engine.models import load_model
 from engine.models.reference.adapter_files import MAX_CONFIG_BYTES
 from engine.models.reference.reference_conditioner import ReferenceConditioner

@@ -18,7 +18,7 @@ from benchmarks.fixtures.reference_pipeline import call_pipeline
 from benchmarks.fixtures.wide_pipelines import save_pipeline
 from benchmarks.models.memory_run import count_stored_bytes
 from engine import models
-from engine.contract.rejection import JobRejected
+from engine.contract import JobRejected
 from engine.models.families.diffusers_family import DiffusersFamily
 from engine.models.files.model_source import ModelSource
 from engine.models.loading.memory_estimate import InspectedModel

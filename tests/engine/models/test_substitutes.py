@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.contract.rejection import JobRejected
+from engine.contract import JobRejected
 from engine.models.families.embedded import load_embedded
 from engine.models.families.stable_diffusion import StableDiffusion
 from engine.process.model_settings import SUBSTITUTES_FILE, WEIGHTS_FOLDER

@@ -15,9 +15,8 @@ from benchmarks.fixtures.reference_pipeline import call_pipeline as by_pipeline
 from engine.batching.engine import Engine
 from engine.batching.job_images import reason_to_decline
 from engine.calibration.calibration import Calibration
-from engine.contract import Concept, ModelPart, ReferenceImage
-from engine.contract.rejection import JobRejected
-from engine.models.textual_inversion import embedding_files
+from engine.contract import Concept, JobRejected, ModelPart, ReferenceImage
+from engine.models import embedding_files
 from shared.small_families import by_engine, error
 from shared.text_models import SLOTS, WIDTH, load_family, load_pipeline, save_model, write_embedding
 

@@ -11,11 +11,10 @@ from typing import Any
 import pytest
 
 from benchmarks.fixtures.small_pipelines import save_small_pipeline
-from engine.contract import Lora
-from engine.contract.rejection import JobRejected
+from engine.contract import JobRejected, Lora
 from engine.models import load_folder
 from engine.models.files.model_source import fingerprint_folder
-from engine.models.lora.lora_files import find_loras
+from engine.models.lora_files import find_loras
 from shared.small_families import build_recipe, by_engine, error, write_turbo
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' own

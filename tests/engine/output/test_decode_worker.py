@@ -12,8 +12,18 @@ import torch
 from PIL import Image
 
 from engine.batching.engine import Engine, LatentsDone, StepDone
-from engine.contract import Branch, Concept, ImageToImage, InitImage, Job, Ladder, NoiseAncestor, UpscaleMethod, decode
-from engine.contract.rejection import JobRejected
+from engine.contract import (
+    Branch,
+    Concept,
+    ImageToImage,
+    InitImage,
+    Job,
+    JobRejected,
+    Ladder,
+    NoiseAncestor,
+    UpscaleMethod,
+    decode,
+)
 from engine.output.decode_worker import DecodeWorker
 from engine.output.upscaler import upscale_picture
 from engine.picture_files import encode_png, format_parameters

@@ -22,8 +22,7 @@ from PIL import Image
 from engine.batching.engine import Engine, StepDone
 from engine.bus import Bus, BusLimits
 from engine.bus.embedded_broker import Broker
-from engine.contract import Frame, Job, JobFailed, JobFinished, JobStarted, PictureReady, UpscaleTask
-from engine.contract.rejection import JobRejected
+from engine.contract import Frame, Job, JobFailed, JobFinished, JobRejected, JobStarted, PictureReady, UpscaleTask
 from engine.output.decode_worker import DecodeWorker
 from engine.output.picture_check import PictureCheck
 from engine.picture_files import encode_png

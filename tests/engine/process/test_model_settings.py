@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from bot.jobs.model_catalog import SHIPPED_MODEL
-from engine.contract.rejection import JobRejected
+from engine.contract import JobRejected
 from engine.process.memory_requests import QuantizationRequests
 from engine.process.model_settings import (
     SETTINGS_FILE,

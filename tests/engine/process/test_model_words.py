@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.contract.rejection import JobRejected
+from engine.contract import JobRejected
 from engine.models.judge import read_labels
 from engine.process.model_settings import STYLES_FILE, WEIGHTS_FOLDER, read_style_guide
 from training.pictures.captions import STYLE_MENTION_SHARE

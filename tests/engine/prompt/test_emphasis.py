@@ -17,9 +17,9 @@ from benchmarks.fixtures.small_pipelines import PIPELINE_BUILDERS
 from bot.prompt.concepts import remove_emphasis
 from engine.batching.engine import Engine
 from engine.contract import Concept
+from engine.models import prompt_chunks
 from engine.models.families.stable_diffusion import StableDiffusion
-from engine.models.registry import FAMILY_BY_PIPELINE
-from engine.models.text import prompt_chunks
+from engine.models.registry import find_families
 from engine.prompt.emphasis import MAX_WEIGHT, split_by_weight, strip_emphasis
 from engine.sampling import build_scheduler
 from shared.small_families import by_engine, error
@@ -40,7 +40,7 @@ def load_family() -> Callable[[str], Any]:
             torch.manual_seed(0)
             pipeline = PIPELINE_BUILDERS[kind]()
             pipeline.set_progress_bar_config(disable=True)
-            families[kind] = FAMILY_BY_PIPELINE.get(type(pipeline).__name__, StableDiffusion)(pipeline, kind, "r1")
+            families[kind] = find_families().get(type(pipeline).__name__, StableDiffusion)(pipeline, kind, "r1")
         return families[kind]
 
     return family

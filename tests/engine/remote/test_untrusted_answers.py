@@ -7,7 +7,7 @@ import json
 import pytest
 from aiohttp import web
 
-from engine.contract.rejection import JobRejected
+from engine.contract import JobRejected
 from engine.remote.drawing import BackendUnreachable, KeyRefused
 from engine.remote.http_client import clean_line, read_body
 from engine.remote.names import guess_size, make_name, name_models

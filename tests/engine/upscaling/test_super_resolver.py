@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from engine.contract.rejection import JobRejected
+from engine.contract import JobRejected
 from engine.models.autoencoder.large_decoder import LargeDecoder
 from engine.models.families.embedded import load_embedded
 from engine.output.decode_worker import DecodeWorker

@@ -51,6 +51,6 @@ def test_what_fits_no_model_is_named_with_the_reason(small_folder: Path, tmp_pat
 
 def _list_parts(data: Path) -> list[Any]:
     from engine.contract import ModelPart
-    from engine.models.textual_inversion.embedding_files import find_embeddings
+    from engine.models.embedding_files import find_embeddings
 
     return [ModelPart(file.name, file.revision) for file in find_embeddings(data / "embeddings")]

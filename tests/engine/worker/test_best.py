@@ -18,8 +18,18 @@ from PIL import Image
 from engine.batching.events import LatentsDone, StepDone
 from engine.batching.job_images import build_images
 from engine.bus.claims import Claim
-from engine.contract import Amendment, Concept, Frame, JobFinished, Ladder, PictureReady, Recipe, SetConcepts, decode
-from engine.contract.rejection import JobRejected
+from engine.contract import (
+    Amendment,
+    Concept,
+    Frame,
+    JobFinished,
+    JobRejected,
+    Ladder,
+    PictureReady,
+    Recipe,
+    SetConcepts,
+    decode,
+)
 from engine.models.families.stable_diffusion import StableDiffusion
 from engine.output.decode_worker import choose_candidates, join_concepts
 from engine.worker import snapshot_saver

@@ -20,8 +20,7 @@ from engine.batching.diffusion_classifier import ClassifierRow, noise_image, pre
 from engine.batching.engine import Engine
 from engine.batching.input_pictures import encode_square
 from engine.bus import Bus, NoWorkerAnswers
-from engine.contract import DescribeReply, DescribeRequest, encode
-from engine.contract.rejection import JobRejected
+from engine.contract import DescribeReply, DescribeRequest, JobRejected, encode
 from engine.device.core_turns import WorkKind
 from engine.output.decode_worker import DecodeWorker
 from engine.worker import model_requests as worker_describing

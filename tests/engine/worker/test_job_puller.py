@@ -47,7 +47,14 @@ async def test_jobs_that_are_being_claimed_count_at_once(monkeypatch: pytest.Mon
 
     active_runs = ActiveRuns(RemoteEngine(), verdicts)
     puller = JobPuller(
-        cast(Any, queue), active_runs, cast(Any, SlowIntake()), ("default",), lambda: 8, lambda: None, "comfy", 2
+        cast(Any, queue),
+        active_runs,
+        cast(Any, SlowIntake()),
+        ("default",),
+        lambda: 8,
+        lambda: None,
+        "comfy",
+        lambda: 2,
     )
     monkeypatch.setattr("engine.worker.intake.asyncio.sleep", pause)
     pulling = asyncio.create_task(puller.pull_regularly())

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from engine.contract import Frame, Ladder, decode
-from engine.contract.rejection import JobRejected
+from engine.contract import Frame, JobRejected, Ladder, decode
 from engine.models.families.stable_diffusion import StableDiffusion
 from engine.output.decode_worker import DecodeWorker
 from engine.worker.local_run import run_locally

@@ -9,7 +9,7 @@ import pytest
 from aiohttp import web
 
 from engine.backends.openai.client import OpenAiImages, choose_size, read_events
-from engine.contract.rejection import JobRejected
+from engine.contract import JobRejected
 from engine.remote.drawing import BackendModel, DrawRequest
 from shared.backend_harness import talk_to
 

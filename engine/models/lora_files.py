@@ -21,8 +21,7 @@ import torch
 from diffusers.utils.state_dict_utils import convert_unet_state_dict_to_peft
 from safetensors import SafetensorError, safe_open
 
-from engine.contract import TURBO_LORA, Lora
-from engine.contract.rejection import JobRejected
+from engine.contract import TURBO_LORA, JobRejected, Lora
 from engine.device.memory import is_out_of_memory
 from engine.models.files.added_kind import AddedEntry, AddedKind, cache_while_unchanged, log_once
 from engine.models.library_logging import silence_libraries

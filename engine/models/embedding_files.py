@@ -18,8 +18,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from safetensors import SafetensorError, safe_open
 
-from engine.contract import ModelPart, compile_embedding_names
-from engine.contract.rejection import JobRejected
+from engine.contract import JobRejected, ModelPart, compile_embedding_names
 from engine.models.files.added_kind import AddedEntry, AddedKind, cache_while_unchanged, log_once, reject_added
 
 NOUN = "textual inversion"

@@ -20,8 +20,7 @@ from diffusers.image_processor import VaeImageProcessor
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from PIL import Image
 
-from engine.contract import Concept, Dtype, GuidanceKind, Lora, Quantization, Recipe, Sampler
-from engine.contract.rejection import JobRejected
+from engine.contract import Concept, Dtype, GuidanceKind, JobRejected, Lora, Quantization, Recipe, Sampler
 from engine.models.autoencoder.autoencoder import get_shift, make_latent_space
 from engine.models.autoencoder.tiled_decode import decode_within_memory, encode_within_memory, fit_to_memory
 from engine.models.family import TORCH_DTYPES, Conditioning

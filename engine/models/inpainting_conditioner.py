@@ -10,10 +10,9 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from engine.contract import ControlModel, ImageToImage, Preprocessor, Recipe
-from engine.contract.rejection import JobRejected
+from engine.contract import ControlModel, ImageToImage, JobRejected, Preprocessor, Recipe
 from engine.models.family import with_autoencoder
-from engine.models.pictures.picture_conditions import (
+from engine.models.picture_conditions import (
     Additions,
     ForwardInputs,
     OpenPicture,

@@ -15,8 +15,7 @@ from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 import torch
 from PIL import Image
 
-from engine.contract import ControlModel, Dtype, Preprocessor, Recipe
-from engine.contract.rejection import JobRejected
+from engine.contract import ControlModel, Dtype, JobRejected, Preprocessor, Recipe
 
 SlotKind = Literal["control", "adapter", "reference", "inpaint"]
 OpenPicture = Callable[[str], Image.Image]  # returns the picture (RGB) of a SHA-256; raises `JobRejected`
@@ -74,7 +73,7 @@ class PictureRows:
     network: object = None
 
     def select(self, batch: torch.Tensor) -> torch.Tensor:
-        """Return these rows of a forward's tensor."""
+        """Return these rows of a forward's tensor `[rows, …]`."""
         return batch if self.is_whole else batch[self.rows]
 
     def spread(self, values: torch.Tensor, row_count: int) -> torch.Tensor:
@@ -84,7 +83,7 @@ class PictureRows:
         return values.new_zeros(row_count, *values.shape[1:]).index_copy(0, self.rows, values)
 
     def scale(self, values: torch.Tensor) -> torch.Tensor:
-        """Return these rows' values times their scales, in their number format, rounded once."""
+        """Return these rows' values `[rows, …]` times their scales, in their number format, rounded once."""
         if self.common_scale is not None:
             return values if self.common_scale == 1.0 else values * self.common_scale
         return (values * self.scales.view(-1, *(1,) * (values.dim() - 1))).to(values.dtype)

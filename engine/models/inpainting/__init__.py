@@ -1,1 +1,0 @@
-"""Inpainting models: U-Nets that also see the mask and what lies outside of it."""

@@ -1,1 +1,0 @@
-"""LoRAs: files, compatibility, networks with LoRAs applied."""

@@ -1,1 +1,0 @@
-"""Prompts longer than a text encoder's window."""

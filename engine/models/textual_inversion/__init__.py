@@ -1,1 +1,0 @@
-"""Textual inversions: files, which fit a model, prompts with their words."""

@@ -1,1 +1,0 @@
-"""Models without an adapter of their own: diffusers' pipeline runs unmodified, and its networks share forwards."""
