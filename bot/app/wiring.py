@@ -62,7 +62,6 @@ from bot.services.sessions import Sessions
 from bot.store import Store
 from engine.bus import Bus
 from engine.contract import JobRejected
-from engine.contract.rejection import JobRejected
 from engine.process.model_settings import (
     EMBEDDED_MODEL,
     ModelSettingsError,
