@@ -19,6 +19,10 @@ from pydantic import BaseModel, SecretStr
 from bot.app.settings import list_tables
 from bot.domain.dto import Member
 from bot.policy.permissions import ACTIONS, PERMISSIONS, ROLE_TITLES, ROLES, JobRef, Role, forbidden_reason
+from bot.policy.rules.catalogue import DEFAULT_RULES, MEMBER_SCOPES, SETTINGS, Setting, SettingKind
+from bot.policy.rules.presets import PRESETS
+from bot.policy.rules.value_parser import format_setting_value
+from engine.contract.samplers import SAMPLER_ROWS
 from engine.process.setting_sources import FILE_NAME, FILE_VARIABLE, list_secrets, list_settings, name_variable
 from engine.process.settings import BotSettings, SharedSettings, WorkerSettings
 
@@ -26,6 +30,17 @@ ROOT = Path(__file__).parents[1]
 HERE = "discord:1"
 SETTING_GROUPS: Mapping[str, type[BaseModel]] = MappingProxyType(
     {"Bot and worker": SharedSettings, "Bot": BotSettings, "Worker": WorkerSettings}
+)
+VALUES: Mapping[SettingKind, str] = MappingProxyType(
+    {
+        "size": "`512x512` or `512`",
+        "names": "names, `all`, `none`",
+        "switch": "on, off",
+        "text": "a reason",
+        "texts": "a list",
+        "seconds": "seconds",
+        "channel": "a channel",
+    }
 )
 SETTINGS_INTRO = f"""\
 # Settings of the operator
@@ -149,11 +164,68 @@ def render_refusals() -> str:
     return "\n".join(f"- {sentence}" for sentence in sorted(sentences))
 
 
+def render_limits() -> str:
+    """Return the table of docs/limits.md."""
+    lines = ["| setting | value | without a rule | for | what it limits |", "|---" * 5 + "|"]
+    words = {"guild": "server", "operator": "ceiling"}
+    for name, setting in SETTINGS.items():
+        scopes = [words.get(scope, scope) for scope in setting.scopes]
+        default = DEFAULT_RULES.get(name)
+        default_text = "no limit" if default is None else format_setting_value(setting, default)
+        cells = [
+            f"`{name}`",
+            _format_values(setting),
+            "–" if default in ("", ()) else default_text,
+            "all" if setting.scopes == MEMBER_SCOPES else ", ".join(scopes),
+            f"{setting.description}{f' ({setting.details})' if setting.details else ''}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _format_values(setting: Setting) -> str:
+    """Return how an admin types a value."""
+    match setting.kind:
+        case "number":
+            return f"{setting.minimum}–{setting.maximum}"
+        case "cost":
+            return "`30 min`, `2 h`, `1800`, `no limit`"
+        case "choices":
+            return f"{', '.join(setting.choices)}, `all`, `none`"
+        case "choice":
+            return ", ".join(setting.choices)
+        case _:
+            return VALUES[setting.kind]
+
+
+def render_presets() -> str:
+    """Return the presets of docs/limits.md."""
+    rows = [
+        f"| {preset.name} | {', '.join(f'{name} {text}' for name, text in preset.values.items())} |"
+        for preset in PRESETS.values()
+    ]
+    return "\n".join(["| preset | sets |", "|---|---|", *rows])
+
+
+def render_samplers() -> str:
+    """Return the table of docs/prompts.md."""
+    lines = ["| `--sampler` | title | in short | models | changes while a picture develops |", "|---" * 5 + "|"]
+    for row in SAMPLER_ROWS:
+        kinds = [kind for kind, scheduler in (("noise", row.noise), ("flow", row.flow)) if scheduler]
+        steers = "no" if row.pipeline_reason else "yes"
+        lines.append(f"| `{row.name}` | {row.title} | {row.advice} | {' and '.join(kinds) or 'all'} | {steers} |")
+    return "\n".join(lines)
+
+
 PAGES: Mapping[str, Callable[[], str]] = MappingProxyType(
     {"docs/settings.md": render_settings, ".env.example": render_environment}
 )
 BLOCKS: Mapping[str, Mapping[str, Callable[[], str]]] = MappingProxyType(
-    {"docs/access.md": {"permissions": render_permissions, "refusals": render_refusals}}
+    {
+        "docs/access.md": {"permissions": render_permissions, "refusals": render_refusals},
+        "docs/limits.md": {"presets": render_presets, "limits": render_limits},
+        "docs/prompts.md": {"samplers": render_samplers},
+    }
 )
 
 

@@ -36,7 +36,8 @@ Part = Literal["store", "settings", "service", "discord", "web", "cli"]
 class MemberLimit:
     """A number that rules limit for members, as the core's settings do (`bot.policy.rules.rule`).
 
-    `title`: on cards. `description`: what is limited, for sentences. `default`: where no rule says another.
+    `title`: on cards. `description`: what is limited, for sentences; `details`: what docs/limits.md adds. `default`:
+    where no rule says another.
     """
 
     name: str
@@ -46,6 +47,7 @@ class MemberLimit:
     minimum: int
     maximum: int
     default: int
+    details: str = ""
 
 
 @dataclass(frozen=True)

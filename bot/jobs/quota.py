@@ -25,7 +25,7 @@ from bot.policy.limits import (
     check_shared_queue,
 )
 from bot.policy.rules import EVERYWHERE, SETTINGS, EffectiveRules, Rule, UsageLimit
-from bot.policy.rules.effective_rules import UsageScope
+from bot.policy.rules.catalogue import UsageScope
 from bot.policy.rules.explanations import format_for_sentence, set_by_sentence
 from bot.store import TIER_WEIGHTS, NewJob
 from bot.store.fairness.ledger import Ledger

@@ -11,8 +11,8 @@ from discord.app_commands import Choice
 
 from bot.discord.settings import texts
 from bot.domain.texts import shorten
+from bot.policy.rules.catalogue import SETTINGS, Setting, SettingKind
 from bot.policy.rules.presets import PRESETS
-from bot.policy.rules.rule import SETTINGS, Setting, SettingKind
 
 # Discord's limits: choices, and characters in one
 MAX_CHOICES = 25

@@ -13,8 +13,8 @@ from discord import ui
 from bot.discord.settings import texts, ui_parts
 from bot.discord.settings.explanations import Section
 from bot.domain.texts import escape_discord
-from bot.policy.rules.effective_rules import EffectiveRules
-from bot.policy.rules.rule import EVERYWHERE, SETTINGS, Rule, RuleChange, RuleValue, Scope
+from bot.policy.rules.catalogue import SETTINGS, EffectiveRules
+from bot.policy.rules.rule import EVERYWHERE, Rule, RuleChange, RuleValue, Scope
 
 EXCEPTION_TITLES: dict[Scope, str] = {"channel": "Channels", "role": "Roles", "user": "Members"}
 RULES_PER_PAGE = 15  # rules on one page of exceptions

@@ -17,7 +17,8 @@ from bot.discord.settings import autocomplete, kill_switch, rule_changes, rule_f
 from bot.discord.settings.rule_changes import parse_target
 from bot.domain.errors import UserError
 from bot.policy.rules import value_parser
-from bot.policy.rules.rule import SETTINGS, Scope, Setting
+from bot.policy.rules.catalogue import SETTINGS, Setting
+from bot.policy.rules.rule import Scope
 
 if TYPE_CHECKING:
     from bot.discord.settings.responses import Interaction

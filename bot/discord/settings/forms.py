@@ -14,7 +14,8 @@ from discord import ui
 from bot.discord.settings import texts, ui_parts
 from bot.discord.settings.ui_parts import component_id
 from bot.domain.texts import shorten
-from bot.policy.rules.rule import ALL, SETTINGS, RuleValue, Scope, Setting
+from bot.policy.rules.catalogue import SETTINGS, Setting
+from bot.policy.rules.rule import ALL, RuleValue, Scope
 from bot.policy.rules.value_parser import NO_WORDS, YES_WORDS, format_setting_value
 
 # Discord's limits: a form's title, the text at a field, what a field holds

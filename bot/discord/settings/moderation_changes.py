@@ -19,7 +19,8 @@ from bot.discord.settings.responses import Reply, respond
 from bot.domain.errors import UserError
 from bot.domain.texts import escape_discord
 from bot.policy.rules import value_parser
-from bot.policy.rules.rule import SETTINGS, RuleChange, RuleKey, RuleValue
+from bot.policy.rules.catalogue import SETTINGS
+from bot.policy.rules.rule import RuleChange, RuleKey, RuleValue
 
 if TYPE_CHECKING:
     from bot.discord.settings.responses import CardPress, Interaction

@@ -11,7 +11,8 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from bot.domain.texts import escape_discord, shorten
-from bot.policy.rules.rule import ADDED_LIMITS, SCOPES, SETTINGS, Rule, RuleChange, RuleStep, RuleValue, Scope
+from bot.policy.rules.catalogue import SETTINGS
+from bot.policy.rules.rule import SCOPES, Rule, RuleChange, RuleStep, RuleValue, Scope
 from bot.policy.rules.value_parser import UNLIMITED, format_setting_value
 from bot.prompt import format_default_cost
 
@@ -20,39 +21,6 @@ if TYPE_CHECKING:
 
 MAX_LISTED_MODELS = 8
 
-TITLES: Mapping[str, str] = MappingProxyType(
-    {
-        "running": "Running at once",
-        "queued": "Waiting in line",
-        "cost_day": "Device time a day",
-        "cost_month": "Device time a month",
-        "relaxed_day": "Relaxed time a day",
-        "steps": "Most steps",
-        "evaluations": "Most evaluations",
-        "pixels": "Largest picture",
-        "count": "Pictures of one job",
-        **{limit.name: limit.title for limit in ADDED_LIMITS},
-        "models": "Models",
-        "samplers": "Samplers",
-        "controls": "Controls",
-        "references": "Reference pictures",
-        "commands": "Commands",
-        "results": "Results",
-        "speeds": "Speeds",
-        "blocked": "Blocked",
-        "together_running": "All together: running",
-        "together_queued": "All together: waiting",
-        "together_cost_day": "All together: time a day",
-        "together_cost_month": "All together: time a month",
-        "closed": "Closed",
-        "words": "Refused words",
-        "patterns": "Refused patterns",
-        "check": "Picture check",
-        "reports": "Reports go to",
-        "previews": "Live previews",
-        "long_ping": "Ping after long jobs",
-    }
-)
 MEMBER_LIMITS = tuple(
     name for name, definition in SETTINGS.items() if "user" in definition.scopes and name != "blocked"
 )
@@ -79,7 +47,7 @@ OPERATOR_SCOPE: Scope = "operator"
 
 def setting_title(setting: str) -> str:
     """Return a setting's title on a card."""
-    return TITLES.get(setting) or setting.replace("_", " ")
+    return SETTINGS[setting].title if setting in SETTINGS else setting.replace("_", " ")
 
 
 def shared_limit_title(setting: str) -> str:

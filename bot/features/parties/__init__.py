@@ -12,7 +12,14 @@ FEATURE = Feature(
     limitable_commands=("party",),
     member_limits=(
         MemberLimit(
-            "party", "Longest party", "the longest party, in minutes; 0 for none", "minutes", 0, 60, default=15
+            "party",
+            "Longest party",
+            "the longest party, in minutes; 0 for none",
+            "minutes",
+            0,
+            60,
+            default=15,
+            details="[parties](parties.md)",
         ),
     ),
 )

@@ -18,85 +18,22 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Literal, cast
+from typing import cast
 
 from bot.domain.dto import Member
 from bot.policy.limits import Limits
-from bot.policy.rules.rule import ADDED_LIMITS, ALL, EVERYWHERE, SETTINGS, Rule, RuleValue, Scope, Setting
+from bot.policy.rules.catalogue import (
+    ADDED_DEFAULTS,
+    DEFAULT_RULES,
+    SETTINGS,
+    EffectiveRules,
+    Setting,
+    UsageLimit,
+    UsageScope,
+)
+from bot.policy.rules.rule import ALL, EVERYWHERE, Rule, RuleValue, Scope
 
-UsageScope = Literal["member here", "member everywhere", "channel", "guild"]
-Results = Literal["public", "private", "choice"]
 USAGE_SETTINGS = ("running", "queued", "cost_day", "cost_month", "relaxed_day")
-NO_RULES: Mapping[str, Rule | None] = MappingProxyType({})
-ADDED_DEFAULTS: Mapping[str, int] = MappingProxyType({limit.name: limit.default for limit in ADDED_LIMITS})
-
-
-@dataclass(frozen=True)
-class UsageLimit:
-    """One limit on usage. `usage_scope`: whose usage counts, and where. `rule` is None for the bot's default."""
-
-    setting: str
-    limit: int
-    usage_scope: UsageScope
-    rule: Rule | None = None
-
-
-@dataclass(frozen=True)
-class EffectiveRules:
-    """Effective values, by the names of `bot.policy.rules.rule`. Costs are device-seconds; `pixels` is an area.
-
-    `usage_limits` are all limits on usage that apply; the fields `running` … `together_cost_month` are the lowest of
-    each. A `together_` field of None is no limit. `added`: the limits of features. `deciding_rules`: the rule that
-    decides each setting, None for the bot's default.
-    """
-
-    running: int = 3
-    queued: int = 7
-    cost_day: int = 1800
-    cost_month: int = SETTINGS["cost_month"].maximum
-    relaxed_day: int = 14_400
-    steps: int = SETTINGS["steps"].maximum
-    evaluations: int = SETTINGS["evaluations"].maximum
-    pixels: int = SETTINGS["pixels"].maximum
-    count: int = SETTINGS["count"].maximum
-    models: tuple[str, ...] = ALL
-    samplers: tuple[str, ...] = ALL
-    controls: tuple[str, ...] = ALL
-    references: tuple[str, ...] = ALL
-    commands: tuple[str, ...] = ALL
-    results: Results = "choice"
-    speeds: tuple[str, ...] = ALL
-    blocked: bool = False
-    together_running: int | None = None
-    together_queued: int | None = None
-    together_cost_day: int | None = None
-    together_cost_month: int | None = None
-    closed: str = ""
-    words: tuple[str, ...] = ()
-    patterns: tuple[str, ...] = ()
-    check: bool = False
-    reports: str = ""
-    previews: bool = True
-    long_ping: int = 60
-    added: Mapping[str, int] = field(default_factory=lambda: ADDED_DEFAULTS)
-    usage_limits: tuple[UsageLimit, ...] = ()
-    deciding_rules: Mapping[str, Rule | None] = field(default_factory=lambda: NO_RULES)
-
-    def get(self, setting: str) -> RuleValue | None:
-        """Return the effective value of any setting by its name."""
-        return self.added[setting] if setting in self.added else getattr(self, setting)
-
-    def allows(self, setting: str, name: str) -> bool:
-        """Return whether a list (models, samplers, controls, …) allows `name`."""
-        allowed_names = cast("tuple[str, ...]", getattr(self, setting))
-        return allowed_names == ALL or name in allowed_names
-
-    def limits_of(self, setting: str) -> tuple[UsageLimit, ...]:
-        """Return the usage limits of one setting."""
-        return tuple(limit for limit in self.usage_limits if limit.setting == setting)
-
-
-DEFAULT_RULES = EffectiveRules()
 
 
 def resolve(rules: Iterable[Rule], member: Member, defaults: Limits) -> EffectiveRules:

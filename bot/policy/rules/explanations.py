@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 from bot.domain.texts import shorten
 from bot.policy.limits import Limits
-from bot.policy.rules.effective_rules import USAGE_SETTINGS, EffectiveRules, UsageLimit, find_ceilings
-from bot.policy.rules.rule import ALL, EVERYWHERE, SETTINGS, Rule, RuleChange, RuleStep, RuleValue, Scope, Setting
+from bot.policy.rules.catalogue import SETTINGS, EffectiveRules, Setting, UsageLimit
+from bot.policy.rules.effective_rules import USAGE_SETTINGS, find_ceilings
+from bot.policy.rules.rule import ALL, EVERYWHERE, Rule, RuleChange, RuleStep, RuleValue, Scope
 from bot.policy.rules.value_parser import UNLIMITED, format_setting_value
 from engine.contract import (
     Change,

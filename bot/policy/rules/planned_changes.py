@@ -16,17 +16,16 @@ import yaml
 
 from bot.domain.errors import UserError
 from bot.domain.texts import shorten
+from bot.policy.rules.catalogue import SETTINGS, Setting
 from bot.policy.rules.explanations import format_for_sentence
 from bot.policy.rules.rule import (
     EVERYWHERE,
-    SETTINGS,
     Rule,
     RuleChange,
     RuleKey,
     RuleStep,
     RuleValue,
     Scope,
-    Setting,
     check_subject,
     diff_rules,
     normalise_subject,

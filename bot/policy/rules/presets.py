@@ -8,7 +8,8 @@ from types import MappingProxyType
 
 from bot.domain.errors import UserError
 from bot.domain.texts import shorten
-from bot.policy.rules.rule import SETTINGS, RuleKey, RuleValue
+from bot.policy.rules.catalogue import SETTINGS
+from bot.policy.rules.rule import RuleKey, RuleValue
 from bot.policy.rules.value_parser import nearest_name, parse_value
 
 

@@ -15,7 +15,8 @@ from rapidfuzz import fuzz, process
 
 from bot.domain.errors import UserError
 from bot.domain.texts import clean_text, shorten
-from bot.policy.rules.rule import ALL, SETTINGS, RuleValue, Setting, SettingKind
+from bot.policy.rules.catalogue import SETTINGS, Setting, SettingKind
+from bot.policy.rules.rule import ALL, RuleValue
 from bot.policy.rules.word_filter import parse_pattern, parse_word
 
 UNIT_SECONDS = {

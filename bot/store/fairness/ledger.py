@@ -17,7 +17,7 @@ from bot.domain.dto import Member
 from bot.domain.job_states import ACTIVE_STATES, OPEN_STATES
 from bot.policy.limits import Charge, Spending, Usage, sum_spending
 from bot.policy.rules import Rule
-from bot.policy.rules.effective_rules import UsageScope
+from bot.policy.rules.catalogue import UsageScope
 from bot.store import rules
 from bot.store.deletion.deletion_steps import RELAXED_PREFIX, RESULT_KINDS, create_hasher, load_hasher
 from bot.store.jobs.records import RELAXED_TIER

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,14 +26,13 @@ from bot.policy.rules import (
     presets,
     resolve,
 )
+from bot.policy.rules.catalogue import Setting
 from bot.policy.rules.effective_rules import USAGE_SETTINGS, RunningLimits, is_applicable
 from bot.policy.rules.explanations import describe_step, explain_decision, set_by_sentence, summarise_change
-from bot.policy.rules.rule import Setting
 from bot.policy.rules.value_parser import find_setting, format_setting_value, parse_list, parse_value
 
 ANN = Member("ann", "Ann", "g", roles=("artists", "members"), channel="studio")
 DEFAULTS = Limits()
-FEATURE_LIMITS = {"party"}  # where the feature is taken out, the page has one row more
 NUMBERS = (*USAGE_SETTINGS, "steps", "pixels", "count")
 SUBJECTS = {
     "operator": ("",),
@@ -453,19 +451,3 @@ def test_a_closing_reason_has_a_limited_length_and_names_who_closed() -> None:
     assert planned_changes.closed_value("too much. ", "Ann") == "too much (closed by Ann)"
     assert planned_changes.closed_value("", "Ann") == "no reason given (closed by Ann)"
     assert len(planned_changes.closed_value("x" * 5000, "y" * 500)) <= SETTINGS["closed"].maximum
-
-
-def test_the_limits_page_names_every_setting_and_preset() -> None:
-    page = (Path(__file__).parents[3] / "docs" / "limits.md").read_text(encoding="utf-8")
-    rows = {line.split("`")[1]: line for line in page.splitlines() if line.startswith("| `")}
-    assert [name for name in rows if name not in FEATURE_LIMITS or name in SETTINGS] == list(SETTINGS)
-    for one in SETTINGS.values():
-        assert all(choice in rows[one.name] for choice in one.choices)
-        said = rows[one.name].split("|")[3].strip()
-        named = {"server": "guild", "ceiling": "operator"}
-        assert "operator" not in said, "the word of the stored value"
-        listed = list(one.scopes) if said == "all" else [named.get(word, word) for word in said.split(", ")]
-        assert set(listed) == set(one.scopes), one.name
-    for one in presets.PRESETS.values():
-        row = next(line for line in page.splitlines() if line.startswith(f"| {one.name} "))
-        assert row.split("|")[2].strip() == ", ".join(f"{name} {text}" for name, text in one.values.items())

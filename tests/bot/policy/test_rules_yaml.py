@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from bot.domain.errors import UserError
 from bot.policy.rules import SETTINGS, Rule, RuleValue, Scope, planned_changes
+from bot.policy.rules.catalogue import Setting
 from bot.policy.rules.planned_changes import EXCLUDED_SETTINGS, MAX_BYTES, SECTIONS
-from bot.policy.rules.rule import Setting
 
 WORDS = st.from_regex(r"[a-z]{2,10}", fullmatch=True)
 TEXTS = st.sets(WORDS, min_size=1, max_size=4).map(lambda some: tuple(sorted(some)))

@@ -17,7 +17,7 @@ from ulid import ULID
 from bot.domain.dto import Destination, Member
 from bot.domain.job_states import is_end
 from bot.policy.limits import DAY_SECONDS, MONTH_SECONDS
-from bot.policy.rules.effective_rules import UsageScope
+from bot.policy.rules.catalogue import UsageScope
 from bot.store import JobRecord, NewJob, PickRequest, Store, Transition
 from bot.store.fairness.ledger import Ledger, run_with_ledger
 from engine.contract import Concept, Recipe

@@ -11,7 +11,7 @@ from ulid import ULID
 from benchmarks.queue.job_picking import seed_queue
 from bot.domain.dto import Destination, Member
 from bot.policy.limits import DAY_SECONDS
-from bot.policy.rules.effective_rules import UsageScope
+from bot.policy.rules.catalogue import UsageScope
 from bot.store import NewJob, PickRequest, Store
 from bot.store.deletion import deletion_steps
 from bot.store.fairness.ledger import Ledger
