@@ -62,7 +62,7 @@ async def test_a_form_carries_pictures_that_the_images_follow(controlled: WebSer
         ("/api/describe", (("picture", make_png()), ("reference", make_png()))),
     ):
         status, reply = await send_form(controlled, address, make_form({}, *files))
-        assert (status, "The make_form needs" in reply["error"]) == (400, True)
+        assert (status, "The form needs" in reply["error"]) == (400, True)
 
 
 async def test_the_terminal_sends_its_files_to_a_running_darkroom(controlled: WebServer, tmp_path: Path) -> None:
