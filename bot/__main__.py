@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bot.cli import api_keys, describe, privacy, steer, visitors
+from bot.cli import api_keys, privacy, steer, visitors
 from bot.cli.imagine import command as imagine_command
 from bot.cli.jobs import commands as job_commands
 from bot.cli.models import commands as model_commands
@@ -108,7 +108,6 @@ def bot(port: Port = None, host: Host = None, data: Data = None, nats: Nats = No
 
 
 app.command()(imagine_command.imagine)
-app.command()(describe.describe)
 app.command()(steer.steer)
 
 

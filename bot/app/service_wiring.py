@@ -13,7 +13,7 @@ from bot.images.uploads.image_links import FetchFile
 from bot.images.uploads.upload_decoder import UploadDecoder
 from bot.jobs.admission import Admission, JobMaker
 from bot.jobs.attended_requests import AttendedRequests
-from bot.jobs.costs import LoadCosts, WorkCharges
+from bot.jobs.costs import LoadCosts
 from bot.jobs.drawing import JobService
 from bot.jobs.edits import EditService
 from bot.jobs.history import History
@@ -32,7 +32,6 @@ from bot.services.moderation.moderation import Moderation
 from bot.services.moderation.picture_review import PictureReview
 from bot.services.privacy.data_deletion import DataDeletion
 from bot.services.privacy.data_export import DataExport
-from bot.services.prompt_tools.image_to_prompt import ImageToPrompt
 from bot.services.rule_admin import RuleAdmin
 from bot.services.sessions import Sessions
 
@@ -103,7 +102,6 @@ def wire_services(
         sessions=Sessions(store, clock=clock),
         steering=_wire_steering(core, queue, job_views, word_filter),
         api_keys=ApiKeys(store, clock=clock),
-        image_to_prompt=_wire_image_to_prompt(core, queue, loader, rule_admin),
     )
 
 
@@ -132,13 +130,6 @@ def _wire_steering(core: Core, queue: Queue, job_views: JobViews, word_filter: W
         queue.amendment_sender,
         limits=core.settings.limits,
         clock=core.clock,
-    )
-
-
-def _wire_image_to_prompt(core: Core, queue: Queue, loader: InitImageLoader, rule_admin: RuleAdmin) -> ImageToPrompt:
-    charges = WorkCharges(core.store, limits=core.settings.limits, clock=core.clock)
-    return ImageToPrompt(
-        core.bus.describe, loader.load_upload, queue.catalog, rule_admin.effective_rules, charges.charge
     )
 
 

@@ -21,10 +21,11 @@ from bot.discord.declarations import declare
 from bot.discord.responses import NO_MENTIONS, member_of
 from bot.domain.errors import UserError
 from bot.domain.texts import escape_discord
+from bot.features.describe.service import ImageToPrompt
 
 if TYPE_CHECKING:
     from bot.discord.client import DarkroomClient
-    from bot.services.prompt_tools.image_to_prompt import PromptSuggestions
+    from bot.features.describe.service import PromptSuggestions
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ async def describe(
         await interaction.response.defer(ephemeral=True, thinking=True)
         services = interaction.client.services
         member = member_of(interaction)
-        suggestions = await services.image_to_prompt.suggest_prompts(to_remote_file(image), member, model)
+        suggestions = await services.get(ImageToPrompt).suggest_prompts(to_remote_file(image), member, model)
         view = ui.View(timeout=None)
         for number in range(1, 1 + len(suggestions.prompts)):
             view.add_item(ImagineButton(number))

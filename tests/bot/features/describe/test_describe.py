@@ -18,17 +18,15 @@ from PIL import Image
 
 from bot.domain.dto import Member
 from bot.domain.errors import UserError
-from bot.images.image_codec import png_size
-from bot.images.thumbnail import MAX_SIDE, crop_square
-from bot.images.uploads.upload_decoder import DecodedImage, UploadDecoder
-from bot.jobs.costs import WorkMeter
-from bot.jobs.init_images import RemoteFile
-from bot.jobs.model_catalog import SHIPPED_MODEL
-from bot.policy.limits import Limits
-from bot.policy.rules import Rule, resolve
-from bot.prompt.prompt_scores import EMPTY_TEXT, PromptScores
-from bot.prompt.vocabulary import EMBEDDED_VOCABULARY, GENERAL_VOCABULARY, build_prompt, choose_vocabulary
-from bot.services.prompt_tools.image_to_prompt import (
+from bot.features.describe.rules import (
+    EMBEDDED_VOCABULARY,
+    EMPTY_TEXT,
+    GENERAL_VOCABULARY,
+    PromptScores,
+    build_prompt,
+    choose_vocabulary,
+)
+from bot.features.describe.service import (
     MAX_COST,
     MAX_MEMBERS,
     ImageToPrompt,
@@ -37,6 +35,14 @@ from bot.services.prompt_tools.image_to_prompt import (
     ScoredPrompt,
     estimate_cost,
 )
+from bot.images.image_codec import png_size
+from bot.images.thumbnail import MAX_SIDE, crop_square
+from bot.images.uploads.upload_decoder import DecodedImage, UploadDecoder
+from bot.jobs.costs import WorkMeter
+from bot.jobs.init_images import RemoteFile
+from bot.jobs.model_catalog import SHIPPED_MODEL
+from bot.policy.limits import Limits
+from bot.policy.rules import Rule, resolve
 from engine.bus import NoWorkerAnswers
 from engine.contract import MAX_CANDIDATES, MAX_FRAME_BYTES, MAX_NOISINGS, DescribeRequest, ModelProfile
 from shared.fake_describer import FakeDescriber
@@ -93,7 +99,7 @@ def rule(setting: str, value: Any) -> Rule:
 
 
 def test_the_embedded_model_knows_every_word_of_its_list() -> None:
-    words = json.loads((Path(__file__).parents[3] / "engine/weights/words.json").read_text())["words"]
+    words = json.loads((Path(__file__).parents[4] / "engine/weights/words.json").read_text())["words"]
     assert set(EMBEDDED_VOCABULARY.subjects) <= set(words)
     for each in (EMBEDDED_VOCABULARY, GENERAL_VOCABULARY):
         assert len(set(each.subjects)) == len(each.subjects)
