@@ -25,13 +25,12 @@ from bot.jobs.views import Deliveries, JobViews
 from bot.jobs.word_filter import WordFilter
 from bot.services import Services
 from bot.services.api_keys import ApiKeys
+from bot.services.data_deletion import DataDeletion
 from bot.services.front_end_actions import FrontEndActions
 from bot.services.ladder_decoder import LadderDecoder
 from bot.services.model_choices import ModelChoices
 from bot.services.moderation.moderation import Moderation
 from bot.services.moderation.picture_review import PictureReview
-from bot.services.privacy.data_deletion import DataDeletion
-from bot.services.privacy.data_export import DataExport
 from bot.services.rule_admin import RuleAdmin
 from bot.services.sessions import Sessions
 
@@ -98,7 +97,6 @@ def wire_services(
         history=History(store, job_views),
         moderation=moderation,
         data_deletion=data_deletion,
-        data_export=DataExport(store, core.picture_store, clock=clock),
         sessions=Sessions(store, clock=clock),
         steering=_wire_steering(core, queue, job_views, word_filter),
         api_keys=ApiKeys(store, clock=clock),

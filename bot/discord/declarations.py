@@ -32,7 +32,6 @@ MODULES = (
     "bot.discord.commands.generation.edit",
     "bot.discord.commands.generation.mix",
     "bot.discord.commands.generation.walk",
-    "bot.discord.commands.member.privacy",
     "bot.discord.commands.help",
     "bot.discord.commands.context_menus",
     "bot.discord.components.buttons",

@@ -21,12 +21,11 @@ from bot.jobs.variations import UploadUpscaler, VariationService
 from bot.jobs.views import Deliveries, JobViews
 from bot.jobs.word_filter import WordFilter
 from bot.services.api_keys import ApiKeys
+from bot.services.data_deletion import DataDeletion
 from bot.services.front_end_actions import FrontEndActions
 from bot.services.model_choices import ModelChoices
 from bot.services.moderation.moderation import Moderation
 from bot.services.moderation.picture_review import PictureReview
-from bot.services.privacy.data_deletion import DataDeletion
-from bot.services.privacy.data_export import DataExport
 from bot.services.rule_admin import RuleAdmin
 from bot.services.sessions import Sessions
 from engine.contract import Presence
@@ -62,7 +61,6 @@ class Services:
     history: History
     moderation: Moderation
     data_deletion: DataDeletion
-    data_export: DataExport
     worker_decoder: UploadDecoder  # decodes pictures of workers, before anything else does
     sessions: Sessions
     api_keys: ApiKeys

@@ -133,8 +133,6 @@ COMMANDS: dict[str, tuple[Action, Mapping[str, Any]]] = {
     "prefer remix": ("prefer", {}),
     "prefer auto_dm": ("prefer", {}),
     "help": ("help", {}),
-    "my-data": ("export", {}),
-    "forget-me": ("forget", {}),
     "cancel": ("cancel", {"job": "{job}"}),
     "reproduce": ("reproduce", {"job": "{job}"}),
     "film": ("film", {"job": "{job}"}),

@@ -18,7 +18,6 @@ JOB = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
 PRESSES = {  # a custom id of each button that outlives a restart, and of a settings card
     "JobButton": "dismiss:" + JOB + ":999",
     "PageButton": "mine:all:0:f",
-    "ForgetButton": "forget:me",
     "settings": "settings:show",
     **dict(row.split() for row in read_feature_rows("presses")),
 }
