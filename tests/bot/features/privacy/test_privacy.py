@@ -6,6 +6,7 @@ import asyncio
 import io
 import json
 import zipfile
+from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
@@ -32,7 +33,7 @@ SHOWN = Destination("discord", {"channel": "5", "message": "60"})
 
 
 @pytest_asyncio.fixture
-async def pictures(tmp_path: Any) -> PictureStore:
+async def pictures(tmp_path: Path) -> PictureStore:
     return await asyncio.to_thread(PictureStore, tmp_path / "pictures")
 
 
@@ -40,7 +41,9 @@ async def pictures(tmp_path: Any) -> PictureStore:
 
 
 @pytest.mark.may_block("the command line is on its own")
-async def test_the_command_deletes_by_itself_or_leaves_it_to_a_running_bot(tmp_path, capsys, monkeypatch):
+async def test_the_command_deletes_by_itself_or_leaves_it_to_a_running_bot(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings = load_settings(data=tmp_path)
     store = await Store.open(settings.database)
     pictures = PictureStore(settings.pictures)
@@ -64,7 +67,9 @@ async def test_the_command_deletes_by_itself_or_leaves_it_to_a_running_bot(tmp_p
 
 
 @pytest.mark.may_block("the command line is on its own")
-async def test_the_command_leaves_it_to_a_bot_on_another_machine(tmp_path, database: str, capsys, monkeypatch):
+async def test_the_command_leaves_it_to_a_bot_on_another_machine(
+    tmp_path: Path, database: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(members_cli, "FORGET_TIMEOUT", 0.1)
     monkeypatch.setattr(leader_module, "HEARTBEAT_SECONDS", 0.2)
     monkeypatch.setenv("DATABASE_URL", database)
@@ -89,7 +94,9 @@ async def test_the_command_leaves_it_to_a_bot_on_another_machine(tmp_path, datab
 
 
 @pytest.mark.may_block("the command line is on its own")
-async def test_a_bot_that_starts_meanwhile_takes_over_the_deletion(tmp_path, database: str, capsys, monkeypatch):
+async def test_a_bot_that_starts_meanwhile_takes_over_the_deletion(
+    tmp_path: Path, database: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     real = DataDeletion.run_round
     bot = await Store.open(database)
 
@@ -122,7 +129,7 @@ async def export_and_unpack(
     return json.loads(files.pop("jobs.json")), files
 
 
-async def test_an_export_has_all_data_of_a_member_and_none_of_others(store, pictures):
+async def test_an_export_has_all_data_of_a_member_and_none_of_others(store: Store, pictures: PictureStore) -> None:
     jobs = await create_jobs(store, pictures)
     await store.write(
         destinations.update_destination, jobs["done"], {"token": "secret", "user": "70010000000000001", "channel": "5"}
@@ -143,7 +150,7 @@ async def test_an_export_has_all_data_of_a_member_and_none_of_others(store, pict
     assert "secret" not in str(data)
 
 
-async def test_an_export_leaves_out_too_large_and_hidden_pictures(store, pictures):
+async def test_an_export_leaves_out_too_large_and_hidden_pictures(store: Store, pictures: PictureStore) -> None:
     jobs = await create_jobs(store, pictures)
     await store.write(lambda c: c.exec_driver_sql(f"UPDATE pictures SET reviewed='hidden' WHERE job='{jobs['done']}'"))
     data_export = DataExport(store, pictures, clock=lambda: NOW)
@@ -157,7 +164,7 @@ async def test_an_export_leaves_out_too_large_and_hidden_pictures(store, picture
 
 
 @pytest.mark.may_block("the command line is on its own")
-async def test_the_command_writes_an_export(tmp_path, capsys):
+async def test_the_command_writes_an_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = load_settings(data=tmp_path / "data")
     store = await Store.open(f"sqlite:///{_make_folder(tmp_path / 'data') / 'darkroom.sqlite'}")
     await create_jobs(store, PictureStore(settings.pictures))
@@ -195,8 +202,14 @@ FAULTS = [
 @pytest.mark.may_block("the command line is on its own")
 @pytest.mark.parametrize(("folder", "name", "error", "message"), FAULTS, ids=["database", "bucket", "disk"])
 async def test_a_failing_export_leaves_no_file_and_names_the_part_that_failed(
-    tmp_path, capsys, monkeypatch, folder, name, error, message
-):
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    folder: Any,
+    name: str,
+    error: Exception,
+    message: str,
+) -> None:
     store = await Store.open(f"sqlite:///{_make_folder(tmp_path / 'data') / 'darkroom.sqlite'}")
     await create_jobs(store, PictureStore(tmp_path / "data" / "pictures"))
     await store.close()
@@ -213,7 +226,9 @@ async def test_a_failing_export_leaves_no_file_and_names_the_part_that_failed(
 
 
 @pytest.mark.may_block("the command line is on its own")
-async def test_export_and_forget_create_no_store_and_fail_with_a_sentence(tmp_path, monkeypatch):
+async def test_export_and_forget_create_no_store_and_fail_with_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     output_file = tmp_path / "ann.zip"
     data = _make_folder(tmp_path / "data")
     for command in (lambda: members_cli.export(ANN, output_file, data), lambda: members_cli.forget(ANN, "", data)):
@@ -231,7 +246,9 @@ async def test_export_and_forget_create_no_store_and_fail_with_a_sentence(tmp_pa
 
 
 @pytest.mark.may_block("the command line is on its own")
-async def test_an_export_overwrites_no_file_that_appeared_meanwhile(tmp_path, monkeypatch):
+async def test_an_export_overwrites_no_file_that_appeared_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     await (await Store.open(f"sqlite:///{_make_folder(tmp_path / 'data') / 'darkroom.sqlite'}")).close()
     output_file = tmp_path / "ann.zip"
     real = DataExport.write_zip
@@ -247,7 +264,7 @@ async def test_an_export_overwrites_no_file_that_appeared_meanwhile(tmp_path, mo
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ann.zip", "data"]
 
 
-def _make_folder(folder: Any) -> Any:
+def _make_folder(folder: Path) -> Path:
     folder.mkdir()
     return folder
 
