@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bot.cli import api_keys, describe, privacy, steer, visitors
+from bot.cli import api_keys, steer, visitors
 from bot.cli.imagine import command as imagine_command
 from bot.cli.jobs import commands as job_commands
 from bot.cli.models import commands as model_commands
@@ -108,7 +108,6 @@ def bot(port: Port = None, host: Host = None, data: Data = None, nats: Nats = No
 
 
 app.command()(imagine_command.imagine)
-app.command()(describe.describe)
 app.command()(steer.steer)
 
 
@@ -199,8 +198,6 @@ def lab(context: typer.Context) -> None:
 
 
 app.command("api-key")(api_keys.api_key)
-for command in (privacy.forget, privacy.export):
-    app.command()(command)
 for module in load_parts("cli").values():
     for name, added in module.COMMANDS.items():
         if isinstance(added, typer.Typer):

@@ -30,7 +30,7 @@ from bot.domain.texts import format_startup
 from bot.jobs.admission import Admission, AdmittingTransaction
 from bot.jobs.attended_requests import AttendedRequests
 from bot.jobs.control import JobControl
-from bot.jobs.costs import LoadCosts, WorkCharges
+from bot.jobs.costs import LoadCosts
 from bot.jobs.drawing import JobService
 from bot.jobs.edits import EditService
 from bot.jobs.history import History
@@ -49,14 +49,12 @@ from bot.pictures.uploads.image_links import FetchFile, fetch_file
 from bot.pictures.uploads.upload_decoder import WORKER_TIMEOUT, UploadDecoder
 from bot.services import Services
 from bot.services.api_keys import ApiKeys
+from bot.services.data_deletion import DataDeletion
 from bot.services.front_end_actions import FrontEndActions
 from bot.services.ladder_decoder import LadderDecoder
 from bot.services.model_choices import ModelChoices
 from bot.services.moderation.moderation import Moderation
 from bot.services.moderation.picture_review import PictureReview
-from bot.services.privacy.data_deletion import DataDeletion
-from bot.services.privacy.data_export import DataExport
-from bot.services.prompt_tools.image_to_prompt import ImageToPrompt
 from bot.services.rule_admin import RuleAdmin
 from bot.services.sessions import Sessions
 from bot.store import Store
@@ -301,11 +299,9 @@ def wire_services(
         history=History(store, job_views),
         moderation=moderation,
         data_deletion=data_deletion,
-        data_export=DataExport(store, core.picture_store, clock=clock),
         sessions=Sessions(store, clock=clock),
         steering=_wire_steering(core, queue, job_views, word_filter),
         api_keys=ApiKeys(store, clock=clock),
-        image_to_prompt=_wire_image_to_prompt(core, queue, loader, rule_admin),
     )
 
 
@@ -335,13 +331,6 @@ def _wire_steering(core: Core, queue: Queue, job_views: JobViews, word_filter: W
         queue.amendment_sender,
         limits=core.settings.limits,
         clock=core.clock,
-    )
-
-
-def _wire_image_to_prompt(core: Core, queue: Queue, loader: InitImageLoader, rule_admin: RuleAdmin) -> ImageToPrompt:
-    charges = WorkCharges(core.store, limits=core.settings.limits, clock=core.clock)
-    return ImageToPrompt(
-        core.bus.describe, loader.load_upload, queue.catalog, rule_admin.effective_rules, charges.charge
     )
 
 

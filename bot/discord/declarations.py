@@ -27,8 +27,6 @@ MODULES = (
     "bot.discord.commands.reproduce",
     "bot.discord.film",
     "bot.discord.commands.pictures",
-    "bot.discord.commands.describe",
-    "bot.discord.commands.privacy",
     "bot.discord.commands.help",
     "bot.discord.commands.context_menus",
     "bot.discord.components.buttons",

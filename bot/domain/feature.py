@@ -16,15 +16,19 @@ The core names no feature, and no feature imports another.
 from __future__ import annotations
 
 import pkgutil
-from collections.abc import Callable, Coroutine, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from types import ModuleType
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from bot.domain.permission import Permission, Price
+
+if TYPE_CHECKING:
+    from bot.domain.dto import Member
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -75,6 +79,22 @@ class RunningFeature:
 
     service: object
     tasks: Mapping[str, Callable[[], Coroutine[Any, Any, None]]] = field(default_factory=dict[str, Any])
+
+
+class PromptSuggester(ABC):
+    """A service that suggests prompts for a picture. Whoever wants one asks for this class (`Services.list_all`)."""
+
+    @abstractmethod
+    async def list_prompts(self, picture: bytes, member: Member, model: str) -> Sequence[str]:
+        """Return prompts that fit a picture file, the best first. Raises `UserError`."""
+
+
+class SideWork(ABC):
+    """A service that works for members beside their jobs: `/cancel all` ends that too."""
+
+    @abstractmethod
+    def cancel(self, member: str) -> str:
+        """Cancel the member's work. Return a sentence about it; empty if there is none."""
 
 
 @cache

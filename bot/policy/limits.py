@@ -233,7 +233,6 @@ CORE_PRICES: Mapping[Action, Price] = MappingProxyType(
         **dict.fromkeys(("cancel", "pause", "favourite", "prefer", "delete"), Price("change", 1.0)),
         **dict.fromkeys(("approve", "deny", "dismiss", "set", "close", "budget"), Price("change", 1.0)),
         **dict.fromkeys(("report", "envelope"), Price("change", 5.0)),
-        **dict.fromkeys(("export", "forget"), Price("change", 20.0)),
         **dict.fromkeys(("imagine", "blend", "upscale", "vary", "reroll", "remix", "reproduce"), Price("make", 1.0)),
         **dict.fromkeys(("finish", "edit", "zoom", "pan", "branch", "walk"), Price("make", 1.0)),
         "steer": Price("steer", 1.0),

@@ -56,8 +56,6 @@ CORE_PERMISSIONS: Mapping[Action, Permission] = MappingProxyType(
         "mine": _allow_everyone("look through their own jobs", "read"),
         "info": _allow_everyone("look at their limits", "read"),
         "prefer": _allow_everyone("set what they prefer", "imagine"),
-        "export": _allow_everyone("export their data"),
-        "forget": _allow_everyone("have all their data deleted"),
         "help": _allow_everyone("read the help", "read"),
         "cancel": _allow_author_and_moderators("cancel this job", "imagine"),
         "pause": _allow_author_and_moderators("pause this job", "imagine"),

@@ -22,13 +22,11 @@ from bot.jobs.word_filter import WordFilter
 from bot.pictures.gallery import Gallery
 from bot.pictures.uploads.upload_decoder import UploadDecoder
 from bot.services.api_keys import ApiKeys
+from bot.services.data_deletion import DataDeletion
 from bot.services.front_end_actions import FrontEndActions
 from bot.services.model_choices import ModelChoices
 from bot.services.moderation.moderation import Moderation
 from bot.services.moderation.picture_review import PictureReview
-from bot.services.privacy.data_deletion import DataDeletion
-from bot.services.privacy.data_export import DataExport
-from bot.services.prompt_tools.image_to_prompt import ImageToPrompt
 from bot.services.rule_admin import RuleAdmin
 from bot.services.sessions import Sessions
 from engine.contract import Presence
@@ -65,8 +63,6 @@ class Services:
     history: History
     moderation: Moderation
     data_deletion: DataDeletion
-    data_export: DataExport
-    image_to_prompt: ImageToPrompt
     worker_decoder: UploadDecoder  # decodes pictures of workers, before anything else does
     sessions: Sessions
     api_keys: ApiKeys
@@ -75,3 +71,7 @@ class Services:
     def get(self, kind: type[T]) -> T:
         """Return a feature's service. Raises KeyError if no feature adds it."""
         return cast("T", self.added[kind])
+
+    def list_all(self, kind: type[T]) -> list[T]:
+        """Return the features' services of a class of the core, such as `bot.domain.feature.SideWork`."""
+        return [service for service in self.added.values() if isinstance(service, kind)]

@@ -19,7 +19,7 @@ from bot.domain.concurrency import PerMemberLimit
 from bot.policy.limits import TokenBuckets
 from bot.services import Services
 from bot.web import media, metrics, middleware, pages, rate_limit, request_body, sse
-from bot.web.api import describe, edits, jobs, openapi, review, steering, wait_reason
+from bot.web.api import edits, jobs, openapi, review, steering, wait_reason
 from bot.web.auth import HostPolicy, SessionTokens, load_or_create_key
 from bot.web.connections import ConnectionLimits, ConnectionTable, GuardedConnection
 from bot.web.listener import listen
@@ -32,7 +32,7 @@ MAX_BODY_BYTES = 64 * 1024  # of a request's body
 HEADER_SECONDS = 10.0  # until the headers of a connection's first request have arrived
 KEEPALIVE_SECONDS = 30.0  # seconds that a connection may stay open without a request
 MIDDLEWARES = (middleware.handle_errors, rate_limit.limit_address, middleware.authenticate, rate_limit.limit_rate)
-PARTS = (pages, jobs, media, review, sse, edits, steering, wait_reason, describe, openapi)
+PARTS = (pages, jobs, media, review, sse, edits, steering, wait_reason, openapi)
 TEMPLATES = ("base.html", "chatroom.html", "desk.html", "dialogs.html", "discord.html", "enter.html", "sentence.html")
 
 
@@ -53,7 +53,6 @@ def build_app(
     app[middleware.API_KEYS] = services.api_keys
     services.page_addresses.add(*_extra_addresses(settings))
     app[review.REVIEW] = services.picture_review
-    app[describe.IMAGE_TO_PROMPT] = services.image_to_prompt
     app[sse.ENGINE_LOADING] = engine_loading or asyncio.Event()
     app[sse.SHUTDOWN] = asyncio.Event()
     app[sse.STREAMS] = set()

@@ -12,9 +12,11 @@ import msgspec
 from aiohttp import web
 
 from bot.domain.errors import UserError
+from bot.domain.feature import PromptSuggester
 from bot.web.auth import COOKIE_NAME
 from bot.web.middleware import HOST_POLICY, SESSION, SESSION_TOKENS, SESSIONS, SIGN_IN_PATH, VISITOR, set_session_cookie
 from bot.web.request_body import read_body
+from bot.web.sse import SERVICES
 
 INVITATION_USED = "This address was used already or is not valid. Ask for a new one."
 DISCORD_ENABLED = web.AppKey("discord_enabled", bool)
@@ -43,7 +45,10 @@ async def get_home(request: web.Request) -> web.StreamResponse:
     """Return the chatroom; with `?token=…` the sign-in page."""
     if "token" in request.query:
         return get_sign_in_page(request)
-    return _render_page(request, "chatroom.html", examples=EXAMPLES, example=EXAMPLES[0])
+    suggests_prompts = bool(request.app[SERVICES].list_all(PromptSuggester))
+    return _render_page(
+        request, "chatroom.html", examples=EXAMPLES, example=EXAMPLES[0], suggests_prompts=suggests_prompts
+    )
 
 
 def get_sign_in_page(request: web.Request) -> web.StreamResponse:

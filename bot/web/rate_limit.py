@@ -38,7 +38,6 @@ CORE_ROUTE_ACTIONS: Mapping[str, Action] = MappingProxyType(
         "GET /api/events": "stream",
         "POST /api/invitations": "prefer",
         "DELETE /api/invitations": "prefer",
-        "POST /api/describe": "describe",
         "GET /api/jobs": "list",
         "POST /api/jobs": "imagine",
         "GET /api/jobs/{id}": "job",

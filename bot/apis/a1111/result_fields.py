@@ -17,11 +17,15 @@ from aiohttp import web
 from bot.apis.a1111.bodies import InterrogateBody, PictureBody
 from bot.apis.a1111.listings import choose_profile
 from bot.apis.a1111.names import name_sampler
+from bot.domain.errors import UserError
+from bot.domain.feature import PromptSuggester
 from bot.web.media import wait_while_connected
 from bot.web.middleware import member_of
 from bot.web.request_body import decode_picture, read_picture_body
 from bot.web.sse import SERVICES
 from engine.contract import ImageToImage, Recipe, has_skipped_steps, noise_seed, recipe_for_image
+
+NO_SUGGESTIONS = "This Darkroom suggests no prompts for pictures."
 
 NEGATIVE_MARK = "Negative prompt:"
 LEAST_FIELDS = 3  # of the line with the settings
@@ -119,11 +123,14 @@ async def read_png_info(request: web.Request) -> web.Response:
 
 async def interrogate(request: web.Request) -> web.Response:
     """Return the prompt with which the caller's model denoises a picture best, which takes seconds."""
+    services = request.app[SERVICES]
+    suggester = next(iter(services.list_all(PromptSuggester)), None)
+    if suggester is None:
+        raise UserError(NO_SUGGESTIONS, 404)
     async with read_picture_body(request, InterrogateBody) as body:
         picture = await asyncio.to_thread(decode_picture, body.image)
     del body
     member = member_of(request)
-    profile = await choose_profile(request.app[SERVICES], member)
-    search = request.app[SERVICES].image_to_prompt.suggest_prompts(picture, member, profile.name)
-    result = await wait_while_connected(request, search)
-    return web.json_response({"caption": result.prompts[0].prompt if result.prompts else ""})
+    profile = await choose_profile(services, member)
+    prompts = await wait_while_connected(request, suggester.list_prompts(picture, member, profile.name))
+    return web.json_response({"caption": prompts[0] if prompts else ""})

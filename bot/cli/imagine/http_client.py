@@ -127,14 +127,11 @@ async def request_json(
         return await send_request(session, method, path, body)
 
 
-async def describe(url: str, key: str, picture: bytes, model: str | None) -> dict[str, Any]:
-    """Return prompts for a picture file. Raise `UserError`, or `GenerationError` if there is no answer."""
-    async with open_session(url, key, DESCRIBE_TIMEOUT) as session:
-        return await request_description(session, picture, model)
-
-
 async def request_description(session: aiohttp.ClientSession, picture: bytes, model: str | None) -> dict[str, Any]:
-    """Return prompts for a picture, over a session with `DESCRIBE_TIMEOUT`."""
+    """Return prompts for a picture file, over a session with `DESCRIBE_TIMEOUT`.
+
+    Raises `UserError`, or `GenerationError` if there is no answer.
+    """
     body = {} if model is None else {"model": model}
     return await send_request(session, "POST", "/api/describe", body, (("picture", picture),))
 

@@ -23,6 +23,7 @@ from bot.discord.permissions import with_channel_privacy
 from bot.discord.responses import member_of, send_ephemeral
 from bot.domain import texts
 from bot.domain.errors import UserError
+from bot.domain.feature import SideWork
 from bot.domain.texts import escape_discord
 from bot.policy.rules import ALL
 from bot.policy.rules.explanations import format_for_sentence
@@ -31,9 +32,6 @@ if TYPE_CHECKING:
     from bot.discord.client import DarkroomClient
 
     Interaction = discord.Interaction[DarkroomClient]
-
-
-DESCRIPTION_CANCELLED = "The description of your picture is cancelled: only what ran is charged."
 
 
 @app_commands.command(
@@ -77,13 +75,13 @@ async def suggest_jobs(
 
 
 async def _cancel_all(interaction: Interaction) -> str:
-    """Cancel every open job of the member, and their description, wherever they asked for it."""
+    """Cancel every open job of the member, and what else is done for them, wherever they asked for it."""
     member = member_of(interaction)
     services = interaction.client.services
     views = await interaction.client.services.history.list_open(member.id)
-    is_describing = services.image_to_prompt.cancel(member.id)
-    if not views and is_describing:
-        return DESCRIPTION_CANCELLED
+    cancelled = list(filter(None, (work.cancel(member.id) for work in services.list_all(SideWork))))
+    if not views and cancelled:
+        return " ".join(cancelled)
     if not views:
         raise UserError("Nothing of yours runs or waits.", 404)
     started_count = 0
@@ -95,8 +93,7 @@ async def _cancel_all(interaction: Interaction) -> str:
         if started_count
         else " They cost you nothing."
     )
-    description = f" {DESCRIPTION_CANCELLED}" if is_describing else ""
-    return f"{texts.format_job_count(len(views))} cancelled.{tail}{description}"
+    return " ".join((f"{texts.format_job_count(len(views))} cancelled.{tail}", *cancelled))
 
 
 if TYPE_CHECKING:

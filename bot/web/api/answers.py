@@ -130,7 +130,6 @@ WORKER = object_of(
         )
     ),
 )
-SUGGESTION = object_of(prompt="string", error_reduction="number")
 SCHEMAS: Mapping[str, Schema] = {
     "Error": object_of(error="string"),
     "Path": object_of(path="string"),
@@ -154,9 +153,6 @@ SCHEMAS: Mapping[str, Schema] = {
     "Keyframes": object_of(
         keyframes=list_of(object_of(step="integer", url="string")),
         captions=list_of(object_of(step="integer", text="string", speaker="string")),
-    ),
-    "Suggestions": object_of(
-        model="string", tried_texts="integer", prompts=list_of(SUGGESTION), sentence="string", notes=list_of("string")
     ),
     "WaitReason": object_of(
         id="string", state="string", wait_reason="string", jobs_ahead="integer?", eta="number?", step="integer"

@@ -47,7 +47,6 @@ TAGS: Mapping[str, str] = {
     "steering": "Jobs",
     "media": "Results",
     "edits": "Continue from a picture",
-    "describe": "Image to prompt",
     "review": "Review",
     "pages": "Chatroom",
     "metrics": "Operation",

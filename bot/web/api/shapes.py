@@ -9,7 +9,7 @@ import msgspec
 
 from bot.pictures.animation import FILM_FORMATS, MEDIA_TYPES
 from bot.web import media, metrics, pages, sse
-from bot.web.api import describe, edits, jobs, review, steering, wait_reason
+from bot.web.api import edits, jobs, review, steering, wait_reason
 from bot.web.routes import Shape
 
 FILMS = tuple(MEDIA_TYPES[kind] for kind in FILM_FORMATS)
@@ -52,7 +52,6 @@ SHAPES: Mapping[Callable[..., Any], Shape] = {
     edits.list_steps: Shape("Steps"),
     steering.amend: Shape("Amendments", 202, steering.AmendBody),
     steering.list_amendments: Shape("Amendments"),
-    describe.describe_picture: Shape("Suggestions", body=describe.DescribeBody, files=("picture",)),
     wait_reason.get_wait_reason: Shape("WaitReason"),
     review.get_held_picture: _file("image/png"),
     review.show_picture: Shape("Job"),

@@ -13,7 +13,9 @@ const MAX_CARDS = 60; // the oldest ended ones are removed
 const FOLLOW_PIXELS = 80; // as close to the end, the page follows the newest message
 const cards = new Map();
 const initImages = new InitImages(form, showError);
-new Describe(form, initImages, (text) => (setPrompt(text), prompt.focus()), showError);
+if (form.querySelector(".describe")) {
+  new Describe(form, initImages, (text) => (setPrompt(text), prompt.focus()), showError);
+}
 const promptHistory = []; // prompts of this visit, for the up arrow
 let isOnline = true; // whether any worker is online
 let followsNewest = true;

@@ -112,14 +112,13 @@ FORMS: Mapping[str, Action] = {
     "say": "steer",
     **FEATURE_FORMS,
 }
-# The action of each command, with the options that it gets. {job} stands for the job.
+# The action of each command, with the options that it gets. {job} stands for the job, {picture} for a picture.
 COMMANDS: dict[str, tuple[Action, Mapping[str, Any]]] = {
     "imagine": ("imagine", {"prompt": "apple"}),
     "blend": ("blend", {"image1": ("a.png", make_png(8, 8)), "image2": ("b.png", make_png(8, 8))}),
     "edit": ("edit", {"picture": ("a.png", make_png(8, 8)), "words": "make it red"}),
     "mix": ("imagine", {"first": "apple", "second": "pear"}),
     "walk": ("imagine", {"from": "apple", "to": "pear", "frames": 4}),
-    "describe": ("describe", {"image": ("a.png", make_png(8, 8))}),
     "fast": ("prefer", {}),
     "relax": ("prefer", {}),
     "turbo": ("prefer", {}),
@@ -134,8 +133,6 @@ COMMANDS: dict[str, tuple[Action, Mapping[str, Any]]] = {
     "prefer remix": ("prefer", {}),
     "prefer auto_dm": ("prefer", {}),
     "help": ("help", {}),
-    "my-data": ("export", {}),
-    "forget-me": ("forget", {}),
     "cancel": ("cancel", {"job": "{job}"}),
     "reproduce": ("reproduce", {"job": "{job}"}),
     "film": ("film", {"job": "{job}"}),
@@ -454,7 +451,7 @@ def is_leaf(command: Any) -> bool:
 
 async def type_command(scene: Scene, actor: Actor, name: str, options: Mapping[str, Any], job: str | None) -> Any:
     """Type the command; None where Discord does not offer it."""
-    placeholders = {"{job}": job, "{member}": scene.world.bob.user}
+    placeholders = {"{job}": job, "{member}": scene.world.bob.user, "{picture}": ("a.png", make_png(8, 8))}
     arguments = {
         option: placeholders.get(value, value) if isinstance(value, str) else value for option, value in options.items()
     }
@@ -526,4 +523,5 @@ async def test_every_action_of_the_permission_table_is_covered() -> None:
     }
     commands = {row.action for row in list_commands().values()}
     other_actions = {action for feature in load_features().values() for action in feature.permissions} - commands
-    assert set(ACTIONS) - actions - other_actions == {"envelope", "pause"}
+    without_command = {"describe"} - commands  # the core's row for whatever feature suggests prompts
+    assert set(ACTIONS) - actions - other_actions == {"envelope", "pause"} | without_command

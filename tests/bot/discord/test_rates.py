@@ -17,9 +17,7 @@ pytestmark = pytest.mark.asyncio
 JOB = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
 PRESSES = {  # a custom id of each button that outlives a restart, and of a settings card
     "JobButton": "dismiss:" + JOB + ":999",
-    "ImagineButton": "describe:1",
     "PageButton": "mine:all:0:f",
-    "ForgetButton": "forget:me",
     "settings": "settings:show",
     **dict(row.split() for row in read_feature_rows("presses")),
 }

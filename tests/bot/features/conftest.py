@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from shared.discord_world import open_world
-from shared.web_server import broker, open_server, server, shared_server
+from shared.web_server import broker, browser, open_server, page, server, shared_server
 
-__all__ = ["broker", "open_server", "open_world", "server", "shared_server"]
+__all__ = ["broker", "browser", "open_server", "open_world", "page", "server", "shared_server"]

@@ -53,8 +53,6 @@ queue       everyone    -           -           -         direct
 mine        everyone    -           -           -         direct
 info        everyone    -           -           -         direct
 prefer      everyone    -           -           -         direct
-export      everyone    -           -           -         direct
-forget      everyone    -           -           -         direct
 help        everyone    -           -           -         direct
 cancel      everyone    moderators  moderators  operator  direct
 pause       everyone    moderators  moderators  operator  direct
@@ -274,8 +272,6 @@ def test_a_key_needs_the_scope_of_the_action_besides_the_role() -> None:
 def test_a_key_may_never_delete_or_administer() -> None:
     unscoped = {action for action in CORE_PERMISSIONS if PERMISSIONS[action].scope is None}
     assert unscoped == {
-        "export",
-        "forget",
         "envelope",
         "delete",
         "report",

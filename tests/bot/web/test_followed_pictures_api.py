@@ -57,12 +57,9 @@ async def test_a_form_carries_pictures_that_the_images_follow(controlled: WebSer
     status, reply = await controlled.request_json("POST", "/api/jobs", finished)
     assert status == 201, reply
     assert (await controlled.wait_for_end(reply["id"]))["controls"][0]["name"] == "tile"
-    for address, files in (
-        (f"/api/jobs/{job['id']}/edit/1", (("mask", make_png(colour="white")), ("control", make_png()))),
-        ("/api/describe", (("picture", make_png()), ("reference", make_png()))),
-    ):
-        status, reply = await send_form(controlled, address, make_form({}, *files))
-        assert (status, "The form needs" in reply["error"]) == (400, True)
+    files = (("mask", make_png(colour="white")), ("control", make_png()))
+    status, reply = await send_form(controlled, f"/api/jobs/{job['id']}/edit/1", make_form({}, *files))
+    assert (status, "The form needs" in reply["error"]) == (400, True)
 
 
 async def test_the_terminal_sends_its_files_to_a_running_darkroom(controlled: WebServer, tmp_path: Path) -> None:

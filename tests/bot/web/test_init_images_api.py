@@ -12,6 +12,7 @@ from PIL import Image
 
 from bot.domain.errors import UserError
 from bot.pictures.animation import MEDIA_TYPES, available_formats
+from bot.services import Services
 from bot.web import request_body
 from bot.web.request_body import MEMBER_LIMIT, FormMemory
 from shared.picture_files import make_png
@@ -272,3 +273,12 @@ async def test_forms_together_take_bounded_memory() -> None:
             second.count_chunk(1)
     with memory.open_form() as form:
         form.count_chunk(100)
+
+
+async def test_the_page_offers_to_describe_a_picture_only_where_something_suggests_prompts(
+    server: WebServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for suggesters in ([], [object()]):
+        monkeypatch.setattr(Services, "list_all", lambda _services, _kind, found=suggesters: found)
+        async with server.client.get(server.url + "/") as answer:
+            assert (">Describe</button>" in await answer.text()) == bool(suggesters)

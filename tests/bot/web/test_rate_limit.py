@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 import aiohttp
@@ -78,14 +79,18 @@ async def test_what_all_visitors_behind_a_proxy_need_has_no_shared_rate(
                 assert answer.status == status, path
 
 
-async def test_in_an_open_room_a_request_without_a_cookie_pays_the_same_price(server: WebServer) -> None:
+async def test_in_an_open_room_a_request_without_a_cookie_pays_the_same_price(
+    server: WebServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tokens = server.app[rate_limit.TOKEN_BUCKETS]
-    while not tokens.take(middleware.ANYBODY.id, "describe"):
+    now = time.monotonic()
+    monkeypatch.setattr(tokens, "_clock", lambda: now)  # no token comes back meanwhile
+    while not tokens.take(middleware.ANYBODY.id, "imagine"):
         pass
     async with aiohttp.ClientSession() as stranger, stranger.get(server.url + "/api/workers") as answer:
         assert answer.status == 200
     async with (
         aiohttp.ClientSession() as stranger,
-        stranger.post(server.url + "/api/describe", headers={"X-Darkroom": "1"}, data=b"") as answer,
+        stranger.post(server.url + "/api/jobs", headers={"X-Darkroom": "1"}, data=b"") as answer,
     ):
         assert answer.status == 429

@@ -16,13 +16,16 @@ import pytest
 import webuiapi
 from PIL import Image
 
+from bot.domain.feature import PromptSuggester
 from bot.pictures.image_codec import ImageFormat, encode_image
+from bot.services import Services
 from bot.services.api_keys import PREFIX
 from shared.clock import wait_until
 from shared.model_parts import MODEL_PARTS
 from shared.web_server import pause_jobs
 
 if TYPE_CHECKING:
+    from bot.domain.dto import Member
     from shared.web_server import OpenServer, WebServer
 
 on_shared_server = pytest.mark.asyncio(loop_scope="module")
@@ -253,6 +256,29 @@ async def test_a_picture_tells_how_it_was_made(shared_server: WebServer) -> None
     webp = encode(make_picture(), "WEBP", "a fox\nSteps: 9, Sampler: Euler, Seed: 6")
     _, answer = await shared_server.request_json("POST", "/sdapi/v1/png-info", {"image": webp})
     assert answer["parameters"]["Seed"] == "6", answer
+
+
+@on_shared_server
+async def test_a_program_gets_a_prompt_for_a_picture_where_something_suggests_prompts(
+    shared_server: WebServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[bytes, str]] = []
+
+    class FakeSuggester(PromptSuggester):
+        async def list_prompts(self, picture: bytes, member: Member, model: str) -> list[str]:
+            asked.append((picture, model))
+            return [] if len(asked) > 1 else ["fox, watercolor", "fox"]
+
+    suggesters: list[object] = [FakeSuggester()]
+    monkeypatch.setattr(Services, "list_all", lambda _services, _kind: suggesters)
+    picture = encode(make_picture())
+    for caption in ("fox, watercolor", ""):
+        answer = await shared_server.request_json("POST", "/sdapi/v1/interrogate", {"image": picture})
+        assert answer == (200, {"caption": caption})
+    assert asked == [(base64.b64decode(picture), "embedded")] * 2
+    suggesters.clear()
+    status, answer = await shared_server.request_json("POST", "/sdapi/v1/interrogate", {"image": picture})
+    assert (status, answer["detail"]) == (404, "This Darkroom suggests no prompts for pictures.")
 
 
 @on_shared_server

@@ -10,23 +10,28 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable, Generator, Iterable, Sequence
-from contextlib import AbstractAsyncContextManager, contextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from bot.domain.dto import Member
 from bot.domain.errors import UserError
+from bot.domain.feature import PromptSuggester, RunningFeature, SideWork
 from bot.domain.texts import format_duration, shorten
-from bot.jobs.costs import WorkMeter
+from bot.features.describe.rules import EMPTY_TEXT, PromptScores, Vocabulary, build_prompt, choose_vocabulary
+from bot.jobs.costs import WorkCharges, WorkMeter
 from bot.jobs.init_images import RemoteFile
 from bot.jobs.model_catalog import ModelCatalog
 from bot.jobs.quota import check_action, check_model, refuse_if_closed_or_blocked
 from bot.pictures.image_codec import crop_square
 from bot.pictures.uploads.upload_decoder import DecodedImage
 from bot.policy.rules import EffectiveRules
-from bot.prompt.vocabulary import EMPTY_TEXT, PromptScores, Vocabulary, build_prompt, choose_vocabulary
 from engine.bus import NoWorkerAnswers
 from engine.contract import MAX_CANDIDATES, DescribeRequest, ModelProfile
+
+if TYPE_CHECKING:
+    from bot.app.wiring import App
 
 MAX_MEMBERS = 16  # members with a search
 TIMEOUT_SECONDS = 240.0  # timeout of one search, beside which no later one is admitted that would exceed it
@@ -42,6 +47,7 @@ FINAL_DRAWS = range(16)
 ALREADY_RUNNING = "A picture of yours is being described just now: wait until that is done."
 QUEUE_FULL = "Others are having pictures described just now: try again in about {}."
 CANCELLED = "Cancelled: only what ran was charged."
+DESCRIPTION_CANCELLED = "The description of your picture is cancelled: only what ran is charged."
 TOO_SLOW = "With {model} this would take about {time} on the workers that are online: ask for a smaller model."
 TIMED_OUT = "The workers are too busy to describe a picture just now: try again later."
 EXPLANATION = (
@@ -96,7 +102,7 @@ class _Search:
         return max(0.0, self.seconds - self.meter.seconds)
 
 
-class ImageToPrompt:
+class ImageToPrompt(PromptSuggester, SideWork):
     """Suggests prompts for members' images. `request_scores` raises `NoWorkerAnswers` or ConnectionError."""
 
     def __init__(
@@ -142,14 +148,16 @@ class ImageToPrompt:
             except (NoWorkerAnswers, ConnectionError) as error:
                 raise UserError(shorten(str(error), 300)) from error
 
-    def cancel(self, member: str) -> bool:
-        """Cancel the member's request; return whether there is one."""
+    async def list_prompts(self, picture: bytes, member: Member, model: str) -> list[str]:
+        return [suggestion.prompt for suggestion in (await self.suggest_prompts(picture, member, model)).prompts]
+
+    def cancel(self, member: str) -> str:
         search = self._waiting_members.get(member)
         if search is None or search.timeout.expired():
-            return False
+            return ""
         search.is_cancelled = True
         search.timeout.reschedule(asyncio.get_running_loop().time())
-        return True
+        return DESCRIPTION_CANCELLED
 
     def _find_model(self, name: str | None) -> ModelProfile:
         try:
@@ -311,4 +319,21 @@ def _batch_size(model_profile: ModelProfile, draws: int) -> int:
     """Return how many texts a request has, so that it does not occupy a worker for long."""
     return max(
         1, min(MAX_CANDIDATES, int(MAX_REQUEST_MS / (draws * model_profile.row_ms + model_profile.encode_ms + 1e-3)))
+    )
+
+
+@asynccontextmanager
+async def open_service(app: App) -> AsyncGenerator[RunningFeature]:
+    """Open the suggestions over the workers' models."""
+    core = app.core
+    services = app.services
+    charges = WorkCharges(core.store, limits=core.settings.limits, clock=core.clock)
+    yield RunningFeature(
+        ImageToPrompt(
+            core.bus.describe,
+            services.init_image_loader.load_upload,
+            services.catalog,
+            services.rule_admin.effective_rules,
+            charges.charge,
+        )
     )

@@ -14,11 +14,12 @@ import aiohttp
 import pytest
 from playwright.async_api import Page, expect
 
-from bot.cli.describe import describe
 from bot.cli.instance_lock import RunningInstance, announce_instance, withdraw_instance
 from bot.domain.dto import Member
 from bot.domain.errors import UserError
-from bot.prompt.vocabulary import GENERAL_VOCABULARY
+from bot.features.describe.cli import describe
+from bot.features.describe.rules import GENERAL_VOCABULARY
+from bot.features.describe.service import ImageToPrompt
 from engine.contract import DescribeReply, DescribeRequest
 from shared.fake_describer import FakeDescriber
 from shared.picture_files import make_png
@@ -101,7 +102,7 @@ async def test_a_description_ends_with_its_connection(server: WebServer) -> None
     await started.wait()
     reserved = await day_use(server)
     sending.cancel()
-    waiting = server.services.image_to_prompt._waiting_members
+    waiting = server.services.get(ImageToPrompt)._waiting_members
     async with asyncio.timeout(20):
         while waiting:
             await asyncio.sleep(0.05)
@@ -116,6 +117,7 @@ async def test_an_invalid_form_is_refused(server: WebServer) -> None:
         await send_form(server),
         await send_form(server, make_png(80, 60), make_png(80, 60)),
         await send_form(server, make_png(80, 60), mask=make_png(80, 60)),
+        await send_form(server, make_png(80, 60), reference=make_png(80, 60)),
     ):
         assert (status, reply["error"]) == (400, "The form needs one part `picture`, beside `request`.")
     assert (await send_form(server, make_png(80, 60), request={"model": "sdxl"}))[1][

@@ -18,14 +18,7 @@ from PIL import Image
 
 from bot.domain.dto import Member
 from bot.domain.errors import UserError
-from bot.jobs.costs import WorkMeter
-from bot.jobs.init_images import RemoteFile
-from bot.jobs.model_catalog import SHIPPED_MODEL
-from bot.pictures.image_codec import THUMBNAIL_SIDE, crop_square, png_size
-from bot.pictures.uploads.upload_decoder import DecodedImage, UploadDecoder
-from bot.policy.limits import Limits
-from bot.policy.rules import Rule, resolve
-from bot.prompt.vocabulary import (
+from bot.features.describe.rules import (
     EMBEDDED_VOCABULARY,
     EMPTY_TEXT,
     GENERAL_VOCABULARY,
@@ -33,7 +26,7 @@ from bot.prompt.vocabulary import (
     build_prompt,
     choose_vocabulary,
 )
-from bot.services.prompt_tools.image_to_prompt import (
+from bot.features.describe.service import (
     MAX_COST,
     MAX_MEMBERS,
     ImageToPrompt,
@@ -42,6 +35,13 @@ from bot.services.prompt_tools.image_to_prompt import (
     ScoredPrompt,
     estimate_cost,
 )
+from bot.jobs.costs import MAX_SIDE, WorkMeter
+from bot.jobs.init_images import RemoteFile
+from bot.jobs.model_catalog import SHIPPED_MODEL
+from bot.pictures.image_codec import crop_square, png_size
+from bot.pictures.uploads.upload_decoder import DecodedImage, UploadDecoder
+from bot.policy.limits import Limits
+from bot.policy.rules import Rule, resolve
 from engine.bus import NoWorkerAnswers
 from engine.contract import MAX_CANDIDATES, MAX_FRAME_BYTES, MAX_NOISINGS, DescribeRequest, ModelProfile
 from shared.fake_describer import FakeDescriber
@@ -98,7 +98,7 @@ def rule(setting: str, value: Any) -> Rule:
 
 
 def test_the_embedded_model_knows_every_word_of_its_list() -> None:
-    words = json.loads((Path(__file__).parents[3] / "engine/weights/words.json").read_text())["words"]
+    words = json.loads((Path(__file__).parents[4] / "engine/weights/words.json").read_text())["words"]
     assert set(EMBEDDED_VOCABULARY.subjects) <= set(words)
     for each in (EMBEDDED_VOCABULARY, GENERAL_VOCABULARY):
         assert len(set(each.subjects)) == len(each.subjects)
@@ -173,7 +173,7 @@ async def test_the_image_is_sent_small_and_square_and_the_answer_names_the_model
     suggestions = await make_service(describer.errors, upload_decoder).suggest_prompts(make_noise(300, 200), ANN)
     assert (suggestions.model, suggestions.prompts[0].prompt) == ("embedded", "fox")
     assert {png_size(one.picture) for one in describer.requests} == {(64, 64)}
-    assert png_size(crop_square(make_noise(2000, 900), 1024)) == (THUMBNAIL_SIDE, THUMBNAIL_SIDE)
+    assert png_size(crop_square(make_noise(2000, 900), 1024)) == (MAX_SIDE, MAX_SIDE)
     assert len(crop_square(make_noise(600, 600), 1024)) <= MAX_FRAME_BYTES
 
 

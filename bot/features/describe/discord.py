@@ -15,16 +15,17 @@ from discord.app_commands import Choice
 
 from bot.discord.attachments import to_remote_file
 from bot.discord.checks import reply_on_error, report_errors, require_permission
-from bot.discord.commands import imagine
 from bot.discord.commands.imagine import submit_prompt
 from bot.discord.declarations import declare
 from bot.discord.responses import NO_MENTIONS, member_of
+from bot.discord.settings import autocomplete
 from bot.domain.errors import UserError
 from bot.domain.texts import escape_discord
+from bot.features.describe.service import ImageToPrompt
 
 if TYPE_CHECKING:
     from bot.discord.client import DarkroomClient
-    from bot.services.prompt_tools.image_to_prompt import PromptSuggestions
+    from bot.features.describe.service import PromptSuggestions
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ async def describe(
         await interaction.response.defer(ephemeral=True, thinking=True)
         services = interaction.client.services
         member = member_of(interaction)
-        suggestions = await services.image_to_prompt.suggest_prompts(to_remote_file(image), member, model)
+        suggestions = await services.get(ImageToPrompt).suggest_prompts(to_remote_file(image), member, model)
         view = ui.View(timeout=None)
         for number in range(1, 1 + len(suggestions.prompts)):
             view.add_item(ImagineButton(number))
@@ -57,7 +58,7 @@ async def describe(
 @describe.autocomplete("model")
 async def suggest_models(interaction: discord.Interaction[DarkroomClient], current: str) -> list[Choice[str]]:
     """Suggest the models that workers have in memory or on disk."""
-    return imagine.model_choices(interaction.client.services.catalog.list_profiles(), current)
+    return autocomplete.model_choices(interaction.client.services.catalog.list_profiles(), current)
 
 
 def render_suggestions(suggestions: PromptSuggestions, model: str | None = None) -> str:

@@ -9,17 +9,22 @@ import asyncio
 import io
 import time
 import zipfile
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import msgspec
 
 from bot.domain.errors import UserError
+from bot.domain.feature import RunningFeature
 from bot.pictures.moderation_status import is_held
 from bot.pictures.picture_store import ContentMissing, PictureStore
 from bot.store import JobRecord, Store, StoredPicture
 from bot.store.members import export
+
+if TYPE_CHECKING:
+    from bot.app.wiring import App
 
 ZIP_OVERHEAD = 512  # bytes that a zip needs for a file beyond its content
 JOBS_FILE = "jobs.json"
@@ -162,3 +167,9 @@ def _job_entry(record: JobRecord, files: Sequence[str], destinations: Sequence[A
 
 def _encode_json(document: Mapping[str, Any]) -> bytes:
     return msgspec.json.format(msgspec.json.encode(document), indent=1)
+
+
+@asynccontextmanager
+async def open_service(app: App) -> AsyncGenerator[RunningFeature]:
+    """Open the exports over the store and the picture store."""
+    yield RunningFeature(DataExport(app.store, app.picture_store, clock=app.core.clock))

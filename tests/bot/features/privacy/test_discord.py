@@ -11,7 +11,7 @@ import discord
 import pytest
 
 from bot.discord.cards.job_cards import render_refusal
-from bot.discord.commands import privacy
+from bot.features.privacy import discord as commands
 from bot.jobs.views import REMOVAL_SENTENCES
 from shared.discord_jobs import text
 
@@ -49,7 +49,7 @@ async def test_my_data_packs_only_the_members_own_jobs_and_pictures(
         assert [one["prompt"].partition(" --")[0] for one in json.loads(exported_jobs)["jobs"]] == ["red apple"]
         assert "pear" not in exported_jobs
         assert "token" not in exported_jobs
-        monkeypatch.setattr(privacy, "MAX_EXPORT_BYTES", 1500)
+        monkeypatch.setattr(commands, "MAX_EXPORT_BYTES", 1500)
         small = await world.alice.slash(world.channel, "my-data")
         assert "too large to be sent here" in text(small) or text(small).startswith(render_refusal("")[:1])
 

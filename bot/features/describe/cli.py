@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -36,7 +36,7 @@ def describe(picture: Picture, model: Model = None, as_json: AsJson = False, dat
     if instance is None or not asyncio.run(http_client.is_darkroom_running(instance.url)):
         raise UserError(NOT_RUNNING)
     try:
-        result = asyncio.run(http_client.describe(instance.url, terminal_key(folder), content, model))
+        result = asyncio.run(_request_description(instance.url, terminal_key(folder), content, model))
     except GenerationError as error:
         typer.echo(f"darkroom: {error}", err=True)
         raise typer.Exit(1) from None
@@ -48,3 +48,13 @@ def describe(picture: Picture, model: Model = None, as_json: AsJson = False, dat
         typer.echo(f"{100 * suggestion['error_reduction']:.0f} % less error than without words", err=True)
     for line in (*result["notes"], result["sentence"]):
         typer.echo(line, err=True)
+
+
+async def _request_description(url: str, key: str, picture: bytes, model: str | None) -> dict[str, Any]:
+    from bot.cli.imagine import http_client
+
+    async with http_client.open_session(url, key, http_client.DESCRIBE_TIMEOUT) as session:
+        return await http_client.request_description(session, picture, model)
+
+
+COMMANDS = {"describe": describe}

@@ -1,13 +1,4 @@
-"""Word lists for image-to-prompt, and how a prompt is built from them. Pure.
-
-There are two: the words that the embedded model was trained on (all are in the list beside its weights), and common
-subjects for any other model.
-
-Scores for image-to-prompt: how much better each text predicts an image's noise than no text. Pure.
-
-Errors arrive draw by draw. At some levels noise is easier to predict than at others. So every error counts as a share
-of the error without text at the same draw. Only the same draws are compared.
-"""
+"""Image-to-prompt: word lists, how a prompt is built from them, and how texts are scored. Pure."""
 
 from __future__ import annotations
 

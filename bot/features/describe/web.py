@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Annotated
 
@@ -9,12 +10,20 @@ import msgspec
 from aiohttp import web
 
 from bot.domain.errors import UserError
-from bot.services.prompt_tools.image_to_prompt import ImageToPrompt
+from bot.features.describe.service import ImageToPrompt
+from bot.web.api.answers import Schema, list_of, object_of
 from bot.web.media import wait_while_connected
 from bot.web.middleware import member_of
 from bot.web.request_body import FormFiles, read_form
+from bot.web.routes import Route, Shape
+from bot.web.sse import SERVICES
 
-IMAGE_TO_PROMPT = web.AppKey("image_to_prompt", ImageToPrompt)
+SUGGESTION = object_of(prompt="string", error_reduction="number")
+SCHEMAS: Mapping[str, Schema] = {
+    "Suggestions": object_of(
+        model="string", tried_texts="integer", prompts=list_of(SUGGESTION), sentence="string", notes=list_of("string")
+    )
+}
 
 
 class DescribeBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -23,15 +32,11 @@ class DescribeBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     model: Annotated[str, msgspec.Meta(max_length=64)] | None = None
 
 
-def routes() -> list[web.RouteDef]:
-    return [web.post("/api/describe", describe_picture)]
-
-
 async def describe_picture(request: web.Request) -> web.Response:
     """Return prompts for the picture, which takes seconds. The search ends when the client goes."""
     body, picture = await _read_picture(request)
     member = member_of(request)
-    image_to_prompt = request.app[IMAGE_TO_PROMPT]
+    image_to_prompt = request.app[SERVICES].get(ImageToPrompt)
     result = await wait_while_connected(request, image_to_prompt.suggest_prompts(picture, member, body.model))
     prompts = [asdict(suggestion) for suggestion in result.prompts]
     return web.json_response(
@@ -51,3 +56,14 @@ async def _read_picture(request: web.Request) -> tuple[DescribeBody, bytes]:
         if len(files.pictures) != 1 or files != FormFiles(files.pictures):
             raise UserError("The form needs one part `picture`, beside `request`.", 400)
         return body, files.pictures[0]
+
+
+ROUTES = (
+    Route(
+        "POST",
+        "/api/describe",
+        describe_picture,
+        "describe",
+        Shape("Suggestions", body=DescribeBody, files=("picture",)),
+    ),
+)

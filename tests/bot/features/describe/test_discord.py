@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from bot.discord.cards.job_cards import MAX_CONTENT
-from bot.discord.commands.describe import PROMPT_LINE, find_prompt, render_suggestions
+from bot.domain.dto import Member
 from bot.domain.errors import UserError
-from bot.services.prompt_tools.image_to_prompt import PromptSuggestions, ScoredPrompt
+from bot.features.describe.discord import PROMPT_LINE, find_prompt, render_suggestions
+from bot.features.describe.service import ImageToPrompt, PromptSuggestions, ScoredPrompt
+from engine.contract import DescribeReply, DescribeRequest
 from shared.discord_staff import read_followups, read_text
 from shared.fake_describer import FakeDescriber
 from shared.picture_files import make_png
@@ -56,6 +59,30 @@ async def test_describe_suggests_prompts_that_can_be_imagined_after_a_restart(op
         await world.restart()
         await world.wait_for_end(await world.alice.click(reply.response, label="Imagine 1"))
         assert (await world.services.job_views.load_recent())[0].prompt == "fox, watercolor --model embedded"
+
+
+@pytest.mark.asyncio
+async def test_cancel_all_cancels_a_description_too(open_world: Any) -> None:
+    async with open_world() as world:
+        started = asyncio.Event()
+        gate = asyncio.Event()
+
+        async def wait(_request: DescribeRequest) -> DescribeReply:
+            started.set()
+            await gate.wait()
+            return DescribeReply(error="too late")
+
+        await world.painter.bus.serve_describe(["embedded"], wait)
+        alice = Member(f"discord:{world.alice.id}", "alice", f"discord:{world.guild.id}")
+        search = world.services.get(ImageToPrompt).suggest_prompts(make_png(90, 60), alice)
+        describing = asyncio.create_task(search)
+        await started.wait()
+        reply = await world.alice.slash(world.channel, "cancel", job="all")
+        assert read_text(reply) == "The description of your picture is cancelled: only what ran is charged."
+        with pytest.raises(UserError, match="Cancelled: only what ran was charged"):
+            await describing
+        gate.set()
+        assert "Nothing of yours" in read_text(await world.alice.slash(world.channel, "cancel", job="all"))
 
 
 @pytest.mark.asyncio

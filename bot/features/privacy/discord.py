@@ -14,10 +14,10 @@ from bot.discord.checks import reply_on_error, report_errors, require_permission
 from bot.discord.declarations import declare
 from bot.discord.responses import NO_MENTIONS, member_of
 from bot.domain.texts import format_job_count
+from bot.features.privacy.service import DataExport, ExportArchive
 
 if TYPE_CHECKING:
     from bot.discord.client import DarkroomClient
-    from bot.services.privacy.data_export import ExportArchive
 
     Interaction = discord.Interaction[DarkroomClient]
 
@@ -43,7 +43,7 @@ async def my_data(interaction: discord.Interaction[DarkroomClient]) -> None:
     async with reply_on_error(interaction):
         await interaction.response.defer(ephemeral=True, thinking=True)
         limit = min(MAX_EXPORT_BYTES, interaction.filesize_limit)
-        archive = await interaction.client.services.data_export.build_archive(member_of(interaction).id, limit)
+        archive = await interaction.client.services.get(DataExport).build_archive(member_of(interaction).id, limit)
         await interaction.edit_original_response(
             content=describe_archive(archive),
             attachments=[discord.File(io.BytesIO(archive.content), EXPORT_NAME)],

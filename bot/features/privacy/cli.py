@@ -22,7 +22,7 @@ from bot.domain.errors import UserError
 
 if TYPE_CHECKING:
     from bot.app.settings import Settings
-    from bot.services.privacy.data_deletion import DataDeletion
+    from bot.services.data_deletion import DataDeletion
     from bot.store import Store
 
 FORGET_TIMEOUT = 15.0  # for a running bot to notice the request
@@ -89,8 +89,8 @@ def _build_forget_service(settings: Settings, store: Store) -> DataDeletion:
     from bot.jobs.retention import FileCleanup
     from bot.pictures.film_cache import FILMS, FilmCache
     from bot.pictures.picture_store import PictureStore
+    from bot.services.data_deletion import DataDeletion
     from bot.services.front_end_actions import FrontEndActions
-    from bot.services.privacy.data_deletion import DataDeletion
 
     films = FilmCache(settings.data / FILMS)
 
@@ -131,8 +131,8 @@ def export(
 
 async def _export_member(settings: Settings, store: Store, member: str, file: IO[bytes]) -> tuple[int, int]:
     """Write the zip; return how many jobs and pictures are in it."""
+    from bot.features.privacy.service import DataExport
     from bot.pictures.picture_store import PictureStore
-    from bot.services.privacy.data_export import DataExport
 
     exporter = DataExport(store, PictureStore(settings.pictures))
     contents = await exporter.collect_contents(member)
@@ -147,3 +147,6 @@ def _load_settings(data: Path | None) -> Settings:
     if not settings.data.exists():
         raise no_store_error(settings)
     return settings
+
+
+COMMANDS = {"forget": forget, "export": export}

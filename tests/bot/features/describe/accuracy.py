@@ -1,8 +1,10 @@
 """Measures `/describe` on pictures with a known prompt, with the embedded model and the engine in this process.
 
-PYTHONPATH=. .venv/bin/python tests/benchmarks/describe_accuracy.py                    # pictures of the model itself
-PYTHONPATH=. .venv/bin/python tests/benchmarks/describe_accuracy.py --artwork CACHE    # real drawings: Twemoji, fetched
-into CACHE PYTHONPATH=. .venv/bin/python tests/benchmarks/describe_accuracy.py FILE …             # any picture
+With PYTHONPATH=. run it by `.venv/bin/python tests/bot/features/describe/accuracy.py`, and add what it looks at:
+
+    (nothing)            pictures of the model itself
+    --artwork CACHE      real drawings: Twemoji, fetched into CACHE
+    FILE …               any picture
 
 It samples each prompt below once (30 steps of DPM++ 2M, upscaled like every finished picture). The artwork has the same
 subjects on the same backgrounds. It prints the suggested prompts, and how often the first names the known subject and
@@ -24,10 +26,10 @@ from typing import Any
 import torch
 from PIL import Image
 
+from bot.features.describe.rules import EMBEDDED_VOCABULARY
+from bot.features.describe.service import PromptSearch, ScoredPrompt
 from bot.jobs.model_catalog import SHIPPED_MODEL
 from bot.pictures.image_codec import crop_square
-from bot.prompt.vocabulary import EMBEDDED_VOCABULARY
-from bot.services.prompt_tools.image_to_prompt import PromptSearch, ScoredPrompt
 from engine.batching import diffusion_classifier
 from engine.batching.input_pictures import encode_square
 from engine.contract import DescribeRequest

@@ -1,1 +1,0 @@
-"""A member's export, and the deletion of everything stored about them."""

@@ -1,1 +1,0 @@
-"""Suggests prompts for a picture."""
