@@ -35,10 +35,10 @@ from bot.features.describe.service import (
     ScoredPrompt,
     estimate_cost,
 )
-from bot.jobs.costs import MAX_SIDE, WorkMeter
+from bot.jobs.costs import WorkMeter
 from bot.jobs.init_images import RemoteFile
 from bot.jobs.model_catalog import SHIPPED_MODEL
-from bot.pictures.image_codec import crop_square, png_size
+from bot.pictures.image_codec import THUMBNAIL_SIDE, crop_square, png_size
 from bot.pictures.uploads.upload_decoder import DecodedImage, UploadDecoder
 from bot.policy.limits import Limits
 from bot.policy.rules import Rule, resolve
@@ -173,7 +173,7 @@ async def test_the_image_is_sent_small_and_square_and_the_answer_names_the_model
     suggestions = await make_service(describer.errors, upload_decoder).suggest_prompts(make_noise(300, 200), ANN)
     assert (suggestions.model, suggestions.prompts[0].prompt) == ("embedded", "fox")
     assert {png_size(one.picture) for one in describer.requests} == {(64, 64)}
-    assert png_size(crop_square(make_noise(2000, 900), 1024)) == (MAX_SIDE, MAX_SIDE)
+    assert png_size(crop_square(make_noise(2000, 900), 1024)) == (THUMBNAIL_SIDE, THUMBNAIL_SIDE)
     assert len(crop_square(make_noise(600, 600), 1024)) <= MAX_FRAME_BYTES
 
 
