@@ -22,12 +22,11 @@ from bot.domain.texts import format_duration
 from bot.policy.permissions import PRIVATE_JOB
 
 if TYPE_CHECKING:
+    from bot.discord.client import DarkroomClient
     from bot.domain.dto import JobView, Member
 
-if TYPE_CHECKING:
-    from bot.discord.client import DarkroomClient
-
     Interaction = discord.Interaction[DarkroomClient]
+
 
 PERMISSIONS_AFTER_TOKEN = {  # needed once the token has expired or its message is gone; the values are Discord's names
     "view_channel": "View Channel",

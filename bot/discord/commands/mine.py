@@ -38,16 +38,13 @@ from bot.pictures.image_codec import UnreadableImage, decode_image, encode_image
 from engine.contract import Recipe
 
 if TYPE_CHECKING:
+    from bot.discord.client import DarkroomClient
     from bot.domain.dto import Destination, JobView
     from bot.jobs.history import HistoryEntry, HistoryPage
     from bot.pictures.gallery import Gallery
 
-if TYPE_CHECKING:
-    from bot.discord.client import DarkroomClient
-    from bot.domain.dto import JobView
-    from bot.jobs.history import HistoryPage
-
     Interaction = discord.Interaction[DarkroomClient]
+
 
 log = logging.getLogger(__name__)
 

@@ -29,10 +29,6 @@ if TYPE_CHECKING:
     from bot.discord.client import DarkroomClient
     from bot.domain.dto import AcceptedJob, Destination, Member
 
-if TYPE_CHECKING:
-    from bot.discord.client import DarkroomClient
-    from bot.domain.dto import AcceptedJob, Destination, Member
-
     Interaction = discord.Interaction[DarkroomClient]
 
 

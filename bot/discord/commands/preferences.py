@@ -25,6 +25,8 @@ from engine.contract import find_turbo
 if TYPE_CHECKING:
     from bot.discord.client import DarkroomClient
 
+    Interaction = discord.Interaction[DarkroomClient]
+
 DESCRIPTIONS: Mapping[str, str] = MappingProxyType(
     {
         "ping": "a new message tells you when a long job ends",
@@ -126,11 +128,6 @@ def render_preference(name: str, preferences: Preference) -> str:
     text = {True: "on", False: "off", "": "none"}.get(value) or escape_discord(str(value), 400)
     return f"`{name}` **{text}** · {DESCRIPTIONS[name]}"
 
-
-if TYPE_CHECKING:
-    from bot.discord.client import DarkroomClient
-
-    Interaction = discord.Interaction[DarkroomClient]
 
 NO_TURBO_TEXT = """Turbo is not available here; your speed is unchanged. For a quicker picture add `--fast`: \
 it takes 30 steps. {fast} keeps your jobs in the usual queue."""

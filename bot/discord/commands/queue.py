@@ -29,7 +29,12 @@ from bot.policy.rules import ALL
 from bot.policy.rules.explanations import format_for_sentence
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
     from bot.discord.client import DarkroomClient
+    from bot.domain.dto import JobView
+    from bot.jobs.quota import QuotaReport
+    from bot.services import Services
 
     Interaction = discord.Interaction[DarkroomClient]
 
@@ -94,17 +99,6 @@ async def _cancel_all(interaction: Interaction) -> str:
         else " They cost you nothing."
     )
     return " ".join((f"{texts.format_job_count(len(views))} cancelled.{tail}", *cancelled))
-
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
-    from bot.discord.client import DarkroomClient
-    from bot.domain.dto import JobView
-    from bot.jobs.quota import QuotaReport
-    from bot.services import Services
-
-    Interaction = discord.Interaction[DarkroomClient]
 
 
 MAX_LISTED = 8  # names of devices or models

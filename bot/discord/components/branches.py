@@ -38,13 +38,10 @@ from engine.contract import MAX_STEPS, Recipe
 
 if TYPE_CHECKING:
     from bot.discord.client import DarkroomClient
-    from bot.domain.dto import JobView
-
-if TYPE_CHECKING:
-    from bot.discord.client import DarkroomClient
     from bot.domain.dto import AcceptedJob, Destination, JobView, Member
 
     Interaction = discord.Interaction[DarkroomClient]
+
 
 MAX_KEYFRAMES = 12  # keyframes
 # A job by its id or a link to its message, then optionally a picture and a step.

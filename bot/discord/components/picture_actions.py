@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from bot.policy.permissions import Action
 
     Interaction = discord.Interaction[DarkroomClient]
+    PressSubmitter = Callable[[Member, Destination, str], Awaitable[AcceptedJob | list[AcceptedJob]]]
 
 PICTURE_ACTIONS: Mapping[ButtonKind, Action] = MappingProxyType(
     {
@@ -160,12 +161,6 @@ def _parse_strength(text: str) -> float | None:
     return value
 
 
-if TYPE_CHECKING:
-    from bot.discord.client import DarkroomClient
-    from bot.domain.dto import JobView
-
-    Interaction = discord.Interaction[DarkroomClient]
-
 NO_SOURCE = "This picture was made from no other."
 # characters of a prompt in the message and in a picture's description
 MAX_PROMPT_CHARS = 120
@@ -198,15 +193,6 @@ def has_same_noise(parent: JobView, view: JobView, index: int) -> bool:
         return False
     has_picture = any(picture.index == index for picture in parent.pictures)
     return has_picture and noise_seed(parent.task, index) == noise_seed(view.task, index)
-
-
-if TYPE_CHECKING:
-    import discord
-
-    from bot.discord.client import DarkroomClient
-    from bot.domain.dto import AcceptedJob, Destination, Member
-
-    PressSubmitter = Callable[[Member, Destination, str], Awaitable[AcceptedJob | list[AcceptedJob]]]
 
 
 async def submit_once(interaction: discord.Interaction[DarkroomClient], custom_id: str, make: PressSubmitter) -> None:

@@ -20,7 +20,7 @@ from bot.domain.errors import UserError
 from engine.contract import list_final_images
 
 if TYPE_CHECKING:
-    from bot.domain.dto import Delivery, DeliveryRole, Destination, JobView
+    from bot.domain.dto import Destination
     from bot.domain.events import JobSteered
     from bot.domain.steering import AmendmentView
     from bot.policy.rules import EffectiveRules

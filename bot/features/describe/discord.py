@@ -15,10 +15,9 @@ from discord.app_commands import Choice
 
 from bot.discord.attachments import to_remote_file
 from bot.discord.checks import reply_on_error, report_errors, require_permission
-from bot.discord.commands.imagine import submit_prompt
+from bot.discord.commands.imagine import model_choices, submit_prompt
 from bot.discord.declarations import declare
 from bot.discord.responses import NO_MENTIONS, member_of
-from bot.discord.settings import autocomplete
 from bot.domain.errors import UserError
 from bot.domain.texts import escape_discord
 from bot.features.describe.service import ImageToPrompt
@@ -58,7 +57,7 @@ async def describe(
 @describe.autocomplete("model")
 async def suggest_models(interaction: discord.Interaction[DarkroomClient], current: str) -> list[Choice[str]]:
     """Suggest the models that workers have in memory or on disk."""
-    return autocomplete.model_choices(interaction.client.services.catalog.list_profiles(), current)
+    return model_choices(interaction.client.services.catalog.list_profiles(), current)
 
 
 def render_suggestions(suggestions: PromptSuggestions, model: str | None = None) -> str:

@@ -129,7 +129,12 @@ class Ledger:
         charges = union_all(recent_query, *archive_queries).subquery()
         total_query = select(func.coalesce(func.sum(charges.c.charged), 0.0))
         used_seconds = float(self._connection.execute(total_query).scalar_one())
-        return Spending(used_seconds, window, cache(lambda excess: self._find_release_time(charges, excess) + window))
+
+        @cache
+        def frees_at(excess: float) -> float:
+            return self._find_release_time(charges, excess) + window
+
+        return Spending(used_seconds, window, frees_at)
 
     def _sum_relaxed(self, scope: UsageScope, window: float) -> Spending:
         """Sum what a member's relaxed jobs of the last `window` seconds took; they are charged nothing."""
