@@ -70,26 +70,17 @@ class _Changes:
     aspect: tuple[int, int] | None = None
 
 
+@dataclass(eq=False)
 class EditService:
     """Begins with a finished picture or one of its keyframes."""
 
-    def __init__(
-        self,
-        catalog: ModelCatalog,
-        gallery: Gallery,
-        admission: Admission,
-        init_image_loader: InitImageLoader,
-        load_aliases: AliasLoader,
-        originals: Originals,
-        draw_seed: Callable[[], int] = draw_seed,
-    ) -> None:
-        self._catalog = catalog
-        self._gallery = gallery
-        self._admission = admission
-        self._init_image_loader = init_image_loader
-        self._load_aliases = load_aliases
-        self._originals = originals
-        self._draw_seed = draw_seed
+    catalog: ModelCatalog
+    gallery: Gallery
+    admission: Admission
+    init_image_loader: InitImageLoader
+    load_aliases: AliasLoader
+    originals: Originals
+    draw_seed: Callable[[], int] = draw_seed
 
     async def edit(
         self,
@@ -107,14 +98,14 @@ class EditService:
         record, recipe, index = await self._find_picture("edit", job, index, member)
         text, notes = (None, ()) if text is None else await self._expand_aliases(text, member)
         new_prompt = (
-            None if text is None else parse_one(text, {"negative": recipe.negative}, self._catalog.model_names(), "job")
+            None if text is None else parse_one(text, {"negative": recipe.negative}, self.catalog.model_names(), "job")
         )
-        if existing_jobs := await self._admission.check_before_content(
+        if existing_jobs := await self.admission.check_before_content(
             "edit", member, key, final_prompt(record.prompt, record.task) if text is None else text
         ):
             return existing_jobs[0]
         init_images = InitImages((JobImageRef(record.id, index),), mask)
-        async with self._init_image_loader.open_init_images(member, init_images) as loaded_images:
+        async with self.init_image_loader.open_init_images(member, init_images) as loaded_images:
             changes = _Changes(new_prompt, strength, notes)
             return await self._admit_with_init_images(
                 "edit", (record, recipe, index), loaded_images, member, destination, key, changes
@@ -169,12 +160,12 @@ class EditService:
     ) -> AcceptedJob:
         """Outpaint a larger canvas around the picture; one at a time for each member."""
         record, recipe, index = await self._find_picture(action, job, index, member)
-        if existing_jobs := await self._admission.check_before_content(
+        if existing_jobs := await self.admission.check_before_content(
             action, member, key, final_prompt(record.prompt, record.task)
         ):
             return existing_jobs[0]
-        async with self._init_image_loader.reserve_turn(member):
-            canvas_and_mask = await asyncio.to_thread(draw_canvas, await self._gallery.read_picture(record.id, index))
+        async with self.init_image_loader.reserve_turn(member):
+            canvas_and_mask = await asyncio.to_thread(draw_canvas, await self.gallery.read_picture(record.id, index))
             loaded_images = _canvas_as_init(*canvas_and_mask)
             changes = _Changes(aspect=aspect)
             return await self._admit_with_init_images(
@@ -184,7 +175,7 @@ class EditService:
     async def list_branch_steps(self, job: str, index: int, member: Member) -> tuple[int, ...]:
         """Return the steps at which a branch may begin. Raises `UserError` (404)."""
         record, _, index = await self._find_picture("branch", job, index, member)
-        return await self._gallery.branch_steps(record.id, index)
+        return await self.gallery.branch_steps(record.id, index)
 
     async def branch(
         self,
@@ -212,21 +203,21 @@ class EditService:
         record, _, index = await self._find_picture("branch", job, index, member)
         assert isinstance(record.task, Recipe), "only such a job has keyframes"
         old_prompt = prompt_at_step(record.prompt, record.task, max(0, step - 1) if is_undo else step)
-        if existing_jobs := await self._admission.check_before_content(
+        if existing_jobs := await self.admission.check_before_content(
             "branch", member, key, old_prompt if text is None else text
         ):
             return existing_jobs[0]
-        ladder = await self._init_image_loader.load_ladder(record.id, index)
-        nearest_step = ladder_keyframes.closest_step(await self._gallery.branch_steps(record.id, index), step)
+        ladder = await self.init_image_loader.load_ladder(record.id, index)
+        nearest_step = ladder_keyframes.closest_step(await self.gallery.branch_steps(record.id, index), step)
         if is_undo and nearest_step > step:
             raise UserError(NO_EARLIER_KEYFRAME.format(step))
         source = branch_base(record.task, index, nearest_step, step if is_undo else None)
-        base_recipe, change_notes, entry = self._originals.renew(source)
+        base_recipe, change_notes, entry = self.originals.renew(source)
         text, alias_notes = (None, ()) if text is None else await self._expand_aliases(text, member)
-        base_recipe = base_recipe if text is None else await self._originals.reset_mixed(record, base_recipe)
+        base_recipe = base_recipe if text is None else await self.originals.reset_mixed(record, base_recipe)
         edit = BranchEdit(old_prompt, text, options)
         new_recipe = branch_recipe(
-            base_recipe, ladder.sha256, nearest_step, edit, entry.profile, self._catalog.model_names(), record.task
+            base_recipe, ladder.sha256, nearest_step, edit, entry.profile, self.catalog.model_names(), record.task
         )
         new_recipe = pin_batch_shape(new_recipe) if exact and not new_recipe.bucket else new_recipe
         notes = (*alias_notes, *nearest_step_note(nearest_step, step), *change_notes)
@@ -239,17 +230,17 @@ class EditService:
             destination,
             notes=notes,
             parent=(record.id, index),
-            inputs=(ladder, *await self._init_image_loader.followed_pictures_of(record, new_recipe)),
+            inputs=(ladder, *await self.init_image_loader.followed_pictures_of(record, new_recipe)),
         )
-        return (await self._admission.admit([new_job], key))[0]
+        return (await self.admission.admit([new_job], key))[0]
 
     async def _expand_aliases(self, text: str, member: Member) -> tuple[str, tuple[str, ...]]:
-        return expand_aliases(text, await self._load_aliases(member.id, text))
+        return expand_aliases(text, await self.load_aliases(member.id, text))
 
     async def _find_picture(
         self, action: JobAction, job: str, index: int, member: Member
     ) -> tuple[JobRecord, Recipe, int]:
-        record, recipe, image_index = await self._originals.find_original(action, job, index, member)
+        record, recipe, image_index = await self.originals.find_original(action, job, index, member)
         return record, recipe, image_index or 0
 
     async def _admit_with_init_images(
@@ -265,8 +256,8 @@ class EditService:
         """Admit a job with init images in its parent's place, and with the changes."""
         record, recipe, index = parent
         recipe = recipe if action == "edit" else without_controls(recipe)
-        new_recipe, change_notes, entry = self._originals.renew(
-            without_start(reroll_recipe(keep_conditioning(recipe, index), self._draw_seed()))
+        new_recipe, change_notes, entry = self.originals.renew(
+            without_start(reroll_recipe(keep_conditioning(recipe, index), self.draw_seed()))
         )
         if changes.aspect is not None:
             width, height = fit_size(changes.aspect, entry.profile)
@@ -275,7 +266,7 @@ class EditService:
         strength = changes.strength
         has_own_steps = False
         if changes.prompt is not None:
-            new_recipe = await self._originals.reset_mixed(record, new_recipe)
+            new_recipe = await self.originals.reset_mixed(record, new_recipe)
             new_recipe = remix_recipe(new_recipe, changes.prompt, entry.profile)
             shown_prompt = " ".join(changes.prompt.text.split())
             strength = changes.prompt.strength if strength is None else strength
@@ -287,7 +278,7 @@ class EditService:
         edit_recipe = replace_start(msgspec.structs.replace(new_recipe, lineage=()), start, turbo_steps)
         check_capabilities(edit_recipe, entry.profile)
         check_start(edit_recipe, entry.profile)
-        followed_pictures = await self._init_image_loader.followed_pictures_of(record, edit_recipe)
+        followed_pictures = await self.init_image_loader.followed_pictures_of(record, edit_recipe)
         new_job = build_job(
             action,
             shown_prompt,
@@ -299,7 +290,7 @@ class EditService:
             parent=(record.id, index),
             inputs=(*loaded_images.inputs, *followed_pictures),
         )
-        return (await self._admission.admit([new_job], key, loaded_images.new_contents))[0]
+        return (await self.admission.admit([new_job], key, loaded_images.new_contents))[0]
 
 
 def _canvas_as_init(picture: bytes, mask: bytes) -> LoadedInitImages:

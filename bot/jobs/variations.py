@@ -6,7 +6,7 @@ Callers check permissions first (`bot.policy.permissions`).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 import msgspec
@@ -71,28 +71,18 @@ NOT_REMIXABLE = "No worker has ever offered {}: it cannot be remixed."
 NOT_EXACT = "The original ran beside other jobs, so its last bits may differ. From now on it is the same bytes."
 
 
+@dataclass(eq=False)
 class VariationService:
     """Methods raise `UserError`; the same `key` again returns the same job. `draw_seed` returns a new seed."""
 
-    def __init__(
-        self,
-        catalog: ModelCatalog,
-        job_views: JobViews,
-        gallery: Gallery,
-        init_image_loader: InitImageLoader,
-        load_aliases: AliasLoader,
-        originals: Originals,
-        admission: Admission,
-        draw_seed: Callable[[], int] = draw_seed,
-    ) -> None:
-        self._catalog = catalog
-        self._job_views = job_views
-        self._gallery = gallery
-        self._init_image_loader = init_image_loader
-        self._load_aliases = load_aliases
-        self._originals = originals
-        self._admission = admission
-        self._draw_seed = draw_seed
+    catalog: ModelCatalog
+    job_views: JobViews
+    gallery: Gallery
+    init_image_loader: InitImageLoader
+    load_aliases: AliasLoader
+    originals: Originals
+    admission: Admission
+    draw_seed: Callable[[], int] = draw_seed
 
     async def vary(
         self,
@@ -105,19 +95,19 @@ class VariationService:
         strength: float = VARIATION_STRENGTHS["subtle"],
     ) -> AcceptedJob:
         """Make variations of one finished image; for an upscaled image, of its original."""
-        record, recipe, image_index = await self._originals.find_original("vary", job, index, member)
-        variation = vary_recipe(recipe, image_index or 0, _check_strength(strength), self._draw_seed())
+        record, recipe, image_index = await self.originals.find_original("vary", job, index, member)
+        variation = vary_recipe(recipe, image_index or 0, _check_strength(strength), self.draw_seed())
         return await self._admit_derived("vary", record, image_index or 0, variation, member, destination, key)
 
     async def reroll(
         self, job: str, member: Member, destination: Destination, *, key: str | None = None
     ) -> AcceptedJob:
         """Run the same recipe with another seed."""
-        record = await self._job_views.load_record(job)
+        record = await self.job_views.load_record(job)
         if not isinstance(record.task, Recipe):
             raise UserError("An upscaled picture cannot be rerolled: use its original.")
         return await self._admit_derived(
-            "reroll", record, 0, reroll_recipe(recipe_at_end(record.task), self._draw_seed()), member, destination, key
+            "reroll", record, 0, reroll_recipe(recipe_at_end(record.task), self.draw_seed()), member, destination, key
         )
 
     async def finish(
@@ -127,7 +117,7 @@ class VariationService:
 
         What was changed while it developed is changed again (`finish_recipe`).
         """
-        record = await self._job_views.load_record(job)
+        record = await self.job_views.load_record(job)
         if not isinstance(record.task, Recipe) or not has_skipped_steps(record.task):
             raise UserError(NO_DRAFT)
         return await self._admit_derived("finish", record, 0, finish_recipe(record.task), member, destination, key)
@@ -136,7 +126,7 @@ class VariationService:
         self, job: str, member: Member, destination: Destination, *, key: str | None = None
     ) -> list[AcceptedJob]:
         """Interpolate from each picture of a finished job to the next, as several jobs. Refused if one is held."""
-        record = await self._job_views.load_record(job)
+        record = await self.job_views.load_record(job)
         if not isinstance(record.task, Recipe) or not can_interpolate(record.task) or record.state != "finished":
             raise UserError(
                 SEED_OVERFLOW
@@ -144,9 +134,9 @@ class VariationService:
                 else NOT_INTERPOLABLE
             )
         for index in range(record.task.count):
-            await self._gallery.find_visible(job, index)
-        base_recipe, notes, entry = self._originals.renew(record.task)
-        inputs = await self._init_image_loader.inputs_of(record)
+            await self.gallery.find_visible(job, index)
+        base_recipe, notes, entry = self.originals.renew(record.task)
+        inputs = await self.init_image_loader.inputs_of(record)
         recipes = [
             pin_batch_shape(recipe) if base_recipe.bucket else recipe for recipe in interpolate_images(base_recipe)
         ]
@@ -164,7 +154,7 @@ class VariationService:
             )
             for recipe in recipes
         ]
-        return await self._admission.admit(new_jobs, key or f"walk:{job}:{self._draw_seed()}")
+        return await self.admission.admit(new_jobs, key or f"walk:{job}:{self.draw_seed()}")
 
     async def reproduce(
         self, job: str, member: Member, destination: Destination, *, key: str | None = None
@@ -173,7 +163,7 @@ class VariationService:
 
         What was changed while it developed is changed again, at the same steps.
         """
-        record = await self._job_views.load_record(job)
+        record = await self.job_views.load_record(job)
         if not isinstance(record.task, Recipe):
             raise UserError("An enlarged picture cannot be reproduced: reproduce its original.")
         notes = () if record.task.bucket else (NOT_EXACT,)
@@ -199,21 +189,21 @@ class VariationService:
         is a reroll. Pictures of an interpolation have their own noise: with an index, only that one is made. `negative`
         is the negative prompt; None keeps the old one, "" removes it.
         """
-        record, recipe, index = await self._originals.find_original("remix", job, index, member)
+        record, recipe, index = await self.originals.find_original("remix", job, index, member)
         if strength is not None:
-            seed = self._draw_seed()
+            seed = self.draw_seed()
             rerolled_recipe = reroll_recipe(msgspec.structs.replace(recipe, interpolation=None), seed)
             recipe = rerolled_recipe if index is None else vary_recipe(recipe, index, _check_strength(strength), seed)
         elif isinstance(record.task, Recipe):
             recipe = remix_base(record.task, index)
-        recipe = await self._originals.reset_mixed(record, recipe)
+        recipe = await self.originals.reset_mixed(record, recipe)
         new_negative = recipe.negative if negative is None else negative
-        aliases = await self._load_aliases(member.id, text)
-        recipe, notes, entry = self._originals.renew(recipe, NOT_REMIXABLE)
+        aliases = await self.load_aliases(member.id, text)
+        recipe, notes, entry = self.originals.renew(recipe, NOT_REMIXABLE)
         parsed = parse(
-            text, None, models=self._catalog.model_names(), options={"negative": new_negative}, aliases=aliases
+            text, None, models=self.catalog.model_names(), options={"negative": new_negative}, aliases=aliases
         )
-        inputs = await self._init_image_loader.inputs_of(record)
+        inputs = await self.init_image_loader.inputs_of(record)
         new_jobs = [
             build_job(
                 "remix",
@@ -229,17 +219,17 @@ class VariationService:
             )
             for prompt, new_recipe, remix_notes in _remix_recipes(recipe, parsed, entry, notes)
         ]
-        return await self._admission.admit(new_jobs, key)
+        return await self.admission.admit(new_jobs, key)
 
     async def upscale(
         self, job: str, index: int, member: Member, destination: Destination, *, key: str | None = None
     ) -> AcceptedJob:
         """Upscale one finished image."""
-        record = await self._job_views.load_record(job)
-        source = await self._gallery.find_visible(job, index)
-        pool = self._catalog.choose_live_pool(record.pool)
+        record = await self.job_views.load_record(job)
+        source = await self.gallery.find_visible(job, index)
+        pool = self.catalog.choose_live_pool(record.pool)
         size = (source.width, source.height)
-        ms_per_megapixel = self._catalog.upscale_ms(pool)
+        ms_per_megapixel = self.catalog.upscale_ms(pool)
         task = largest_upscale(source.sha256, *size, "lanczos" if ms_per_megapixel == 0 else "gan")
         task_cost = upscale_cost(task, *size, ms_per_megapixel or SUPER_RESOLVER_MS_PER_MP)
         new_job = NewJob(
@@ -255,7 +245,7 @@ class VariationService:
             cost=task_cost,
             parent=(job, index),
         )
-        return (await self._admission.admit([new_job], key))[0]
+        return (await self.admission.admit([new_job], key))[0]
 
     async def _admit_derived(
         self,
@@ -269,12 +259,12 @@ class VariationService:
         notes: tuple[str, ...] = (),
     ) -> AcceptedJob:
         """Admit a job with a recipe derived from another job's, on the pool that has its model now."""
-        entry = self._originals.find_entry(new_recipe)
+        entry = self.originals.find_entry(new_recipe)
         if entry is not None:
             new_recipe, change_notes = renew_recipe(new_recipe, entry)
             notes = (*notes, *change_notes)
         pool = entry.pool_for(new_recipe) if entry else record.pool
-        inputs = await self._init_image_loader.inputs_of(record)
+        inputs = await self.init_image_loader.inputs_of(record)
         prompt = record.prompt if new_recipe.amendments else final_prompt(record.prompt, record.task)
         new_job = NewJob(
             id=str(ULID()),
@@ -290,7 +280,7 @@ class VariationService:
             parent=(record.id, index),
             inputs=inputs,
         )
-        return (await self._admission.admit([new_job], key))[0]
+        return (await self.admission.admit([new_job], key))[0]
 
 
 def _remix_recipes(

@@ -183,13 +183,13 @@ async def test_a_waiting_job_fails_if_its_init_image_is_deleted(harness, wait_un
 @pytest.mark.parametrize("deletion_method", ["zoom", "shots"])
 async def test_a_deletion_during_the_request_wins(harness, wait_until, ann, destination, deletion_method):
     app, _, first = await start_finished_job(harness, wait_until, ann, destination)
-    take = app.services.jobs._admission.admit
+    take = app.services.jobs.admission.admit
 
     async def delete_first(*args, **options):
         await app.services.moderation.delete_pictures(first.id, ann)
         return await take(*args, **options)
 
-    app.services.jobs._admission.admit = delete_first
+    app.services.jobs.admission.admit = delete_first
     request = app.services.edits.zoom(first.id, 0, 2.0, BOB, destination)
     if deletion_method == "shots":
         request.close()

@@ -131,7 +131,7 @@ async def test_messages_are_deleted_if_discord_permits_and_wait_while_it_is_unre
     await deletion.run_round()
     assert await deletion.is_under_way(ANN), "nothing can delete its messages yet"
     assert await store.query(queries.list_pictures, [job]) == [], "its pictures go at once"
-    deletion._front_end.connect(delete_message=take_away)
+    deletion.front_end.connect(delete_message=take_away)
     await deletion.run_round()
     assert await deletion.is_under_way(ANN)
     await deletion.run_round()
