@@ -61,7 +61,7 @@ class Forecast:
     active_jobs: ActiveJobs
     workers: Callable[[], Mapping[str, Presence]]
     clock: Callable[[], float] = time.time
-    get_startup_progress: Callable[[str], ModelProgress | None] = lambda pool: None
+    get_startup_progress: Callable[[str | None], ModelProgress | None] = lambda pool: None
     get_model_size: Callable[[str], int] = lambda model: 0
 
     def __post_init__(self) -> None:

@@ -24,7 +24,7 @@ from bot.domain.dto import (
 )
 from bot.domain.errors import UserError
 from bot.domain.job_states import ACTIVE_STATES, is_end
-from bot.domain.texts import PICTURES_DELETED
+from bot.domain.texts import PICTURES_DELETED, format_startup
 from bot.jobs.active_jobs import ActiveJobs
 from bot.jobs.forecast import Forecast, QueuePlace
 from bot.policy.limits import Limits
@@ -116,6 +116,10 @@ class JobViews:
             return max(now, min(known_ends))
         etas = (self.forecast.estimate_eta(active_job.record, None, now) for active_job in active_jobs)
         return next((now + eta for eta in etas if eta is not None), None)
+
+    def startup_notice(self) -> str:
+        """Return a sentence about a worker that starts up, in any pool; empty if none does."""
+        return format_startup(self.forecast.get_startup_progress(None))
 
     async def accepted_job(self, record: JobRecord) -> AcceptedJob:
         """Return what a member sees after a job was accepted."""

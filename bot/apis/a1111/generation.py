@@ -50,6 +50,7 @@ from bot.domain.texts import shorten
 from bot.jobs.admission import draw_seed
 from bot.jobs.attended_requests import AttendedRequest, DrawnPicture, FeedClosed, PictureRequest, PicturesMissing
 from bot.jobs.init_images import InitImageLoader, InitImages
+from bot.jobs.variations import UploadUpscaler
 from bot.pictures.image_codec import decode_image, encode_image, read_recipe_text, resize_image
 from bot.prompt.permutations import MAX_JOBS, escape_braces
 from bot.web.attendance import admit_attended, attend_accepted, read_pictures
@@ -93,7 +94,7 @@ async def _read_pictures(request: web.Request, body: ImageToImageBody) -> tuple[
         raise UserError(f"One picture begins a request (init_images), and these are {len(pictures)}.")
     mask = await asyncio.to_thread(decode_picture, body.mask, "mask") if body.mask else None
     if mask is not None and body.inpainting_mask_invert:
-        mask = await invert_mask(request.app[SERVICES].init_image_loader, member_of(request), mask)
+        mask = await invert_mask(request.app[SERVICES].get(InitImageLoader), member_of(request), mask)
     return await asyncio.to_thread(decode_picture, pictures[0]), mask
 
 
@@ -302,7 +303,7 @@ async def _admit_upscaling(
     _refuse_unmapped_upscaling(body)
     services = request.app[SERVICES]
     member = member_of(request)
-    accepted = await services.upload_upscaler.upscale(
+    accepted = await services.get(UploadUpscaler).upscale(
         await asyncio.to_thread(decode_picture, picture),
         make_target(body).find_factor,
         choose_upscaler(body.upscaler_1),

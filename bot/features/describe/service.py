@@ -21,7 +21,7 @@ from bot.domain.feature import PromptSuggester, RunningFeature, SideWork
 from bot.domain.texts import format_duration, shorten
 from bot.features.describe.rules import EMPTY_TEXT, PromptScores, Vocabulary, build_prompt, choose_vocabulary
 from bot.jobs.costs import WorkCharges, WorkMeter
-from bot.jobs.init_images import RemoteFile
+from bot.jobs.init_images import InitImageLoader, RemoteFile
 from bot.jobs.model_catalog import ModelCatalog
 from bot.jobs.quota import check_action, check_model, refuse_if_closed_or_blocked
 from bot.pictures.image_codec import crop_square
@@ -331,7 +331,7 @@ async def open_service(app: App) -> AsyncGenerator[RunningFeature]:
     yield RunningFeature(
         ImageToPrompt(
             core.bus.describe,
-            services.init_image_loader.load_upload,
+            services.get(InitImageLoader).load_upload,
             services.catalog,
             services.rule_admin.effective_rules,
             charges.charge,

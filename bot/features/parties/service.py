@@ -392,6 +392,8 @@ async def open_service(app: App) -> AsyncGenerator[RunningFeature]:
     clock = app.core.clock
     rules = services.rule_admin.effective_rules
     control = services.job_control
-    parties = PartyService(store, services.jobs, control, services.job_views, services.word_filter, rules, clock=clock)
+    parties = PartyService(
+        store, services.jobs, control, services.job_views, services.get(WordFilter), rules, clock=clock
+    )
     conductor = PartyConductor(store, app.queue.active_jobs, services.steering, control, rules, clock=clock)
     yield RunningFeature(parties, {"parties": conductor.run})

@@ -13,6 +13,7 @@ from bot.domain.dto import Member
 from bot.domain.errors import UserError
 from bot.domain.texts import INIT_IMAGE_GONE
 from bot.jobs.init_images import InitImages, JobImageRef
+from bot.services.data_deletion import DataDeletion
 from bot.store.deletion import deletion_steps, retention
 from bot.store.fairness.ledger import run_with_ledger
 from bot.store.jobs import queries
@@ -94,7 +95,7 @@ async def test_init_images_go_with_their_source_and_derived_pictures_stay(
     if deletion_method == "deleted":
         await app.services.moderation.delete_pictures(first.id, ann)
     else:
-        await app.services.data_deletion.request_deletion(ann.id)
+        await app.services.get(DataDeletion).request_deletion(ann.id)
         await wait_until(lambda: not files & stored_names())
     assert not files & stored_names()
     await assert_all_refused(app, views, destination, INIT_IMAGE_GONE, 404)
