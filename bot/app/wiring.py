@@ -34,11 +34,10 @@ from bot.jobs.drawing import JobService
 from bot.jobs.edits import EditService
 from bot.jobs.history import History
 from bot.jobs.init_images import InitImageLoader, PageAddresses
-from bot.jobs.originals import Originals
 from bot.jobs.preferences import Preferences
 from bot.jobs.retention import FileCleanup, OrphanFiles, Retention, RetentionLimits
 from bot.jobs.steering import SteeringService
-from bot.jobs.variations import UploadUpscaler, VariationService
+from bot.jobs.variations import VariationService
 from bot.jobs.views import Deliveries, JobViews
 from bot.jobs.word_filter import WordFilter
 from bot.pictures.film_cache import FILMS, FilmCache
@@ -275,7 +274,7 @@ def wire_services(
         on_admitted=queue.dispatcher.wake,
         clock=clock,
     )
-    originals = Originals(catalog, job_views, gallery)
+    shared = (catalog, job_views, gallery, loader, aliases, admission)
     rule_admin = RuleAdmin(store, queue.canceller.cancel, limits=limits, clock=clock)
     rules = rule_admin.effective_rules
     jobs = JobService(catalog, admission, loader, aliases, rules, page_addresses, core.style_guides)
@@ -288,7 +287,6 @@ def wire_services(
 
     remove_files = FileCleanup(store, core.picture_store, drop_copies)
     added = (
-        UploadUpscaler(catalog, admission, loader),
         AttendedRequests(jobs, job_control, job_views, gallery, core.feed),
         DataDeletion(
             store,
@@ -312,8 +310,8 @@ def wire_services(
     return Services(
         jobs=jobs,
         job_control=job_control,
-        variations=VariationService(catalog, job_views, gallery, loader, aliases, originals, admission),
-        edits=EditService(catalog, gallery, admission, loader, aliases, originals),
+        variations=VariationService(*shared),
+        edits=EditService(*shared),
         steering=SteeringService(
             store, job_views, word_filter, catalog, active_jobs, queue.amendment_sender, limits=limits, clock=clock
         ),

@@ -40,7 +40,7 @@ SUFFIX_ADDED = "Your suffix was added: “{}”."
 
 @dataclass(eq=False)
 class JobService:
-    """`draw_seed` returns a new seed, `style_guides` are by model.
+    """`style_guides` are by model.
 
     Jobs from finished pictures are in `VariationService` and `EditService`.
     """
@@ -52,7 +52,6 @@ class JobService:
     effective_rules: Callable[[Member], Awaitable[EffectiveRules]]
     page_addresses: PageAddresses
     style_guides: Mapping[str, StyleGuide]
-    draw_seed: Callable[[], int] = draw_seed
 
     async def imagine(
         self,
@@ -149,9 +148,7 @@ class JobService:
         for parsed_prompt in parsed.prompts:
             entry = self.catalog.find_entry(parsed_prompt.model) if parsed_prompt.model else default_entry
             style_guide = self.style_guides.get(entry.profile.name)
-            recipes = _build_recipes(
-                parsed_prompt, entry, self.draw_seed(), loaded_images, style_guide, is_exact=is_exact
-            )
+            recipes = _build_recipes(parsed_prompt, entry, draw_seed(), loaded_images, style_guide, is_exact=is_exact)
             is_default = entry.profile.name == default_entry.profile.name
             model_notes = () if is_default else make_remarks(parsed_prompt, entry.profile)
             strength_notes = unused_strength_note(parsed_prompt, loaded_images, entry.profile)

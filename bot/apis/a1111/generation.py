@@ -50,7 +50,6 @@ from bot.domain.texts import shorten
 from bot.jobs.admission import draw_seed
 from bot.jobs.attended_requests import AttendedRequest, DrawnPicture, FeedClosed, PictureRequest, PicturesMissing
 from bot.jobs.init_images import InitImageLoader, InitImages
-from bot.jobs.variations import UploadUpscaler
 from bot.pictures.image_codec import decode_image, encode_image, read_recipe_text, resize_image
 from bot.prompt.permutations import MAX_JOBS, escape_braces
 from bot.web.attendance import admit_attended, attend_accepted, read_pictures
@@ -303,7 +302,7 @@ async def _admit_upscaling(
     _refuse_unmapped_upscaling(body)
     services = request.app[SERVICES]
     member = member_of(request)
-    accepted = await services.get(UploadUpscaler).upscale(
+    accepted = await services.variations.upscale_upload(
         await asyncio.to_thread(decode_picture, picture),
         make_target(body).find_factor,
         choose_upscaler(body.upscaler_1),
