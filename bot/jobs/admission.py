@@ -21,7 +21,6 @@ from bot.domain.texts import INIT_IMAGE_GONE, format_cost
 from bot.jobs.costs import LoadCosts
 from bot.jobs.init_images import InitImageLoader
 from bot.jobs.model_catalog import CatalogEntry
-from bot.jobs.preferences import known_preferences
 from bot.jobs.quota import QueueState, apply_rules, check_before_content
 from bot.jobs.recipe import check_fits, member_key
 from bot.jobs.views import JobViews
@@ -111,8 +110,7 @@ class AdmittingTransaction:
 
         def check(ledger: Ledger, queue_state: QueueState) -> None:
             rules = resolve(ledger.load_rules(), member, self._limits)
-            preference = known_preferences(ledger.load_preferences())
-            check_before_content(action, count, rules, ledger, preference, queue_state, relaxed=relaxed)
+            check_before_content(action, count, rules, ledger, queue_state, relaxed=relaxed)
 
         async with self._date_refusals(member, now, check) as check_once:
             await self._store.query(run_with_ledger, member, now, check_once)
@@ -127,8 +125,7 @@ class AdmittingTransaction:
             if any(_is_input_gone(new_job, ledger) for new_job in new_jobs):
                 raise UserError(INIT_IMAGE_GONE, 404)
             rules = resolve(ledger.load_rules(), member, self._limits)
-            preference = known_preferences(ledger.load_preferences())
-            admitted_jobs = apply_rules(new_jobs, rules, ledger, preference, queue_state, relaxed=relaxed)
+            admitted_jobs = apply_rules(new_jobs, rules, ledger, queue_state, relaxed=relaxed)
             return [_with_picture_check(new_job, workers) for new_job in admitted_jobs]
 
         async with self._date_refusals(member, now, decide) as decide_once:

@@ -24,7 +24,7 @@ from bot.domain.job_states import is_end
 from bot.domain.steering import AmendmentView, SteeringAnswer, SteeringOutlook, SteeringRequest
 from bot.jobs.active_jobs import ActiveJobs
 from bot.jobs.model_catalog import ModelCatalog
-from bot.jobs.quota import check_action, cost_checks, raise_latest_refusal, refuse_if_closed_or_blocked, relaxed_checks
+from bot.jobs.quota import check_action, check_device_time
 from bot.jobs.recipe import member_key
 from bot.jobs.requested_changes import RequestedChange, work_out_changes
 from bot.jobs.views import JobViews, make_job_ref, refusal_reason
@@ -244,12 +244,11 @@ class SteeringService:
         now = self.clock()
         author_rules = resolve(rules, author, self.limits)
         for each in (author_rules, resolve(rules, speaker, self.limits)):
-            refuse_if_closed_or_blocked(each)
             check_action(each, "steer")
         _check_count(record, plan.changes[-1].recipe, author_rules)
         if plan.added_cost:
-            make_checks = relaxed_checks if record.tier == RELAXED_TIER else cost_checks
-            raise_latest_refusal(make_checks(plan.added_cost, author_rules, ledger, now, advice=ADVICE))
+            is_relaxed = record.tier == RELAXED_TIER
+            check_device_time(plan.added_cost, author_rules, ledger, now, is_relaxed=is_relaxed, advice=ADVICE)
 
 
 def _work_out(

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from bot.domain.dto import Member
 from bot.domain.errors import UserError
-from bot.jobs.quota import QuotaReport, check_action, quota_line, refuse_if_closed_or_blocked, report_quotas
+from bot.jobs.quota import QuotaReport, check_action, quota_line, report_quotas
 from bot.policy import permissions
 from bot.policy.limits import Limits
 from bot.policy.rules import (
@@ -71,9 +71,7 @@ class RuleAdmin:
         """
         if action not in LIMITABLE_COMMANDS:
             return
-        effective_rules = await self.effective_rules(member)
-        refuse_if_closed_or_blocked(replace(effective_rules, closed=""))
-        check_action(effective_rules, action)
+        check_action(replace(await self.effective_rules(member), closed=""), action)
 
     async def report_quotas(self, member: Member) -> QuotaReport:
         """Return a member's effective rules, with the usage of each limit and when some of it becomes free."""

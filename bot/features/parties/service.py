@@ -40,7 +40,7 @@ from bot.features.parties.store import PartyRecord
 from bot.jobs.active_jobs import ActiveJob, ActiveJobs
 from bot.jobs.control import JobControl
 from bot.jobs.drawing import JobService
-from bot.jobs.quota import check_action, refuse_if_closed_or_blocked
+from bot.jobs.quota import check_action
 from bot.jobs.steering import SteeringService, presume_recipe
 from bot.jobs.views import JobViews
 from bot.jobs.word_filter import WordFilter
@@ -219,7 +219,6 @@ class PartyService:
             raise UserError(NO_PARTY if party is None else OVER, 404)
         _check_invited(party, member)
         rules = await self._effective_rules(member)
-        refuse_if_closed_or_blocked(rules)
         check_action(rules, "party")
         if not await self._store.write(stored.join_party, job, member, self._clock()):
             raise UserError(FULL)
