@@ -135,8 +135,8 @@ class AdmittingTransaction:
     async def _date_refusals(
         self, member: Member, now: float, check: Callable[[Ledger, QueueState], T]
     ) -> AsyncGenerator[Callable[[Ledger], T]]:
-        """Yield `check` for one transaction in the body. If it finds too many jobs or too much cost, it runs again
-        afterwards, on what the ledger has read: only then the refusal says when a place becomes free.
+        """Yield `check` for one transaction in the body. If a free place would help, it runs again on what the ledger
+        read, and then says when that will be.
         """
         ledgers = list[Ledger]()
         has_workers = bool(self._workers())

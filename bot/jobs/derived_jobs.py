@@ -46,10 +46,7 @@ class DerivedJobs:
     async def _find_original(
         self, action: JobAction, job: str, index: int | None, member: Member
     ) -> tuple[JobRecord, Recipe, int | None]:
-        """Return the generated job and image: of an upscale, those of its original, if the member may use that too.
-
-        The recipe of a steered job is that which the image ended with.
-        """
+        """Return the generated job, the recipe that the image ended with, and the image: of an upscale, its source."""
         record = await self.job_views.load_record(job)
         while isinstance(record.task, UpscaleTask) and record.parent:
             index = record.parent[1]

@@ -1,7 +1,4 @@
-"""Makes jobs from prompts. Front ends are adapters over it.
-
-Every refusal is a `UserError` with one sentence for the member.
-"""
+"""Makes jobs from prompts. Front ends are adapters over it; every refusal is a `UserError` with one sentence."""
 
 from __future__ import annotations
 
@@ -40,10 +37,7 @@ SUFFIX_ADDED = "Your suffix was added: “{}”."
 
 @dataclass(eq=False)
 class JobService:
-    """`style_guides` are by model.
-
-    Jobs from finished pictures are in `VariationService` and `EditService`.
-    """
+    """Jobs from prompts; `style_guides` are by model. Jobs from pictures: `VariationService` and `EditService`."""
 
     catalog: ModelCatalog
     admission: Admission
@@ -172,9 +166,9 @@ class JobService:
         return new_jobs
 
     async def _choose_editors(self, parsed: ParseResult, member: Member, pictures: int) -> ParseResult:
-        """Return the prompts, each edit without a model with one that edits, if possible one that the member may use.
+        """Return the prompts; an edit without a model gets one for so many pictures, if possible one that is allowed.
 
-        `pictures`: how many init images there are. Raises `UserError` if there is none.
+        Raises `UserError` if there is none.
         """
         if not any(prompt.edit and not prompt.model for prompt in parsed.prompts):
             return parsed
@@ -188,10 +182,7 @@ class JobService:
         return replace(parsed, prompts=tuple(prompts))
 
     def _list_actions(self, parsed: ParseResult, action: JobAction, pictures: int) -> tuple[JobAction, ...]:
-        """Return what the member must be allowed; the last is what the jobs are called.
-
-        Who may not edit pictures may not have them edited by words either.
-        """
+        """Return what the member must be allowed, last what the jobs are called. Editing by words is editing, too."""
         profiles = [self.catalog.find_entry(prompt.model).profile for prompt in parsed.prompts]
         if any(map(is_edit_requested, parsed.prompts, profiles)):
             return "edit", action

@@ -1,7 +1,4 @@
-"""Jobs from a finished picture: edit a part of it, zoom and pan beyond its edges, branch at a keyframe.
-
-Callers check permissions first. Every method raises `UserError`; the same `key` again returns the same job.
-"""
+"""Jobs from a finished picture: edit a part of it, zoom and pan beyond its edges, branch at a keyframe."""
 
 from __future__ import annotations
 

@@ -29,8 +29,7 @@ REUSE_FACTOR = 20  # a slower layout is reused for rough answers for this many t
 
 @dataclass(frozen=True)
 class QueuePlace:
-    """A place in the queue. `jobs_ahead`: jobs of the pool that start first; `device_seconds`: the cost until it is
-    done.
+    """A place in the queue: the jobs of the pool that start first, and the cost until it is done.
 
     `members_ahead`: how many other members have a job ahead; 0 if not counted.
     """
@@ -44,9 +43,7 @@ class QueuePlace:
 
 @dataclass(frozen=True)
 class QueueLayout:
-    """The queue laid out in fair order, pool by pool. `is_complete`: the queue was short enough to lay out.
-    `estimates`: the waiting users of each pool.
-    """
+    """The queue in fair order, and the waiting users of each pool. `is_complete`: it was short enough to lay out."""
 
     places: Mapping[str, QueuePlace] = field(default_factory=dict[str, QueuePlace])
     estimates: Mapping[str, WaitEstimate] = field(default_factory=dict[str, WaitEstimate])
@@ -158,9 +155,7 @@ class Forecast:
         )
 
     def explain_wait(self, record: JobRecord, place: QueuePlace | None, member_limit: int) -> str:
-        """Return why a job waits, as a sentence; empty if it does not wait. `member_limit`: the member's limit of jobs
-        at once.
-        """
+        """Return why a job waits, as a sentence; empty if it does not. `member_limit`: of its member's jobs at once."""
         return wait_reason(self._collect_facts(record, place, member_limit)) if record.state == "queued" else ""
 
     def _collect_facts(self, record: JobRecord, place: QueuePlace | None, member_limit: int) -> WaitFacts:

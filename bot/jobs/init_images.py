@@ -143,9 +143,7 @@ INPAINT_STRENGTH = 0.9
 
 @dataclass(frozen=True)
 class LoadedInitImages:
-    """Init, control and reference pictures, and an optional mask. `new_contents`: those that are not stored yet, by
-    SHA-256.
-    """
+    """Init, control and reference pictures, and a mask. `new_contents`: those not stored yet, by SHA-256."""
 
     inputs: tuple[StoredInput, ...]
     new_contents: dict[str, bytes]
@@ -368,10 +366,7 @@ class InitImageLoader:
         return inputs
 
     async def followed_pictures_of(self, record: JobRecord, recipe: Recipe) -> tuple[StoredInput, ...]:
-        """Return a job's control and reference pictures that `recipe` still follows, for a job derived from it.
-
-        Raises `UserError` as `inputs_of` does.
-        """
+        """Return a job's control and reference pictures that `recipe` still follows. Raises as `inputs_of` does."""
         kinds: dict[str, InputKind] = {each.picture: "reference" for each in recipe.references}
         kinds |= {each.picture: "control" for each in recipe.controls}
         inputs = {file.sha256: file for file in await self.inputs_of(record)} if kinds else {}

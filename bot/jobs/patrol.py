@@ -105,9 +105,7 @@ class Patrol:
             await self._handle_unclaimed(active_job, orphaned_seconds)
 
     async def _drop_if_inactive(self, active_job: ActiveJob) -> bool:
-        """Drop a job that is not active in SQL, and return True. A database reply that was lost for too long causes
-        this.
-        """
+        """Drop a job that is not active in SQL, and return True: a reply of the database was lost for too long."""
         record = await self.store.get_job(active_job.record.id)
         if record is not None and record.state in ACTIVE_STATES:
             return False
@@ -150,9 +148,7 @@ class Patrol:
             )
 
     async def _handle_unclaimed(self, active_job: ActiveJob, orphaned_seconds: float) -> None:
-        """Publish an unclaimed job again, later requeue it: the broker may have lost it, though workers may merely be
-        busy.
-        """
+        """Publish an unclaimed job again, later requeue it: the broker may have lost it, or workers are busy."""
         pool_info = group_by_pool(self.bus.workers).get(active_job.record.pool)
         if pool_info is None or pool_info.is_full(active_job.record.model):
             self._orphaned_since[active_job.record.id] = self.clock()

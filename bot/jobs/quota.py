@@ -223,10 +223,7 @@ def _running_limit(rules: EffectiveRules, whose: str) -> int | None:
 
 
 def _running_besides(rules: EffectiveRules, usage_limit: UsageLimit, usage: Usage) -> int:
-    """Return the running limit for the same jobs that `usage_limit` counts.
-
-    Without a limit on running jobs over all servers, each server allows its own.
-    """
+    """Return the running limit for the same jobs that `usage_limit` counts; over all servers each allows its own."""
     if usage_limit.usage_scope != "member everywhere":
         return rules.running
     limit_everywhere = _running_limit(rules, "member everywhere")
@@ -319,10 +316,7 @@ LIMIT_TITLES = {
 
 @dataclass(frozen=True)
 class QuotaLine:
-    """One limit: `used` of `limit` jobs or device-seconds. `frees_at`: when some of it becomes free, None if unknown.
-
-    `counted_for`: whose usage counts; `rule`: which rule set it, None for the default.
-    """
+    """One limit: `used` of `limit` jobs or device-seconds, by `counted_for`. `frees_at`: when some becomes free."""
 
     setting: str
     limit: int

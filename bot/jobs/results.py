@@ -295,9 +295,7 @@ def select_batch(
 
 @dataclass(eq=False)
 class ClaimReports:
-    """Records which worker runs a job. It calls `on_reclaim` when a running job is claimed again, and `on_start` at
-    each claim.
-    """
+    """Records which worker runs a job. Calls `on_start` at each claim, `on_reclaim` if it ran already."""
 
     store: Store
     bus: Bus

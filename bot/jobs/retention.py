@@ -66,9 +66,7 @@ class Retention:
             await self._finish_removals()
 
     async def _remove_by_size(self) -> None:
-        """Remove the oldest until pictures fit. Files that could not be removed no longer count: else one outage would
-        remove all jobs.
-        """
+        """Remove the oldest until pictures fit. Files that stay do not count: an outage must not remove all jobs."""
         if self.limits.max_bytes is None:
             return
         while (excess := await self.store.query(retention.sum_bytes) - self.limits.max_bytes) > 0:
@@ -105,9 +103,7 @@ async def remove_all_files(
 
 
 def _choose_until(sizes: Sequence[tuple[str, int]], excess: int) -> list[str]:
-    """Return the first jobs whose bytes cover the excess. The next round accounts for files that they share with
-    others.
-    """
+    """Return the first jobs whose bytes cover the excess. Files that they share count in the next round."""
     chosen_jobs: list[str] = []
     for job, size in sizes:
         if excess <= 0:
@@ -133,9 +129,7 @@ async def drop_nothing(hashes: Collection[str]) -> None:
 
 
 class FileCleanup:
-    """Removes the files of deleted jobs: call it with them. `drop_copies` drops copies elsewhere, by SHA-256: films,
-    and the broker's.
-    """
+    """Removes deleted jobs' files: call it. `drop_copies` drops films and the broker's copies, by SHA-256."""
 
     def __init__(self, store: Store, picture_store: PictureStore, drop_copies: DropCopies = drop_nothing) -> None:
         self._store = store

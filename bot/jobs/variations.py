@@ -1,7 +1,4 @@
-"""Jobs from finished jobs: variation, reroll, remix, reproduction, upscale, interpolation; upscales of uploads.
-
-Callers check permissions first (`bot.policy.permissions`).
-"""
+"""Jobs from finished jobs: variation, reroll, remix, reproduction, upscale, interpolation; upscales of uploads."""
 
 from __future__ import annotations
 

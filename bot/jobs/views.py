@@ -70,9 +70,7 @@ class JobViews:
         return record is not None and record.guild == guild and (not record.private or record.member == member)
 
     async def is_from_interpolation(self, record: JobRecord) -> bool:
-        """Return whether an interpolation gave the recipe its mixed prompt: its own, or that of an ancestor with the
-        same prompt.
-        """
+        """Return whether an interpolation gave the recipe its mixed prompt, or an ancestor's with the same prompt."""
         ancestor: JobRecord | None = record
         while ancestor is not None and isinstance(ancestor.task, Recipe):
             if ancestor.task.interpolation is not None:
@@ -285,9 +283,7 @@ class Deliveries:
         await self._store.write(destinations.delete_film, job, message)
 
     async def list_undelivered(self, kind: DestinationKind) -> list[tuple[JobView, Destination]]:
-        """Return jobs, ended or not, that still have to show their final state at a destination of this kind; oldest
-        first.
-        """
+        """Return jobs, ended or not, whose final state such a destination still has to show; oldest first."""
         undelivered_jobs = await self._store.query(destinations.list_undelivered, kind)
         views = await self._job_views.build_views([record for record, _ in undelivered_jobs])
         return [(view, destination) for view, (_, destination) in zip(views, undelivered_jobs, strict=True)]
@@ -326,9 +322,7 @@ def make_job_ref(record: JobRecord, *, is_joined: bool = False) -> JobRef:
 
 
 def refusal_reason(action: Action, member: Member, record: JobRecord) -> str | None:
-    """Return why `member` may not do this, as a sentence; None if they may. A job in a channel or private thread
-    that they cannot see counts as private.
-    """
+    """Return why `member` may not do this; None if they may. A job in a place that they cannot see is private."""
     is_hidden = record.private or not member.can_see_place(record.channel, record.thread)
     return forbidden_reason(action, member, JobRef(record.member, record.member_name, record.guild, is_hidden))
 

@@ -216,9 +216,7 @@ class RuleAdmin:
         return len(jobs)
 
     async def mark_closed(self, member: Member, reason: str) -> RuleChange | None:
-        """Close the guild; the running bot cancels its open jobs later. Returns None if it was closed the same way
-        already.
-        """
+        """Close the guild; the bot cancels its open jobs later. Returns None if it was closed the same way already."""
         _check_permission("close", member)
         value = planned_changes.closed_value(reason, member.name)
         key = (_closing_scope(member), "", "closed")

@@ -38,11 +38,7 @@ SWEEP_SECONDS = 600.0
 
 @dataclass(frozen=True)
 class Deletion:
-    """A deletion. `deliveries`: job → its destinations, for front ends to empty; the job itself first, then its
-    upscales.
-
-    `films`: the messages with their films, likewise.
-    """
+    """A deletion: job → the messages that front ends empty; the job itself first, then its upscales. Films likewise."""
 
     job: str
     sentence: str
@@ -129,9 +125,7 @@ class Moderation:
     async def list_incidents(
         self, member: Member, limit: int = MAX_INCIDENTS, *, undecided_only: bool = False
     ) -> list[Incident]:
-        """Return the newest incidents of the member's server; with `undecided_only` only undecided ones. For
-        moderators.
-        """
+        """Return the newest incidents of the member's server, or only undecided ones. For moderators."""
         _check_permission("settings", member)
         return await self.store.query(incidents.list_incidents, member.guild, limit, open_only=undecided_only)
 
