@@ -156,10 +156,8 @@ async def _send_reply(interaction: Interaction, reply: Reply) -> None:
     if reply.view is not None:
         reply.view.stop()  # found by its ids: nothing to listen for
     response = interaction.response
-    content: dict[str, Any] = {"content": reply.content, "view": reply.view, "files": list(reply.files) or None}
-    content = {
-        name: value for name, value in content.items() if value is not None
-    }  # discord.py wants the rest left out
+    values = {"content": reply.content, "view": reply.view, "files": list(reply.files) or None}
+    content: dict[str, Any] = {name: value for name, value in values.items() if value is not None}
     if response.is_done():
         await interaction.followup.send(ephemeral=True, allowed_mentions=NO_MENTIONS, **content)
     elif interaction.message is None or reply.as_new_message:
