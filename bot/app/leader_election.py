@@ -7,13 +7,7 @@ runs nothing until it has read the term again. A bot that lost the lead exits as
 recovers from a crash at any moment.
 
 A bot with its own broker has no lease, and other bots may use other brokers. So a bot begins no term while the old
-leader's heartbeat in SQL still counts up (`bot.app.leader_election`). A leader counts up as long as it has its lease.
-
-Leader heartbeats in SQL: the leader counts up, and a standby watches the count to see whether it lives.
-
-Never compares the clocks of two machines. Uses the store, not the lease.
-
-An event loop that calls a hook before each iteration, however long the process was suspended.
+leader's heartbeat in SQL still counts up. A leader counts up as long as it has its lease. No clocks are compared.
 """
 
 from __future__ import annotations

@@ -1,13 +1,7 @@
-"""Prometheus counters of events: ends of jobs, refunds, requeues, steps, requests to Discord.
+"""Prometheus counters of events, and the page that shows them with gauges of the queue and the workers.
 
-Each method is called right after its event and changes numbers in memory; gauges are read at scrape time
-(`bot.app.metrics`). Labels come from short fixed lists and from model names; never from members, servers or
-prompts. Each instance has its own registry, so two in one process count apart.
-
-The metrics page: the counters of `bot.app.metrics`, and gauges of the queue and the workers read at scrape time.
-
-Each scrape reads the store and the live workers once. If the database is unreachable, the page still renders and says
-so.
+Labels come from short fixed lists and from model names; never from members, servers or prompts. Each scrape reads the
+store and the live workers once. If the database is unreachable, the page still renders and says so.
 """
 
 from __future__ import annotations

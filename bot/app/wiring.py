@@ -1,8 +1,6 @@
 """Wires the application: builds store, queue, services and metrics, and runs their tasks until it closes.
 
-Builds the services over the queue, the store and the picture store.
-
-Reads what the operator chose for models: the default one, and the defaults of each (`darkroom models default`).
+It reads which models the operator chose as defaults (`darkroom models default`).
 """
 
 from __future__ import annotations
@@ -34,7 +32,7 @@ from bot.jobs.drawing import JobService
 from bot.jobs.edits import EditService
 from bot.jobs.history import History
 from bot.jobs.init_images import InitImageLoader, PageAddresses
-from bot.jobs.preferences import Preferences
+from bot.jobs.preferences import ModelChoices, Preferences
 from bot.jobs.retention import FileCleanup, OrphanFiles, Retention, RetentionLimits
 from bot.jobs.steering import SteeringService
 from bot.jobs.variations import VariationService
@@ -50,7 +48,6 @@ from bot.services.api_keys import ApiKeys
 from bot.services.data_deletion import DataDeletion
 from bot.services.front_end_actions import FrontEndActions
 from bot.services.ladder_decoder import LadderDecoder
-from bot.services.model_choices import ModelChoices
 from bot.services.moderation.moderation import Moderation
 from bot.services.moderation.picture_review import PictureReview
 from bot.services.rule_admin import RuleAdmin

@@ -65,18 +65,11 @@ class DerivedJobs:
         record, recipe, image_index = await self._find_original(action, job, index, member)
         return record, recipe, image_index or 0
 
-    def _find_entry(self, recipe: Recipe) -> CatalogEntry | None:
-        """Return the catalogue entry of a recipe's model, None if no worker has ever offered it."""
-        try:
-            return self.catalog.find_entry_for(recipe)
-        except KeyError:
-            return None
-
     def _renew(
         self, recipe: Recipe, refusal: str = "No worker has ever offered {}."
     ) -> tuple[Recipe, tuple[str, ...], CatalogEntry]:
         """Return a recipe for the current weights of its model, notes on what changed, and the model's entry."""
-        entry = self._find_entry(recipe)
+        entry = self.catalog.find_entry_for(recipe)
         if entry is None:
             raise UserError(refusal.format(recipe.model))
         return *renew_recipe(recipe, entry), entry

@@ -156,16 +156,15 @@ class Forecast:
 
     def explain_wait(self, record: JobRecord, place: QueuePlace | None, member_limit: int) -> str:
         """Return why a job waits, as a sentence; empty if it does not. `member_limit`: of its member's jobs at once."""
-        return wait_reason(self._collect_facts(record, place, member_limit)) if record.state == "queued" else ""
-
-    def _collect_facts(self, record: JobRecord, place: QueuePlace | None, member_limit: int) -> WaitFacts:
+        if record.state != "queued":
+            return ""
         workers = self.workers()
         model = record.model
         now = self.clock()
         pool_info = group_by_pool(workers).get(record.pool)
         active_records = [active_job.record for active_job in self.active_jobs.by_id.values()]
         guild_records = [other for other in active_records if other.guild == record.guild]
-        return WaitFacts(
+        facts = WaitFacts(
             model=model,
             startup_notice=self.describe_startup(record.pool, model),
             any_worker=bool(workers),
@@ -183,6 +182,7 @@ class Forecast:
             jobs_ahead=place.jobs_ahead if place else 0,
             other_members=place.members_ahead if place else 0,
         )
+        return wait_reason(facts)
 
 
 def _is_loaded(pool_info: PoolSummary, model: str) -> bool:

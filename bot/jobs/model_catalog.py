@@ -120,22 +120,20 @@ class ModelCatalog:
         """Return this model; for None the default one; if it is not live, one that is. Raises KeyError."""
         entries = self.entries()
         if name is None:
-            return min(entries, key=lambda entry: (not entry.is_live, *self._rank(entry.profile.name)))
+            names = (self._default, SHIPPED_MODEL.name)
+            return min(entries, key=lambda entry: (not entry.is_live, *(entry.profile.name != name for name in names)))
         return {entry.profile.name: entry for entry in entries}[name]
 
-    def find_entry_for(self, recipe: Recipe) -> CatalogEntry:
+    def find_entry_for(self, recipe: Recipe) -> CatalogEntry | None:
         """Return the recipe's model, if a live worker has it so with its weights stored as the recipe says.
 
-        Else as `find_entry` does. Raises KeyError.
+        Else as `find_entry` does; None if no worker has ever offered it.
         """
         for _, presence in sorted(self._workers().items()):
             for profile in presence.models:
                 if (profile.name, profile.quantization) == (recipe.model, recipe.quantization):
                     return _make_live_entry(profile, self._group_offers()[profile.name])
-        return self.find_entry(recipe.model)
-
-    def _rank(self, name: str) -> tuple[bool, bool]:
-        return name != self._default, name != SHIPPED_MODEL.name
+        return next((entry for entry in self.entries() if entry.profile.name == recipe.model), None)
 
     def find_editor(
         self, is_allowed: Callable[[str], bool] = lambda name: True, pictures: int = 1
@@ -169,11 +167,9 @@ class ModelCatalog:
             return None
 
     def find_profile_for(self, recipe: Recipe) -> ModelProfile | None:
-        """Return the model of a recipe, as `find_entry_for` does; None if no worker has ever offered it."""
-        try:
-            return self.find_entry_for(recipe).profile
-        except KeyError:
-            return None
+        """Return the model of a recipe, as `find_entry_for` does."""
+        entry = self.find_entry_for(recipe)
+        return None if entry is None else entry.profile
 
     def choose_live_pool(self, preferred_pool: str) -> str:
         """Return a pool with live workers: `preferred_pool` if it has some, or if no pool has any."""
@@ -205,12 +201,11 @@ class ModelCatalog:
         """Return the pool for a job, of those that offer its model with these weights (empty: any) and with what its
         `recipe` needs: the cheapest, and of similar ones the least busy. None: no pool offers it.
         """
-        offers = self._list_offers(model, revision)
-        return choose_best_pool(offer for offer in offers if recipe is None or offer.can_draw(recipe))
-
-    def _list_offers(self, model: str, revision: str) -> list[PoolOffer]:
-        """Return a model with these weights (empty: any), as each live worker offers it."""
-        return [offer for offer in self._group_offers().get(model, ()) if revision in ("", offer.profile.revision)]
+        return choose_best_pool(
+            offer
+            for offer in self._group_offers().get(model, ())
+            if revision in ("", offer.profile.revision) and (recipe is None or offer.can_draw(recipe))
+        )
 
     def _group_offers(self) -> dict[str, list[PoolOffer]]:
         """Return every model by name, as each live worker offers it."""

@@ -89,6 +89,25 @@ def _parse_value(name: str, text: str) -> str | bool:
 
 
 def known_preferences(values: dict[str, object]) -> Preference:
-    """Return the preferences of a member's stored values, which have their model too (`bot.services.model_choices`)."""
+    """Return the preferences of a member's stored values (beside `MODEL_KEY`)."""
     known_values = {name: value for name, value in values.items() if name in NAMES}
     return replace(Preference(), **known_values)  # written by `set_preference` alone
+
+
+MODEL_KEY = "api_model"  # beside the preferences that members set by words
+
+
+class ModelChoices:
+    """The model that a member chose for programs whose requests name none; forgotten with the preferences."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def load(self, member: str) -> str | None:
+        """Return the name of the chosen model; None if none was chosen. It may be gone by now."""
+        name = (await self._store.query(stored.load_preferences, member)).get(MODEL_KEY)
+        return name if isinstance(name, str) and name else None
+
+    async def choose(self, member: str, model: str) -> None:
+        """Store a model's name."""
+        await self._store.write(stored.update_preferences, member, {MODEL_KEY: model})

@@ -12,7 +12,8 @@ import secrets
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import partial
+from itertools import pairwise
 from weakref import WeakValueDictionary
 
 import msgspec
@@ -31,7 +32,7 @@ from bot.jobs.views import JobViews, make_job_ref, refusal_reason
 from bot.jobs.word_filter import WordFilter
 from bot.policy.limits import Limits
 from bot.policy.permissions import forbidden_reason
-from bot.policy.rules import EffectiveRules, resolve
+from bot.policy.rules import resolve
 from bot.policy.rules.explanations import amended_texts
 from bot.prompt.capability_check import check_capabilities, check_features
 from bot.store import DatabaseUnavailable, JobRecord, Store
@@ -82,41 +83,26 @@ LARGEST_SEED = 2**32 - MAX_COUNT  # the seeds of a split's images follow it
 
 @dataclass(frozen=True)
 class _Plan:
-    """The changes that a request means, on a recipe with every earlier one."""
+    """The changes that a request means, with the job's cost before them and after each, in device-seconds."""
 
-    old_recipe: Recipe
     changes: Sequence[RequestedChange]
-    model: ModelProfile
-
-    @cached_property
-    def _costs(self) -> list[float]:
-        """The job's cost before the changes and after each, in device-seconds."""
-        return [estimate_cost(each, self.model) for each in (self.old_recipe, *(one.recipe for one in self.changes))]
+    costs: Sequence[float]
 
     @property
     def added_cost(self) -> float:
-        """What the changes add to the job's cost at most, in device-seconds: what one saves pays for those after it.
+        """What the changes add to the job's cost at most: what one saves pays for those after it.
 
         A later one may yet be refused, so it pays for none before it.
         """
-        return max(0.0, max(self._costs[1:]) - self._costs[0])
+        return max(0.0, max(self.costs[1:]) - self.costs[0])
 
     @property
     def priced_changes(self) -> list[NewAmendment]:
-        """The changes with what each adds to the job's cost, in device-seconds."""
+        """The changes with what each adds to the job's cost."""
         return [
             NewAmendment(change.change, change.text, max(0.0, after - before))
-            for change, before, after in zip(self.changes, self._costs[:-1], self._costs[1:], strict=True)
+            for change, (before, after) in zip(self.changes, pairwise(self.costs), strict=True)
         ]
-
-
-@dataclass(frozen=True)
-class _Situation:
-    """What the store does not know: the model, the step that the job has reached, and a new seed."""
-
-    model: ModelProfile
-    step: int
-    seed: int
 
 
 @dataclass(eq=False)
@@ -199,14 +185,20 @@ class SteeringService:
             return SteeringAnswer(views, self._make_outlook(record, known, member, is_joined=is_joined))
         speaker = _place_member(member, record)
         author = speaker if member.id == record.member else record.author
-        situation = self._read_situation(record)
-        plan = _work_out(record, known, request, situation)
+        work_out = partial(
+            _work_out,
+            request=request,
+            model=self._find_model(require_steerable(record)),
+            step=self.active_jobs.find_step(record),
+            seed=secrets.randbelow(LARGEST_SEED),
+        )
+        plan = work_out(record, known)
         await self._check_words(plan.changes, request, speaker, author)
 
         def decide(locked: JobRecord, now_known: Sequence[AmendmentRecord], ledger: Ledger) -> Sequence[NewAmendment]:
             require_steerable(locked)
             is_same = (locked.task, now_known) == (record.task, known)  # mostly: then the plan holds
-            new_plan = plan if is_same else _work_out(locked, now_known, request, situation)
+            new_plan = plan if is_same else work_out(locked, now_known)
             self._check_rules(locked, new_plan, speaker, author, ledger)
             return new_plan.priced_changes
 
@@ -216,11 +208,6 @@ class SteeringService:
         views = [each.to_view(asked.job_record.steps) for each in asked.requested]
         self.sender.announce(asked.job_record, views)
         return SteeringAnswer(views, self._make_outlook(asked.job_record, asked.known, member, is_joined=is_joined))
-
-    def _read_situation(self, record: JobRecord) -> _Situation:
-        """Read what memory knows, before the store's thread decides."""
-        model = self._find_model(require_steerable(record))
-        return _Situation(model, self.active_jobs.find_step(record), secrets.randbelow(LARGEST_SEED))
 
     def _find_model(self, recipe: Recipe) -> ModelProfile:
         model = self.catalog.find_profile_for(recipe)
@@ -245,28 +232,33 @@ class SteeringService:
         author_rules = resolve(rules, author, self.limits)
         for each in (author_rules, resolve(rules, speaker, self.limits)):
             check_action(each, "steer")
-        _check_count(record, plan.changes[-1].recipe, author_rules)
+        count = len(list_final_images(plan.changes[-1].recipe))
+        if count > max(author_rules.count, record.image_count):
+            raise UserError(TOO_MANY_PICTURES.format(count, author_rules.count))
         if plan.added_cost:
             is_relaxed = record.tier == RELAXED_TIER
             check_device_time(plan.added_cost, author_rules, ledger, now, is_relaxed=is_relaxed, advice=ADVICE)
 
 
 def _work_out(
-    record: JobRecord, known: Sequence[AmendmentRecord], request: SteeringRequest, situation: _Situation
+    record: JobRecord,
+    known: Sequence[AmendmentRecord],
+    request: SteeringRequest,
+    model: ModelProfile,
+    step: int,
+    seed: int,
 ) -> _Plan:
-    """Return the changes that a request means, on top of all known ones. Raises `UserError`."""
-    recipe = require_steerable(record)
-    old_recipe = presume_recipe(recipe, known, situation.step)
-    changes = work_out_changes(request, old_recipe, situation.step, situation.seed)
-    check_changes(changes, situation.model)
-    return _Plan(old_recipe, changes, situation.model)
+    """Return the changes that a request means, on top of all known ones. `step`: reached by now; `seed`: a new one.
 
-
-def _check_count(record: JobRecord, recipe: Recipe, rules: EffectiveRules) -> None:
-    """Raise `UserError` if a split makes more pictures than the author may have."""
-    count = len(list_final_images(recipe))
-    if count > max(rules.count, record.image_count):
-        raise UserError(TOO_MANY_PICTURES.format(count, rules.count))
+    Raises `UserError`, also if the model cannot do what the recipe asks for once it is changed.
+    """
+    old_recipe = presume_recipe(require_steerable(record), known, step)
+    changes = work_out_changes(request, old_recipe, step, seed)
+    recipes = [old_recipe, *(each.recipe for each in changes)]
+    if "amendments" in model.lacks:
+        check_features(recipes[-1], model)
+    check_capabilities(settle_fades(recipes[-1]), model)
+    return _Plan(changes, [estimate_cost(recipe, model) for recipe in recipes])
 
 
 def _place_member(member: Member, record: JobRecord) -> Member:
@@ -300,14 +292,6 @@ def presume_recipe(recipe: Recipe, known: Sequence[AmendmentRecord], step: int) 
         later_steps = [later.step for later in accepted[index:] if later.step is not None]
         amendments.append(each.to_amendment(min([max(earliest, step), *later_steps])))
     return msgspec.structs.replace(recipe, amendments=tuple(amendments))
-
-
-def check_changes(changes: Sequence[RequestedChange], model: ModelProfile) -> None:
-    """Raise `UserError` if the model cannot do what a recipe asks for once it is changed."""
-    recipe = changes[-1].recipe
-    if "amendments" in model.lacks:
-        check_features(recipe, model)
-    check_capabilities(settle_fades(recipe), model)
 
 
 class AmendmentSender:

@@ -290,7 +290,7 @@ class VariationService(DerivedJobs):
         notes: tuple[str, ...] = (),
     ) -> AcceptedJob:
         """Admit a job with a recipe derived from another job's, on the pool that has its model now."""
-        entry = self._find_entry(new_recipe)
+        entry = self.catalog.find_entry_for(new_recipe)
         if entry is not None:
             new_recipe, change_notes = renew_recipe(new_recipe, entry)
             notes = (*notes, *change_notes)

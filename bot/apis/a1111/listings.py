@@ -15,8 +15,8 @@ from aiohttp import web
 from bot.apis.a1111.bodies import OptionsBody
 from bot.apis.a1111.names import SCHEDULERS, SCRIPT, UPSCALERS, find_model, list_modules, list_samplers, title_model
 from bot.domain.dto import Member
+from bot.jobs.preferences import ModelChoices
 from bot.services import Services
-from bot.services.model_choices import ModelChoices
 from bot.web.middleware import member_of
 from bot.web.request_body import read_body
 from bot.web.sse import SERVICES
