@@ -114,7 +114,7 @@ def check_database(settings: Settings) -> Finding:
     import asyncio
 
     from bot.store import DatabaseUnavailable
-    from bot.store.ping import check_database
+    from bot.store.schema.migration import check_database
 
     try:
         status = asyncio.run(check_database(settings.database))

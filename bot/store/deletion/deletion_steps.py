@@ -31,8 +31,7 @@ from bot.policy.limits import MONTH_SECONDS
 from bot.store.jobs.queries import list_parts
 from bot.store.jobs.records import RELAXED_TIER, StoredPicture
 from bot.store.moderation import incidents
-from bot.store.schema.deletion_tables import archived_charges, charge_keys
-from bot.store.schema.tables import destinations, favourites, jobs, pictures
+from bot.store.schema.tables import archived_charges, charge_keys, destinations, favourites, jobs, pictures
 
 MAX_LEFTOVERS = 500  # most leftovers in one query
 

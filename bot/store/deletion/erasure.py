@@ -18,9 +18,19 @@ from bot.store.deletion import deletion_steps
 from bot.store.deletion.deletion_steps import mark_without_incident
 from bot.store.deletion.retention import BATCH_SIZE, record_reasons
 from bot.store.members.api_keys import KEY_MEMBER_PREFIX
-from bot.store.schema.deletion_tables import deleted_jobs, erasure_requests
-from bot.store.schema.member_tables import api_keys, preferences, sessions
-from bot.store.schema.tables import accounts, amendments, destinations, favourites, incidents, jobs
+from bot.store.schema.tables import (
+    accounts,
+    amendments,
+    api_keys,
+    deleted_jobs,
+    destinations,
+    erasure_requests,
+    favourites,
+    incidents,
+    jobs,
+    preferences,
+    sessions,
+)
 
 MEMBER_INCIDENT_KINDS = (
     "word",

@@ -22,8 +22,7 @@ from bot.store import rules
 from bot.store.deletion.deletion_steps import RELAXED_PREFIX, RESULT_KINDS, create_hasher, load_hasher
 from bot.store.jobs.records import RELAXED_TIER
 from bot.store.members import preferences
-from bot.store.schema.deletion_tables import archived_charges
-from bot.store.schema.tables import jobs, pictures
+from bot.store.schema.tables import archived_charges, jobs, pictures
 
 T = TypeVar("T")
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from sqlalchemy import Connection, bindparam, select
 
 from bot.domain.feature import load_hooks, merge_rows
-from bot.store.schema.member_tables import preferences as chosen
 from bot.store.schema.tables import favourites
+from bot.store.schema.tables import preferences as chosen
 
 MAX_FAVOURITES = 500  # most favourites in a list
 _SELECT_PREFERENCES = select(chosen.c["values"]).where(chosen.c.member == bindparam("member"))

@@ -1,4 +1,4 @@
-"""The tables, in SQLAlchemy Core. `bot/migrations` creates them; a test compares the two.
+"""The tables, in SQLAlchemy Core.
 
 Times are seconds since 1970, costs calibrated device-seconds. Portable between SQLite and PostgreSQL.
 """
@@ -266,4 +266,70 @@ favourites = Table(
     Column("at", Float, nullable=False),
     Index("favourites_member", "member", "at"),
     Index("favourites_job", "job"),
+)
+
+
+deleted_jobs = Table(  # jobs that are or were removed; the job's own row may not exist any more
+    "gone",
+    metadata,
+    Column("job", String(26), primary_key=True),
+    Column("at", Float, nullable=False),
+    Column("why", String(16), nullable=False),  # age, room, forgotten; enlarged: upscale of a forgotten job
+    Index("gone_at", "at"),
+    Index("gone_why", "why", "job"),
+)
+
+erasure_requests = Table(  # pending requests of members to be forgotten
+    "departures",
+    metadata,
+    Column("member", String(64), primary_key=True),
+    Column("guild", String(64), primary_key=True),  # empty: everywhere
+    Column("asked", Float, nullable=False),  # newer data stays
+)
+
+archived_charges = Table(  # charges of removed jobs, while a limit counts them; hashes instead of ids
+    "spent",
+    metadata,
+    Column("id", ROW_NUMBER, primary_key=True, autoincrement=True),
+    Column("member", String(64), nullable=False),
+    Column("guild", String(64), nullable=False),
+    Column("channel", String(64), nullable=False),
+    Column("at", Float, nullable=False),
+    Column("charged", Float, nullable=False),
+    Index("spent_member", "member", "at"),
+    Index("spent_guild", "guild", "at"),
+    Index("spent_at", "at"),
+)
+
+charge_keys = Table(  # the key of these hashes, while there are any
+    "veil", metadata, Column("id", Integer, primary_key=True), Column("key", LargeBinary, nullable=False)
+)
+
+
+preferences = Table(
+    "preferences", metadata, Column("member", String(64), primary_key=True), Column("values", JSON, nullable=False)
+)
+
+sessions = Table(  # of visitors to the chatroom
+    "sessions",
+    metadata,
+    Column("hash", String(64), primary_key=True),  # SHA-256 of the cookie, which is stored nowhere
+    Column("visitor", String(32), nullable=False),
+    Column("kind", String(8), nullable=False),  # open: of an open room, by nobody's leave; guest; owner: the operator
+    Column("issued", Float, nullable=False),
+    Column("expires", Float, nullable=False),
+    Column("used", Float, nullable=False),  # within a minute
+)
+
+api_keys = Table(  # of programs
+    "api_keys",
+    metadata,
+    Column("hash", String(64), primary_key=True),  # SHA-256 of the secret, which is stored nowhere
+    Column("name", String(32), nullable=False),  # one valid key of a name at a time
+    Column("scopes", JSON, nullable=False),
+    Column("issued", Float, nullable=False),
+    Column("expires", Float),  # null: never
+    Column("used", Float),  # within a minute; null: never
+    Column("revoked", Float),
+    Index("api_keys_name", "name"),
 )
