@@ -104,7 +104,7 @@ class DataDeletion:
             await self._store.write(erasure.erase_member_data, request)
             self._must_truncate_log |= await self._store.write(erasure.close_request, request)
         if self._must_truncate_log:  # what was deleted is still in the write-ahead log, and so is the request
-            self._must_truncate_log = not await self._store.truncate_log()
+            self._must_truncate_log = not await self._store.database.truncate_log()
         return has_running
 
     async def _delete_jobs(self) -> bool:

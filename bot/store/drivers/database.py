@@ -1,70 +1,161 @@
 """The interface of a database driver, the choice of a driver by URL, and the driver for SQLite.
 
 SQLite has one thread with the only connection for writes, and a few reader threads.
+
+Write transactions that wait for the database share one commit, each of them atomic: a commit waits for the disk, and a
+busy evening has hundreds of transactions a second. Operations that arrive during a commit share the next one. Each runs
+inside a savepoint, so an operation that raises undoes only itself. A caller gets a result only after its commit.
 """
 
 from __future__ import annotations
 
 import asyncio
 import sqlite3
-from concurrent.futures import ThreadPoolExecutor
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import DatabaseError, OperationalError
 
 from bot.domain.errors import UserError
-from bot.store.drivers.group_commit import (
-    CommitBatch,
-    DatabaseUnavailable,
-    Operation,
-    OperationQueue,
-    wrap_stop_iteration,
-)
 
 T = TypeVar("T")
 
-DRIVER_MISSING = "DATABASE_URL names PostgreSQL, and its driver is not installed: pip install 'darkroom-bot[postgres]'."
+Operation = Callable[[Connection], T]
+PendingOperation = tuple[Operation[Any], "Future[Any]"]
+
+MAX_BATCH = 32  # most operations in one commit
 
 
-class Database(Protocol):
-    """Runs plain functions of a connection as transactions, on its own threads."""
+class DatabaseUnavailable(ConnectionError):
+    """The database is full, locked or away: nothing was written, and it may work later."""
 
-    @property
-    def writer(self) -> Engine:
-        """The engine for writes."""
-        ...
 
-    @property
-    def reader(self) -> Engine:
-        """The engine for reads."""
-        ...
+def unavailable(reason: str) -> DatabaseUnavailable:
+    """Return the error with its sentence."""
+    return DatabaseUnavailable(f"The database cannot be used now: {reason}.")
+
+
+def wrap_stop_iteration(error: BaseException) -> BaseException:
+    """Replace StopIteration, which a future cannot raise: its awaiter would never wake."""
+    return RuntimeError("an operation raised StopIteration") if isinstance(error, StopIteration) else error
+
+
+class CommitBatch:
+    """Operations within one transaction. `is_outage` tells a fault of the database from one of an operation."""
+
+    def __init__(self, pending: Sequence[PendingOperation], is_outage: Callable[[BaseException], bool]) -> None:
+        self._pending = pending
+        self._is_outage = is_outage
+        self._results: dict[Future[Any], Any] = {}
+
+    def run(self, connection: Connection) -> None:
+        """Run the operations in order. Raises what ends the transaction: a fault of the database, or of the only
+        operation.
+        """
+        for operation, future in self._pending:
+            try:
+                self._results[future] = (
+                    operation(connection) if len(self._pending) == 1 else self._run_in_savepoint(connection, operation)
+                )
+            except BaseException as error:
+                if len(self._pending) == 1 or self._is_outage(error):
+                    raise
+                future.set_exception(wrap_stop_iteration(error))
+
+    def _run_in_savepoint(self, connection: Connection, operation: Operation[T]) -> T:
+        """Run one of several operations in a savepoint. An exception undoes only this one."""
+        connection.exec_driver_sql("SAVEPOINT act")
+        try:
+            result = operation(connection)
+        except BaseException as error:
+            if not self._is_outage(error):  # after an outage the database may have rolled everything back
+                connection.exec_driver_sql("ROLLBACK TO SAVEPOINT act")
+                connection.exec_driver_sql("RELEASE SAVEPOINT act")
+            raise
+        connection.exec_driver_sql("RELEASE SAVEPOINT act")
+        return result
+
+    def resolve_all(self) -> None:
+        """Resolve every future with the result of its operation."""
+        for future, result in self._results.items():
+            future.set_result(result)
+
+    def fail_all(self, error: BaseException, reason: str) -> None:
+        """Fail every future. Each gets a separate exception, since raising one adds to its traceback."""
+        if len(self._pending) == 1 and not self._is_outage(error):
+            self._pending[0][1].set_exception(wrap_stop_iteration(error))
+            return
+        for _, future in self._pending:
+            if not future.done():
+                copy = unavailable(reason)
+                copy.__cause__ = error
+                future.set_exception(copy)
+
+
+class Database(ABC):
+    """Runs plain functions of a connection as transactions, on its own threads. `writer`, `reader`: the engines."""
+
+    def __init__(self, writer: Engine, reader: Engine, reader_count: int) -> None:
+        self.writer = writer
+        self.reader = reader
+        self._pending: deque[PendingOperation] = deque()
+        self._write_thread = ThreadPoolExecutor(1, "store-writer")
+        self._read_threads = ThreadPoolExecutor(reader_count, "store-reader")
 
     async def run_write(self, operation: Operation[T]) -> T:
         """Run `operation` and return its result once it is committed. Writers of all processes run one at a time, in
         the order of the calls. Raises what `operation` raises, or `DatabaseUnavailable`.
         """
-        ...
+        future: Future[T] = Future()
+        self._pending.append((operation, future))
+        self._write_thread.submit(self._commit_next_batch)
+        return await asyncio.wrap_future(future)
 
     async def upgrade(self, operation: Operation[None]) -> None:
-        """Run `operation` like `write`, for a migration that may take long."""
-        ...
+        """Run `operation` like `run_write`, for a migration that may take long."""
+        await self.run_write(operation)
 
+    @abstractmethod
     async def run_read(self, operation: Operation[T]) -> T:
-        """Run `operation` on one snapshot of the tables. Raises what `operation` raises, or `DatabaseUnavailable`."""
-        ...
+        """Run `operation` on one snapshot of the tables; it may run twice. Raises what `operation` raises, or
+        `DatabaseUnavailable`.
+        """
 
     async def truncate_log(self) -> bool:
         """Empty the write-ahead log, where it is ours: the bytes of deleted rows are in it. False: not possible now."""
-        ...
+        return True
 
     async def close(self) -> None:
-        """Finish pending transactions, then close every connection."""
-        ...
+        """Finish pending transactions, then end the threads and close their connections."""
+        await asyncio.to_thread(self._write_thread.shutdown)
+        await asyncio.to_thread(self._read_threads.shutdown)
+        self.writer.dispose()
+        self.reader.dispose()
+
+    def _commit_next_batch(self) -> None:
+        """Commit the operations that share the next commit, without those whose caller gave up. There may be none."""
+        batch: list[PendingOperation] = []
+        while self._pending and len(batch) < MAX_BATCH:
+            operation, future = self._pending.popleft()
+            if future.set_running_or_notify_cancel():
+                batch.append((operation, future))
+        if batch:
+            self._commit(batch)
+
+    @abstractmethod
+    def _commit(self, pending: Sequence[PendingOperation]) -> None:
+        """Commit these operations together, and give each its result or its error."""
+
+
+DRIVER_MISSING = "DATABASE_URL names PostgreSQL, and its driver is not installed: pip install 'darkroom-bot[postgres]'."
 
 
 def select_driver(url: str) -> Database:
@@ -98,28 +189,13 @@ PRAGMAS = (
 READERS = 2
 
 
-class SqliteDatabase:
+class SqliteDatabase(Database):
     """A `Database` in one file."""
 
     def __init__(self, url: URL) -> None:
         sqlite_url = url.set(drivername="sqlite")
-        self.writer = _create_engine(sqlite_url, "BEGIN IMMEDIATE", 1)
-        self.reader = _create_engine(sqlite_url, "BEGIN", READERS)
-        self._operations = OperationQueue()
-        self._write_thread = ThreadPoolExecutor(1, "store-writer")
-        self._read_threads = ThreadPoolExecutor(READERS, "store-reader")
-
-    async def run_write(self, operation: Operation[T]) -> T:
-        """Run `operation` and return its result once it is committed. Raises what `operation` raises, or
-        `DatabaseUnavailable`.
-        """
-        future = self._operations.put(operation)
-        self._write_thread.submit(self._commit_next_batch)
-        return await asyncio.wrap_future(future)
-
-    async def upgrade(self, operation: Operation[None]) -> None:
-        """Run `operation` like `write`: a migration is an ordinary transaction here."""
-        await self.run_write(operation)
+        writer = _create_engine(sqlite_url, "BEGIN IMMEDIATE", 1)
+        super().__init__(writer, _create_engine(sqlite_url, "BEGIN", READERS), READERS)
 
     async def run_read(self, operation: Operation[T]) -> T:
         """Run `operation` on one snapshot of the tables."""
@@ -132,18 +208,7 @@ class SqliteDatabase:
         """
         return await asyncio.wrap_future(self._write_thread.submit(self._truncate_log))
 
-    async def close(self) -> None:
-        """Finish pending operations, then end the threads and close their connections."""
-        await asyncio.to_thread(self._write_thread.shutdown)
-        await asyncio.to_thread(self._read_threads.shutdown)
-        self.writer.dispose()
-        self.reader.dispose()
-
-    def _commit_next_batch(self) -> None:
-        """Commit the next batch of waiting operations. A call may find none left."""
-        pending = self._operations.take_batch()
-        if not pending:
-            return
+    def _commit(self, pending: Sequence[PendingOperation]) -> None:
         batch = CommitBatch(pending, is_outage)
         try:
             with self.writer.begin() as connection:
@@ -162,7 +227,7 @@ class SqliteDatabase:
                 cursor.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}")
                 return row[0] == 0  # 1: busy
         except (DatabaseError, sqlite3.Error) as error:
-            raise DatabaseUnavailable(f"The database cannot be used now: {_describe_error(error)}.") from error
+            raise unavailable(_describe_error(error)) from error
 
     def _run_read(self, operation: Operation[T]) -> T:
         try:
@@ -173,7 +238,7 @@ class SqliteDatabase:
         except DatabaseError as error:
             if not is_outage(error):
                 raise
-            raise DatabaseUnavailable(f"The database cannot be used now: {_describe_error(error)}.") from error
+            raise unavailable(_describe_error(error)) from error
 
 
 def is_outage(error: BaseException) -> bool:

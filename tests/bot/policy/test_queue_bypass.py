@@ -60,8 +60,9 @@ def add_job(connection: Connection, user: str, now: float, tier: str = "standard
         "cost": SECONDS,
         "created": now,
         "deadline": 10.0**9,
+        "weight": 0.001 if tier == "meagre" else 1.0,
     }
-    (record,) = job_transitions.insert_jobs(connection, [NewJob(**(values | changes))], None, {"meagre": 0.001})
+    (record,) = job_transitions.insert_jobs(connection, [NewJob(**(values | changes))], None)
     return record.id
 
 

@@ -82,7 +82,7 @@ class Jobs(RuleBasedStateMachine):
 
     @rule(user=st.sampled_from(["ann", "bob"]), tier=st.sampled_from(["standard", "relaxed"]), cost=st.floats(0.5, 50))
     def admit(self, user: str, tier: str, cost: float) -> None:
-        job_transitions.insert_jobs(self.connection, [draft(user, tier, cost)], None, {})
+        job_transitions.insert_jobs(self.connection, [draft(user, tier, cost)], None)
 
     @rule(pool=st.sampled_from(POOLS), rows=st.sampled_from([0, 8, 16, 64]), seconds=st.floats(0, 400))
     def send(self, pool: str, rows: int, seconds: float) -> None:
@@ -93,7 +93,7 @@ class Jobs(RuleBasedStateMachine):
 
     @rule(job_index=st.integers(0, 9), pool=st.sampled_from(POOLS))
     def move_away(self, job_index: int, pool: str) -> None:
-        job_admin.reroute_job(self.connection, self._job(job_index), pool, {}, self.now)
+        job_admin.reroute_job(self.connection, self._job(job_index), pool, self.now)
 
     @rule(
         job_index=st.integers(0, 9),

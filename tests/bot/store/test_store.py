@@ -59,6 +59,7 @@ def make_new_job(
         "cost": cost,
         "created": 1000.0,
         "deadline": 2000.0,
+        "weight": 3.0 if tier == "v" else 1.0,
     }
     return NewJob(**(values | changes))
 
@@ -370,7 +371,7 @@ requests = st.lists(
 
 def run_with_store(scenario, url: str) -> None:
     async def run_scenario() -> None:
-        store = await Store.open(url, {"v": 3.0})
+        store = await Store.open(url)
         try:
             await scenario(store)
         finally:
