@@ -18,7 +18,6 @@ from bot.policy import permissions
 from bot.policy.limits import Limits
 from bot.policy.rules import (
     EVERYWHERE,
-    LIMITABLE_COMMANDS,
     SETTINGS,
     EffectiveRules,
     Rule,
@@ -76,7 +75,7 @@ class RuleAdmin:
 
         Checks only what the setting `commands` can forbid; the permission table decides who may act on whose job.
         """
-        if action not in LIMITABLE_COMMANDS:
+        if action not in permissions.LIMITABLE_COMMANDS:
             return
         effective_rules = await self.effective_rules(member)
         refuse_if_closed_or_blocked(replace(effective_rules, closed=""))
