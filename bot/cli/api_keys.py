@@ -106,7 +106,7 @@ async def _write_key(
 
     An older key of its name may have left budgets, which still hold, and what its features say of it.
     """
-    from bot.cli.rules.commands import operator_member, refuse_cancel
+    from bot.cli.rules import operator_member, refuse_cancel
     from bot.domain.dto import Member
     from bot.services.api_keys import ApiKeys
     from bot.services.rule_admin import RuleAdmin

@@ -115,8 +115,7 @@ def imagine(
 ) -> None:
     """Draw one prompt on this machine: in the running `darkroom up`, otherwise in this process."""
     from bot.app.settings import load_settings
-    from bot.cli.imagine.followed_pictures import split_controls, split_references
-    from bot.cli.imagine.job_inputs import split_arguments
+    from bot.cli.imagine.job_inputs import split_arguments, split_controls, split_references
     from bot.cli.imagine.runner import ImagineRequest, run_imagine
     from bot.cli.options import EngineOptions
 

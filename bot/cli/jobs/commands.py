@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from bot.cli.rules.commands import prefix_discord_id
+from bot.cli.rules import prefix_discord_id
 
 app = typer.Typer(
     add_completion=False,
@@ -41,12 +41,12 @@ def list_jobs(
     data: Data = None,
 ) -> None:
     """List jobs, the newest first."""
-    from bot.cli.jobs import serializer, tables
+    from bot.cli.jobs import tables
     from bot.cli.jobs.admin import find_jobs
 
     records = find_jobs(data, state or [], guild, member, limit, oldest_first)
     if as_json:
-        _print_json([serializer.record_to_dict(record) for record in records])
+        _print_json([tables.record_to_dict(record) for record in records])
     elif records:
         tables.print_table(records, time.time())
     else:
@@ -56,12 +56,12 @@ def list_jobs(
 @app.command()
 def show(job: JobId, as_json: AsJson = False, data: Data = None) -> None:
     """Show everything that is known of one job."""
-    from bot.cli.jobs import serializer, tables
+    from bot.cli.jobs import tables
     from bot.cli.jobs.admin import load_details
 
     details = load_details(data, job)
     if as_json:
-        _print_json(serializer.details_to_dict(details))
+        _print_json(tables.details_to_dict(details))
     else:
         tables.print_details(details)
 
@@ -69,9 +69,9 @@ def show(job: JobId, as_json: AsJson = False, data: Data = None) -> None:
 @app.command("why")
 def explain_wait(job: JobId, as_json: AsJson = False, data: Data = None) -> None:
     """Explain why a job waits."""
-    from bot.cli.jobs import wait_explanation
+    from bot.cli.jobs import admin
 
-    explanation = wait_explanation.explain_wait(data, job)
+    explanation = admin.explain_wait(data, job)
     if as_json:
         _print_json(explanation.to_dict())
     else:

@@ -17,8 +17,7 @@ from typing import Any
 import typer
 from rich.console import Console
 
-from bot.cli.models.defaults import parse_quantization
-from bot.cli.models.verification import TransferDisplay, format_file_count
+from bot.cli.models.upkeep import TransferDisplay, format_file_count, parse_quantization
 from bot.domain.errors import UserError
 from bot.domain.texts import clean_text
 from engine.hub.added_models import (

@@ -35,14 +35,14 @@ Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 @app.command("list")
 def list_models(as_json: AsJson = False, data: Data = None) -> None:
     """List models and added parts here: size, licence, defaults, and what the running Darkroom does with them."""
-    from bot.cli.models import listing, tables
+    from bot.cli.models import listing
 
     with _one_sentence():
         rows = listing.list_rows(_find_data(data))
     if as_json:
         _print_json([listing.row_to_dict(row) for row in rows])
     else:
-        tables.print_models(rows)
+        listing.print_models(rows)
 
 
 @app.command()
@@ -51,7 +51,7 @@ def search(
     as_json: AsJson = False,
 ) -> None:
     """Search the catalogue, and the names on the hub."""
-    from bot.cli.models import listing, tables
+    from bot.cli.models import listing
     from engine.hub.catalogue import search_catalogue, search_part_catalogue
 
     entries = search_catalogue(word)
@@ -62,7 +62,7 @@ def search(
         part_rows = map(listing.part_entry_to_dict, parts)
         _print_json({"catalogue": [*catalogue], "parts": [*part_rows], "hub": hub_ids, "note": note})
     else:
-        tables.print_search(entries, parts, hub_ids, note)
+        listing.print_search(entries, parts, hub_ids, note)
 
 
 @app.command()
@@ -109,7 +109,7 @@ def verify(
     data: Data = None,
 ) -> None:
     """Compare every file of the added models with the hub's checksums. Reads all bytes."""
-    from bot.cli.models.verification import verify_models
+    from bot.cli.models.upkeep import verify_models
 
     with _one_sentence():
         damaged = verify_models(_find_data(data), names or [], repair=repair, quiet=as_json)
@@ -121,7 +121,7 @@ def verify(
 @app.command()
 def remove(name: ModelName, yes: Yes = False, data: Data = None) -> None:
     """Delete an added model and its settings, or an added part, from this machine."""
-    from bot.cli.models.verification import remove_added
+    from bot.cli.models.upkeep import remove_added
 
     with _one_sentence():
         typer.echo(remove_added(_find_data(data), name, confirmed=yes))
@@ -138,7 +138,7 @@ def default(
     data: Data = None,
 ) -> None:
     """Make a model the one that is drawn with if nobody names another; with options, choose its defaults instead."""
-    from bot.cli.models.defaults import DefaultsRequest, choose_defaults
+    from bot.cli.models.upkeep import DefaultsRequest, choose_defaults
 
     with _one_sentence():
         request = DefaultsRequest(name, steps, sampler, guidance, quantize, reset)

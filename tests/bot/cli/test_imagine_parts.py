@@ -14,8 +14,7 @@ from rich.console import Console
 
 from benchmarks.fixtures.small_controls import build_controlnet, save_small_ip_adapter
 from bot.app.settings import load_settings
-from bot.cli.imagine.followed_pictures import split_controls, split_references
-from bot.cli.imagine.job_inputs import JobInputs
+from bot.cli.imagine.job_inputs import JobInputs, split_controls, split_references
 from bot.cli.imagine.local_engine import generate
 from bot.cli.imagine.progress_display import ProgressDisplay
 from bot.cli.imagine.result import ImagineResult

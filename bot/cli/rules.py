@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -262,3 +263,26 @@ def print_change(change: RuleChange) -> None:
 
 def _print_json(value: list[Any]) -> None:
     typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+OPERATOR_NAME = "this bot's operator"  # the operator's name, as members read it
+
+Reason = Annotated[str, typer.Option(metavar="TEXT", help="Why; members read it when they are refused.")]
+
+
+@app.command()
+def close(reason: Reason = "", guild: Guild = EVERYWHERE, data: Data = None) -> None:
+    """Stop a server, or without --guild all: take no new jobs, cancel open ones and refund what they did not use."""
+    operator = replace(operator_member(guild), name=OPERATOR_NAME)
+    change = run_with_rule_admin(data, lambda admin: admin.mark_closed(operator, reason))
+    if change is None:
+        typer.echo("It is closed already.")
+        return
+    print_change(change)
+    typer.echo("A running bot cancels the open jobs there within seconds and refunds what they did not use.")
+
+
+@app.command("open")
+def reopen(guild: Guild = EVERYWHERE, data: Data = None) -> None:
+    """Take new jobs again after close."""
+    print_change(run_with_rule_admin(data, lambda admin: admin.open_guild(operator_member(guild))))
