@@ -17,7 +17,7 @@ from bot.cli import api_keys, rules, steer, visitors
 from bot.cli.imagine import command as imagine_command
 from bot.cli.jobs import commands as job_commands
 from bot.cli.models import commands as model_commands
-from bot.cli.options import OFFLOAD_HELP, QUANTIZE_HELP, QUANTIZE_TEXT_HELP, AsJson, Data, EngineOptions
+from bot.cli.options import AsJson, Data, EngineOptions, OffloadOption, QuantizeOption, QuantizeTextOption
 from bot.domain.errors import UserError
 from bot.domain.feature import load_parts
 from engine.process.backend_kinds import list_forms
@@ -50,9 +50,6 @@ Memory = Annotated[
 Vae = Annotated[
     str, typer.Option(metavar="NAME", help="An autoencoder in vaes/ for the models that it fits (DARKROOM_VAE).")
 ]
-Quantize = Annotated[str, typer.Option(metavar="HOW", help=QUANTIZE_HELP)]
-QuantizeText = Annotated[str, typer.Option(metavar="HOW", help=QUANTIZE_TEXT_HELP)]
-Offload = Annotated[str, typer.Option(metavar="WHAT", help=OFFLOAD_HELP)]
 Backend = Annotated[
     str, typer.Option(metavar="KIND=ADDRESS", help=f"Let another server draw: {list_forms()} (DARKROOM_BACKEND).")
 ]
@@ -73,9 +70,9 @@ def up(
     model: Model = None,
     memory: Memory = "",
     vae: Vae = "",
-    quantize: Quantize = "",
-    quantize_text: QuantizeText = "",
-    offload: Offload = "",
+    quantize: QuantizeOption = "",
+    quantize_text: QuantizeTextOption = "",
+    offload: OffloadOption = "",
     backend: Backend = "",
     check: Annotated[
         Path | None,
@@ -115,9 +112,9 @@ def doctor(
     nats: Nats = None,
     remeasure: Annotated[bool, typer.Option("--remeasure", help="Measure the device anew.")] = False,
     model: Annotated[str, typer.Option(help="Load this model in place of the embedded one.")] = "embedded",
-    quantize: Quantize = "",
-    quantize_text: QuantizeText = "",
-    offload: Offload = "",
+    quantize: QuantizeOption = "",
+    quantize_text: QuantizeTextOption = "",
+    offload: OffloadOption = "",
     as_json: AsJson = False,
 ) -> None:
     """Check what works on this machine, one line each, with the fix for what does not."""

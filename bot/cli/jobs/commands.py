@@ -6,14 +6,13 @@ Reads and writes the store that the settings name. A running bot notices changes
 
 from __future__ import annotations
 
-import json
 import time
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from bot.cli.rules import prefix_discord_id
+from bot.cli.options import print_json
+from bot.cli.rules import AsJson, Data, prefix_discord_id
 
 app = typer.Typer(
     add_completion=False,
@@ -22,8 +21,6 @@ app = typer.Typer(
 )
 
 JobId = Annotated[str, typer.Argument(metavar="ID", help="The job's id, or its beginning.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Data = Annotated[Path | None, typer.Option(help="Folder of the store (DARKROOM_DATA).")]
 
 
 @app.command("list")
@@ -46,7 +43,7 @@ def list_jobs(
 
     records = find_jobs(data, state or [], guild, member, limit, oldest_first)
     if as_json:
-        _print_json([tables.record_to_dict(record) for record in records])
+        print_json([tables.record_to_dict(record) for record in records])
     elif records:
         tables.print_table(records, time.time())
     else:
@@ -61,7 +58,7 @@ def show(job: JobId, as_json: AsJson = False, data: Data = None) -> None:
 
     details = load_details(data, job)
     if as_json:
-        _print_json(tables.details_to_dict(details))
+        print_json(tables.details_to_dict(details))
     else:
         tables.print_details(details)
 
@@ -73,9 +70,9 @@ def explain_wait(job: JobId, as_json: AsJson = False, data: Data = None) -> None
 
     explanation = admin.explain_wait(data, job)
     if as_json:
-        _print_json(explanation.to_dict())
+        print_json(explanation)
     else:
-        typer.echo(explanation.sentence)
+        typer.echo(explanation["sentence"])
 
 
 @app.command()
@@ -92,7 +89,3 @@ def requeue(job: JobId, data: Data = None) -> None:
     from bot.cli.jobs.admin import requeue_job
 
     typer.echo(requeue_job(data, job))
-
-
-def _print_json(value: Any) -> None:
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))

@@ -1,8 +1,6 @@
-"""`darkroom models verify`: compares every byte of added models with the hub's checksums.
+"""Models on this machine, for `darkroom models verify`, `remove` and `default`: their files and their defaults.
 
 Shows a download: bytes, speed and time left on one line; where there is no terminal, a line every few seconds.
-
-`darkroom models remove`: asks, and deletes a model with its settings, or a part.
 """
 
 from __future__ import annotations
@@ -12,7 +10,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Literal
 
 import typer
@@ -58,30 +55,30 @@ def verify_models(data: Path, names: list[str], *, repair: bool = False, quiet: 
     """
     added = list_places(data)
     console = Console(file=sys.stderr)
-    keys = [find_key(name, list(added)) for name in names] or list(added)
+    keys = [_find_key(name, list(added)) for name in names] or list(added)
     if not keys and not quiet:
         console.print("No model was added yet: darkroom models search.")
     return {key: _verify(*added[key], console, repair, quiet) for key in keys}
 
 
-def find_key(name: str, keys: list[str]) -> str:
+def _find_key(name: str, keys: list[str]) -> str:
     """Return the key that is meant: the name itself, or the only one that ends in it. Raise `UserError` for another."""
-    matches = [name] if name in keys else [key for key in keys if name in list_short_names(key)]
+    matches = [name] if name in keys else [key for key in keys if name in _list_short_names(key)]
     if len(matches) > 1:
         raise UserError(f"Which one: {' or '.join(matches[:4])}?")
     if not matches:
-        raise make_unknown_error(name, keys)
+        raise _make_unknown_error(name, keys)
     return matches[0]
 
 
-def list_short_names(key: str) -> list[str]:
+def _list_short_names(key: str) -> list[str]:
     """Return what `controlnets/canny.safetensors` may be called where that is clear, too."""
     name = key.rpartition("/")[2]
     suffix = next((each for each in WEIGHT_SUFFIXES if name.endswith(each)), "")
     return [name, name.removesuffix(suffix), key.removesuffix(suffix)]
 
 
-def make_unknown_error(name: str, known_names: list[str]) -> UserError:
+def _make_unknown_error(name: str, known_names: list[str]) -> UserError:
     """Return the error for a model that was not added, with likely names."""
     likely = suggest_names(name, known_names)
     question = f" Did you mean {' or '.join(likely)}?" if likely else " `darkroom models list` shows all."
@@ -158,18 +155,15 @@ class TransferDisplay:
         self._progress.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._progress.stop()
 
     def __call__(self, stage: Literal["download", "check"], byte_count: int) -> None:
         """Take bytes that arrived; a check moves nothing, as it follows each file."""
         if stage != self._stage:
             self._stage = stage
-            self._progress.update(
-                self._task, description=f"{self._title}, checking" if stage == "check" else self._title
-            )
+            suffix = ", checking" if stage == "check" else ""
+            self._progress.update(self._task, description=f"{self._title}{suffix}")
         if stage == "download":
             self.advance(byte_count)
 
@@ -210,9 +204,9 @@ def remove_added(data: Path, name: str, *, confirmed: bool) -> str:
         _ask(name, key, sum(size for _, size in found))
     settings_file = read_model_settings(data)
     freed = sum(remove_place(place) for place, _ in found)
-    for name_here in {place.name for place, _ in found if place.kind == "model"} - list_added(data).keys():
-        if name_here in settings_file.models or settings_file.default == name_here:
-            write_model_settings(data, settings_file.without_model(name_here))
+    for gone in {place.name for place, _ in found if place.kind == "model"} - list_added(data).keys():
+        if gone in settings_file.models or settings_file.default == gone:
+            write_model_settings(data, settings_file.without_model(gone))
     are = "are" if len(found) > 1 else "is"
     return f"{key} {are} deleted, which frees {format_size(freed)}. A running Darkroom needs a restart to forget it."
 
@@ -229,10 +223,9 @@ def _find(data: Path, name: str) -> list[tuple[AddedPlace, int]]:
         return both
     if name not in added and name not in partial and is_name(name) and find_place(data, name).path.exists():
         return [(find_place(data, name), 0)]  # the operator's own, which is refused
-    key = find_key(name, list(dict.fromkeys([*added, *partial])))
+    key = _find_key(name, list(dict.fromkeys([*added, *partial])))
     if key in added:
-        place, manifest = added[key]
-        return [(place, manifest.size)]
+        return [(added[key][0], added[key][1].size)]
     place = find_partial(data, key)
     assert place is not None, "its key was listed"
     return [(place, 0)]
@@ -305,7 +298,7 @@ def _refuse_unknown_model(name: str, data: Path) -> None:
         return
     folder = find_place(data, name).path
     if not folder.is_dir() and not any(folder.with_name(f"{name}{suffix}").is_file() for suffix in WEIGHT_SUFFIXES):
-        raise make_unknown_error(name, [*list_added(data), EMBEDDED_MODEL])
+        raise _make_unknown_error(name, [*list_added(data), EMBEDDED_MODEL])
 
 
 def parse_quantization(text: str) -> QuantizationRequest | None:
