@@ -79,7 +79,6 @@ PURE = [
     "bot.discord.cards.job_cards",
     "bot.discord.delivery.tracked_messages",
     "bot.discord.cards.button_layout",
-    "bot.discord.settings.explanations",
     "bot.discord.settings.texts",
     "engine.batching.diffusion_classifier",
     "engine.contract",
