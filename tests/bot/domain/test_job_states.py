@@ -6,15 +6,7 @@ from typing import get_args
 
 import pytest
 
-from bot.domain.job_states import (
-    ACTIVE_STATES,
-    END_STATES,
-    OPEN_STATES,
-    TRANSITIONS,
-    JobState,
-    TransitionKind,
-    is_end,
-)
+from bot.domain.job_states import ACTIVE_STATES, END_STATES, OPEN_STATES, TRANSITIONS, JobState, TransitionKind, is_end
 
 
 def test_every_move_is_in_the_table_and_every_state_in_one_group():

@@ -22,7 +22,7 @@ def test_every_action_has_a_price_that_a_full_bucket_pays() -> None:
 def test_every_route_and_command_names_a_row_and_every_scope_is_declared() -> None:
     """Actions and scopes are plain text, since features add their own: a mistyped one fails here."""
     assert set(ROUTE_ACTIONS.values()) <= set(PRICES)
-    assert set(list_command_actions().values()) <= set(ACTIONS)
+    assert set(list_command_actions().values()) <= set(PERMISSIONS)
     assert {row.scope for row in PERMISSIONS.values() if row.scope} == set(KEY_SCOPES)
     with pytest.raises(ValueError, match="two rows for imagine"):
         merge_rows(PERMISSIONS, {"imagine": PERMISSIONS["help"]})
