@@ -170,9 +170,7 @@ def check_cost(
         raise UserError(_join_sentences(f"Too large: {need_part}, and {sentence}.", advice, set_by), 429)
     frees_at = spending.frees_at(spending.total_cost + cost - limit)
     sentence = (
-        f"{owner} {PERIOD_NAMES[spending.window]}'s limit is reached: {_format_amount(spending.total_cost)} of "
-        f"{_format_amount(limit)} device time "
-        f"used in the last {window}, and {need_part}. "
+        f"{_limit_reached(limit, spending, owner)}, and {need_part}. "
         f"Enough quota is available again in about {format_duration(frees_at - now)}."
     )
     raise UserError(_join_sentences(sentence, set_by), 429, retry_at=frees_at)
@@ -182,17 +180,18 @@ def check_cost_left(limit: float, spending: Spending, now: float, *, owner: str 
     """Check that anything may be spent. `owner`: "Your", "This server's", … Raises `UserError` (429)."""
     if spending.total_cost < limit:
         return
-    window = WINDOW_NAMES[spending.window]
     frees_at = spending.frees_at(spending.total_cost - limit + COST_TOLERANCE) if limit > 0 else None
-    sentence = (
-        f"{owner} {PERIOD_NAMES[spending.window]}'s limit is reached: {_format_amount(spending.total_cost)} of "
-        f"{_format_amount(limit)} device time "
-    )
-    sentence += f"used in the last {window}."
-    sentence += (
-        f" Some quota is available again in about {format_duration(frees_at - now)}." if frees_at is not None else ""
-    )
+    sentence = f"{_limit_reached(limit, spending, owner)}."
+    if frees_at is not None:
+        sentence += f" Some quota is available again in about {format_duration(frees_at - now)}."
     raise UserError(_join_sentences(sentence, set_by), 429, retry_at=frees_at)
+
+
+def _limit_reached(limit: float, spending: Spending, owner: str) -> str:
+    return (
+        f"{owner} {PERIOD_NAMES[spending.window]}'s limit is reached: {_format_amount(spending.total_cost)} of "
+        f"{_format_amount(limit)} device time used in the last {WINDOW_NAMES[spending.window]}"
+    )
 
 
 def _format_amount(seconds: float) -> str:

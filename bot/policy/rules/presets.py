@@ -22,51 +22,44 @@ class Preset:
     values: Mapping[str, str]
 
 
-def _by_name(*presets: Preset) -> Mapping[str, Preset]:
-    return MappingProxyType({preset.name: preset for preset in presets})
-
-
-PRESETS = _by_name(
+_PRESETS = (
     Preset(
         "small server",
         "among friends: generous limits for each member, none for the whole server",
-        MappingProxyType({"running": "3", "queued": "20", "cost_day": "2 h", "results": "choice", "speeds": "all"}),
+        {"running": "3", "queued": "20", "cost_day": "2 h", "results": "choice", "speeds": "all"},
     ),
     Preset(
         "large server",
         "many strangers: low limits for each member and the whole server, relaxed beyond them",
-        MappingProxyType(
-            {
-                "running": "1",
-                "queued": "3",
-                "cost_day": "15 min",
-                "cost_month": "3 h",
-                "steps": "250",
-                "together_running": "20",
-                "together_queued": "300",
-                "together_cost_day": "12 h",
-                "results": "choice",
-                "speeds": "all",
-            }
-        ),
+        {
+            "running": "1",
+            "queued": "3",
+            "cost_day": "15 min",
+            "cost_month": "3 h",
+            "steps": "250",
+            "together_running": "20",
+            "together_queued": "300",
+            "together_cost_day": "12 h",
+            "results": "choice",
+            "speeds": "all",
+        },
     ),
     Preset(
         "contest",
         "the same for everybody: one public job at a time, all with the same step limit",
-        MappingProxyType(
-            {
-                "running": "1",
-                "queued": "1",
-                "cost_day": "30 min",
-                "steps": "100",
-                "count": "4",
-                "results": "public",
-                "speeds": "fast",
-                "together_queued": "300",
-            }
-        ),
+        {
+            "running": "1",
+            "queued": "1",
+            "cost_day": "30 min",
+            "steps": "100",
+            "count": "4",
+            "results": "public",
+            "speeds": "fast",
+            "together_queued": "300",
+        },
     ),
 )
+PRESETS: Mapping[str, Preset] = MappingProxyType({preset.name: preset for preset in _PRESETS})
 
 
 def find_preset(name: str) -> Preset:

@@ -42,12 +42,18 @@ def list_jobs_of_picture(connection: Connection, job: str) -> list[str]:
     All jobs of an interpolation are deleted together, since its film shows the pictures of each.
     """
     job_ids = [job, *(part.id for part in list_parts(connection, job) if part.id != job)]
-    frontier = list(job_ids)
+    return [*job_ids, *find_descendants(connection, job_ids, jobs.c.action == "upscale")]
+
+
+def find_descendants(connection: Connection, ids: Sequence[str], *conditions: ColumnElement[bool]) -> list[str]:
+    """Return all jobs made from these, directly or indirectly, by jobs that meet the conditions."""
+    descendants: list[str] = []
+    frontier = list(ids)
     while frontier:
-        children_query = select(jobs.c.id).where(jobs.c.parent.in_(frontier), jobs.c.action == "upscale")
-        frontier = [row.id for row in connection.execute(children_query) if row.id not in job_ids]
-        job_ids += frontier
-    return job_ids
+        children = connection.execute(select(jobs.c.id).where(jobs.c.parent.in_(frontier), *conditions)).scalars()
+        frontier = [child for child in children if child not in {*ids, *descendants}]
+        descendants += frontier
+    return descendants
 
 
 def mark_deleted(connection: Connection, ids: Sequence[str], actor: tuple[str, str], now: float) -> list[str]:
@@ -142,7 +148,7 @@ def release_inputs(connection: Connection, ids: Sequence[str]) -> None:
     if orphaned_uploads := _find_orphaned(
         connection, ids, uploads
     ):  # another member may have uploaded the same file independently
-        _delete_inputs(connection, pictures.c.job.in_(_find_descendants(connection, ids)), orphaned_uploads)
+        _delete_inputs(connection, pictures.c.job.in_(find_descendants(connection, ids)), orphaned_uploads)
 
 
 def _select_pictures(connection: Connection, *conditions: ColumnElement[bool]) -> list[RowMapping]:
@@ -177,17 +183,6 @@ def _attach_canvases(connection: Connection, canvases: Sequence[RowMapping]) -> 
         values: dict[str, Any] = {column.name: row[column.name] for column in pictures.columns}
         values |= {"job": row["parent"], "kind": CANVAS_KIND, "image": 0 if last_image is None else last_image + 1}
         connection.execute(pictures.insert().values(values))
-
-
-def _find_descendants(connection: Connection, ids: Sequence[str]) -> list[str]:
-    """Return all jobs made from these, directly or indirectly."""
-    job_ids = set(ids)
-    frontier = list(ids)
-    while frontier:
-        children = connection.execute(select(jobs.c.id).where(jobs.c.parent.in_(frontier))).scalars()
-        frontier = [job for job in children if job not in job_ids]
-        job_ids |= set(frontier)
-    return sorted(job_ids - set(ids))
 
 
 IdHasher = Callable[[str, str], str]

@@ -116,14 +116,5 @@ def _count_incidents(connection: Connection, *conditions: ColumnElement[bool]) -
 
 
 def _to_incident(row: RowMapping) -> Incident:
-    return Incident(
-        number=row["id"],
-        guild=row["guild"],
-        created_at=row["at"],
-        kind=row["kind"],
-        actor=row["actor"],
-        actor_name=row["actor_name"],
-        job=row["job"],
-        text=row["said"],
-        closed=row["closed"],
-    )
+    names = ("id", "guild", "at", "kind", "actor", "actor_name", "job", "said", "closed")
+    return Incident(*(row[name] for name in names))

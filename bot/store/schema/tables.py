@@ -63,13 +63,13 @@ jobs = Table(
     Column("rows", Integer, nullable=False),
     Column("cost", Float, nullable=False),  # reserved at admission
     Column("charged", Float, nullable=False),  # counts against quotas: the reserve first, the real cost at the end
-    Column("billed", Float, nullable=False),  # cost by which the accounts' virtual time was advanced
-    Column("attempt", Integer, nullable=False),
-    Column("barren", Integer, nullable=False),  # attempts without progress since the last progress
-    Column("step", Integer, nullable=False),  # the furthest step known
-    Column("epoch", BigInteger, nullable=False),
-    Column("worker", String(64), nullable=False),
-    Column("cancelling", Boolean, nullable=False),
+    Column("billed", Float, nullable=False, default=0.0),  # cost by which the accounts' virtual time was advanced
+    Column("attempt", Integer, nullable=False, default=1),
+    Column("barren", Integer, nullable=False, default=0),  # attempts without progress since the last progress
+    Column("step", Integer, nullable=False, default=0),  # the furthest step known
+    Column("epoch", BigInteger, nullable=False, default=0),
+    Column("worker", String(64), nullable=False, default=""),
+    Column("cancelling", Boolean, nullable=False, default=False),
     Column("created", Float, nullable=False),
     Column("deadline", Float, nullable=False),
     Column("sent", Float),
@@ -77,8 +77,8 @@ jobs = Table(
     Column("ended", Float),
     Column("seconds", Float),
     Column("ms_per_step", Float),
-    Column("reason", Text, nullable=False),
-    Column("blame", String(16), nullable=False),
+    Column("reason", Text, nullable=False, default=""),
+    Column("blame", String(16), nullable=False, default=""),
     Index("jobs_key", "key", "ordinal", unique=True),
     Index("jobs_waiting", "account", "state", "id"),
     Index("jobs_state", "state", "pool", "rows"),
