@@ -20,7 +20,7 @@ from bot.app.settings import list_tables
 from bot.domain.dto import Member
 from bot.policy.permissions import PERMISSIONS, ROLE_TITLES, ROLES, JobRef, Role, forbidden_reason
 from bot.policy.rules.catalogue import DEFAULT_RULES, MEMBER_SCOPES, SETTINGS, Setting, SettingKind
-from bot.policy.rules.presets import PRESETS
+from bot.policy.rules.planned_changes import PRESETS
 from bot.policy.rules.value_parser import format_setting_value
 from engine.contract.samplers import SAMPLER_ROWS
 from engine.process.setting_sources import FILE_NAME, FILE_VARIABLE, list_secrets, list_settings, name_variable

@@ -1,18 +1,12 @@
-"""Limits for everybody: what members may spend and have at once, and how often they may ask.
-
-Limit checks: the defaults, usage and charges, and the sentence for a member who reaches a limit.
+"""Limits for everybody: what members may spend and have at once, and how often they may ask. Pure but for the clock.
 
 Shipped defaults: 3 jobs of a member run at once and 7 more wait, as at Midjourney; the eleventh is refused. A member
 may spend 1800 calibrated device-seconds in any 24 hours: half an hour of the machine, or some tens of the embedded
-model's grids at all steps. The windows roll: a charge counts for 24 hours (or 30 days). So there is no rush at
-midnight, and no time zone matters. A job is charged its estimated cost when it is admitted and its true cost when it
-ends (`engine.contract.cost`). Relaxed jobs are charged nothing; what they take has a limit of its own: four hours
-in any 24. Times are in seconds since 1970, costs in device-seconds.
+model's grids at all steps. The windows roll: a charge counts for 24 hours (or 30 days), so there is no rush at midnight.
+A job is charged its estimated cost when it is admitted and its true cost when it ends (`engine.contract.cost`). Relaxed
+jobs are charged nothing; what they take has a limit of its own. Times are in seconds since 1970, costs device-seconds.
 
-How often one may ask: each action's price, and the token buckets that it is paid from. Pure but for the clock.
-
-These rates hold back floods. They lie far above what a person does; the limits on jobs and device time are elsewhere
-(`bot.policy.limits`).
+Rates hold back floods: each action has a price, paid from token buckets. They lie far above what a person does.
 """
 
 from __future__ import annotations

@@ -9,11 +9,10 @@ from rapidfuzz import fuzz, process
 
 from bot.domain.errors import UserError
 from bot.domain.texts import clean_text, shorten
-from bot.prompt import loras, picture_flags, sampler_names
-from bot.prompt.concepts import MAX_CHARACTERS
+from bot.prompt import flags, part_flags
+from bot.prompt.concepts import MAX_CHARACTERS, MAX_JOBS
 from bot.prompt.flags import describe_values
 from bot.prompt.parsed_prompt import AUTO_EVALUATIONS, MAX_RATIO
-from bot.prompt.permutations import MAX_JOBS
 from engine.contract import MAX_COUNT, MAX_INTERPOLATION_FRAMES, MAX_STEPS, MIN_EVALUATIONS
 
 if TYPE_CHECKING:
@@ -97,7 +96,7 @@ def _parse_shape(value: object) -> tuple[int, int]:
 
 
 def _parse_sampler(value: object) -> Sampler:
-    if (sampler := sampler_names.find_sampler(str(value))) is None:
+    if (sampler := flags.find_sampler(str(value))) is None:
         raise _out_of_range("sampler", value)
     return sampler
 
@@ -181,9 +180,9 @@ PARSERS: dict[str, Callable[[object], object]] = {
     "ar": _parse_shape,
     "interval": _parse_interval,
     "sampler": _parse_sampler,
-    "lora": lambda value: loras.parse_loras(_split_list(value)),
-    "control": lambda value: picture_flags.parse_controls(_split_list(value)),
-    "reference": lambda value: picture_flags.parse_references(_split_list(value)),
+    "lora": lambda value: part_flags.parse_loras(_split_list(value)),
+    "control": lambda value: part_flags.parse_controls(_split_list(value)),
+    "reference": lambda value: part_flags.parse_references(_split_list(value)),
     "vae": _parse_autoencoder,
     "clip-skip": _integer_parser("clip-skip", 1, MAX_CLIP_LAYER),
     "frames": _integer_parser("frames", MIN_FRAMES, MAX_INTERPOLATION_FRAMES),

@@ -23,7 +23,7 @@ from bot.store.deletion import erasure, retention
 from bot.store.deletion.erasure import ErasureRequest
 from bot.store.deletion.retention import DeletionReason
 from bot.store.jobs import destinations
-from bot.store.members import export
+from bot.store.members import preferences
 from engine.contract import MalformedMessage
 
 log = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ class DataDeletion:
 
     async def count_jobs(self, member: str) -> int:
         """Return how many jobs of a member are stored."""
-        return await self.store.query(export.count_jobs, member)
+        return await self.store.query(preferences.count_jobs, member)
 
     async def is_under_way(self, member: str) -> bool:
         """Return whether a member's deletion is unfinished."""

@@ -1,19 +1,12 @@
 """Deletes jobs' pictures in two steps, so that a crash leaves no file: mark the jobs, then delete picture by picture.
 
-A row in `pictures` of a deleted job says that its file may still exist. Each function works inside its caller's
-transaction; `bot.services.moderation.moderation` deletes the files.
+A row in `pictures` of a deleted job says that its file may still exist; `bot.services.moderation.moderation` deletes the
+files. Jobs made from a deleted one (edits, branches, control and reference pictures) lose their input and keep their
+results. Retention by age removes no inputs of other jobs.
 
-Removes a deleted job's pictures from the inputs of jobs made from it. The results of those jobs stay.
-
-Edits, zooms and pans have their source's pixels as input, and branches its ladder. A job made from an uploaded picture
-has that picture, and one that follows a control or reference picture has that one. Retention by age removes no inputs
-of other jobs. Works inside its caller's transaction; the files of removed rows are deleted like those of a deleted job.
-
-Archived charges: charges that outlive their jobs, so that deleting a job or a member's data restores no quota;
-and charges for work that is no job. What relaxed jobs took is archived under ids of its own: no other limit counts it.
-
-They are kept until no limit's window counts them. HMACs with a key of this database replace the ids of member, server
-and channel; the key is deleted with the last charge. Each function works inside its caller's transaction.
+Charges outlive their jobs until no limit's window counts them, so that deletion restores no quota. What relaxed jobs
+took is archived under ids of its own. HMACs with a key of this database replace the ids of member, server and channel;
+the key is deleted with the last charge. Each function works inside its caller's transaction.
 """
 
 from __future__ import annotations
