@@ -108,7 +108,7 @@ def check_disk(data: Path) -> Finding:
 def check_database(settings: Settings) -> Finding:
     """Check which database keeps the jobs, and that it answers."""
     from bot.store import DatabaseUnavailable
-    from bot.store.schema.migration import check_database
+    from bot.store.ping import check_database
 
     try:
         status = asyncio.run(check_database(settings.database))

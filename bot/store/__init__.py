@@ -18,7 +18,8 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from sqlalchemy import Connection
 
 from bot.store import leader_terms
-from bot.store.drivers.database import Database, DatabaseUnavailable, select_driver
+from bot.store.drivers.database import select_driver
+from bot.store.drivers.group_commit import Database, DatabaseUnavailable
 from bot.store.fairness.accounts import PickRequest
 from bot.store.jobs import queries
 from bot.store.jobs.records import JobRecord, NewJob, StoredPicture, Transition

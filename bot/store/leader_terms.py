@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, inspect, select, update
 from ulid import ULID
 
-from bot.store.drivers.database import DatabaseUnavailable
+from bot.store.drivers.group_commit import DatabaseUnavailable
 from bot.store.schema.tables import leader_terms
 
 TERM_NAME = "bot"

@@ -1,4 +1,4 @@
-"""Sentences about rules: who set one, for whom, and which one decides; and the texts that the word filter reads. Pure."""
+"""Sentences about rules: who set one, for whom, which one decides. And what the word filter reads of a job. Pure."""
 
 from __future__ import annotations
 

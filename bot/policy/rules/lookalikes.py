@@ -1,8 +1,8 @@
 """Confusable characters: every letter becomes the plain letter that it looks like; invisible characters are dropped.
 
-After Unicode TR39 (https://www.unicode.org/reports/tr39/), with a small table of our own: the plain Latin letter for each
-look-alike. Word lists are normalised in the same way, so that every script stays comparable. In leetspeak a character of
-such a text may also be another letter (`4`, `$`), a gap or a boundary.
+After Unicode TR39 (https://www.unicode.org/reports/tr39/), with a small table of our own: the plain Latin letter for
+each look-alike. Word lists are normalised in the same way, so that every script stays comparable. In leetspeak a
+character of such a text may also be another letter (`4`, `$`), a gap or a boundary.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""Computes the steps of a change from the current rules of a guild and the requested ones: one by one, by a preset's name,
-or from YAML. Pure.
+"""Computes the steps of a change from the current rules of a guild and the requested ones: one by one, by a preset's
+name, or from YAML. Pure.
 
 A YAML file lists, for the server and for each channel, role and user, settings and values as an admin would type them.
 It replaces all rules of a server but the operator's ceilings, and whether the server is closed. Everything in it is

@@ -1,8 +1,8 @@
 """Deletes jobs' pictures in two steps, so that a crash leaves no file: mark the jobs, then delete picture by picture.
 
-A row in `pictures` of a deleted job says that its file may still exist; `bot.services.moderation.moderation` deletes the
-files. Jobs made from a deleted one (edits, branches, control and reference pictures) lose their input and keep their
-results. Retention by age removes no inputs of other jobs.
+A row in `pictures` of a deleted job says that its file may still exist; `bot.services.moderation.moderation` deletes
+the files. Jobs made from a deleted one (edits, branches, control and reference pictures) lose their input and keep
+their results. Retention by age removes no inputs of other jobs.
 
 Charges outlive their jobs until no limit's window counts them, so that deletion restores no quota. What relaxed jobs
 took is archived under ids of its own. HMACs with a key of this database replace the ids of member, server and channel;

@@ -23,7 +23,7 @@ from sqlalchemy.exc import DBAPIError
 from ulid import ULID
 
 from bot.domain.errors import UserError
-from bot.store.drivers.database import (
+from bot.store.drivers.group_commit import (
     CommitBatch,
     Database,
     DatabaseUnavailable,

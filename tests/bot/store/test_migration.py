@@ -15,8 +15,8 @@ from sqlalchemy import Connection, inspect, text
 from bot.domain.errors import UserError
 from bot.store import Store
 from bot.store.drivers.database import select_driver
+from bot.store.ping import check_database
 from bot.store.schema import migration
-from bot.store.schema.migration import check_database
 from bot.store.schema.tables import metadata
 from shared.stored_jobs import admit_job, make_new_job
 
