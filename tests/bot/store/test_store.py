@@ -27,19 +27,9 @@ from bot.store.schema.tables import jobs, metadata, models
 from bot.store.transitions import job_writes
 from bot.store.transitions.job_admin import fail_unreadable_jobs
 from bot.store.transitions.job_transitions import MAX_ATTEMPTS, POISON_ATTEMPTS
-from engine.contract import Concept, ModelProfile, Recipe
+from engine.contract import ModelProfile
+from shared.stored_jobs import RECIPE
 
-RECIPE = Recipe(
-    concepts=(Concept(text="a lamp"),),
-    model="embedded",
-    sampler="ddim",
-    steps=40,
-    seed=7,
-    guidance=3.0,
-    width=64,
-    height=64,
-    dtype="float32",
-)
 EVERYTHING = PickRequest("default", ("embedded",), member_limit=10**6)
 
 
