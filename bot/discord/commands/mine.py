@@ -24,10 +24,9 @@ from discord import app_commands, ui
 from bot.discord.cards import job_cards, pictures
 from bot.discord.cards.job_cards import STATE_EMOJI, STATE_TITLES, job_title, message_link
 from bot.discord.cards.pictures import to_discord_file
-from bot.discord.checks import reply_on_error, report_errors, require_permission
 from bot.discord.declarations import declare
 from bot.discord.job_choice import job_label
-from bot.discord.responses import NO_MENTIONS, member_of
+from bot.discord.responses import NO_MENTIONS, member_of, reply_on_error, report_errors, require_permission
 from bot.domain import texts
 from bot.domain.errors import UserError
 from bot.domain.job_states import is_end
@@ -38,12 +37,10 @@ from bot.pictures.image_codec import UnreadableImage, decode_image, encode_image
 from engine.contract import Recipe
 
 if TYPE_CHECKING:
-    from bot.discord.client import DarkroomClient
+    from bot.discord.client import Interaction
     from bot.domain.dto import Destination, JobView
     from bot.jobs.history import HistoryEntry, HistoryPage
     from bot.pictures.gallery import Gallery
-
-    Interaction = discord.Interaction[DarkroomClient]
 
 
 log = logging.getLogger(__name__)
@@ -65,9 +62,7 @@ FILTER_CHOICES = [
 )
 @app_commands.describe(which="Which jobs; all by default", page="Which page, five jobs each; the newest first")
 @app_commands.choices(which=FILTER_CHOICES)
-async def mine(
-    interaction: discord.Interaction[DarkroomClient], which: str = "all", page: app_commands.Range[int, 1, 100_000] = 1
-) -> None:
+async def mine(interaction: Interaction, which: str = "all", page: app_commands.Range[int, 1, 100_000] = 1) -> None:
     async with reply_on_error(interaction):
         await interaction.response.defer(ephemeral=True, thinking=True)
         await _show_page(interaction, _parse_filter(which), page)

@@ -17,7 +17,6 @@ import discord
 from discord import ui
 
 from bot.discord.cards.job_cards import NO_PROMPT
-from bot.discord.checks import require_permission
 from bot.discord.components.forms import (
     MAX_PROMPT,
     FormSubmission,
@@ -29,7 +28,7 @@ from bot.discord.components.forms import (
     text_field,
 )
 from bot.discord.components.picture_select import PictureSelect
-from bot.discord.responses import NO_MENTIONS, member_of, respond_with_jobs
+from bot.discord.responses import NO_MENTIONS, member_of, require_permission, respond_with_jobs
 from bot.domain.errors import UserError
 from bot.domain.texts import escape_discord, percent_done
 from bot.pictures.ladder_keyframes import NO_KEYFRAMES
@@ -37,10 +36,8 @@ from bot.prompt.flag_aliases import add_suffix
 from engine.contract import MAX_STEPS, Recipe
 
 if TYPE_CHECKING:
-    from bot.discord.client import DarkroomClient
+    from bot.discord.client import Interaction
     from bot.domain.dto import AcceptedJob, Destination, JobView, Member
-
-    Interaction = discord.Interaction[DarkroomClient]
 
 
 MAX_KEYFRAMES = 12  # keyframes
@@ -159,7 +156,7 @@ class KeyframeMenu(PictureSelect, prefix="rungs"):
             options[-1].description = CONTINUE_HINT
         super().__init__(job, index, "Branch at", options)
 
-    async def handle_choice(self, interaction: discord.Interaction[DarkroomClient], choice: str) -> None:
+    async def handle_choice(self, interaction: Interaction, choice: str) -> None:
         """Open the form for a branch at the chosen step."""
         if not re.fullmatch(r"[0-9]{1,4}", choice):
             raise UserError("That is no step. Please open the menu once more.")

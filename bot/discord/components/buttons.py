@@ -15,7 +15,6 @@ import discord
 from discord import ui
 
 from bot.discord.cards.button_layout import Button
-from bot.discord.checks import report_errors, require_permission
 from bot.discord.components import (
     branches,
     deletion,
@@ -28,19 +27,17 @@ from bot.discord.components import (
 )
 from bot.discord.components.forms import FormSubmission, parse_submission
 from bot.discord.components.picture_actions import submit_once
-from bot.discord.extension import load_feature_buttons
+from bot.discord.declarations import load_feature_buttons
 from bot.discord.film import send_film
-from bot.discord.responses import member_of, send_error, send_refusal
+from bot.discord.responses import member_of, report_errors, require_permission, send_error, send_refusal
 from bot.domain.errors import UserError
 from bot.domain.feature import merge_rows
 from bot.policy.permissions import Action
 
 if TYPE_CHECKING:
     from bot.discord.cards.job_cards import Card
-    from bot.discord.client import DarkroomClient
+    from bot.discord.client import Interaction
     from bot.domain.dto import JobView
-
-    Interaction = discord.Interaction[DarkroomClient]
 
 log = logging.getLogger(__name__)
 

@@ -23,10 +23,8 @@ from bot.domain.texts import escape_discord
 from engine.contract import Recipe
 
 if TYPE_CHECKING:
-    from bot.discord.client import DarkroomClient
+    from bot.discord.client import DarkroomClient, Interaction
     from bot.domain.dto import Delivery, DeliveryRole, JobView, Member
-
-    Interaction = discord.Interaction[DarkroomClient]
 
 
 log = logging.getLogger(__name__)

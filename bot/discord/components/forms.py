@@ -21,7 +21,7 @@ from bot.prompt.flags import split_flags
 from bot.prompt.permutations import escape_braces
 
 if TYPE_CHECKING:
-    from bot.discord.client import DarkroomClient
+    from bot.discord.client import Interaction
     from bot.domain.dto import JobView
 
 MAX_PROMPT = 2000  # characters, as /imagine takes them
@@ -116,7 +116,7 @@ def is_unchanged(text: str, view: JobView, step: int | None = None) -> bool:
     return not normalized_text or normalized_text == " ".join(prompt_without_flags(view, step)[:MAX_PROMPT].split())
 
 
-async def open_form(interaction: discord.Interaction[DarkroomClient], modal: ui.Modal) -> None:
+async def open_form(interaction: Interaction, modal: ui.Modal) -> None:
     """Show the form and stop listening for it: discord.py would keep it until it is submitted."""
     await interaction.response.send_modal(modal)
     modal.stop()

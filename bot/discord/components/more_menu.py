@@ -13,23 +13,22 @@ from discord import ui
 
 from bot.discord.cards.button_layout import PICTURE_ACTION_LABELS, Button, picture_action_kinds
 from bot.discord.cards.job_cards import NO_PROMPT
-from bot.discord.checks import require_permission
 from bot.discord.components.picture_actions import PICTURE_ACTIONS, run_picture_action
 from bot.discord.components.picture_select import PictureSelect
-from bot.discord.responses import NO_MENTIONS
+from bot.discord.responses import NO_MENTIONS, require_permission
 from bot.domain.errors import UserError
 from bot.domain.texts import escape_discord
 from bot.pictures.moderation_status import is_held
 
 if TYPE_CHECKING:
     from bot.discord.cards.button_layout import ButtonKind
-    from bot.discord.client import DarkroomClient
+    from bot.discord.client import Interaction
     from bot.domain.dto import JobView
 
 NO_USABLE_PICTURE = "None of its pictures can be used now."
 
 
-async def open_more_menu(interaction: discord.Interaction[DarkroomClient], view: JobView) -> None:
+async def open_more_menu(interaction: Interaction, view: JobView) -> None:
     """Show the menus. Raises `UserError` if every picture is held or deleted."""
     usable = [picture.index for picture in view.pictures if not is_held(view.needs_check, picture)]
     if not usable:
@@ -49,7 +48,7 @@ class PictureMenu(PictureSelect, prefix="onward"):
         options = [discord.SelectOption(label=PICTURE_ACTION_LABELS[kind], value=kind) for kind in kinds]
         super().__init__(job, index, f"Picture {index + 1}", options)
 
-    async def handle_choice(self, interaction: discord.Interaction[DarkroomClient], choice: str) -> None:
+    async def handle_choice(self, interaction: Interaction, choice: str) -> None:
         kind: ButtonKind | None = next((press for press in PICTURE_ACTION_LABELS if press == choice), None)
         if kind is None:
             raise UserError("This menu is of another version of the bot. Please open it once more.")

@@ -20,7 +20,6 @@ import discord
 
 from bot.discord.attachments import to_remote_file
 from bot.discord.cards.job_cards import job_title
-from bot.discord.checks import require_permission
 from bot.discord.components import branches
 from bot.discord.components.forms import (
     MAX_PROMPT,
@@ -33,7 +32,7 @@ from bot.discord.components.forms import (
     text_field,
     upload_field,
 )
-from bot.discord.responses import NO_MENTIONS, respond_with_jobs
+from bot.discord.responses import NO_MENTIONS, require_permission, respond_with_jobs
 from bot.domain.errors import UserError
 from bot.domain.texts import escape_discord
 from engine.contract import Recipe, noise_seed
@@ -45,11 +44,10 @@ if TYPE_CHECKING:
     from discord import ui
 
     from bot.discord.cards.button_layout import Button, ButtonKind
-    from bot.discord.client import DarkroomClient
+    from bot.discord.client import Interaction
     from bot.domain.dto import AcceptedJob, Destination, JobView, Member
     from bot.policy.permissions import Action
 
-    Interaction = discord.Interaction[DarkroomClient]
     PressSubmitter = Callable[[Member, Destination, str], Awaitable[AcceptedJob | list[AcceptedJob]]]
 
 PICTURE_ACTIONS: Mapping[ButtonKind, Action] = MappingProxyType(
@@ -195,7 +193,7 @@ def has_same_noise(parent: JobView, view: JobView, index: int) -> bool:
     return has_picture and noise_seed(parent.task, index) == noise_seed(view.task, index)
 
 
-async def submit_once(interaction: discord.Interaction[DarkroomClient], custom_id: str, make: PressSubmitter) -> None:
+async def submit_once(interaction: Interaction, custom_id: str, make: PressSubmitter) -> None:
     """Respond with the jobs that `make` submits to the job service. `custom_id`: the id of the pressed component."""
     keys = interaction.client.idempotency_keys
     user_id = str(interaction.user.id)

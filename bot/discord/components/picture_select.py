@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import discord
 from discord import ui
 
-from bot.discord.checks import report_errors
+from bot.discord.responses import report_errors
 
 if TYPE_CHECKING:
-    from bot.discord.client import DarkroomClient
+    from bot.discord.client import Interaction
 
 log = logging.getLogger(__name__)
 
@@ -47,5 +47,5 @@ class PictureSelect(ui.DynamicItem[ui.Select[Any]], template=""):
             await self.handle_choice(interaction, str(((interaction.data or {}).get("values") or [""])[0]))
 
     @abstractmethod
-    async def handle_choice(self, interaction: discord.Interaction[DarkroomClient], choice: str) -> None:
+    async def handle_choice(self, interaction: Interaction, choice: str) -> None:
         """Do what the chosen value means. Raises `UserError`."""

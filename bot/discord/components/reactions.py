@@ -27,9 +27,14 @@ from cachetools import LRUCache
 from bot.discord.cards.job_cards import MAX_ALT, NO_PROMPT, message_link, render_parameters
 from bot.discord.cards.pictures import EXTENSIONS, UPLOAD_LIMIT
 from bot.discord.components.deletion import delete_job
-from bot.discord.extension import load_feature_reactions
-from bot.discord.permissions import can_see_channel, guild_permissions, private_thread_of, with_channel_privacy
-from bot.discord.responses import NO_MENTIONS
+from bot.discord.declarations import load_feature_reactions
+from bot.discord.responses import (
+    NO_MENTIONS,
+    can_see_channel,
+    guild_permissions,
+    private_thread_of,
+    with_channel_privacy,
+)
 from bot.domain.dto import Member
 from bot.domain.errors import UserError
 from bot.domain.job_states import is_end

@@ -19,11 +19,9 @@ from bot.services.moderation.moderation import MAX_REASON
 if TYPE_CHECKING:
     from discord import ui
 
-    from bot.discord.client import DarkroomClient
+    from bot.discord.client import DarkroomClient, Interaction
     from bot.domain.dto import JobView
     from bot.services.front_end_actions import Report
-
-    Interaction = discord.Interaction[DarkroomClient]
 
 
 async def open_report_form(interaction: Interaction, view: JobView) -> None:

@@ -27,10 +27,8 @@ from bot.pictures import grid
 from bot.pictures.moderation_status import held_images, hold_reasons
 
 if TYPE_CHECKING:
-    from bot.discord.client import DarkroomClient
+    from bot.discord.client import DarkroomClient, Interaction
     from bot.domain.dto import Delivery, DeliveryRole, JobView
-
-    Interaction = discord.Interaction[DarkroomClient]
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, Self
 import discord
 from discord import ui
 
-from bot.discord.checks import report_errors, require_permission
 from bot.discord.components.forms import (
     MAX_PROMPT,
     FormSubmission,
@@ -26,7 +25,7 @@ from bot.discord.components.forms import (
     text_field,
 )
 from bot.discord.components.picture_actions import submit_once
-from bot.discord.responses import NO_MENTIONS, member_of, send_ephemeral
+from bot.discord.responses import NO_MENTIONS, member_of, report_errors, require_permission, send_ephemeral
 from bot.domain.errors import UserError
 from bot.domain.job_states import is_end
 from bot.domain.steering import AmendmentView, SteeringRequest
@@ -36,11 +35,9 @@ from engine.contract import Recipe, list_final_images, recipe_at_end
 
 if TYPE_CHECKING:
     from bot.discord.cards.button_layout import Button, ButtonKind
-    from bot.discord.client import DarkroomClient
+    from bot.discord.client import Interaction
     from bot.domain.dto import JobView
     from bot.policy.permissions import Action
-
-    Interaction = discord.Interaction[DarkroomClient]
 
 log = logging.getLogger(__name__)
 

@@ -25,16 +25,13 @@ from bot.jobs.variations import VARIATION_STRENGTHS
 from engine.contract import Recipe, recipe_at_end
 
 if TYPE_CHECKING:
-    import discord
     from discord import ui
 
     from bot.discord.cards.button_layout import Button
-    from bot.discord.client import DarkroomClient
+    from bot.discord.client import Interaction
     from bot.domain.dto import AcceptedJob, Destination, JobView, Member
     from bot.jobs.preferences import Preference
     from bot.jobs.variations import VariationService
-
-    Interaction = discord.Interaction[DarkroomClient]
 
 NoiseMode = Literal["same", "subtle", "strong", "roll"]
 

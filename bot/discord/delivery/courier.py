@@ -24,11 +24,18 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from bot.discord.cards.pictures import UPLOAD_LIMIT
-from bot.discord.delivery.discord_api import MessageClient, edit_bucket, is_token_valid, post_bucket
+from bot.discord.delivery.discord_api import (
+    FileTooLarge,
+    MessageClient,
+    RequestRejected,
+    RetryLater,
+    TokenExpired,
+    edit_bucket,
+    is_token_valid,
+    post_bucket,
+)
 from bot.discord.delivery.edit_policy import Edit, EditKind, EditPolicy, JobBackoff, backoff_pause
-from bot.discord.delivery.errors import FileTooLarge, RequestRejected, RetryLater, TokenExpired
-from bot.discord.delivery.final_messages import FinalSender
-from bot.discord.delivery.progress import ProgressUpdater
+from bot.discord.delivery.final_messages import FinalSender, ProgressUpdater
 from bot.discord.delivery.tracked_messages import NotifyPrefs, TrackedMessage, TrackedMessages
 from bot.domain.dto import DeliveryRole, Destination, JobView
 from bot.domain.events import JobEnded, JobEvent, JobProgress, JobSteered, ModelLoading, QueueMoved

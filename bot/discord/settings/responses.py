@@ -17,19 +17,16 @@ import discord
 from discord import ui
 
 from bot.discord.cards.job_cards import render_refusal
-from bot.discord.checks import check_rate
-from bot.discord.responses import DEFER_AFTER, NO_MENTIONS, member_of, send_error
+from bot.discord.responses import DEFER_AFTER, NO_MENTIONS, check_rate, member_of, send_error
 from bot.domain.errors import UserError
 from bot.policy.permissions import Action, forbidden_reason
 from bot.policy.rules.rule import SCOPES, Scope
 
 if TYPE_CHECKING:
-    from bot.discord.client import DarkroomClient
+    from bot.discord.client import Interaction
     from bot.domain.dto import Member
     from bot.services import Services
     from bot.services.rule_admin import RuleAdmin
-
-    Interaction = discord.Interaction[DarkroomClient]
 
 log = logging.getLogger(__name__)
 Arguments = ParamSpec("Arguments")

@@ -22,8 +22,7 @@ from bot.discord.cards.button_layout import Button
 from bot.discord.cards.job_cards import render_refusal
 from bot.discord.components import buttons
 from bot.discord.declarations import list_commands
-from bot.discord.permissions import CHANNEL_HIDDEN, THREAD_HIDDEN
-from bot.discord.responses import INTERNAL_ERROR
+from bot.discord.responses import CHANNEL_HIDDEN, INTERNAL_ERROR, THREAD_HIDDEN
 from bot.discord.settings.responses import HANDLERS
 from bot.domain.dto import Member
 from bot.domain.feature import load_features

@@ -7,8 +7,7 @@ from typing import Any, cast
 
 import pytest
 
-from bot.discord.delivery.final_messages import FinalSender
-from bot.discord.delivery.progress import ProgressUpdater
+from bot.discord.delivery.final_messages import FinalSender, ProgressUpdater
 from bot.discord.delivery.tracked_messages import TrackedMessage
 from bot.domain.dto import Delivery, Destination
 from bot.domain.errors import UserError
