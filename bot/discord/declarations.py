@@ -13,6 +13,7 @@ from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, cast
 
+import discord
 from discord import app_commands, ui
 
 from bot.domain.feature import load_parts, merge_rows
@@ -32,7 +33,6 @@ MODULES = (
     "bot.discord.commands.context_menus",
     "bot.discord.components.buttons",
     "bot.discord.components.branches",
-    "bot.discord.components.more_menu",
     "bot.discord.components.steering",
     "bot.discord.settings.commands",
     "bot.discord.settings.moderation",
@@ -122,7 +122,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class FeatureButton:
+class ButtonDeclaration:
     """A button under a job. `kind`: letters, the beginning of its id.
 
     `action`: its row in the table of permissions, asked about the job. `submit`: takes the form that is named as the
@@ -131,12 +131,13 @@ class FeatureButton:
 
     kind: str
     action: Action
-    press: Callable[[Any, Button, JobView], Awaitable[None]]
+    press: Callable[[Any, Button, Any], Awaitable[None]]
     submit: Callable[[Any, FormSubmission, JobView], Awaitable[None]] | None = None
+    style: discord.ButtonStyle = discord.ButtonStyle.secondary
 
 
 @cache
-def load_feature_buttons() -> Mapping[str, FeatureButton]:
+def load_feature_buttons() -> Mapping[str, ButtonDeclaration]:
     """Return the buttons of all features by their kind."""
     return merge_rows({}, *({button.kind: button} for buttons in _list_attributes("BUTTONS") for button in buttons))
 

@@ -18,10 +18,11 @@ import logging
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from logging import Logger
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
+from urllib.parse import quote
 
 import discord
 
@@ -30,11 +31,14 @@ from bot.discord.cards.job_cards import LONG_JOB_SECONDS, message_link
 from bot.domain.dto import AcceptedJob, Destination, Member
 from bot.domain.errors import UserError
 from bot.domain.texts import format_duration
+from bot.jobs.init_images import RemoteFile
+from bot.pictures.uploads.upload_decoder import MAX_UPLOAD_BYTES
 from bot.policy.limits import too_often
 from bot.policy.permissions import PRIVATE_JOB, Action, forbidden_reason, job_ref
 
 if TYPE_CHECKING:
     from bot.discord.client import Interaction
+    from bot.domain.dto import JobView
 
 log = logging.getLogger(__name__)
 JobSubmitter = Callable[[Member, Destination], Awaitable[Sequence[AcceptedJob]]]
@@ -227,10 +231,6 @@ async def send_ephemeral(interaction: Interaction, text: str) -> None:
     await interaction.delete_original_response()
 
 
-if TYPE_CHECKING:
-    from bot.domain.dto import JobView, Member
-
-
 PERMISSIONS_AFTER_TOKEN = {  # needed once the token has expired or its message is gone; the values are Discord's names
     "view_channel": "View Channel",
     "send_messages": "Send Messages",
@@ -330,11 +330,6 @@ def refusal_reason(reason: str, view: JobView | None) -> str:
     return THREAD_HIDDEN if view.thread else CHANNEL_HIDDEN
 
 
-if TYPE_CHECKING:
-    import discord
-
-    from bot.domain.dto import JobView, Member
-
 CHARGED = "charged"  # in an interaction's extras: its member's rate has paid for it
 # They make jobs, or cost as much: the services check the rules.
 SELF_CHECKED_ACTIONS: tuple[Action, ...] = ("imagine", "blend", "describe", "reproduce")
@@ -379,3 +374,36 @@ async def report_errors(interaction: Interaction, log: Logger, message: str, *ar
     except Exception:
         log.exception(message, *args)
         await send_error(interaction)
+
+
+MAX_FILE_BYTES = MAX_UPLOAD_BYTES  # bytes of one picture
+DOWNLOAD_FAILED = "Discord did not let me download {}. Please send it again."
+
+
+class DiscordFile(Protocol):
+    """Discord's description of a file: size in bytes and address."""
+
+    @property
+    def url(self) -> str: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def filename(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class UploadedFile:
+    """A file from a submitted form."""
+
+    url: str
+    size: int
+    filename: str
+
+
+def to_remote_file(file: DiscordFile) -> RemoteFile:
+    """Return a reference that the services fetch later. Raises `UserError` (413) for a file that is too large."""
+    if file.size > MAX_FILE_BYTES:
+        text = f"{file.filename[:60]} has {file.size / 2**20:.1f} MiB, and the limit is {MAX_FILE_BYTES // 2**20} MiB."
+        raise UserError(text, 413)
+    ascii_url = "".join(letter if letter.isascii() else quote(letter) for letter in file.url)  # as HTTP sends it
+    return RemoteFile(ascii_url, file.size, DOWNLOAD_FAILED.format(file.filename[:60] or "the file"))

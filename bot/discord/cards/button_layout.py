@@ -8,53 +8,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Literal, get_args
 
 from bot.domain.dto import JobAction, JobView
 from bot.jobs.recipe import can_interpolate
 from bot.pictures import moderation_status
 from engine.contract import Recipe, is_draft, list_final_images
 
-ButtonKind = Literal[
-    "up",
-    "vary",
-    "subtle",
-    "strong",
-    "reroll",
-    "remix",
-    "film",
-    "favour",
-    "report",
-    "delete",
-    "erase",
-    "cancel",
-    "look",
-    "approve",
-    "deny",
-    "show",
-    "dismiss",
-    "more",
-    "zoomsome",
-    "zoomtwice",
-    "panleft",
-    "panright",
-    "panup",
-    "pandown",
-    "edit",
-    "branch",
-    "square",
-    "compare",
-    "walk",
-    "finish",
-    "keep",
-    "say",
-    "again",
-]
-BUTTON_KINDS: tuple[ButtonKind, ...] = get_args(ButtonKind)
 BUTTON_EMOJI: Mapping[str, str] = MappingProxyType(
     {"reroll": "🔄", "remix": "✏️", "film": "🎞️", "favour": "❤️", "report": "🚩", "delete": "🗑️"}
 )
-PICTURE_ACTION_LABELS: Mapping[ButtonKind, str] = MappingProxyType(  # the actions on one picture, with their labels
+PICTURE_ACTION_LABELS: Mapping[str, str] = MappingProxyType(  # the actions on one picture, with their labels
     {
         "zoomsome": "Zoom out 1.5×",
         "zoomtwice": "Zoom out 2×",
@@ -68,7 +31,7 @@ PICTURE_ACTION_LABELS: Mapping[ButtonKind, str] = MappingProxyType(  # the actio
         "compare": "Compare",
     }
 )
-COMMON_ACTION_LABELS: Mapping[ButtonKind, str] = MappingProxyType(
+COMMON_ACTION_LABELS: Mapping[str, str] = MappingProxyType(
     {kind: label for kind, label in PICTURE_ACTION_LABELS.items() if kind not in ("square", "compare")}
 )
 COMPARABLE_ACTIONS: frozenset[JobAction] = frozenset(
@@ -82,8 +45,8 @@ DIRECT_GUILD_PREFIX = "discord:dm:"  # prefix of a direct conversation's guild i
 class Button:
     """A button whose custom id carries all that a press needs, so that it works after any restart.
 
-    `kind`: a `ButtonKind`, or of a feature's button. `index`: of a picture, or an incident. `sign`: an emoji, where its
-    kind has none.
+    `kind`: of a row of `bot.discord.components.buttons.BUTTONS`. `index`: of a picture, or an incident. `sign`: an
+    emoji, where its kind has none.
     """
 
     kind: str
@@ -106,15 +69,12 @@ class Button:
 ButtonRow = tuple[Button, ...]
 
 
-def picture_action_kinds(view: JobView, index: int) -> tuple[ButtonKind, ...]:
+def picture_action_kinds(view: JobView, index: int) -> tuple[str, ...]:
     """Return the actions on one picture: without `square` for a square, without `compare` if it has no source."""
     picture = next((candidate for candidate in view.pictures if candidate.index == index), None)
     is_square = picture is None or picture.width == picture.height
-    excluded_kinds: set[ButtonKind] = {
-        *(("square",) if is_square else ()),
-        *(() if view.action in COMPARABLE_ACTIONS else ("compare",)),
-    }
-    return tuple(kind for kind in PICTURE_ACTION_LABELS if kind not in excluded_kinds)
+    is_shown = {"square": not is_square, "compare": view.action in COMPARABLE_ACTIONS}
+    return tuple(kind for kind in PICTURE_ACTION_LABELS if is_shown.get(kind, True))
 
 
 def build_cancel_rows(job: str) -> tuple[ButtonRow, ...]:

@@ -11,8 +11,8 @@ from discord import app_commands
 from bot.discord.commands import imagine
 from bot.discord.commands.queue import show_details
 from bot.discord.commands.reproduce import reproduce_job
-from bot.discord.components.forms import create_form, form_id, open_form, parse_submission, text_field
-from bot.discord.components.reports import open_report_form
+from bot.discord.components.forms import create_form, form_id, open_form, parse_submission, prompt_field
+from bot.discord.components.review_buttons import open_report_form
 from bot.discord.declarations import declare
 from bot.discord.job_choice import find_shown_job, require_shown_job
 from bot.discord.responses import reply_on_error, report_errors, require_permission
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-MAX_PROMPT = 2000  # characters, as /imagine takes them
 # the id of a form about no job
 FORM_NAME = "prompt"
 NO_JOB_ID = "0" * 26
@@ -47,11 +46,8 @@ async def use_as_prompt(interaction: Interaction, message: discord.Message) -> N
     """Open a form with the prompt of the bot's own message, or with the text of any other message."""
     async with reply_on_error(interaction):
         prompt = await _prompt_of(interaction, message)
-        modal = create_form("Use as prompt", form_id(FORM_NAME, NO_JOB_ID))
-        modal.add_item(
-            text_field(FORM_NAME, "Prompt", "Flags like --ar 3:2 work here too", value=prompt, max_length=MAX_PROMPT)
-        )
-        await open_form(interaction, modal)
+        field = prompt_field(FORM_NAME, "Prompt", "Flags like --ar 3:2 work here too", prompt)
+        await open_form(interaction, create_form("Use as prompt", form_id(FORM_NAME, NO_JOB_ID), field))
 
 
 @app_commands.context_menu(name="Report", extras=declare(rate="report"))

@@ -17,11 +17,10 @@ import discord
 from discord import app_commands
 from discord.app_commands import Choice, Range
 
-from bot.discord.attachments import to_remote_file
 from bot.discord.components import branches
 from bot.discord.declarations import declare
 from bot.discord.job_choice import MAX_CHOICE_CHARS, MAX_CHOICES, recent_jobs_autocomplete
-from bot.discord.responses import member_of, reply_on_error, respond_with_jobs
+from bot.discord.responses import member_of, reply_on_error, respond_with_jobs, to_remote_file
 from bot.domain.errors import UserError
 from bot.jobs.init_images import InitImages
 from bot.prompt import format_default_cost

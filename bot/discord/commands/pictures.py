@@ -12,11 +12,10 @@ import discord
 from discord import app_commands
 from discord.app_commands import Choice, Range
 
-from bot.discord.attachments import to_remote_file
 from bot.discord.commands import imagine
 from bot.discord.commands.imagine import MIN_STRENGTH, submit_prompt
 from bot.discord.declarations import declare
-from bot.discord.responses import reply_on_error, respond_with_jobs
+from bot.discord.responses import reply_on_error, respond_with_jobs, to_remote_file
 from bot.domain.errors import UserError
 from bot.jobs.init_images import InitImages
 from bot.prompt.flag_values import MIN_FRAMES

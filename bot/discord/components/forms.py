@@ -1,4 +1,4 @@
-"""Forms that work after a restart: the custom id holds what they ask about, and no form stays in memory.
+"""Forms and menus that work after a restart: the custom id holds what they ask about, and none stays in memory.
 
 discord.py would keep every form that a member opened and dismissed, and lose them all with the process. Knows fields,
 ids and what a job's prompt field is filled in with; knows nothing of what is done with the input.
@@ -6,15 +6,17 @@ ids and what a job's prompt field is filled in with; knows nothing of what is do
 
 from __future__ import annotations
 
+import logging
 import re
+from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 import discord
 from discord import ui
 
-from bot.discord.attachments import UploadedFile
+from bot.discord.responses import UploadedFile, report_errors
 from bot.domain.errors import UserError
 from bot.prompt.change_texts import final_prompt, prompt_at_step
 from bot.prompt.flags import split_flags
@@ -53,9 +55,12 @@ def form_id(form_name: str, job: str, mode: str = "", index: int | None = None, 
     return f"{form_name}-form:{job}:{mode}" + "".join(f":{number}" for number in (index, step) if number is not None)
 
 
-def create_form(title: str, custom_id: str) -> ui.Modal:
-    """Return an empty form."""
-    return ui.Modal(title=title[:MAX_TITLE], custom_id=custom_id)
+def create_form(title: str, custom_id: str, *fields: ui.Item[Any]) -> ui.Modal:
+    """Return a form with these fields."""
+    form = ui.Modal(title=title[:MAX_TITLE], custom_id=custom_id)
+    for each in fields:
+        form.add_item(each)
+    return form
 
 
 def text_field(
@@ -74,6 +79,16 @@ def text_field(
         custom_id=name, style=style, default=value[:max_length] or None, required=required, max_length=max_length
     )
     return ui.Label(text=label, description=description or None, component=text_input)
+
+
+def prompt_field(name: str, label: str, description: str, value: str = "", *, required: bool = True) -> ui.Label[Any]:
+    """Return a text field that takes as much as `/imagine` does."""
+    return text_field(name, label, description, value=value, max_length=MAX_PROMPT, required=required)
+
+
+def short_field(name: str, label: str, description: str, max_length: int) -> ui.Label[Any]:
+    """Return an optional field of one line."""
+    return text_field(name, label, description, max_length=max_length, required=False, single_line=True)
 
 
 def upload_field(name: str, label: str, description: str = "") -> ui.Label[Any]:
@@ -157,3 +172,38 @@ def _iterate_fields(nodes: Iterable[Any]) -> Iterator[tuple[str, str, list[str]]
                 str(node.get("value") or ""),
                 [str(file_id) for file_id in node.get("values") or ()],
             )
+
+
+log = logging.getLogger(__name__)
+
+
+class PictureSelect(ui.DynamicItem[ui.Select[Any]], template=""):
+    """A select with the custom id `prefix:job:index`. Job and index alone must make one, too: a press has no more."""
+
+    _prefix: ClassVar[str]
+
+    def __init_subclass__(cls, *, prefix: str) -> None:
+        super().__init_subclass__(template=rf"{prefix}:(?P<job>[0-9A-HJKMNP-TV-Z]{{26}}):(?P<index>[0-3])")
+        cls._prefix = prefix
+
+    def __init__(
+        self, job: str, index: int, placeholder: str = "", options: Sequence[discord.SelectOption] = ()
+    ) -> None:
+        custom_id = f"{self._prefix}:{job}:{index}"
+        super().__init__(ui.Select(placeholder=placeholder, options=list(options), custom_id=custom_id))
+        self.job = job
+        self.index = index
+
+    @classmethod
+    async def from_custom_id(
+        cls, interaction: discord.Interaction[Any], item: ui.Item[Any], match: re.Match[str], /
+    ) -> Self:
+        return cls(match["job"], int(match["index"]))
+
+    async def callback(self, interaction: discord.Interaction[Any]) -> None:
+        async with report_errors(interaction, log, "job %s: a choice of its menu %s failed", self.job, self._prefix):
+            await self.handle_choice(interaction, str(((interaction.data or {}).get("values") or [""])[0]))
+
+    @abstractmethod
+    async def handle_choice(self, interaction: Interaction, choice: str) -> None:
+        """Do what the chosen value means. Raises `UserError`."""

@@ -16,13 +16,13 @@ import discord
 from discord import ui
 
 from bot.discord.components.forms import (
-    MAX_PROMPT,
     FormSubmission,
     choice_field,
     create_form,
     form_id,
     open_form,
-    text_field,
+    prompt_field,
+    short_field,
 )
 from bot.discord.components.picture_actions import submit_once
 from bot.discord.responses import NO_MENTIONS, member_of, report_errors, require_permission, send_ephemeral
@@ -34,10 +34,9 @@ from bot.prompt.concepts import MAX_WEIGHT
 from engine.contract import Recipe, list_final_images, recipe_at_end
 
 if TYPE_CHECKING:
-    from bot.discord.cards.button_layout import Button, ButtonKind
+    from bot.discord.cards.button_layout import Button
     from bot.discord.client import Interaction
     from bot.domain.dto import JobView
-    from bot.policy.permissions import Action
 
 log = logging.getLogger(__name__)
 
@@ -52,19 +51,6 @@ MIN_GUIDANCE = 1.0
 MAX_GUIDANCE = 30.0
 GUIDANCE_CHOICES = (("same", "as it is"), ("less", "less: freer"), ("more", "more: closer to the words"))
 GUIDANCE_FACTORS: Mapping[str, float] = MappingProxyType({"less": 2 / 3, "more": 3 / 2})
-STEERING_ACTIONS: Mapping[ButtonKind, Action] = MappingProxyType(
-    {"keep": "steer", "say": "steer", "again": "reproduce"}
-)
-
-
-async def run_steering_press(interaction: Interaction, button: Button, view: JobView) -> None:
-    """Do what a button under a developing picture asks for. Raises `UserError`."""
-    if button.kind == "keep":
-        await open_keep_menu(interaction, view)
-    elif button.kind == "say":
-        await open_say_form(interaction, view)
-    else:
-        await submit_again(interaction, button, view)
 
 
 def _developing_recipe(view: JobView) -> Recipe:
@@ -129,14 +115,14 @@ async def open_say_form(interaction: Interaction, view: JobView) -> None:
 
 def build_say_form(job: str) -> ui.Modal:
     """Return the form: words, their weight, and less or more guidance."""
-    modal = create_form("Say more", form_id("say", job))
-    modal.add_item(
-        text_field("words", "Words", "From now on the picture follows them too", max_length=MAX_PROMPT, required=False)
-    )
     weight_help = "With one, the words are a part of their own; -1 steers away from them"
-    modal.add_item(text_field("weight", "Weight", weight_help, max_length=8, required=False, single_line=True))
-    modal.add_item(choice_field("guidance", "Guidance", GUIDANCE_CHOICES))
-    return modal
+    return create_form(
+        "Say more",
+        form_id("say", job),
+        prompt_field("words", "Words", "From now on the picture follows them too", required=False),
+        short_field("weight", "Weight", weight_help, 8),
+        choice_field("guidance", "Guidance", GUIDANCE_CHOICES),
+    )
 
 
 async def submit_words(interaction: Interaction, submission: FormSubmission, view: JobView) -> None:

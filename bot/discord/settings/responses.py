@@ -34,7 +34,6 @@ Entry = TypeVar("Entry")
 
 TOO_SLOW = "That took too long to open. Please try again."
 UNKNOWN_CARD = "This card is of another version of the bot. /settings show opens a new one."
-HANDLED_TYPES = (discord.InteractionType.component, discord.InteractionType.modal_submit)
 SELECT_FIELD = ""  # the field name of a select's choice
 ID_PREFIX = "settings"
 LAYOUT_CHARACTERS = 3900  # characters of text that one layout may hold, of Discord's 4000
@@ -169,7 +168,7 @@ async def dispatch_press(interaction: Interaction) -> None:
     """Do what a press on one of our cards asks for; ignore other interactions."""
     data: Any = interaction.data or {}
     prefix, _, rest = str(data.get("custom_id", "")).partition(":")
-    if interaction.type not in HANDLED_TYPES or prefix != ID_PREFIX:
+    if prefix != ID_PREFIX:
         return
     name, *parts = rest.split(":")
     handler = HANDLERS.get(name)

@@ -16,7 +16,7 @@ from bot.discord.cards import pictures
 from bot.discord.cards.button_layout import MAX_ROW_BUTTONS, Button, ButtonRow
 from bot.discord.cards.job_cards import MAX_CONTENT, Card
 from bot.discord.components.forms import FormSubmission, create_form, form_id, open_form, text_field
-from bot.discord.declarations import FeatureButton, declare
+from bot.discord.declarations import ButtonDeclaration, declare
 from bot.discord.responses import member_of, reply_on_error, require_permission, respond_with_jobs, send_ephemeral
 from bot.domain.errors import UserError
 from bot.domain.texts import escape_discord, shorten
@@ -209,8 +209,8 @@ def _add_lines(content: str, lines: Sequence[str]) -> str:
 
 
 BUTTONS = (
-    FeatureButton("speak", "party", open_phrase_form, submit_phrase),
-    FeatureButton("voteup", "party", partial(press_vote, 1)),
-    FeatureButton("votedown", "party", partial(press_vote, -1)),
+    ButtonDeclaration("speak", "party", open_phrase_form, submit_phrase),
+    ButtonDeclaration("voteup", "party", partial(press_vote, 1)),
+    ButtonDeclaration("votedown", "party", partial(press_vote, -1)),
 )
 REACTIONS = {"👍": partial(react_with_vote, 1), "👎": partial(react_with_vote, -1)}
