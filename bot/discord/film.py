@@ -94,13 +94,11 @@ async def film(
         await send_film(interaction, view, FilmRequest(film_type, parse_film_format(format), picture - 1))
 
 
-@film.autocomplete("job")
-async def suggest_jobs(interaction: Interaction, current: str) -> list[app_commands.Choice[str]]:
-    return await recent_jobs_autocomplete(_has_film)(interaction, current)
-
-
 def _has_film(view: JobView) -> bool:
     return view.state == "finished" and bool(view.ladder_images) and view.deleted_at is None
+
+
+film.autocomplete("job")(recent_jobs_autocomplete(_has_film))
 
 
 async def _is_public(interaction: Interaction, view: JobView) -> bool:

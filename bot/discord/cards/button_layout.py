@@ -5,7 +5,7 @@ It knows jobs and Discord's limits, but not what a press does (`bot.discord.comp
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -30,9 +30,6 @@ PICTURE_ACTION_LABELS: Mapping[str, str] = MappingProxyType(  # the actions on o
         "square": "Make square",
         "compare": "Compare",
     }
-)
-COMMON_ACTION_LABELS: Mapping[str, str] = MappingProxyType(
-    {kind: label for kind, label in PICTURE_ACTION_LABELS.items() if kind not in ("square", "compare")}
 )
 COMPARABLE_ACTIONS: frozenset[JobAction] = frozenset(
     {"branch", "edit", "vary", "remix", "finish", "upscale"}
@@ -108,7 +105,8 @@ def build_finished_rows(view: JobView) -> tuple[ButtonRow, ...]:
     moderators cannot be finished yet: their buttons take its row.
     """
     review_rows = build_review_rows(view, with_look=True)
-    finish = ((Button("finish", view.id, "Finish it"),),) if _is_draft(view) and not review_rows else ()
+    is_drafted = isinstance(view.task, Recipe) and is_draft(view.task)
+    finish = ((Button("finish", view.id, "Finish it"),),) if is_drafted and not review_rows else ()
     return (*_build_picture_rows(view), _build_job_row(view), *finish, *review_rows)
 
 
@@ -127,19 +125,11 @@ def _build_picture_rows(view: JobView) -> tuple[ButtonRow, ...]:
     if not isinstance(view.task, Recipe):
         subtle = Button("subtle", view.id, "Vary (Subtle)", 0)
         strong = Button("strong", view.id, "Vary (Strong)", 0)
-        zoom_1_5, zoom_twice, *pans, edit, branch = (
-            Button(kind, view.id, label, 0) for kind, label in COMMON_ACTION_LABELS.items()
+        zoom_1_5, zoom_twice, *pans, edit, branch, square, compare = (
+            Button(kind, view.id, label, 0) for kind, label in PICTURE_ACTION_LABELS.items()
         )
-        rare_buttons = tuple(
-            Button(kind, view.id, PICTURE_ACTION_LABELS[kind], 0)
-            for kind in picture_action_kinds(view, 0)
-            if kind not in COMMON_ACTION_LABELS
-        )
-        return (
-            (subtle, strong, zoom_1_5, zoom_twice, branch),
-            (*pans, edit),
-            *((rare_buttons,) if rare_buttons else ()),
-        )
+        rare = tuple(each for each in (square, compare) if each.kind in picture_action_kinds(view, 0))
+        return (subtle, strong, zoom_1_5, zoom_twice, branch), (*pans, edit), *((rare,) if rare else ())
     ups = tuple(Button("up", view.id, f"U{picture.index + 1}", picture.index) for picture in view.pictures)
     varies = tuple(Button("vary", view.id, f"V{picture.index + 1}", picture.index) for picture in view.pictures)
     more = (Button("more", view.id, "More…"),) if varies else ()
@@ -153,23 +143,16 @@ def _build_job_row(view: JobView) -> ButtonRow:
     """
     is_single = len(view.pictures) == 1
     is_upscale = not isinstance(view.task, Recipe)
+    can_walk = isinstance(view.task, Recipe) and can_interpolate(view.task) and len(view.pictures) > 1
     author_only = view.is_private or view.guild.startswith(DIRECT_GUILD_PREFIX)
     return (
         Button("remix", view.id, "Remix", 0 if is_upscale else None),
         *((Button("film", view.id, "Film"),) if view.ladder_images else ()),
-        *((Button("walk", view.id, "Walk"),) if _can_interpolate(view) else ()),
+        *((Button("walk", view.id, "Walk"),) if can_walk else ()),
         *((Button("favour", view.id, index=view.pictures[0].index),) if is_single else ()),
         *(() if author_only else (Button("report", view.id),)),
         Button("delete", view.id),
     )
-
-
-def _is_draft(view: JobView) -> bool:
-    return isinstance(view.task, Recipe) and is_draft(view.task)
-
-
-def _can_interpolate(view: JobView) -> bool:
-    return isinstance(view.task, Recipe) and can_interpolate(view.task) and len(view.pictures) > 1
 
 
 def build_review_rows(view: JobView, *, with_look: bool = False) -> tuple[ButtonRow, ...]:
@@ -181,4 +164,9 @@ def build_review_rows(view: JobView, *, with_look: bool = False) -> tuple[Button
         buttons.append(Button("approve", view.id, f"Show{number}", picture.index))
         if not picture.reviewed:
             buttons.append(Button("deny", view.id, f"Keep{number} hidden", picture.index))
+    return split_rows(buttons)
+
+
+def split_rows(buttons: Sequence[Button]) -> tuple[ButtonRow, ...]:
+    """Return the buttons in as few rows as Discord allows."""
     return tuple(tuple(buttons[start : start + MAX_ROW_BUTTONS]) for start in range(0, len(buttons), MAX_ROW_BUTTONS))

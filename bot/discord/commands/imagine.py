@@ -1,10 +1,7 @@
 """`/imagine`, with an init image or a branch, and its autocomplete.
 
 Nothing here waits for the engine: the job service admits the request, the response goes out, the courier does the rest.
-
-Autocomplete choices of `/imagine`: samplers with advice, LoRAs, controls and models.
-
-Pure but for discord's choices. It knows a model by what its workers announce.
+Its choices know a model by what its workers announce.
 """
 
 from __future__ import annotations
@@ -29,7 +26,7 @@ from engine.contract.samplers import SAMPLER_ROWS
 
 if TYPE_CHECKING:
     from bot.discord.client import Interaction
-    from bot.domain.dto import AcceptedJob, Destination, Member
+    from bot.domain.dto import AcceptedJob, Destination, JobView, Member
     from engine.contract import ModelProfile, Sampler
 
 MIN_STRENGTH = 0.05  # the least strength of an init image
@@ -94,8 +91,8 @@ async def imagine(
     values = {"steps": steps, "seed": seed, "guidance": guidance, "sampler": sampler, "model": model, "count": count}
     values |= {"ar": aspect, "negative": negative, "fast": fast, "relax": relax, "interval": interval, "lora": lora}
     values |= {"strength": strength, "best": best, "turbo": turbo, "control": control, "draft": draft}
-    all_values: dict[str, Any] = values | {"evaluations": evaluations}
-    options = {name: value for name, value in all_values.items() if value is not None}
+    values |= {"evaluations": evaluations}
+    options: dict[str, Any] = {name: value for name, value in values.items() if value is not None}
     async with reply_on_error(interaction):
         if branch is not None and (image or mask or control_image or reference):
             raise UserError(BRANCH_WITH_IMAGE)
@@ -139,12 +136,11 @@ async def submit_prompt(
     await respond_with_jobs(interaction, submit)
 
 
-@imagine.autocomplete("branch")
-async def suggest_branches(interaction: Interaction, current: str) -> list[Choice[str]]:
-    """Suggest jobs with keyframes; a step can be typed behind."""
-    return await recent_jobs_autocomplete(lambda view: bool(view.ladder_images) and view.deleted_at is None)(
-        interaction, current
-    )
+def _has_keyframes(view: JobView) -> bool:
+    return bool(view.ladder_images) and view.deleted_at is None
+
+
+imagine.autocomplete("branch")(recent_jobs_autocomplete(_has_keyframes))
 
 
 @imagine.autocomplete("prompt")

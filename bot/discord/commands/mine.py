@@ -1,10 +1,7 @@
-"""`/mine`: a member's own jobs over all servers, five a page, shown to them only.
+"""`/mine`: a member's own jobs over all servers, five a page with thumbnails, shown to them only.
 
-Stateless: a button's id holds the page that it leads to; it always shows the presser's own jobs.
-
-The layout of a `/mine` page: a title, and a few short lines and a thumbnail for each job. Sends nothing.
-
-A job's thumbnail for a list: its pictures side by side, held ones blurred; rendered off the event loop.
+Stateless: a button's id holds the page that it leads to; it always shows the presser's own jobs. Held pictures are
+blurred.
 """
 
 from __future__ import annotations
@@ -85,18 +82,17 @@ async def _show_page(interaction: Interaction, job_filter: HistoryFilter, page_n
 
 def _navigation_rows(page: HistoryPage, now: float) -> list[list[ui.Item[Any]]]:
     """Return the rows below a page: a select of its jobs, the filters, the pages before and after."""
-    rows: list[list[ui.Item[Any]]] = [
-        [JobSelect([(entry.view.id, job_label(entry.view, now=now)) for entry in page.entries])]
-    ]
-    rows.append(
-        [PageButton(job_filter, 1, "f", is_current=page.filter_name == job_filter) for job_filter in FILTER_TITLES]
-    )
-    newer = PageButton(page.filter_name, max(1, page.number - 1), "n", is_current=page.number == 1)
-    older = PageButton(
-        page.filter_name, min(page.page_count, page.number + 1), "o", is_current=page.number == page.page_count
-    )
-    rows.append([newer, older])
-    return [row for row, is_shown in zip(rows, (page.entries, True, page.page_count > 1), strict=True) if is_shown]
+    rows: list[list[ui.Item[Any]]] = []
+    if page.entries:
+        rows.append([JobSelect([(entry.view.id, job_label(entry.view, now=now)) for entry in page.entries])])
+    rows.append([PageButton(each, 1, "f", is_current=page.filter_name == each) for each in FILTER_TITLES])
+    if page.page_count > 1:
+        number = page.number
+        newer = PageButton(page.filter_name, max(1, number - 1), "n", is_current=number == 1)
+        last = page.page_count
+        older = PageButton(page.filter_name, min(last, number + 1), "o", is_current=number == last)
+        rows.append([newer, older])
+    return rows
 
 
 class PageButton(ui.DynamicItem[ui.Button[Any]], template=r"mine:(?P<which>[a-z]+):(?P<number>\d{1,6}):(?P<way>[fno])"):

@@ -184,14 +184,7 @@ async def walk(
 
 def join_prompts(start: str, end: str, frames: int) -> str:
     """Return one prompt with the words and flags of both. Raises `UserError` if one has no words."""
-    (first_prompt, first_flags), (last_prompt, last_flags) = _split_walk_flags(start), _split_walk_flags(end)
-    return " ".join(
-        part for part in (first_prompt, first_flags, last_flags, f"--frames {frames} --walk {last_prompt}") if part
-    )
-
-
-def _split_walk_flags(text: str) -> tuple[str, str]:
-    prompt, flags = split_at_flags(text)
-    if not prompt:
+    (first_prompt, first_flags), (last_prompt, last_flags) = split_at_flags(start), split_at_flags(end)
+    if not first_prompt or not last_prompt:
         raise UserError("Both prompts need words before any flag.")
-    return prompt, flags
+    return " ".join(filter(None, (first_prompt, first_flags, last_flags, f"--frames {frames} --walk {last_prompt}")))

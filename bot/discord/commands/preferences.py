@@ -15,6 +15,7 @@ from discord import app_commands
 from discord.app_commands import Choice, Range
 
 from bot.discord.declarations import declare, list_preference_commands
+from bot.discord.job_choice import MAX_CHOICE_CHARS
 from bot.discord.responses import member_of, reply_on_error, send_ephemeral
 from bot.domain.texts import escape_discord
 from bot.jobs.preferences import CHOICES, MAX_SUFFIX, NAMES, Preference
@@ -93,16 +94,12 @@ async def _toggle_preference(interaction: Interaction, name: str) -> None:
 async def suggest_values(interaction: Interaction, current: str) -> list[Choice[str]]:
     """Suggest values of the chosen preference."""
     name = str(getattr(interaction.namespace, "name", None) or "")
-    if name == "suffix" or name not in NAMES:
-        current_suffix = (
-            await interaction.client.services.preferences.load_preference(member_of(interaction).id)
-        ).suffix
-        return (
-            [Choice(name=current_suffix[:100], value=current_suffix[:100])]
-            if name == "suffix" and current_suffix and not current
-            else []
-        )
-    return [Choice(name=word, value=word) for word in CHOICES.get(name, ("on", "off")) if current.casefold() in word]
+    if name == "suffix":
+        preferences = await interaction.client.services.preferences.load_preference(member_of(interaction).id)
+        suffix = preferences.suffix[:MAX_CHOICE_CHARS]
+        return [Choice(name=suffix, value=suffix)] if suffix and not current else []
+    words = CHOICES.get(name, ("on", "off")) if name in NAMES else ()
+    return [Choice(name=word, value=word) for word in words if current.casefold() in word]
 
 
 def render_preferences(preferences: Preference, mention: Callable[[str], str]) -> str:
@@ -127,26 +124,18 @@ TURBO_TEXT = """Turbo is not a speed here; yours is unchanged. For a quicker pic
 it takes 4 steps. {fast} keeps your jobs in the usual queue."""
 
 
-async def _prefer(interaction: Interaction, name: str, value: str) -> None:
-    async with reply_on_error(interaction):
-        preferences = await interaction.client.services.preferences.set_preference(
-            member_of(interaction).id, name, value
-        )
-        await send_ephemeral(interaction, f"From now on: {render_preference(name, preferences)}")
-
-
 @app_commands.command(
     description="From now on use the usual queue, which counts against your limit", extras=declare("prefer")
 )
 async def fast(interaction: Interaction) -> None:
-    await _prefer(interaction, "speed", "fast")
+    await _set_preference(interaction, "speed", "fast")
 
 
 @app_commands.command(
     description="From now on use the relaxed queue, which does not count against your limit", extras=declare("prefer")
 )
 async def relax(interaction: Interaction) -> None:
-    await _prefer(interaction, "speed", "relaxed")
+    await _set_preference(interaction, "speed", "relaxed")
 
 
 @app_commands.command(description="Says why there is no third speed, and what is quicker", extras=declare("prefer"))
@@ -160,9 +149,9 @@ async def turbo(interaction: Interaction) -> None:
     description="From now on only you see your results, where the server's rules allow it", extras=declare("prefer")
 )
 async def stealth(interaction: Interaction) -> None:
-    await _prefer(interaction, "results", "private")
+    await _set_preference(interaction, "results", "private")
 
 
 @app_commands.command(description="From now on everybody in the channel sees your results", extras=declare("prefer"))
 async def public(interaction: Interaction) -> None:
-    await _prefer(interaction, "results", "public")
+    await _set_preference(interaction, "results", "public")

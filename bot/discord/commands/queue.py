@@ -67,9 +67,7 @@ async def cancel(interaction: Interaction, job: Range[str, 1, MAX_CHOICE_CHARS])
         await send_ephemeral(interaction, f"**{prompt}**\n{text}")
 
 
-@cancel.autocomplete("job")
-async def suggest_jobs(interaction: Interaction, current: str) -> list[app_commands.Choice[str]]:
-    return await suggest_open_jobs(interaction, current)
+cancel.autocomplete("job")(suggest_open_jobs)
 
 
 async def _cancel_all(interaction: Interaction) -> str:
@@ -113,9 +111,7 @@ async def show_info(interaction: Interaction, job: Range[str, 1, 300] | None = N
         await send_ephemeral(interaction, await _render_overview(interaction))
 
 
-@show_info.autocomplete("job")
-async def suggest_recent_jobs(interaction: Interaction, current: str) -> list[app_commands.Choice[str]]:
-    return await recent_jobs_autocomplete(lambda _: True)(interaction, current)
+show_info.autocomplete("job")(recent_jobs_autocomplete(lambda _: True))
 
 
 async def show_details(interaction: Interaction, view: JobView) -> None:

@@ -29,9 +29,7 @@ async def reproduce(interaction: Interaction, job: Range[str, 1, 300]) -> None:
         )
 
 
-@reproduce.autocomplete("job")
-async def suggest_jobs(interaction: Interaction, current: str) -> list[app_commands.Choice[str]]:
-    return await recent_jobs_autocomplete(lambda view: isinstance(view.task, Recipe))(interaction, current)
+reproduce.autocomplete("job")(recent_jobs_autocomplete(lambda view: isinstance(view.task, Recipe)))
 
 
 async def reproduce_job(interaction: Interaction, view: JobView) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import discord
 
 from bot.discord.cards import button_layout, job_cards, pictures
-from bot.discord.cards.button_layout import MAX_ROW_BUTTONS, Button
+from bot.discord.cards.button_layout import Button
 from bot.discord.cards.job_cards import MAX_CONTENT, NO_PROMPT, Card, message_link, render_refusal
 from bot.discord.cards.pictures import UPLOAD_LIMIT, PictureFile, to_discord_file
 from bot.discord.components.deletion import delete_films
@@ -188,12 +188,8 @@ def _list_card(views: Sequence[JobView]) -> Card:
         texts.append(f"`{number}.` {_render_title(view)} · {len(held_images(view))} held")
         buttons.append(Button("look", view.id, f"Look at {number}"))
         if len("\n".join(texts)) > MAX_CONTENT:
-            return Card("\n".join(texts[:-1]), _to_rows(buttons[:-1]))
-    return Card("\n".join(texts) or NOTHING_HELD, _to_rows(buttons))
-
-
-def _to_rows(buttons: Sequence[Button]) -> tuple[tuple[Button, ...], ...]:
-    return tuple(tuple(buttons[start : start + MAX_ROW_BUTTONS]) for start in range(0, len(buttons), MAX_ROW_BUTTONS))
+            return Card("\n".join(texts[:-1]), button_layout.split_rows(buttons[:-1]))
+    return Card("\n".join(texts) or NOTHING_HELD, button_layout.split_rows(buttons))
 
 
 def _render_title(view: JobView) -> str:
