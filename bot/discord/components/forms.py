@@ -10,6 +10,7 @@ import logging
 import re
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
@@ -93,35 +94,22 @@ def short_field(name: str, label: str, description: str, max_length: int) -> ui.
 
 def upload_field(name: str, label: str, description: str = "") -> ui.Label[Any]:
     """Return a required field for one file."""
-    return ui.Label(
-        text=label, description=description or None, component=ui.FileUpload[Any](custom_id=name, max_values=1)
-    )
+    upload = ui.FileUpload[Any](custom_id=name, max_values=1)
+    return ui.Label(text=label, description=description or None, component=upload)
 
 
 def choice_field(name: str, label: str, options: Sequence[tuple[str, str]]) -> ui.Label[Any]:
     """Return a field that takes one of the options, each a value and its label; the first is chosen at the start."""
-    select = ui.Select[Any](
-        custom_id=name,
-        options=[
-            discord.SelectOption(value=value, label=title, default=position == 0)
-            for position, (value, title) in enumerate(options)
-        ],
-        required=False,
-    )
-    return ui.Label(text=label, component=select)
+    choices = [discord.SelectOption(value=value, label=title) for value, title in options]
+    choices[0].default = True
+    return ui.Label(text=label, component=ui.Select[Any](custom_id=name, options=choices, required=False))
 
 
 def prompt_without_flags(view: JobView, step: int | None = None) -> str:
-    """Return the prompt without flags: typed flags are in the recipe already. Of a steered job, that of a step, or of
-    its end.
-    """
-    whole_prompt = (
-        final_prompt(view.prompt, view.task) if step is None else prompt_at_step(view.prompt, view.task, step)
-    )
-    try:
-        prompt, _ = split_flags(whole_prompt)
-    except UserError:  # a negative prompt of its own field may look like an unknown flag
-        prompt = whole_prompt
+    """Return the prompt of a step, or of the end, without flags: these are in the recipe already."""
+    prompt = final_prompt(view.prompt, view.task) if step is None else prompt_at_step(view.prompt, view.task, step)
+    with suppress(UserError):  # a negative prompt of its own field may look like an unknown flag
+        prompt, _ = split_flags(prompt)
     return escape_braces(prompt)
 
 
@@ -167,11 +155,7 @@ def _iterate_fields(nodes: Iterable[Any]) -> Iterator[tuple[str, str, list[str]]
     for node in nodes:
         yield from _iterate_fields([*node.get("components", ()), *filter(None, [node.get("component")])])
         if "custom_id" in node:
-            yield (
-                node["custom_id"],
-                str(node.get("value") or ""),
-                [str(file_id) for file_id in node.get("values") or ()],
-            )
+            yield node["custom_id"], str(node.get("value") or ""), list(map(str, node.get("values") or ()))
 
 
 log = logging.getLogger(__name__)

@@ -93,18 +93,12 @@ class KeepSelect(ui.DynamicItem[ui.Select[Any]], template=r"stay:(?P<job>[0-9A-H
             values = [str(value) for value in (interaction.data or {}).get("values") or ()]
             if not values or not all(re.fullmatch("[0-3]", value) for value in values):
                 raise UserError("These are no images. Please press Keep… once more.")
-            await require_permission(
-                interaction, "steer", await interaction.client.services.job_views.load_view(self.job)
-            )
-            answer = await interaction.client.services.steering.amend(
-                self.job,
-                SteeringRequest(keep=tuple(sorted(map(int, values)))),
-                member_of(interaction),
-                f"keep:{interaction.id}",
-            )
-            await interaction.response.edit_message(
-                content=_confirm(answer.amendments), view=None, allowed_mentions=NO_MENTIONS
-            )
+            services = interaction.client.services
+            await require_permission(interaction, "steer", await services.job_views.load_view(self.job))
+            request = SteeringRequest(keep=tuple(sorted(map(int, values))))
+            answer = await services.steering.amend(self.job, request, member_of(interaction), f"keep:{interaction.id}")
+            text = _confirm(answer.amendments)
+            await interaction.response.edit_message(content=text, view=None, allowed_mentions=NO_MENTIONS)
 
 
 async def open_say_form(interaction: Interaction, view: JobView) -> None:
@@ -141,11 +135,9 @@ def read_say_form(submission: FormSubmission, recipe: Recipe) -> SteeringRequest
         raise UserError(NOTHING_SAID)
     guidance = None
     if factor is not None:
-        present = recipe_at_end(recipe).guidance
-        guidance = round(min(MAX_GUIDANCE, max(MIN_GUIDANCE, present * factor)), 2)
-    return SteeringRequest(
-        say=words, say_weight=_parse_weight(submission.fields.get("weight", "")) if words else None, guidance=guidance
-    )
+        guidance = round(min(MAX_GUIDANCE, max(MIN_GUIDANCE, recipe_at_end(recipe).guidance * factor)), 2)
+    weight = _parse_weight(submission.fields.get("weight", "")) if words else None
+    return SteeringRequest(say=words, say_weight=weight, guidance=guidance)
 
 
 def _parse_weight(text: str) -> float | None:
