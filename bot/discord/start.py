@@ -31,6 +31,7 @@ from bot.discord.delivery.discord_api import MessageClient, trace_rate_limits
 from bot.discord.delivery.edit_policy import EditPolicy
 from bot.discord.settings.responses import dispatch_press
 from bot.domain.concurrency import race
+from bot.services.front_end_actions import FrontEndActions
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -67,7 +68,7 @@ class RunningClient(DarkroomClient):
 
     async def setup_hook(self) -> None:
         self.add_dynamic_items(*list_dynamic_items())
-        self.services.front_end.connect(
+        self.services.get(FrontEndActions).connect(
             post_report=partial(review_buttons.post_report, self),
             delete_message=partial(delete_message, self, raise_unreachable=True),
         )

@@ -18,8 +18,7 @@ import torch
 from engine.batching.model_inputs import ModelInputs, PictureInput
 from engine.batching.trajectory import MaskedSource, Trajectory
 from engine.device.memory import copy_to_device
-from engine.models.family import Conditioning, Family, denoise
-from engine.models.guidance_norm import NormalizesGuidance
+from engine.models.family import Conditioning, Family, NormalizesGuidance, denoise
 from engine.models.picture_conditions import PictureRows
 from engine.sampling import COLUMNS
 

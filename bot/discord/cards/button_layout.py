@@ -149,7 +149,7 @@ def _build_job_row(view: JobView) -> ButtonRow:
         Button("remix", view.id, "Remix", 0 if is_upscale else None),
         *((Button("film", view.id, "Film"),) if view.ladder_images else ()),
         *((Button("walk", view.id, "Walk"),) if can_walk else ()),
-        *((Button("favour", view.id, index=view.pictures[0].index),) if is_single else ()),
+        *(Button("favour", view.id, index=picture.index) for picture in view.pictures if is_single),
         *(() if author_only else (Button("report", view.id),)),
         Button("delete", view.id),
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import io
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import discord
@@ -27,6 +27,7 @@ from bot.domain.texts import escape_discord
 from bot.pictures import grid
 from bot.pictures.moderation_status import held_images, hold_reasons
 from bot.services.moderation.moderation import MAX_REASON
+from bot.services.moderation.picture_review import PictureReview
 
 if TYPE_CHECKING:
     from discord import ui
@@ -47,7 +48,7 @@ UPDATE_FAILED = "Your decision is saved, but this message could not be updated."
 async def list_held_jobs(interaction: Interaction) -> None:
     """List the jobs with held pictures, each with a button to look; private ones too, whose cards they never see."""
     try:
-        views = await interaction.client.services.picture_review.list_waiting(member_of(interaction), MAX_LISTED)
+        views = await interaction.client.services.get(PictureReview).list_waiting(member_of(interaction), MAX_LISTED)
     except UserError as error:
         await send_refusal(interaction, error.sentence)
         return
@@ -60,7 +61,9 @@ async def show_held_pictures(interaction: Interaction, view: JobView) -> None:
     """Show the held pictures as spoilers to the presser only, with buttons to decide."""
     await interaction.response.defer(ephemeral=True, thinking=True)
     try:
-        pictures = await interaction.client.services.picture_review.load_held_pictures(view.id, member_of(interaction))
+        pictures = await interaction.client.services.get(PictureReview).load_held_pictures(
+            view.id, member_of(interaction)
+        )
     except UserError as error:
         await interaction.edit_original_response(content=render_refusal(error.sentence), allowed_mentions=NO_MENTIONS)
         return
@@ -78,7 +81,7 @@ async def decide_picture(interaction: Interaction, button: Button, _view: object
     client = interaction.client
     is_approved = button.kind == "approve"
     try:
-        view = await client.services.picture_review.decide(
+        view = await client.services.get(PictureReview).decide(
             button.job, button.index or 0, member_of(interaction), show=is_approved
         )
     except UserError as error:
@@ -108,10 +111,9 @@ async def _refresh_messages(interaction: Interaction, view: JobView) -> None:
     client = interaction.client
     pressed = interaction.message
     deliveries = await client.services.deliveries.list_deliveries(view.id)
-    roles: Iterator[DeliveryRole] = (
-        role for role, target in deliveries.items() if pressed and target.message == str(pressed.id)
-    )
-    pressed_role: DeliveryRole | None = next(roles, None)
+    roles: Iterator[DeliveryRole] = iter(deliveries)
+    pressed_id = None if pressed is None else str(pressed.id)
+    pressed_role: DeliveryRole | None = next((role for role in roles if deliveries[role].message == pressed_id), None)
     if pressed_role is None and pressed is not None and pressed.flags.ephemeral:
         card = _review_card(view)
         await interaction.edit_original_response(content=card.content, view=client.build_view(card))

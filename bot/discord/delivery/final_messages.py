@@ -28,6 +28,7 @@ from bot.discord.delivery.tracked_messages import NotifyPrefs, author_of
 from bot.domain.dto import DeliveryRole, Destination, JobView
 from bot.domain.errors import UserError
 from bot.domain.events import JobProgress, ModelLoading, QueueMoved
+from bot.pictures.uploads.upload_decoder import UploadDecoder
 
 if TYPE_CHECKING:
     from bot.discord.cards.job_cards import Card
@@ -148,7 +149,7 @@ class MessageSender:
         if not message.has_new_frames or not message.shows_frames:
             return card, None
         message.has_new_frames = False
-        return card, await pictures.render_preview(message.view, message.frames, self._services.worker_decoder)
+        return card, await pictures.render_preview(message.view, message.frames, self._services.get(UploadDecoder))
 
     async def next_destination(self, job: str, message: TrackedMessage) -> tuple[DeliveryRole, Address] | None:
         """Return the next destination to serve; None once the job is settled everywhere, which is then recorded.
