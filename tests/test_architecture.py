@@ -79,7 +79,6 @@ PURE = [
     "bot.discord.cards.job_cards",
     "bot.discord.delivery.tracked_messages",
     "bot.discord.cards.button_layout",
-    "bot.discord.settings.explanations",
     "bot.discord.settings.texts",
     "engine.batching.diffusion_classifier",
     "engine.contract",
@@ -237,8 +236,12 @@ def test_the_bot_imports_only_the_contract_of_the_engine() -> None:
         "engine.process.settings",
     }
     entry_points = {
-        "bot.cli.up.startup": {"engine.bus.embedded_broker", "engine.process.load_progress", "engine.process.system"},
-        "bot.cli.up.welcome": {"engine.hub.added_models"},
+        "bot.cli.up.startup": {
+            "engine.bus.embedded_broker",
+            "engine.hub.added_models",
+            "engine.process.load_progress",
+            "engine.process.system",
+        },
         "bot.cli.doctor": {"engine.bus.embedded_broker", "engine.worker.doctor"},
         **{edge: {"engine"} for edge in EDGES},
     }

@@ -34,7 +34,7 @@ MODULES = (
     "bot.discord.components.more_menu",
     "bot.discord.components.steering",
     "bot.discord.settings.commands",
-    "bot.discord.settings.moderation_commands",
+    "bot.discord.settings.moderation",
 )
 
 

@@ -22,6 +22,7 @@ from bot.discord.permissions import check_can_attach
 from bot.discord.responses import NO_MENTIONS, destination_of, member_of
 from bot.domain.errors import UserError
 from bot.domain.texts import escape_discord, shorten
+from bot.jobs.word_filter import WordFilter
 from bot.pictures.animation import check_film_format, parse_film_format
 from bot.pictures.gallery import NO_FILM
 from bot.services.moderation.visibility import can_publish
@@ -107,7 +108,7 @@ async def _is_public(interaction: discord.Interaction[DarkroomClient], view: Job
     try:
         async with asyncio.timeout(RULES_TIMEOUT):
             rules = await services.rule_admin.effective_rules(member)
-            return await can_publish(view, member, rules, services.word_filter)
+            return await can_publish(view, member, rules, services.get(WordFilter))
     except TimeoutError:
         return False
 

@@ -21,8 +21,7 @@ from engine.batching.model_inputs import ModelInputs, PictureInput, build_condit
 from engine.batching.trajectory import MaskedSource, Trajectory
 from engine.contract import TURBO_LORA, TURBO_SAMPLER, JobRejected, Lora, has_negative_weight
 from engine.device.memory import copy_to_device
-from engine.models.family import SMALL_MODEL_SIZE, Conditioning, Family, TakesLoras, denoise
-from engine.models.guidance_norm import NormalizesGuidance
+from engine.models.family import SMALL_MODEL_SIZE, Conditioning, Family, NormalizesGuidance, TakesLoras, denoise
 from engine.models.picture_conditions import PictureRows
 from engine.sampling import COLUMNS
 

@@ -59,7 +59,7 @@ from engine.models.family import (
     with_autoencoder,
 )
 from engine.models.picture_conditions import PictureConditions
-from engine.models.quantization.choice import find_quantization
+from engine.models.quantization import find_quantization
 from engine.pipelines.network_call import refuse_unsupported_recipe
 from engine.sampling import NotTabled, Plan, compose
 

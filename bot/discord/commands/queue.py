@@ -172,7 +172,7 @@ def _worker_lines(services: Services) -> list[str]:
     """Return the workers, their devices and the models, as short lines."""
     workers = services.live_workers()
     if not workers:
-        return [f"**Workers**\n• {services.startup_notice() or texts.NO_WORKER}"]
+        return [f"**Workers**\n• {services.job_views.startup_notice() or texts.NO_WORKER}"]
     devices = _join_names(presence.device for presence in workers.values())
     models = [model for presence in workers.values() for model in presence.models]
     loaded_names = dict.fromkeys(model.name for model in models if model.loaded)

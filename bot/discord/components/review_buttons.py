@@ -25,6 +25,7 @@ from bot.domain.errors import UserError
 from bot.domain.texts import escape_discord
 from bot.pictures import grid
 from bot.pictures.moderation_status import held_images, hold_reasons
+from bot.services.moderation.picture_review import PictureReview
 
 if TYPE_CHECKING:
     from bot.discord.client import DarkroomClient
@@ -44,7 +45,7 @@ async def list_held_jobs(interaction: Interaction) -> None:
     see.
     """
     try:
-        views = await interaction.client.services.picture_review.list_waiting(member_of(interaction), MAX_LISTED)
+        views = await interaction.client.services.get(PictureReview).list_waiting(member_of(interaction), MAX_LISTED)
     except UserError as error:
         await send_refusal(interaction, error.sentence)
         return
@@ -57,7 +58,9 @@ async def show_held_pictures(interaction: Interaction, view: JobView) -> None:
     """Show the held pictures as spoilers to the presser only, with buttons to decide."""
     await interaction.response.defer(ephemeral=True, thinking=True)
     try:
-        pictures = await interaction.client.services.picture_review.load_held_pictures(view.id, member_of(interaction))
+        pictures = await interaction.client.services.get(PictureReview).load_held_pictures(
+            view.id, member_of(interaction)
+        )
     except UserError as error:
         await interaction.edit_original_response(content=render_refusal(error.sentence), allowed_mentions=NO_MENTIONS)
         return
@@ -75,7 +78,7 @@ async def decide_picture(interaction: Interaction, button: Button) -> None:
     client = interaction.client
     is_approved = button.kind == "approve"
     try:
-        view = await client.services.picture_review.decide(
+        view = await client.services.get(PictureReview).decide(
             button.job, button.index or 0, member_of(interaction), show=is_approved
         )
     except UserError as error:

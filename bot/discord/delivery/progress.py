@@ -16,6 +16,7 @@ from bot.discord.delivery.tracked_messages import author_of
 from bot.discord.extension import extend_progress
 from bot.domain.errors import UserError
 from bot.domain.events import JobProgress, ModelLoading, QueueMoved
+from bot.pictures.uploads.upload_decoder import UploadDecoder
 
 if TYPE_CHECKING:
     from bot.discord.cards.job_cards import Card
@@ -130,4 +131,4 @@ class ProgressUpdater:
         if not message.has_new_frames or not message.shows_frames:
             return card, None
         message.has_new_frames = False
-        return card, await pictures.render_preview(message.view, message.frames, self._services.worker_decoder)
+        return card, await pictures.render_preview(message.view, message.frames, self._services.get(UploadDecoder))

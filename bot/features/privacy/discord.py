@@ -15,6 +15,7 @@ from bot.discord.declarations import declare
 from bot.discord.responses import NO_MENTIONS, member_of
 from bot.domain.texts import format_job_count
 from bot.features.privacy.service import DataExport, ExportArchive
+from bot.services.data_deletion import DataDeletion
 
 if TYPE_CHECKING:
     from bot.discord.client import DarkroomClient
@@ -70,7 +71,7 @@ def describe_archive(archive: ExportArchive) -> str:
 )
 async def forget_me(interaction: discord.Interaction[DarkroomClient]) -> None:
     async with reply_on_error(interaction):
-        job_count = await interaction.client.services.data_deletion.count_jobs(member_of(interaction).id)
+        job_count = await interaction.client.services.get(DataDeletion).count_jobs(member_of(interaction).id)
         text = CONFIRM_TEXT.format(jobs=format_job_count(job_count), copy=interaction.client.mention_command("my-data"))
         view = ui.View(timeout=None)
         view.add_item(ForgetButton())
@@ -95,7 +96,7 @@ class ForgetButton(ui.DynamicItem[ui.Button[Any]], template=r"forget:me"):
         async with report_errors(interaction, log, "a request to be forgotten failed"):
             member = await require_permission(interaction, "forget")
             await interaction.response.defer()
-            job_count = await interaction.client.services.data_deletion.request_deletion(member.id)
+            job_count = await interaction.client.services.get(DataDeletion).request_deletion(member.id)
             await interaction.edit_original_response(
                 content=DELETION_STARTED.format(jobs=format_job_count(job_count)), view=None
             )

@@ -24,7 +24,7 @@ from bot.discord.components import buttons
 from bot.discord.declarations import list_commands
 from bot.discord.permissions import CHANNEL_HIDDEN, THREAD_HIDDEN
 from bot.discord.responses import INTERNAL_ERROR
-from bot.discord.settings import HANDLERS
+from bot.discord.settings.responses import HANDLERS
 from bot.domain.dto import Member
 from bot.domain.feature import load_features
 from bot.policy.permissions import ACTIONS, PRIVATE_JOB, Action, JobRef, forbidden_reason
