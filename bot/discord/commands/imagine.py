@@ -22,7 +22,7 @@ from bot.domain.errors import UserError
 from bot.jobs.init_images import InitImages
 from bot.prompt import format_default_cost
 from engine.contract import MAX_COUNT, MAX_STEPS, SAMPLER_TITLES
-from engine.contract.samplers import SAMPLER_ROWS
+from engine.contract.fields import SAMPLER_ROWS
 
 if TYPE_CHECKING:
     from bot.discord.client import Interaction
