@@ -20,7 +20,7 @@ from bot.prompt.concepts import remove_emphasis
 from bot.prompt.part_flags import CONTROL_RANGE, REFERENCE_RANGE, extract_tags
 from bot.prompt.part_flags import VALUE_RANGE as LORAS
 from engine.contract import Sampler
-from engine.contract.samplers import SAMPLER_ROWS
+from engine.contract.fields import SAMPLER_ROWS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
