@@ -133,7 +133,6 @@ class BusBase:
 
     @asynccontextmanager
     async def _listen(self, subject: str, handler: Callable[[Msg], None]) -> AsyncGenerator[None]:
-        """Call `handler` with every message on a subject while the context lasts."""
 
         async def receive(msg: Msg) -> None:
             handler(msg)

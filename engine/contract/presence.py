@@ -290,7 +290,6 @@ def _edit_share(recipe: Recipe, model: ModelProfile) -> int:
 
 
 def _row_shares(parts: Iterable[ControlModel]) -> dict[str, float]:
-    """Return the announced shares, by name."""
     return {part.name: part.row_share for part in parts if part.row_share is not None}
 
 

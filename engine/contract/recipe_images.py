@@ -36,7 +36,6 @@ def recipe_for_image(recipe: Recipe, image: int) -> Recipe:
 
 
 def _guided_recipe(recipe: Recipe, image: int) -> Recipe:
-    """Return the recipe with the guidance of one image: with chaos, one of its own."""
     last_candidate = max(recipe.count, recipe.candidate_count) - 1
     if not recipe.chaos or last_candidate == 0:
         return recipe
