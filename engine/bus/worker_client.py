@@ -21,10 +21,9 @@ from nats.js.errors import KeyNotFoundError, KeyWrongLastSequenceError
 from nats.js.kv import KeyValue
 
 from engine.bus import subjects
-from engine.bus.blobs import BlobMissing, BlobStore
 from engine.bus.claims import Claim, ClaimHolder, Claims, StaleEpoch
 from engine.bus.connection import BrokerUnreachable, translate_errors
-from engine.bus.connection_base import BusBase, LatestByKey, OpenConnection
+from engine.bus.connection_base import BlobMissing, BlobStore, BusBase, LatestByKey, OpenConnection
 from engine.bus.deliveries import BusMessage, PullConsumer
 from engine.bus.subjects import pool_consumer_config
 from engine.contract import (
