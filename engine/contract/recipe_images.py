@@ -1,4 +1,4 @@
-"""What follows from a recipe: recipe and noise of each image, names in its texts, and the steps and rows of its network."""
+"""What follows from a recipe: recipe and noise of each image, names in its texts, steps and rows of its network."""
 
 from __future__ import annotations
 
