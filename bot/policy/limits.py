@@ -3,8 +3,9 @@
 Shipped defaults: 3 jobs of a member run at once and 7 more wait, as at Midjourney; the eleventh is refused. A member
 may spend 1800 calibrated device-seconds in any 24 hours: half an hour of the machine, or some tens of the embedded
 model's grids at all steps. The windows roll: a charge counts for 24 hours (or 30 days), so nobody rushes at midnight.
-A job is charged its estimated cost when it is admitted and its true cost when it ends (`engine.contract.presence`). Relaxed
-jobs are charged nothing; what they take has a limit of its own. Times are in seconds since 1970, costs device-seconds.
+A job is charged its estimated cost when it is admitted and its true cost when it ends (`engine.contract.presence`).
+Relaxed jobs are charged nothing; what they take has a limit of its own. Times are in seconds since 1970, costs
+device-seconds.
 
 Rates hold back floods: each action has a price, paid from token buckets. They lie far above what a person does.
 """
