@@ -79,7 +79,7 @@ class Gallery:
         """Wait for a member's earlier films: a front end renders a film for a member inside. Raises `UserError` (429)
         if too many wait.
         """
-        return self._rendered.wait_turn(member)
+        return self._rendered.line.wait_turn(member)
 
     async def find_visible(self, job: str, index: int) -> StoredPicture:
         """Return the record of one finished image that may be shown, upscaled or varied."""
@@ -94,7 +94,6 @@ class Gallery:
         return await self._store.write(preferences.toggle_favourite, member, job, index, self._clock())
 
     async def _find_image(self, job: str, index: int) -> tuple[StoredPicture, bool]:
-        """Return one finished image, and whether it is held."""
         check, files = await self._store.query(reviews.load_pictures, job)
         for stored in files:
             if stored.kind == "image" and stored.image == index:
@@ -167,7 +166,6 @@ class Gallery:
         return await self._rendered.get_or_render(kind, await self._walk_images(job), render, PICTURE_GONE)
 
     async def _walk_images(self, job: str) -> list[StoredPicture]:
-        """Return the images of a walk that may be shown, in order. Raises `UserError` (404) if it has no film."""
         visible_images: list[StoredPicture] = []
         for part in await self._store.query(queries.list_parts, job):
             if not is_end(part.state):
@@ -312,13 +310,9 @@ class RenderedFiles:
     def __init__(self, pictures: PictureStore, disk_cache: FilmCache | None) -> None:
         self._pictures = pictures
         self._disk_cache = disk_cache
-        self._line = RenderLine()
+        self.line = RenderLine()
         self._memory_cache: LRUCache[tuple[str, ...], bytes] = LRUCache(CACHED_FILES)
         self._locks: WeakValueDictionary[tuple[str, ...], asyncio.Lock] = WeakValueDictionary()
-
-    def wait_turn(self, member: str) -> AbstractAsyncContextManager[None]:
-        """Wait for a member's earlier requests. Raises `UserError` (429)."""
-        return self._line.wait_turn(member)
 
     async def get_or_render(
         self,
@@ -354,7 +348,7 @@ class RenderedFiles:
     ) -> bytes:
         try:
             contents = [await self.read_file(stored) for stored in parts]
-            return await self._line.render(lambda: render(apply_thumbnails(parts, contents, thumbnails)))
+            return await self.line.render(lambda: render(apply_thumbnails(parts, contents, thumbnails)))
         except UnreadableImage as error:
             raise UserError(refusal, 404) from error
 

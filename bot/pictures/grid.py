@@ -59,9 +59,7 @@ def compose_images(
 
 
 def scale_size(width: int, height: int, min_side: int, max_side: int) -> tuple[int, int]:
-    """Return a size of the same shape, its shorter side at least `min_side` unless the longer one would exceed
-    `max_side`.
-    """
+    """Return a size of the same shape: shorter side from `min_side` on, unless the longer exceeds `max_side`."""
     factor = max(1.0, min_side / min(width, height))
     factor = min(factor, max_side / max(width, height))
     return max(1, round(width * factor)), max(1, round(height * factor))

@@ -129,7 +129,6 @@ def blur_picture(payload: bytes, image_format: ImageFormat = "PNG", *, max_pixel
 
 
 def _scale_down(pixels: Image.Image, longer: int) -> tuple[int, int]:
-    """Return the picture's size, scaled down so that its longer side is at most `longer`."""
     factor = min(1.0, longer / max(pixels.size))
     return max(1, round(pixels.width * factor)), max(1, round(pixels.height * factor))
 

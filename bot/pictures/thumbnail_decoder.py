@@ -50,8 +50,6 @@ class ThumbnailDecoder:
             return NO_THUMBNAILS
 
     async def _thumbnails(self, record: JobRecord, ladder: StoredPicture) -> Thumbnails:
-        """Return the decoded thumbnails of one ladder. Raises `_NotDecoded`."""
-
         async def decode() -> Thumbnails:
             assert self._decode is not None, "`decode_thumbnails` returns early without it"
             if thumbnails := await self._decode(record, await self._read_content(ladder)):

@@ -137,7 +137,6 @@ async def _start_parts(
     open_browser: bool,
     backend_url: str,
 ) -> None:
-    """Start every part in order; `stack` stops them in reverse order."""
     broker_address = await broker_setup.find_broker(stack, settings)
     bus = await broker_setup.connect(stack, broker_address)
     leader = None
@@ -192,9 +191,8 @@ def _make_engine_process(
 def check_classifier_folder(settings: Settings) -> None:
     """Raise `UserError` if the picture check has no model: otherwise the engine would restart for ever."""
     if settings.picture_check is not None and not (settings.picture_check / "config.json").is_file():
-        raise UserError(
-            f"The picture check cannot be used: {settings.picture_check} is no folder with a model's config.json."
-        )
+        folder = settings.picture_check
+        raise UserError(f"The picture check cannot be used: {folder} is no folder with a model's config.json.")
 
 
 @asynccontextmanager

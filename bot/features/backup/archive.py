@@ -93,9 +93,7 @@ def _make_entry(name: str, size: int) -> tarfile.TarInfo:
 
 
 def read_archive(file: IO[bytes]) -> Iterator[Manifest | ArchivePart]:
-    """Yield the manifest, then each part once. Raise `UserError` at the first entry that Darkroom's backups do not
-    have.
-    """
+    """Yield the manifest, then each part once. Raise `UserError` at an entry that Darkroom's backups do not have."""
     seen_names: set[str] = set()
     for tar, entry in _read_entries(file):
         if entry.name in seen_names:
@@ -124,9 +122,7 @@ def _read_entries(file: IO[bytes]) -> Iterator[tuple[tarfile.TarFile, tarfile.Ta
 
 @contextmanager
 def translate_errors() -> Generator[None]:
-    """Turn every error of `tarfile` into `UserError`: it trusts the numbers in a file, and wrong ones make it fail in
-    many ways.
-    """
+    """Turn every error of `tarfile` into `UserError`: it trusts a file's numbers, and fails in many ways."""
     try:
         yield
     except (tarfile.TarError, EOFError) as error:
@@ -223,7 +219,6 @@ def _staging_folder(data: Path) -> Generator[Path]:
 
 
 async def _unpack_backup(file: IO[bytes], staging: Path) -> list[str]:
-    """Write the parts into `staging`; return the lines to print."""
     from bot.pictures.picture_store import PictureStore
 
     pictures = PictureStore(staging / "pictures")
@@ -255,7 +250,6 @@ def _restore_database(part: ArchivePart, manifest: Manifest | None, target: Path
 
 
 def _check_database(database: Path, restored_names: set[str]) -> list[str]:
-    """Check the database; return lines about it and the pictures that the backup lacks."""
     from bot.features.backup import store as sqlite_backup
 
     if not database.exists():

@@ -239,7 +239,6 @@ class PromptSearch:
         return self._tally.text_count, tuple(each for each in scored if each.error_reduction > 0)
 
     async def _find_subjects(self, candidates: Sequence[str], settings: Sequence[str]) -> list[str]:
-        """Return the best subjects after several rounds."""
         remaining_texts = {build_prompt(subject, settings): subject for subject in candidates}
         earlier_draws = 0
         for limit, draws in ROUNDS:

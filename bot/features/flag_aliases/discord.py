@@ -70,9 +70,7 @@ PREFERENCES = {"prefer option list": "has your flag aliases"}
 
 
 def render_aliases(aliases: Mapping[str, str], command: str) -> str:
-    """Return all aliases of a member, one a line, and how to change them; `command` is the mention of the command for
-    that.
-    """
+    """Return all aliases of a member, one a line, and how to change them by `command`, its mention."""
     if not aliases:
         return NO_ALIASES.format(command)
     max_chars = min(MAX_VALUE_CHARS, MESSAGE_BUDGET // len(aliases) - LINE_OVERHEAD)

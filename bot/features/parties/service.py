@@ -223,7 +223,6 @@ class PartyService:
 
 
 def _clean_phrase(words: str) -> str:
-    """Return what a member says on one line. Raises `UserError` for what is no phrase."""
     text = clean_prompt(words[: 4 * MAX_SAID]).strip()
     if not text:
         raise UserError(NOTHING_SAID)
@@ -235,7 +234,6 @@ def _clean_phrase(words: str) -> str:
 
 
 def _count_votes(talk: PartyTalk) -> tuple[PartyPhrase, ...]:
-    """Return each live phrase with its votes."""
     opinions = collect_opinions(talk)
     counted: list[PartyPhrase] = []
     for phrase in list_live_phrases(talk):

@@ -46,7 +46,6 @@ def forget(
 
 
 async def _forget_member(settings: Settings, store: Store, member: str, guild: str) -> str:
-    """Delete the member's data, here or by the running bot; return what happened as a sentence."""
     from bot.cli.instance_lock import lock_data_folder
     from bot.store import NotLeader
 
@@ -85,7 +84,6 @@ async def _hold_leader_term(settings: Settings, store: Store) -> AsyncGenerator[
 
 
 def _build_forget_service(settings: Settings, store: Store) -> DataDeletion:
-    """Build `DataDeletion` without broker and front ends."""
     from bot.domain.events import Feed
     from bot.jobs.retention import FileCleanup
     from bot.pictures.film_cache import FILMS, FilmCache
@@ -115,7 +113,6 @@ def export(
 
 
 async def _export_member(settings: Settings, store: Store, member: str, file: IO[bytes]) -> tuple[int, int]:
-    """Write the zip; return how many jobs and pictures are in it."""
     from bot.features.privacy.service import DataExport
     from bot.pictures.picture_store import PictureStore
 

@@ -66,9 +66,7 @@ class DataExport:
         self._archive_lock = asyncio.Lock()
 
     async def build_archive(self, member: str, limit: int) -> ExportArchive:
-        """Return everything if it fits into `limit` bytes, else only `jobs.json`. Raises `UserError` (413) if not even
-        that fits.
-        """
+        """Return everything if it fits into `limit` bytes, else only `jobs.json`, else raise `UserError` (413)."""
         async with self._archive_lock:  # one at a time: the zip is in memory
             contents = await self.collect_contents(member)
             encoded_jobs = await asyncio.to_thread(_encode_json, contents.document)
@@ -137,7 +135,6 @@ def _exported_pictures(record: JobRecord, stored_files: Sequence[StoredPicture])
 
 
 def _job_entry(record: JobRecord, files: Sequence[str], destinations: Sequence[Any]) -> dict[str, Any]:
-    """Return a job as its author may know it."""
     return {
         **{name: getattr(record, name) for name in JOB_FIELDS.split()},
         "settings": msgspec.to_builtins(record.task),

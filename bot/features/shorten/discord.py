@@ -64,9 +64,8 @@ async def shorten(interaction: discord.Interaction[DarkroomClient], prompt: Rang
         for number, shorter in enumerate(analysis.shorter_prompts, 1):
             view.add_item(ShortenButton(number, shorter.version.word_indices))
         view.stop()  # its buttons are found by their ids, also after a restart
-        await interaction.edit_original_response(
-            content=render_analysis(text, analysis), view=view, allowed_mentions=NO_MENTIONS
-        )
+        content = render_analysis(text, analysis)
+        await interaction.edit_original_response(content=content, view=view, allowed_mentions=NO_MENTIONS)
 
 
 def render_analysis(text: str, analysis: PromptWeights) -> str:

@@ -120,7 +120,6 @@ def _run_child(
 
 
 def _collect_output(source: int, deadline: float) -> tuple[int, bytes]:
-    """Read the pipe until it closes, within the time and size limits."""
     chunks = list[bytes]()
     length = 0
     while True:

@@ -151,7 +151,6 @@ class UploadDecoder:
     async def _request_decode(
         self, kind: UploadKind, content: bytes, label: str, max_bytes: int = MAX_UPLOAD_BYTES
     ) -> tuple[tuple[bytes, int, int, int], bytes]:
-        """Return the header and the PNG of a decoded upload. Raises `UserError`."""
         if not content:
             raise UserError(f"The {label} is empty.")
         if len(content) > max_bytes:
