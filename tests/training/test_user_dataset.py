@@ -39,7 +39,8 @@ AVERAGE = "network:average."
 @pytest.fixture(scope="module")
 def user_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`pictures/` with three captioned pictures, and `model/`: tiny parts of our kind, but wide enough for Muon."""
-    from transformers import BertConfig, BertModel
+    from transformers.models.bert.configuration_bert import BertConfig
+    from transformers.models.bert.modeling_bert import BertModel
 
     folder = tmp_path_factory.mktemp("own")
     diffusers = import_module("diffusers")

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any, Self
 import discord
 from discord import app_commands, ui
 
-from bot.discord.checks import reply_on_error, report_errors, require_permission
 from bot.discord.declarations import declare
-from bot.discord.responses import NO_MENTIONS, member_of
+from bot.discord.responses import NO_MENTIONS, member_of, reply_on_error, report_errors, require_permission
 from bot.domain.texts import format_job_count
 from bot.features.privacy.service import DataExport, ExportArchive
 from bot.services.data_deletion import DataDeletion

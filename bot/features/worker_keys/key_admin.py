@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from bot.cli.up.broker_setup import BROKER_FOLDER, parse_listen_address
 from bot.cli.up.startup import LOCAL_WORKER
 from bot.domain.errors import UserError
-from engine.bus import worker_permissions
-from engine.bus.worker_key_admin import WorkerKeyAdmin
+from engine.bus import worker_keys
+from engine.bus.embedded_broker import WorkerKeyAdmin
 from engine.bus.worker_keys import KEY_FILE, BadKey, WorkerKey
 
 if TYPE_CHECKING:
@@ -35,12 +35,12 @@ def create_key(settings: Settings, name: str, pools: str, *, as_json: bool) -> s
         key, seed, applied = _open_enrolment(settings).add_key(name, pool_names, datetime.now(UTC).date().isoformat())
     except (BadKey, OSError) as error:
         raise UserError(str(error), 400) from error
-    url, (owner, account) = broker_address(settings), worker_permissions.build_account(key.public, key.name, key.pools)
-    user = worker_permissions.build_user(key.public, key.name, key.pools)
+    url, (owner, account) = broker_address(settings), worker_keys.build_account(key.public, key.name, key.pools)
+    user = worker_keys.build_user(key.public, key.name, key.pools)
     pool_options = "" if key.pools == ("default",) else "".join(f" --pool {pool}" for pool in key.pools)
     command = f"DARKROOM_NATS_KEY={seed} darkroom engine --nats {url} --name {key.name}{pool_options}"
     if as_json:
-        account_fields = {"user": user, "account": {owner: account}, "exports": worker_permissions.build_exports()}
+        account_fields = {"user": user, "account": {owner: account}, "exports": worker_keys.build_exports()}
         return _to_json(_to_dict(key) | {"seed": seed, "command": command, **account_fields, "taken": applied})
     pools_text = f"the {'pool' if len(key.pools) == 1 else 'pools'} {', '.join(key.pools)}"
     instructions = [
@@ -50,7 +50,7 @@ def create_key(settings: Settings, name: str, pools: str, *, as_json: bool) -> s
         f"  {command}",
     ]
     if settings.nats:
-        main_account = worker_permissions.MAIN_ACCOUNT
+        main_account = worker_keys.MAIN_ACCOUNT
         account_note = (
             f"{settings.nats} is not our own broker: add this to the accounts of its configuration, and reload that\n"
             "twice (nats-server --signal reload): a new account works from the second time on."
@@ -59,7 +59,7 @@ def create_key(settings: Settings, name: str, pools: str, *, as_json: bool) -> s
             account_note,
             f"  {json.dumps(owner)} {json.dumps(account)}",
             f"Its account {main_account}, with the streams and the bot's user, needs this line (docs/workers.md):",
-            f"  exports: {json.dumps(worker_permissions.build_exports())}",
+            f"  exports: {json.dumps(worker_keys.build_exports())}",
         ]
     else:
         instructions.append(APPLIED_NOTE if applied else NOT_RUNNING_NOTE)
