@@ -43,7 +43,7 @@ from bot.pictures.thumbnail_decoder import (
 from bot.store import Store, StoredPicture
 from bot.store.jobs import queries
 from bot.store.members import preferences
-from bot.store.moderation import reviews
+from bot.store.moderation import incidents
 from bot.store.transitions.amendments import list_amendments
 from engine.contract import Recipe
 
@@ -94,7 +94,7 @@ class Gallery:
         return await self._store.write(preferences.toggle_favourite, member, job, index, self._clock())
 
     async def _find_image(self, job: str, index: int) -> tuple[StoredPicture, bool]:
-        check, files = await self._store.query(reviews.load_pictures, job)
+        check, files = await self._store.query(incidents.load_pictures, job)
         for stored in files:
             if stored.kind == "image" and stored.image == index:
                 return stored, is_held(check, stored)
@@ -117,7 +117,7 @@ class Gallery:
 
     async def read_all_for_members(self, job: str) -> list[bytes]:
         """Return every finished image of a job, in order, each as `read_for_members` returns it."""
-        check, files = await self._store.query(reviews.load_pictures, job)
+        check, files = await self._store.query(incidents.load_pictures, job)
         images = [stored for stored in files if stored.kind == "image"]
         return [await self._read_for_members(stored, is_held(check, stored)) for stored in images]
 
@@ -171,7 +171,7 @@ class Gallery:
             if not is_end(part.state):
                 raise UserError(WALK_UNFINISHED, 404)
             if part.deleted is None:
-                check, files = await self._store.query(reviews.load_pictures, part.id)
+                check, files = await self._store.query(incidents.load_pictures, part.id)
                 visible_images += [stored for stored in files if stored.kind == "image" and not is_held(check, stored)]
         if len(visible_images) < 2:
             raise UserError(NO_WALK, 404)
@@ -209,7 +209,7 @@ class Gallery:
     async def find_ladder(self, job: str, index: int) -> StoredPicture:
         """Return the ladder of one image that may be shown."""
         await self.find_visible(job, index)
-        _, files = await self._store.query(reviews.load_pictures, job)
+        _, files = await self._store.query(incidents.load_pictures, job)
         for stored in files:
             if stored.kind == "ladder" and stored.image == index:
                 return stored
@@ -275,7 +275,7 @@ class Gallery:
 
     async def _film_parts(self, job: str) -> tuple[list[StoredPicture], list[StoredPicture]]:
         """Return the ladders of the images that may be shown, and these images if all are there."""
-        check, files = await self._store.query(reviews.load_pictures, job)
+        check, files = await self._store.query(incidents.load_pictures, job)
         ladders = [stored for stored in files if stored.kind == "ladder"]
         if not ladders:
             raise UserError(NO_FILM, 404)

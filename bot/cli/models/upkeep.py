@@ -25,7 +25,7 @@ from rich.progress import (
 )
 
 from bot.domain.errors import UserError
-from bot.prompt.sampler_names import SAMPLER_LIST, find_sampler
+from bot.prompt.flags import SAMPLER_LIST, find_sampler
 from engine.contract import Sampler
 from engine.hub.added_models import (
     AddedPlace,

@@ -21,7 +21,7 @@ from bot.domain.feature import RunningFeature
 from bot.pictures.moderation_status import is_held
 from bot.pictures.picture_store import ContentMissing, PictureStore
 from bot.store import JobRecord, Store, StoredPicture
-from bot.store.members import export
+from bot.store.members import preferences
 
 if TYPE_CHECKING:
     from bot.app.wiring import App
@@ -81,7 +81,7 @@ class DataExport:
 
     async def collect_contents(self, member: str) -> ExportContents:
         """Collect everything that is stored about a member, and the list of their pictures."""
-        settings = await self._store.query(export.read_choices, member)
+        settings = await self._store.query(preferences.read_choices, member)
         document: dict[str, Any] = {
             "member": member,
             "made": self._clock(),
@@ -106,7 +106,7 @@ class DataExport:
     async def _read_jobs(self, member: str) -> AsyncIterator[tuple[JobRecord, list[StoredPicture], list[Any]]]:
         last_id = ""
         while True:
-            records, stored_files, destinations = await self._store.query(export.read_page, member, last_id)
+            records, stored_files, destinations = await self._store.query(preferences.read_page, member, last_id)
             for record in records:
                 yield record, [file for file in stored_files if file.job == record.id], destinations.get(record.id, [])
             if not records:

@@ -21,10 +21,9 @@ from bot.domain.errors import UserError
 from bot.domain.texts import escape_discord
 from bot.features.shorten.rules import build_short_prompt, split_words
 from bot.features.shorten.service import PromptShortener
-from bot.prompt.concepts import clean_prompt
+from bot.prompt.concepts import clean_prompt, expand_braces
 from bot.prompt.flag_aliases import expand_flag_aliases
 from bot.prompt.flags import split_flags
-from bot.prompt.permutations import expand_braces
 
 if TYPE_CHECKING:
     from bot.discord.client import DarkroomClient

@@ -39,8 +39,7 @@ from sqlalchemy import (
 
 from bot.features.webhooks.rules import STATE_EVENTS, WebhookEvent
 from bot.store.members.api_keys import KEY_ENDED, KEY_MEMBER_PREFIX, is_valid
-from bot.store.schema.member_tables import api_keys
-from bot.store.schema.tables import audit_lines, jobs, metadata
+from bot.store.schema.tables import api_keys, audit_lines, jobs, metadata
 from bot.store.transitions.job_admin import OVERLAP_LINES, read_last_line
 
 MAX_WEBHOOKS = 100
