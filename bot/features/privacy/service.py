@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 ZIP_OVERHEAD = 512  # bytes that a zip needs for a file beyond its content
 JOBS_FILE = "jobs.json"
+JOB_FIELDS = """
+    id action state prompt notes member_name guild channel private tier model created started ended cost charged reason
+"""
 
 
 @dataclass
@@ -63,9 +66,7 @@ class DataExport:
         self._archive_lock = asyncio.Lock()
 
     async def build_archive(self, member: str, limit: int) -> ExportArchive:
-        """Return everything if it fits into `limit` bytes, else only `jobs.json`. Raises `UserError` (413) if not even
-        that fits.
-        """
+        """Return everything if it fits into `limit` bytes, else only `jobs.json`, else raise `UserError` (413)."""
         async with self._archive_lock:  # one at a time: the zip is in memory
             contents = await self.collect_contents(member)
             encoded_jobs = await asyncio.to_thread(_encode_json, contents.document)
@@ -73,9 +74,8 @@ class DataExport:
             buffer = io.BytesIO()
             picture_total = await self.write_zip(contents, buffer, pictures=has_room)
             if len(buffer.getbuffer()) > limit:
-                raise UserError(
-                    "Even the list of your jobs is too large to be sent here. Ask this bot's operator.", 413
-                )
+                sentence = "Even the list of your jobs is too large to be sent here. Ask this bot's operator."
+                raise UserError(sentence, 413)
             omitted_pictures = 0 if has_room else len(contents.pictures)
             return ExportArchive(buffer.getvalue(), len(contents.document["jobs"]), picture_total, omitted_pictures)
 
@@ -135,30 +135,9 @@ def _exported_pictures(record: JobRecord, stored_files: Sequence[StoredPicture])
 
 
 def _job_entry(record: JobRecord, files: Sequence[str], destinations: Sequence[Any]) -> dict[str, Any]:
-    """Return a job as its author may know it."""
-    names = (
-        "id",
-        "action",
-        "state",
-        "prompt",
-        "notes",
-        "member_name",
-        "guild",
-        "channel",
-        "private",
-        "tier",
-        "model",
-        "created",
-        "started",
-        "ended",
-        "cost",
-        "charged",
-        "reason",
-    )
-    entry: dict[str, Any] = {name: getattr(record, name) for name in names}
-    settings: Mapping[str, Any] = msgspec.to_builtins(record.task)
-    return entry | {
-        "settings": settings,
+    return {
+        **{name: getattr(record, name) for name in JOB_FIELDS.split()},
+        "settings": msgspec.to_builtins(record.task),
         "parent": record.parent[0] if record.parent else None,
         "places": destinations,
         "pictures": files,
