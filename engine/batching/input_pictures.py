@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from engine.batching.noise import slerp
+from engine.batching.model_inputs import slerp
 from engine.contract import Branch, ImageToImage, JobRejected, Ladder, MalformedMessage, Recipe, decode, map_step
 from engine.models.families.picture_editing import EditedPicture, EditedPictures, fit_edited_size, is_edit
 from engine.models.family import Family, TakesPictures, with_autoencoder
@@ -198,7 +198,6 @@ def _load_keyframe(start: Branch, recipe: Recipe, blob: bytes, family: Family) -
 
 
 def _is_at_keyframe(start: Branch, ladder_steps: int, steps: int) -> bool:
-    """Return whether the branch starts at the step of its keyframe."""
     if start.ladder_step is None:
         return ladder_steps == steps
     return ladder_steps > start.ladder_step and start.step == map_step(start.ladder_step, ladder_steps, steps)

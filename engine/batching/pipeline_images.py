@@ -19,8 +19,7 @@ from typing import Any, Protocol, cast, runtime_checkable
 import torch
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
-from engine.batching.events import Event, JobFailure, LatentsDone, StepDone
-from engine.batching.trajectory import LatentKeyframe
+from engine.batching.trajectory import Event, JobFailure, LatentKeyframe, LatentsDone, StepDone
 from engine.contract import MAX_KEYFRAMES, Blame, Dtype, Job, JobRejected, Lora, Recipe, count_rows
 from engine.device.memory import is_out_of_memory
 from engine.models.family import EncodesPrompts, TakesLoras
@@ -152,7 +151,6 @@ class PipelineImage:
             return [JobFailure(self.job, *_failure_reason(self.job, error))]
 
     def _step_events(self, is_watched: bool) -> list[Event]:
-        """Return a step event if it has done a further step; with x0 if `is_watched`."""
         steps_done = int(self.steps * sum(self._progress_by_sampler.values()) / self._sampler_count)
         previous_step = self.k
         if steps_done <= previous_step:
@@ -178,7 +176,6 @@ class PipelineImage:
         return [*last_step_events, LatentsDone(self.job, self.image, finished, tuple(self.keyframes))]
 
     def _run_pipeline(self, thread: CoroutineThread[NetworkCall, Any, torch.Tensor]) -> torch.Tensor:
-        """Run the pipeline; this is all of the thread's work."""
         source = self._source
         with torch.no_grad(), self._lock_stack:
             self._acquire_pipeline()
@@ -242,7 +239,6 @@ def _keyframe_steps_for(steps: int) -> frozenset[int]:
 
 
 def _failure_reason(job: str, error: BaseException | None) -> tuple[str, Blame]:
-    """Return the sentence and who is to blame."""
     if isinstance(error, NonFiniteOutput):
         return NOT_FINITE, "model"
     if isinstance(error, JobRejected):

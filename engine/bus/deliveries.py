@@ -24,7 +24,7 @@ from nats.js.api import ConsumerConfig
 
 from engine.bus import subjects
 from engine.bus.connection import REPLY_HEADER, translate_errors
-from engine.bus.streams import ensure_consumer
+from engine.bus.subjects import ensure_consumer
 from engine.contract import MalformedMessage, OtherVersion, decode
 from engine.process.log_format import escape
 
@@ -337,6 +337,5 @@ class RejectionLog:
 
 
 def _shorten(text: str, limit: int) -> str:
-    """Return `text` on one line, of at most `limit` characters."""
     shortened = escape(text[:limit])
     return shortened if len(shortened) <= limit and len(text) <= limit else f"{shortened[: limit - 1]}…"

@@ -179,7 +179,7 @@ def _make_revision(source: ModelSource, quantization: PartQuantization) -> str:
 
 
 def make_model_name(name_or_path: str) -> str:
-    """Return a name that `engine.contract.Name` allows: the last part of a path or hub name, without a suffix."""
+    """Return a name that `Name` allows: the last part of a path or hub name, without a suffix."""
     from engine.models.files.model_source import make_model_name
 
     return make_model_name(name_or_path)

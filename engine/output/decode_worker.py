@@ -23,12 +23,10 @@ from msgspec.structs import replace
 from PIL import Image, ImageFilter, ImageOps
 
 from engine import contract as wire
-from engine.batching.amending import encode_change
-from engine.batching.events import LatentsDone, StepDone
 from engine.batching.fault_isolation import reject_before_start
 from engine.batching.input_pictures import MASK_THRESHOLD, InitLatents, encode_square, load_init_latents, load_pictures
-from engine.batching.job_images import check_job
-from engine.batching.trajectory import LatentKeyframe
+from engine.batching.job_images import check_job, encode_change
+from engine.batching.trajectory import LatentKeyframe, LatentsDone, StepDone
 from engine.contract import (
     MAX_ESTIMATE_BYTES,
     Change,
@@ -229,7 +227,6 @@ class DecodeWorker:
             return with_autoencoder(self._families[recipe.model], recipe).decode(x0)
 
     def _previewer_of(self, model: str) -> Previewer:
-        """Return the previewer of the model that is in memory now."""
         family = self._families[model]
         if family not in self._previewers:
             self._previewers[family] = Previewer(family, self._map_store)

@@ -19,7 +19,7 @@ import torch
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from engine.contract import PIPELINE_SAMPLERS, Sampler
-from engine.contract.samplers import SAMPLER_ROWS, SchedulerName
+from engine.contract.fields import SAMPLER_ROWS, SchedulerName
 
 SchedulerSpec = tuple[type, dict[str, object]]  # a scheduler and the configuration that the name fixes
 
@@ -82,7 +82,6 @@ def build_scheduler(scheduler_config: Mapping[str, Any], sampler: str) -> Any:
 
 
 def _refusal_reason(config: Mapping[str, Any], sampler: str) -> str:
-    """Return why a model cannot use a sampler, or an empty text."""
     scheduler_class = _native_scheduler_class(config)
     if sampler not in SAMPLERS:
         return f"There is no sampler called {sampler}."

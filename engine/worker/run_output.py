@@ -14,9 +14,9 @@ from concurrent.futures import Future
 from contextlib import suppress
 from typing import TypeVar
 
-from engine.batching.amending import has_new_texts
 from engine.batching.engine import LatentsDone, StepDone
 from engine.batching.input_pictures import InitLatents
+from engine.batching.job_images import has_new_texts
 from engine.bus import BlobMissing, BrokerUnreachable, Bus
 from engine.bus.connection_base import LatestByKey
 from engine.contract import MAX_FRAME_BYTES, AmendmentRequest, Frame, Job, JobRejected, Recipe, UpscaleTask, Verdict
@@ -175,7 +175,6 @@ class RunOutput:
         await self._result_publisher.finish_run(run, job.task.chosen_candidates)
 
     async def _publish_image(self, run: JobRun, event: LatentsDone, job: Job) -> None:
-        """Publish picture and keyframes. `job` is the run's, with the choice if there was one."""
         assert isinstance(job.task, Recipe)
         png = await self._wait_for_decode(self._decode_worker.render_picture(event, job))
         verdict = await self._check_picture(run, png)

@@ -13,11 +13,16 @@ import discord
 from discord import app_commands, ui
 from discord.app_commands import Choice
 
-from bot.discord.attachments import to_remote_file
-from bot.discord.checks import reply_on_error, report_errors, require_permission
 from bot.discord.commands.imagine import model_choices, submit_prompt
 from bot.discord.declarations import declare
-from bot.discord.responses import NO_MENTIONS, member_of
+from bot.discord.responses import (
+    NO_MENTIONS,
+    member_of,
+    reply_on_error,
+    report_errors,
+    require_permission,
+    to_remote_file,
+)
 from bot.domain.errors import UserError
 from bot.domain.texts import escape_discord
 from bot.features.describe.service import ImageToPrompt
@@ -49,9 +54,8 @@ async def describe(
         for number in range(1, 1 + len(suggestions.prompts)):
             view.add_item(ImagineButton(number))
         view.stop()  # its buttons are found by their ids, also after a restart
-        await interaction.edit_original_response(
-            content=render_suggestions(suggestions, model), view=view, allowed_mentions=NO_MENTIONS
-        )
+        content = render_suggestions(suggestions, model)
+        await interaction.edit_original_response(content=content, view=view, allowed_mentions=NO_MENTIONS)
 
 
 @describe.autocomplete("model")

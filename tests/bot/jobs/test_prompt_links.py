@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 from aiohttp import web
 
-from bot.cli.imagine.job_inputs import JobInputs
+from bot.cli.imagine.job_inputs import ImagineRequest
 from bot.cli.imagine.local_engine import generate
 from bot.domain.dto import Member
 from bot.domain.errors import UserError
@@ -133,4 +133,4 @@ def test_the_command_line_without_a_bot_fetches_nothing(tmp_path) -> None:
         ProgressDisplay(Console(quiet=True), 1) as screen,
         pytest.raises(UserError, match="Links need a running Darkroom"),
     ):
-        generate(f"{ATTACHED} a cat", {}, settings, inputs=JobInputs(), film=False, display=screen, engine=engine)
+        generate(ImagineRequest(f"{ATTACHED} a cat", {}), settings, engine, screen)

@@ -26,8 +26,7 @@ from engine.output.decode_worker import DecodeWorker
 from engine.worker import model_requests as worker_decoding
 from engine.worker.model_requests import DECODE_BUSY_ERROR, DECODE_SLOW_ERROR, WRONG_LATENTS_ERROR, DecodeService
 from engine.worker.worker import Worker
-from engine.worker.worker_life import Watchdog
-from engine.worker.worker_profile import WorkerProfile
+from engine.worker.worker_life import Watchdog, WorkerProfile
 from shared.worker_harness import (
     LONG_STEPS,
     OTHER_JOB,
@@ -71,7 +70,7 @@ async def start_worker(harness: WorkerHarness) -> Worker:
     )
     harness.started_workers.append((worker, asyncio.create_task(worker.run())))
     await harness.bot.watch_workers()
-    await wait_until(lambda: harness.bot.workers and bus._decode_subscriptions)
+    await wait_until(lambda: harness.bot.workers and bus._subscriptions["decode"])
     await bus.client.flush()
     return worker
 
