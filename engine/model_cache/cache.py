@@ -27,7 +27,8 @@ from engine.contract import Dtype, JobRejected, ModelProfile, ModelProgress, Rec
 from engine.device.core_turns import limit_to_one_core
 from engine.device.memory import is_out_of_memory
 from engine.model_cache.loaded_models import LoadedModels
-from engine.models.family import Family, HasSingleFormat, TakesAutoencoders, TakesPictures
+from engine.models.family import Family, HasSingleFormat, TakesAutoencoders
+from engine.models.picture_conditions import TakesPictures
 from engine.process.load_progress import ProgressLines, format_size
 
 if TYPE_CHECKING:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -29,6 +29,7 @@ from engine.models.picture_conditions import (
     ForwardInputs,
     OpenPicture,
     PictureCondition,
+    PictureConditioner,
     PictureConditions,
     PictureRows,
     PictureSlot,
@@ -39,7 +40,7 @@ from engine.models.preprocessors import Preprocessors
 NameTexts = Callable[[Conditioning], Mapping[str, Any]]
 
 
-class ControlConditioner(ABC):
+class ControlConditioner(PictureConditioner):
     """Finds and loads control networks, and prepares their pictures.
 
     Both halves of guidance get the control, as in diffusers' pipelines without their guess mode.
@@ -111,9 +112,6 @@ class ControlConditioner(ABC):
     def _encode(self, network: ControlNetwork, control_image: Image.Image) -> tuple[torch.Tensor, ...]:
         """Return what a forward needs of a control image."""
         return network.encode_picture(control_image)
-
-    @abstractmethod
-    def make_additions(self, inputs: ForwardInputs, pictures: Sequence[PictureRows]) -> Additions: ...
 
 
 class UNetControlConditioner(ControlConditioner):

@@ -22,7 +22,7 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 
-from engine.contract import ControlModel, Dtype, JobRejected, Preprocessor, Recipe
+from engine.contract import ControlModel, Dtype, JobRejected, Recipe
 from engine.hub.catalogue import SAFETENSORS_SUFFIX
 from engine.models.family import TORCH_DTYPES
 from engine.models.files.added_kind import (
@@ -44,6 +44,7 @@ from engine.models.picture_conditions import (
     ForwardInputs,
     OpenPicture,
     PictureCondition,
+    PictureConditioner,
     PictureConditions,
     PictureRows,
     PictureSlot,
@@ -55,8 +56,8 @@ log = logging.getLogger(__name__)
 MAX_ANNOUNCED = 16  # adapters, the limit of `engine.contract.ModelProfile`
 
 
-class ReferenceConditioner:
-    """A `PictureConditioner` for the U-Net of a family: its pipeline's, in one number format where that is large."""
+class ReferenceConditioner(PictureConditioner):
+    """For the U-Net of a family: its pipeline's, in one number format where that is large."""
 
     kinds: tuple[SlotKind, ...] = ("reference",)
 
@@ -78,9 +79,6 @@ class ReferenceConditioner:
         fitting = [file for file in REFERENCE_KIND.find_all(self.folder) if self.find_mismatch(file) == ""]
         return tuple(ControlModel(file.name, file.revision) for file in fitting[:MAX_ANNOUNCED])
 
-    def list_preprocessors(self) -> tuple[Preprocessor, ...]:
-        return ()
-
     def needs_pictures(self, recipe: Recipe) -> bool:
         return bool(recipe.references)
 
@@ -98,9 +96,6 @@ class ReferenceConditioner:
         files = {REFERENCE_KIND.find(self.folder, reference.name) for reference in recipe.references}
         kept_bytes = self._kept_bytes if with_kept else 0
         return max(kept_bytes, *(self._count_bytes(file, self._choose_dtype(recipe)) for file in files), 0)
-
-    def list_shared_bytes(self, recipe: Recipe, *, with_kept: bool = True) -> Mapping[str, int]:
-        return {}
 
     def load_networks(self, recipe: Recipe) -> None:
         """Load the first picture's adapter and image encoder; the next one's replace them. Raises `JobRejected`."""

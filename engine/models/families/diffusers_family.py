@@ -38,14 +38,7 @@ from engine.models.network.network_copies import (
     replace_modules,
 )
 from engine.models.network.pipeline_offload import is_offloaded
-from engine.models.picture_conditions import (
-    Additions,
-    ForwardInputs,
-    PictureConditioner,
-    PictureRows,
-    PictureSupport,
-    UsesAutoencoder,
-)
+from engine.models.picture_conditions import ForwardInputs, PictureConditioner, PictureRows, TakesPictures
 from engine.models.pipeline_support import WholePipelineSupport
 from engine.models.prompt_chunks import PromptKey, TextCache, list_texts
 from engine.preview_maps.latent_map import MODEL_MAP_FILE, LatentSpace
@@ -138,9 +131,7 @@ class AddedFiles:
         view._vae = self._autoencoders.load(part, self._vae, self.device)
         view.pipeline = copy.copy(self.pipeline)
         vars(view.pipeline)["vae"] = view._vae
-        view.conditioners = tuple(
-            each.with_family(view) if isinstance(each, UsesAutoencoder) else each for each in self.conditioners
-        )
+        view.conditioners = tuple(each.with_family(view) for each in self.conditioners)
         return view
 
     def use_autoencoder(self, name: str) -> None:
@@ -161,11 +152,6 @@ DISTILLED_STEPS = 4
 _DISTILLED_NAME = re.compile(r"(^|[^a-z])(turbo|lightning|hyper|lcm|schnell|dmd2?)([^a-z]|$)", re.IGNORECASE)
 
 
-def choose_guidance(name: str, family_default: float) -> float:
-    """Return the default guidance: 1, which is none, for a distilled model, else `family_default`."""
-    return 1.0 if _DISTILLED_NAME.search(name) else family_default
-
-
 def find_few_step_sampling(
     name: str, scheduler_config: Mapping[str, Any], samplers: Sequence[Sampler]
 ) -> tuple[int, Sampler] | None:
@@ -177,21 +163,20 @@ def find_few_step_sampling(
     return (DISTILLED_STEPS, "euler") if match and "euler" in samplers else None
 
 
-class DiffusersFamily(AddedFiles, WholePipelineSupport, PictureSupport, ABC):
+class DiffusersFamily(AddedFiles, WholePipelineSupport, TakesPictures, ABC):
     """A `Family` over a pipeline: small, in float32 with a copy of its network for each dtype, or large.
 
-    A large one is in memory in one dtype (`use_single_format`). `guidance` is the default. A subclass sets `size`,
-    `multiple` and `tokens`.
+    A large one is in memory in one dtype (`use_single_format`). `guidance` is the default.
     """
 
     pipelines: ClassVar[tuple[str, ...]] = ()  # names of the classes of diffusers that this class itself runs
     network_name: ClassVar[str] = "transformer"  # the pipeline's attribute
     channels_last: ClassVar[bool] = False  # memory format of a small model's autoencoder
     supports_emphasis: ClassVar[bool] = False  # supports emphasis brackets (`emphasis`); else they are removed
-    prompt_arguments: ClassVar[tuple[str, ...]] = (
-        "prompt_embeds",
-        "pooled_prompt_embeds",
-    )  # conditions, as arguments of its call
+    # conditions, as arguments of its call
+    prompt_arguments: ClassVar[tuple[str, ...]] = ("prompt_embeds", "pooled_prompt_embeds")
+    default_guidance: ClassVar[float] = 7.5  # without one in the model's name
+    has_fixed_shapes: ClassVar[bool] = True  # else lengths vary inside, and a packed copy or a graph would fix them
     max_clip_skip: int = 0  # how many last layers its text encoder may skip
     guides: GuidanceKind = "rows"
     offload: Offload = "none"
@@ -203,13 +188,13 @@ class DiffusersFamily(AddedFiles, WholePipelineSupport, PictureSupport, ABC):
     tokens: int
 
     def __init__(
-        self, pipeline: Any, name: str, revision: str, device: torch.device | str = "cpu", guidance: float = 7.5
+        self, pipeline: Any, name: str, revision: str, device: torch.device | str = "cpu", guidance: float | None = None
     ) -> None:
         self.name = name
         self.revision = revision
         self.device = torch.device(device)
-        self.guidance = guidance
         self.pipeline = pipeline
+        self.guidance = self._choose_guidance() if guidance is None else guidance
         self.pipeline_lock = RLock()
         self.scheduler_config: Mapping[str, Any] = dict(pipeline.scheduler.config)
         self.samplers: tuple[Sampler, ...] = tuple(
@@ -222,11 +207,19 @@ class DiffusersFamily(AddedFiles, WholePipelineSupport, PictureSupport, ABC):
         self.latent_channels = int(self._vae.config.latent_channels)  # of the latents
         self.latent_space: LatentSpace = make_latent_space(self._vae.config, self.pixels_per_latent)
         self.forward_runner = ForwardRunner(self._loaded_network, self.device)
-        if is_offloaded(self._loaded_network):
-            self.forward_runner.disable_optimizations()  # they keep weights, which come and go
+        if not self.has_fixed_shapes or is_offloaded(self._loaded_network):  # whose weights come and go
+            self.forward_runner.disable_optimizations()
         self._networks: Networks = NetworkCopies(self._loaded_network, self.device)
         self.text_cache = TextCache()
         self._init_added_files(pipeline, name)
+        self._set_up(pipeline)
+
+    def _set_up(self, pipeline: Any) -> None:
+        """Set `size`, `multiple`, `tokens`, and whatever else the pipeline says about a model of this family."""
+
+    def _choose_guidance(self) -> float:
+        """Return the default guidance: 1, which is none, for a distilled model."""
+        return 1.0 if _DISTILLED_NAME.search(self.name) else self.default_guidance
 
     @property
     def dtypes(self) -> tuple[Dtype, ...]:
@@ -407,11 +400,6 @@ class DiffusersFamily(AddedFiles, WholePipelineSupport, PictureSupport, ABC):
     @abstractmethod
     def _run_network(self, net: Any, x: torch.Tensor, t: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
         """Run one forward of the network; every input but the timesteps is in its dtype."""
-
-    def _run_network_with(
-        self, net: Any, x: torch.Tensor, t: torch.Tensor, conditioning: Conditioning, additions: Additions
-    ) -> torch.Tensor:
-        raise TypeError(f"a {type(self).__name__} has no conditioners")
 
     @torch.inference_mode()
     def decode(self, latents: torch.Tensor) -> Image.Image:

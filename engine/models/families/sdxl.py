@@ -17,21 +17,20 @@ from engine.models import prompt_chunks
 from engine.models.control_conditioner import make_unet_conditioner, name_unet_inputs
 from engine.models.embedding_files import EmbeddingSlot, spell_words
 from engine.models.families.diffusers_family import DiffusersFamily
-from engine.models.families.stable_diffusion import choose_default_guidance, detect_guides, embed_guidance
+from engine.models.families.stable_diffusion import CONSISTENCY_GUIDANCE, detect_guides, embed_guidance
 from engine.models.family import Conditioning
 from engine.models.inpainting_conditioner import add_channels
 from engine.models.network.network_copies import attend_to_references, find_references
-from engine.models.picture_conditions import Additions
+from engine.models.picture_conditions import NO_INPUTS, Additions
 from engine.models.prompt_chunks import PromptKey, list_texts
 from engine.prompt.emphasis import strip_emphasis
-
-GUIDANCE = 5.0  # the pipeline's own default
 
 
 class StableDiffusionXL(DiffusersFamily):
     """Conditions: token states of both CLIPs, the second's pooled text, sizes, and for an LCM the embedded guidance."""
 
     pipelines = ("StableDiffusionXLPipeline",)
+    default_guidance = 5.0  # the pipeline's own
     network_name = "unet"
     channels_last = True
     supports_emphasis = True
@@ -40,12 +39,7 @@ class StableDiffusionXL(DiffusersFamily):
         EmbeddingSlot("clip_g", "tokenizer_2", "text_encoder_2"),
     )
 
-    def __init__(
-        self, pipeline: Any, name: str, revision: str, device: torch.device | str = "cpu", guidance: float | None = None
-    ) -> None:
-        super().__init__(
-            pipeline, name, revision, device, guidance or choose_default_guidance(pipeline, name, GUIDANCE)
-        )
+    def _set_up(self, pipeline: Any) -> None:
         network = pipeline.unet.config
         self.tokens = prompt_chunks.MAX_CHUNKS * prompt_chunks.get_chunk_capacity(pipeline.tokenizer_2)
         self.size = int(network.sample_size) * self.pixels_per_latent
@@ -54,6 +48,9 @@ class StableDiffusionXL(DiffusersFamily):
         encoders = pipeline.text_encoder, pipeline.text_encoder_2
         self.max_clip_skip = min(prompt_chunks.count_skippable_layers(encoder.config, 2) for encoder in encoders)
         self.conditioners = (make_unet_conditioner(pipeline, self.device, _name_texts),)
+
+    def _choose_guidance(self) -> float:
+        return CONSISTENCY_GUIDANCE if detect_guides(self.pipeline) == "network" else super()._choose_guidance()
 
     def _encode_text(self, pipeline: Any, prompt: PromptKey) -> Conditioning:
         if prompt.negative and not prompt.text and pipeline.config.force_zeros_for_empty_prompt:
@@ -107,11 +104,8 @@ class StableDiffusionXL(DiffusersFamily):
         )[0]
         return sizes.to(self.device), *embed_guidance(self.pipeline, recipe.guidance, self.device)
 
-    def _run_network(self, net: Any, x: torch.Tensor, t: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
-        return self._run_network_with(net, x, t, conditioning, {})
-
-    def _run_network_with(
-        self, net: Any, x: torch.Tensor, t: torch.Tensor, conditioning: Conditioning, additions: Additions
+    def _run_network(
+        self, net: Any, x: torch.Tensor, t: torch.Tensor, conditioning: Conditioning, additions: Additions = NO_INPUTS
     ) -> torch.Tensor:
         guidance = conditioning[3:]
         with attend_to_references(net, find_references(additions)):

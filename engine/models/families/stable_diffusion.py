@@ -14,21 +14,20 @@ from engine.models import prompt_chunks
 from engine.models.autoencoder.large_decoder import LARGE_FACTOR, LargeDecoder
 from engine.models.control_conditioner import make_unet_conditioner, name_unet_inputs
 from engine.models.embedding_files import EmbeddingSlot, spell_words
-from engine.models.families.diffusers_family import DiffusersFamily, choose_guidance
+from engine.models.families.diffusers_family import DiffusersFamily
 from engine.models.family import SMALL_MODEL_SIZE, Conditioning
 from engine.models.files.model_source import combine_fingerprints
 from engine.models.inpainting_conditioner import add_channels
 from engine.models.judge import PromptJudge
 from engine.models.network.network_copies import attend_to_references, find_references
-from engine.models.picture_conditions import Additions
+from engine.models.picture_conditions import NO_INPUTS, Additions
 from engine.models.prompt_chunks import PromptKey, list_texts
 from engine.picture_files import MAX_SIDE
 from engine.prompt.emphasis import strip_emphasis
 from engine.upscaling.super_resolver import SuperResolver
 
-# guidance: models trained here have seen fewer pictures
-OWN_MODEL_GUIDANCE = 4.0
-DEFAULT_GUIDANCE = 7.5
+OWN_MODEL_GUIDANCE = 4.0  # models trained here have seen fewer pictures
+CONSISTENCY_GUIDANCE = 8.0  # for models trained with 3 to 15
 
 
 class StableDiffusion(DiffusersFamily):
@@ -55,16 +54,11 @@ class StableDiffusion(DiffusersFamily):
         resolver: SuperResolver | None = None,
         large_decoder: LargeDecoder | None = None,
     ) -> None:
-        is_own_model = isinstance(pipeline.text_encoder, BertModel)
-        default_guidance = (
-            OWN_MODEL_GUIDANCE if is_own_model else choose_default_guidance(pipeline, name, DEFAULT_GUIDANCE)
-        )
-        super().__init__(pipeline, name, revision, device, default_guidance if guidance is None else guidance)
+        super().__init__(pipeline, name, revision, device, guidance)
         # The embedded model was trained with 24 tokens only.
-        self._max_chunks = 1 if isinstance(pipeline.text_encoder, BertModel) else prompt_chunks.MAX_CHUNKS
-        self.max_clip_skip = (
-            0 if is_own_model else prompt_chunks.count_skippable_layers(pipeline.text_encoder.config, 1)
-        )
+        self._max_chunks = 1 if self._is_own_model else prompt_chunks.MAX_CHUNKS
+        if not self._is_own_model:
+            self.max_clip_skip = prompt_chunks.count_skippable_layers(pipeline.text_encoder.config, 1)
         max_length = int(pipeline.tokenizer.model_max_length)
         chunk_capacity = prompt_chunks.get_chunk_capacity(pipeline.tokenizer)
         self.tokens = max_length if self._max_chunks == 1 else self._max_chunks * chunk_capacity
@@ -82,6 +76,15 @@ class StableDiffusion(DiffusersFamily):
         if self._resolver is not None:
             self.upscale_factor, self.upscaler = self._resolver.scale, self._resolver.name
             self.revision = combine_fingerprints(revision, self._resolver.fingerprint)
+
+    @property
+    def _is_own_model(self) -> bool:
+        return isinstance(self.pipeline.text_encoder, BertModel)
+
+    def _choose_guidance(self) -> float:
+        if self._is_own_model:
+            return OWN_MODEL_GUIDANCE
+        return CONSISTENCY_GUIDANCE if detect_guides(self.pipeline) == "network" else super()._choose_guidance()
 
     def encode_text(self, text: str) -> torch.Tensor:
         """Return token states `[tokens, features]`, float32 on the device; one text a call, fixed shape, cached."""
@@ -109,8 +112,6 @@ class StableDiffusion(DiffusersFamily):
             text = spell_words(strip_emphasis(prompt.text), prompt.embeddings)
             states, _ = pipeline.encode_prompt(text, self.device, 1, False)
             return (states[0].float(),)
-        # The mean of BERT's states is near zero, so it cannot be restored.
-        is_clip = not isinstance(pipeline.text_encoder, BertModel)
         skip = prompt.clip_skip
         encoded_text = prompt_chunks.encode_chunks(
             text_chunks,
@@ -118,18 +119,15 @@ class StableDiffusion(DiffusersFamily):
             self.device,
             layer=-skip - 1 if skip else None,
             has_final_norm=skip > 0,
-            restore=is_clip,
+            restore=not self._is_own_model,  # the mean of BERT's states is near zero
         )
         return (encoded_text.states,)
 
     def _make_extra_conditioning(self, recipe: Recipe) -> Conditioning:
         return embed_guidance(self.pipeline, recipe.guidance, self.device)
 
-    def _run_network(self, net: Any, x: torch.Tensor, t: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
-        return self._run_network_with(net, x, t, conditioning, {})
-
-    def _run_network_with(
-        self, net: Any, x: torch.Tensor, t: torch.Tensor, conditioning: Conditioning, additions: Additions
+    def _run_network(
+        self, net: Any, x: torch.Tensor, t: torch.Tensor, conditioning: Conditioning, additions: Additions = NO_INPUTS
     ) -> torch.Tensor:
         states, *guidance = conditioning
         with attend_to_references(net, find_references(additions)):
@@ -172,17 +170,10 @@ def _name_texts(conditioning: Conditioning) -> dict[str, Any]:
     return {"encoder_hidden_states": conditioning[0]}
 
 
-CONSISTENCY_GUIDANCE = 8.0  # for models trained with 3 to 15
-
-
 def as_stable_diffusion(pipeline: Any) -> StableDiffusionPipeline:
     """Return the parts as a Stable Diffusion pipeline, which has more inputs and differs only in its sampler."""
-    parts: dict[str, Any] = {
-        **pipeline.components,
-        "safety_checker": None,
-        "feature_extractor": None,
-        "scheduler": None,
-    }
+    absent = dict.fromkeys(("safety_checker", "feature_extractor", "scheduler"))
+    parts: dict[str, Any] = pipeline.components | absent
     converted_pipeline = StableDiffusionPipeline(**parts, requires_safety_checker=False)
     converted_pipeline.register_modules(scheduler=pipeline.scheduler)  # unchanged: the constructor would "correct" it
     return converted_pipeline
@@ -191,11 +182,6 @@ def as_stable_diffusion(pipeline: Any) -> StableDiffusionPipeline:
 def detect_guides(pipeline: Any) -> GuidanceKind:
     """Return whether guidance is an input of the pipeline's U-Net, or a second row."""
     return "rows" if pipeline.unet.config.get("time_cond_proj_dim") is None else "network"
-
-
-def choose_default_guidance(pipeline: Any, name: str, family_default: float) -> float:
-    """Return the default guidance of a Stable Diffusion of this name; `family_default` is its family's."""
-    return CONSISTENCY_GUIDANCE if detect_guides(pipeline) == "network" else choose_guidance(name, family_default)
 
 
 def embed_guidance(pipeline: Any, guidance: float, device: torch.device) -> Conditioning:
