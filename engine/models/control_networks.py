@@ -20,13 +20,13 @@ from diffusers.models.controlnets.controlnet import ControlNetModel
 from diffusers.models.controlnets.controlnet_flux import FluxControlNetModel
 from diffusers.models.controlnets.controlnet_sd3 import SD3ControlNetModel
 from PIL import Image
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 from engine.contract import ControlImage, ControlModel, Dtype, JobRejected, Preprocessor
 from engine.models.family import TORCH_DTYPES
 from engine.models.files.added_kind import AddedEntry, AddedKind, cache_while_unchanged
 from engine.models.files.model_source import combine_fingerprints, fingerprint_file
-from engine.models.files.pipeline_parts import count_parameters, find_weight_files
+from engine.models.files.pipeline_parts import count_parameters, find_weight_files, read_header
 from engine.models.files.tensor_reader import read_tensors
 from engine.models.network.network_copies import place_network, substitute_layers
 from engine.models.picture_conditions import SlotKind
@@ -166,9 +166,7 @@ class ControlCollection:
 
     def find(self, control: ControlImage) -> ControlFile:
         """Return a control picture's network. Raises `JobRejected`: missing, unfit or of another revision."""
-        file = CONTROL_KIND.find(self.folder, control.name)
-        if control.revision and control.revision != file.revision:
-            raise JobRejected(f"This worker has another version of the control network {control.name}.", "worker")
+        file = CONTROL_KIND.find(self.folder, control.name, control.revision)
         if not self._is_compatible(file):
             raise JobRejected(f"The control network {control.name} does not fit this model.", "model")
         return file
@@ -449,9 +447,5 @@ def _refuse_many_repeats(config: Mapping[str, Any]) -> None:
 
 def _read_headers(file: ControlFile) -> Tensors:
     """Return each weight as a tensor without memory. Raises `SafetensorError` or OSError."""
-    tensors: Tensors = {}
-    for path in file.weights:
-        with cast(Any, safe_open)(path, framework="pt") as handle:
-            for key in handle.keys():  # noqa: SIM118 - not a mapping
-                tensors[key] = torch.empty(handle.get_slice(key).get_shape(), device="meta")
-    return tensors
+    headers = (entry for path in file.weights for entry in read_header(path).items())
+    return {name: torch.empty(each.shape, device="meta") for name, each in headers}

@@ -34,7 +34,7 @@ from engine.models.files.added_kind import (
     reject_added,
 )
 from engine.models.files.model_source import combine_fingerprints, fingerprint_file
-from engine.models.files.pipeline_parts import list_parts
+from engine.models.files.pipeline_parts import list_parts, read_header
 from engine.models.library_logging import silence_libraries
 from engine.models.loading.pipeline_loader import LOAD_ERRORS, guard_default_dtype
 from engine.models.network.network_copies import ADDITION, list_attention_layers
@@ -85,9 +85,7 @@ class ReferenceConditioner(PictureConditioner):
     def check_pictures(self, recipe: Recipe) -> None:
         """Raise `JobRejected` where an adapter is missing, unfit or of another revision; load nothing."""
         for reference in recipe.references:
-            file = REFERENCE_KIND.find(self.folder, reference.name)
-            if reference.revision and reference.revision != file.revision:
-                raise JobRejected(f"This worker has another version of the reference adapter {file.name}.", "worker")
+            file = REFERENCE_KIND.find(self.folder, reference.name, reference.revision)
             if self.find_mismatch(file):
                 raise JobRejected(f"The reference adapter {file.name} does not fit this model.", "model")
 
@@ -267,8 +265,7 @@ class AdapterFile:
 def read_shapes(adapter: AdapterFile) -> dict[str, tuple[int, ...]]:
     """Return the shape of each tensor, from the file's header. Raises `JobRejected`."""
     try:
-        with cast(Any, safe_open)(adapter.path, framework="pt") as file:
-            return {key: tuple(file.get_slice(key).get_shape()) for key in list(file.keys())}
+        return {name: tuple(each.shape) for name, each in read_header(adapter.path).items()}
     except (OSError, SafetensorError) as error:
         raise reject_added(NOUN, adapter.name, "cannot be read as safetensors") from error
 

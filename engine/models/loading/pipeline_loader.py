@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -87,13 +88,23 @@ def load_folder_pipeline(
     """Load a folder's pipeline for generation. Raises `JobRejected` where it is no such model in safetensors."""
     parts = inspect_folder(folder, name)
     class_name = read_index(folder, name)["_class_name"]
+    return load_in_formats(class_name, parts, format_chooser, on_progress, partial(_load, folder, name))
+
+
+def load_in_formats(
+    class_name: str,
+    parts: Sequence[Part],
+    format_chooser: FormatChooser,
+    on_progress: OnProgress | None,
+    load: Callable[[PartFormats, OnProgress | None], Any],
+) -> LoadedPipeline:
+    """Choose the number formats of a pipeline and load it in them."""
     formats = format_chooser.choose_formats(class_name, parts)
 
     def reload(dtype: Dtype) -> Any:
-        return _load(folder, name, format_chooser.make_single_formats(dtype, class_name, parts), None)
+        return load(format_chooser.make_single_formats(dtype, class_name, parts), None)
 
-    pipeline = _load(folder, name, formats, on_progress)
-    return LoadedPipeline(pipeline, formats.single_format, reload, formats.quantization)
+    return LoadedPipeline(load(formats, on_progress), formats.single_format, reload, formats.quantization)
 
 
 def _load(folder: Path, name: str, formats: PartFormats, on_progress: OnProgress | None) -> Any:

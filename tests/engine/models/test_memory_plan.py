@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.contract import Quantization
-from engine.models.loading.memory_estimate import MemoryChoice, WeightBytes, choose_memory, list_offloads
+from engine.models.loading.memory_estimate import LoadChoice, WeightBytes, choose_memory, list_offloads
 from engine.models.quantization import PartQuantization
 from engine.process.memory_requests import OFFLOADS, Offload
 
@@ -39,7 +39,7 @@ def test_flux_gets_the_best_that_fits(budget: float, expected: tuple[Quantizatio
     choice = choose_memory(FLUX, OFFLOADS, int(budget * GB), "cuda")
     assert (choice.quantization, choice.offload) == (PartQuantization(expected[0]), expected[1])
     assert choice.fits
-    assert choice.device_bytes <= budget * GB
+    assert choice.size <= budget * GB
 
 
 def test_what_the_caller_fixed_is_kept() -> None:
@@ -62,7 +62,7 @@ def test_layers_of_nf4_stay_where_they_are() -> None:
 
 def test_the_smallest_is_named_where_nothing_fits() -> None:
     choice = choose_memory(FLUX, ("none", "text"), GB, "cuda")
-    assert choice == MemoryChoice(NF4, "text", 7 * GB + GB // 5, False)
+    assert choice == LoadChoice(NF4, "text", 7 * GB + GB // 5, False)
     assert choice.describe("flux", GB) == (
         "flux does not fit: even with its network in nf4, it takes about 7.2 GB, and models may take 1 GB"
     )
