@@ -140,8 +140,6 @@ def _count_bytes(network: torch.nn.Module) -> int:
 
 
 MAX_CONTROLS = 64  # announced control networks, the limit of `engine.contract.ModelProfile`
-
-
 MAX_KEPT = 4  # networks that stay in memory after their last picture
 
 

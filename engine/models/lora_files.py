@@ -127,14 +127,9 @@ def _read_matrices(pipeline: Any, lora: LoraFile) -> dict[str, torch.Tensor]:
 
 
 def _select_part(matrices: dict[str, torch.Tensor], part: str) -> dict[str, torch.Tensor]:
-    part_matrices = {
-        name.removeprefix(f"{part}."): value for name, value in matrices.items() if name.startswith(f"{part}.")
-    }
-    return (
-        part_matrices
-        if any("lora_A" in name for name in part_matrices)
-        else cast(Any, convert_unet_state_dict_to_peft)(part_matrices)
-    )
+    prefix = f"{part}."
+    own = {name.removeprefix(prefix): value for name, value in matrices.items() if name.startswith(prefix)}
+    return own if any("lora_A" in name for name in own) else cast(Any, convert_unet_state_dict_to_peft)(own)
 
 
 def _find_mismatch(network: Any, matrices: dict[str, torch.Tensor]) -> str:

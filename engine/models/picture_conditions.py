@@ -186,11 +186,6 @@ class TakesPictures:
     conditioners: tuple[PictureConditioner, ...] = ()
     required: Literal["", "mask", "picture"] = ""
 
-    def _use_picture_folders(self, data: Path) -> None:
-        """Find the networks for pictures in a worker's data folder."""
-        for conditioner in self.conditioners:
-            conditioner.use_data_folder(data)
-
     def list_controls(self) -> tuple[ControlModel, ...]:
         """Return the control networks that fit."""
         return self._list_networks("control")

@@ -23,9 +23,7 @@ class WholePipelineSupport:
     network_name: ClassVar[str]
     no_guidance: ClassVar[float] = 1.0  # the pipeline's value for our guidance of 1
     output_type: ClassVar[str] = "latent"
-    unsupported_samplers: ClassVar[
-        tuple[Sampler, ...]
-    ] = ()  # samplers whose schedulers do not accept the pipeline's sigmas
+    unsupported_samplers: ClassVar[tuple[Sampler, ...]] = ()  # whose schedulers do not accept the pipeline's sigmas
     scheduler_config: Mapping[str, Any]
 
     @abstractmethod

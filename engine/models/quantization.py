@@ -233,15 +233,9 @@ def quantize_in_place(module: nn.Module, quantization: Quantization, device: tor
 
 
 GROUP_SIZE = 64  # weights of a row that share one scale and zero point in int4
-
-
 # to which a GPU's layout of int4 pads a matrix
 TILE_COLUMNS = 1024
-
-
 TILE_ROWS = 8
-
-
 _EMBEDDING = re.compile(
     r"(?:token_embedding|position_embedding|embed_tokens|shared|relative_attention_bias|wte|wpe|embeddings\.\w+"
     r"|class_embedding|patch_embedding|context_embedder_embedding|pos_embed)\.weight$"

@@ -61,9 +61,8 @@ class _Parser:
     """
 
     texts: list[str] = field(default_factory=list)
-    open_brackets: dict[str, list[int]] = field(
-        default_factory=lambda: {"(": [], "[": []}
-    )  # entries that are not closed yet
+    # entries that are not closed yet
+    open_brackets: dict[str, list[int]] = field(default_factory=lambda: {"(": [], "[": []})
     spans: dict[int, tuple[int, float]] = field(default_factory=dict)  # first entry → end entry, factor
     last_word: int = -1  # the last entry with a word or a literal bracket in it
 

@@ -137,10 +137,10 @@ def _explain_reference(family: AddedFiles, file: AdapterFile) -> str:
 
 
 CHECKS = (
-    AddedCheck("embedding", EMBEDDING_KIND, EMBEDDING_FOLDER, "embeddings", AddedFiles.explain_embedding),
+    AddedCheck("embedding", EMBEDDING_KIND, EMBEDDING_FOLDER, "embeddings", AddedFiles.embeddings.find_mismatch),
     AddedCheck("control", CONTROL_KIND, CONTROL_FOLDER, "controls", _explain_control),
     AddedCheck("reference", REFERENCE_KIND, REFERENCE_FOLDER, "references", _explain_reference),
-    AddedCheck("vae", AUTOENCODER_KIND, AUTOENCODER_FOLDER, "autoencoders", AddedFiles.explain_autoencoder),
+    AddedCheck("vae", AUTOENCODER_KIND, AUTOENCODER_FOLDER, "autoencoders", AddedFiles.autoencoders.find_mismatch),
 )
 
 

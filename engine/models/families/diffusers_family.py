@@ -21,8 +21,8 @@ from PIL import Image
 
 from engine.contract import Dtype, GuidanceKind, Lora, ModelPart, Quantization, Recipe, Sampler, find_embeddings
 from engine.models.autoencoder.autoencoder import decode_latents, encode_pixels, make_latent_space
-from engine.models.autoencoder.autoencoder_files import AutoencoderCollection, AutoencoderFile
-from engine.models.embedding_files import EmbeddingCollection, EmbeddingFile, EmbeddingSlot, spell_words
+from engine.models.autoencoder.autoencoder_files import AutoencoderCollection
+from engine.models.embedding_files import EmbeddingCollection, EmbeddingSlot, spell_words
 from engine.models.family import TORCH_DTYPES, Conditioning
 from engine.models.files.added_kind import AUTOENCODER_FOLDER, EMBEDDING_FOLDER, LORA_FOLDER
 from engine.models.files.model_source import combine_fingerprints
@@ -41,6 +41,7 @@ from engine.models.network.pipeline_offload import is_offloaded
 from engine.models.picture_conditions import ForwardInputs, PictureConditioner, PictureRows, TakesPictures
 from engine.models.pipeline_support import WholePipelineSupport
 from engine.models.prompt_chunks import PromptKey, TextCache, list_texts
+from engine.pipelines.network_call import TEXT_ENCODER_PREFIX
 from engine.preview_maps.latent_map import MODEL_MAP_FILE, LatentSpace
 from engine.process.memory_requests import Offload
 from engine.prompt.emphasis import strip_emphasis
@@ -62,18 +63,20 @@ class AddedFiles:
 
     def _init_added_files(self, pipeline: Any, name: str) -> None:
         self._loras = LoraCollection(pipeline, self.network_name)
-        self._embeddings = EmbeddingCollection(pipeline, self.embedding_slots, name)
-        self._autoencoders = AutoencoderCollection(pipeline.vae, name)
+        self.embeddings = EmbeddingCollection(pipeline, self.embedding_slots, name)
+        self.autoencoders = AutoencoderCollection(pipeline.vae, name)
 
     def list_loras(self) -> tuple[Lora, ...]:
         """Return the LoRAs that fit this model."""
         return self._loras.list_compatible()
 
     def use_data_folder(self, data: Path) -> None:
-        """Find LoRAs, textual inversions and autoencoders in a worker's data folder."""
+        """Find LoRAs, control networks and other added files in a worker's data folder."""
         self.lora_folder = data / LORA_FOLDER
-        self._embeddings.folder = data / EMBEDDING_FOLDER
-        self._autoencoders.folder = data / AUTOENCODER_FOLDER
+        self.embeddings.folder = data / EMBEDDING_FOLDER
+        self.autoencoders.folder = data / AUTOENCODER_FOLDER
+        for conditioner in self.conditioners:
+            conditioner.use_data_folder(data)
 
     @property
     def lora_folder(self) -> Path | None:
@@ -102,33 +105,25 @@ class AddedFiles:
 
     def list_embeddings(self) -> tuple[ModelPart, ...]:
         """Return the textual inversions that fit this model."""
-        return self._embeddings.list_fitting()
+        return self.embeddings.list_fitting()
 
     def with_embeddings(self, recipe: Recipe) -> Recipe:
-        return msgspec.structs.replace(recipe, embeddings=self._embeddings.resolve(recipe.embeddings))
+        return msgspec.structs.replace(recipe, embeddings=self.embeddings.resolve(recipe.embeddings))
 
     def list_autoencoders(self) -> tuple[ModelPart, ...]:
         """Return the autoencoders that fit this model."""
-        return self._autoencoders.list_fitting()
-
-    def explain_embedding(self, file: EmbeddingFile) -> str:
-        """Return why a textual inversion does not fit, as the end of a sentence; empty: it fits."""
-        return self._embeddings.find_mismatch(file)
-
-    def explain_autoencoder(self, file: AutoencoderFile) -> str:
-        """Return why an autoencoder does not fit, as the end of a sentence; empty: it fits."""
-        return self._autoencoders.find_mismatch(file)
+        return self.autoencoders.list_fitting()
 
     def count_autoencoder_bytes(self, part: ModelPart | None, *, with_kept: bool = True) -> int:
-        return self._autoencoders.count_bytes(part, self._vae.dtype, with_kept=with_kept)
+        return self.autoencoders.count_bytes(part, self._vae.dtype, with_kept=with_kept)
 
     def release_other_autoencoders(self, part: ModelPart | None) -> None:
-        self._autoencoders.release_others(part)
+        self.autoencoders.release_others(part)
 
     def with_autoencoder(self, part: ModelPart) -> Self:
         """Return a copy that shares all but the autoencoder. Raises `JobRejected`."""
         view = copy.copy(self)
-        view._vae = self._autoencoders.load(part, self._vae, self.device)
+        view._vae = self.autoencoders.load(part, self._vae, self.device)
         view.pipeline = copy.copy(self.pipeline)
         vars(view.pipeline)["vae"] = view._vae
         view.conditioners = tuple(each.with_family(view) for each in self.conditioners)
@@ -136,14 +131,14 @@ class AddedFiles:
 
     def use_autoencoder(self, name: str) -> None:
         """From now on take this autoencoder as the model's own. The revision covers it. Raises `JobRejected`."""
-        file = self._autoencoders.resolve(ModelPart(name))
+        file = self.autoencoders.resolve(ModelPart(name))
         self._chosen_autoencoder = ModelPart(file.name, file.revision)
         self._load_chosen_autoencoder()
         self.revision = combine_fingerprints(self.revision, file.revision)
 
     def _load_chosen_autoencoder(self) -> None:
         if self._chosen_autoencoder is not None:
-            self._vae = self._autoencoders.load_alone(self._chosen_autoencoder, self._vae, self.device)
+            self._vae = self.autoencoders.load_alone(self._chosen_autoencoder, self._vae, self.device)
             self.pipeline.vae = self._vae
 
 
@@ -255,10 +250,11 @@ class DiffusersFamily(AddedFiles, WholePipelineSupport, TakesPictures, ABC):
         self._vae: Any = self._adapt_autoencoder(self.pipeline.vae).eval().requires_grad_(False).to(self.device)
         if self.channels_last:
             self._vae.to(memory_format=torch.channels_last)
-        for encoder in self._list_text_encoders():
-            encoder.eval().requires_grad_(False)
-            if not is_offloaded(encoder):
-                encoder.to(self.device)
+        for part, encoder in self.pipeline.components.items():
+            if part.startswith(TEXT_ENCODER_PREFIX) and encoder is not None:
+                encoder.eval().requires_grad_(False)
+                if not is_offloaded(encoder):
+                    encoder.to(self.device)
 
     def _adapt_autoencoder(self, autoencoder: Any) -> Any:
         """Return the pipeline's autoencoder in the form of AutoencoderKL."""
@@ -266,23 +262,13 @@ class DiffusersFamily(AddedFiles, WholePipelineSupport, TakesPictures, ABC):
 
     def _release_weights(self) -> None:
         self._loras.release()
-        self._autoencoders.release()
+        self.autoencoders.release()
         for conditioner in self.conditioners:
             conditioner.release()
         self.forward_runner.release()
         self.text_cache.clear()
         self._loaded_network = self._vae = None
         drop_modules(self.pipeline)
-
-    def _list_text_encoders(self) -> list[Any]:
-        """Return the pipeline's text encoders."""
-        parts = self.pipeline.components.items()
-        return [module for part, module in parts if part.startswith("text_encoder") and module is not None]
-
-    def use_data_folder(self, data: Path) -> None:
-        """Find LoRAs, control networks and other added files in a worker's data folder."""
-        super().use_data_folder(data)
-        self._use_picture_folders(data)
 
     @property
     def max_pixels(self) -> int:
@@ -349,11 +335,9 @@ class DiffusersFamily(AddedFiles, WholePipelineSupport, TakesPictures, ABC):
 
     def _make_expansion(self, pipeline: Any, tokenizer: Any, embeddings: tuple[ModelPart, ...]) -> Callable[[str], str]:
         """Return what writes the tokens of textual inversions in place of their names; several vectors, several."""
-        return (
-            (lambda text: pipeline.maybe_convert_prompt(spell_words(text, embeddings), tokenizer))
-            if embeddings
-            else str
-        )
+        if not embeddings:
+            return str
+        return lambda text: pipeline.maybe_convert_prompt(spell_words(text, embeddings), tokenizer)
 
     def _make_extra_conditioning(self, recipe: Recipe) -> Conditioning:
         """Return the conditions beside the prompt; none by default."""
@@ -368,7 +352,7 @@ class DiffusersFamily(AddedFiles, WholePipelineSupport, TakesPictures, ABC):
         supported_prompt = prompt._replace(text=replace_nouns(text, self.substitutes, inversion_names))
         with torch.inference_mode(), self.pipeline_lock:
             text_pipeline = self.get_text_pipeline(prompt.loras)
-            with self._embeddings.with_words(text_pipeline, prompt.embeddings) as pipeline:
+            with self.embeddings.with_words(text_pipeline, prompt.embeddings) as pipeline:
                 return self.text_cache.keep(prompt, self._encode_text(pipeline, supported_prompt))
 
     @torch.inference_mode()

@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 
 from engine.contract import Recipe
-from engine.models.control_conditioner import make_flux_conditioner
+from engine.models.control_conditioner import FluxControlConditioner
 from engine.models.families.flow_matching import FlowMatchingFamily
 from engine.models.families.picture_editing import NeedsPicture, split_pictures
 from engine.models.family import Conditioning
@@ -42,7 +42,7 @@ class Flux(FlowMatchingFamily):
 
     def _make_conditioners(self, pipeline: Any) -> tuple[PictureConditioner, ...]:
         """Return what takes pictures beside the prompt: ControlNets of Flux."""
-        conditioner = make_flux_conditioner(
+        conditioner = FluxControlConditioner(
             pipeline,
             self.device,
             self.encode_image,

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from engine.contract import JobRejected, Sampler
-from engine.models.control_conditioner import make_sd3_conditioner
+from engine.models.control_conditioner import SD3ControlConditioner
 from engine.models.families.flow_matching import FlowMatchingFamily
 from engine.models.family import Conditioning
 from engine.models.picture_conditions import NO_INPUTS, Additions, ForwardInputs
@@ -29,7 +29,7 @@ class StableDiffusion3(FlowMatchingFamily):
         self.tokens = TOKENS if pipeline.text_encoder_3 is not None else int(pipeline.tokenizer.model_max_length)
         self.size = int(network.sample_size) * self.pixels_per_latent
         self.multiple = self.pixels_per_latent * int(network.patch_size)
-        self.conditioners = (make_sd3_conditioner(pipeline, self.device, self.encode_image, _name_inputs),)
+        self.conditioners = (SD3ControlConditioner(pipeline, self.device, self.encode_image, _name_inputs),)
         self._max_side = int(network.pos_embed_max_size) * self.multiple
 
     def plan(self, sampler: Sampler, steps: int, eta: float, width: int, height: int) -> Plan:

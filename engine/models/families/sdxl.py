@@ -14,7 +14,7 @@ from PIL import Image
 
 from engine.contract import GuidanceKind, Recipe, find_embeddings
 from engine.models import prompt_chunks
-from engine.models.control_conditioner import make_unet_conditioner, name_unet_inputs
+from engine.models.control_conditioner import UNetControlConditioner, name_unet_inputs
 from engine.models.embedding_files import EmbeddingSlot, spell_words
 from engine.models.families.diffusers_family import DiffusersFamily
 from engine.models.families.stable_diffusion import CONSISTENCY_GUIDANCE, detect_guides, embed_guidance
@@ -47,7 +47,7 @@ class StableDiffusionXL(DiffusersFamily):
         self.guides: GuidanceKind = detect_guides(pipeline)
         encoders = pipeline.text_encoder, pipeline.text_encoder_2
         self.max_clip_skip = min(prompt_chunks.count_skippable_layers(encoder.config, 2) for encoder in encoders)
-        self.conditioners = (make_unet_conditioner(pipeline, self.device, _name_texts),)
+        self.conditioners = (UNetControlConditioner(pipeline, self.device, _name_texts),)
 
     def _choose_guidance(self) -> float:
         return CONSISTENCY_GUIDANCE if detect_guides(self.pipeline) == "network" else super()._choose_guidance()
@@ -85,7 +85,7 @@ class StableDiffusionXL(DiffusersFamily):
 
     def _count_text_chunks(self, text: str, recipe: Recipe) -> int:
         embeddings = find_embeddings([text], recipe.embeddings)
-        pipeline = self._embeddings.with_tokenizers(self.pipeline, embeddings)
+        pipeline = self.embeddings.with_tokenizers(self.pipeline, embeddings)
         return max(
             len(
                 prompt_chunks.split_into_chunks(

@@ -12,7 +12,7 @@ from transformers.models.bert.modeling_bert import BertModel
 from engine.contract import GuidanceKind, ModelPart, Recipe, find_embeddings
 from engine.models import prompt_chunks
 from engine.models.autoencoder.large_decoder import LARGE_FACTOR, LargeDecoder
-from engine.models.control_conditioner import make_unet_conditioner, name_unet_inputs
+from engine.models.control_conditioner import UNetControlConditioner, name_unet_inputs
 from engine.models.embedding_files import EmbeddingSlot, spell_words
 from engine.models.families.diffusers_family import DiffusersFamily
 from engine.models.family import SMALL_MODEL_SIZE, Conditioning
@@ -66,7 +66,7 @@ class StableDiffusion(DiffusersFamily):
         # Each block but one halves the sides.
         self.multiple = self.pixels_per_latent * 2 ** (len(pipeline.unet.config.block_out_channels) - 1)
         self.guides: GuidanceKind = detect_guides(pipeline)
-        self.conditioners = (make_unet_conditioner(pipeline, self.device, _name_texts),)
+        self.conditioners = (UNetControlConditioner(pipeline, self.device, _name_texts),)
         self._large_decoder = large_decoder
         self._resolver = resolver if self.size <= SMALL_MODEL_SIZE and large_decoder is None else None
         if large_decoder is not None:
@@ -97,7 +97,7 @@ class StableDiffusion(DiffusersFamily):
 
     def _count_text_chunks(self, text: str, recipe: Recipe) -> int:
         embeddings = find_embeddings([text], recipe.embeddings)
-        pipeline = self._embeddings.with_tokenizers(self.pipeline, embeddings)
+        pipeline = self.embeddings.with_tokenizers(self.pipeline, embeddings)
         expand = self._make_expansion(pipeline, pipeline.tokenizer, embeddings)
         return len(prompt_chunks.split_into_chunks(text, pipeline.tokenizer, self._max_chunks, expand))
 

@@ -33,12 +33,8 @@ from engine.models.quantization import (
 )
 
 LIBRARIES = ("diffusers", "transformers")
-AUTO_CLASSES = (
-    "AutoTokenizer",
-    "AutoProcessor",
-    "AutoImageProcessor",
-    "AutoFeatureExtractor",
-)  # classes without weights that pick another class
+# classes without weights that pick another class
+AUTO_CLASSES = ("AutoTokenizer", "AutoProcessor", "AutoImageProcessor", "AutoFeatureExtractor")
 PICKLE_PATTERNS = ("*.bin", "*.ckpt", "*.pt", "*.pth")
 SAFETENSORS_DTYPES: dict[str, Dtype] = {"BF16": "bfloat16", "F16": "float16"}
 _ITEMSIZES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "BF16": 2, "F16": 2, "I16": 2, "U16": 2}

@@ -28,10 +28,8 @@ class ForwardRunner:
         self._may_record = device.type == "cuda"
         self._packed_copies = PackedCopies() if device.type == "cpu" and can_pack(net) else None
         self._graphs: GraphCache | None = None
-        self._last_conditioning: tuple[Inputs, Inputs] = (
-            (),
-            (),
-        )  # the last conditions, and the same in the network's dtype
+        # the last conditions, and the same in the network's dtype
+        self._last_conditioning: tuple[Inputs, Inputs] = ((), ())
 
     def disable_optimizations(self) -> None:
         """Disable packing and recording."""
