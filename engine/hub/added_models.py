@@ -7,6 +7,7 @@ from, and the checksum of each. A download is in `.partial/NAME` until it is com
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta, Struct
 
-from engine.contract import Name
+from engine.contract import JobRejected, Name
 from engine.hub.catalogue import FOLDER_BY_KIND, PART_KINDS, WEIGHT_SUFFIXES, PartKind
 from engine.hub.repository import HubError, RepositoryFile, explain_disk_error, is_intact, is_safe
 from engine.process.model_settings import EMBEDDED_MODEL, read_model_settings
@@ -240,3 +241,27 @@ def _is_here(data: Path, name: str) -> bool:
     path = data / MODELS_FOLDER / name
     is_file = any(path.with_name(f"{name}{suffix}").is_file() for suffix in WEIGHT_SUFFIXES)
     return name == EMBEDDED_MODEL or path.is_dir() or is_file
+
+
+REVISIONS_FILE = "hub-revisions.json"
+
+
+def read_revisions(data: Path) -> dict[str, str]:
+    """Return the remembered revisions by hub id. Raises `JobRejected` where the file cannot be read."""
+    path = data / REVISIONS_FILE
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=dict[str, str])
+    except FileNotFoundError:
+        return {}
+    except msgspec.DecodeError as error:  # the newest revision instead would be what the file guards against
+        raise JobRejected(
+            f"The file {path} cannot be read: mend it, or delete it to take the newest revisions.", "worker"
+        ) from error
+
+
+def remember_revision(data: Path, hub_id: str, revision: str) -> None:
+    """Write a revision down, unless it is remembered already. Raises `JobRejected` or OSError."""
+    revisions = read_revisions(data)
+    if revisions.get(hub_id) != revision:
+        content = json.dumps(revisions | {hub_id: revision}, indent=1).encode() + b"\n"
+        write_atomically(data / REVISIONS_FILE, content)

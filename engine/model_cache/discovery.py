@@ -217,17 +217,15 @@ def _load_family(
     """Load the files found at the start: a hub name is not looked up again."""
     if source is None:
         return models.load_model(EMBEDDED_MODEL, context.data, device=context.device, resolver=context.resolver)
-    family = models.load_source(
+    return models.load_source(
         source,
         context.device,
         context.resolver,
         on_progress,
+        offload=choice.offload,
         quantization=choice.quantization,
-        offload=models.make_pipeline_offload(choice.offload, context.device, context.data),
+        data=context.data,
     )
-    if isinstance(family, DiffusersFamily):
-        family.use_data_folder(context.data)
-    return family
 
 
 def _configure_family(family: Family, context: LoadContext) -> Family:

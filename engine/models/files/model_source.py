@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from engine.contract import JobRejected
-from engine.hub.added_models import list_places
+from engine.hub.added_models import list_places, read_revisions, remember_revision
 from engine.hub.catalogue import GGUF_SUFFIX, PICKLE_SUFFIXES, SAFETENSORS_SUFFIX, WEIGHT_SUFFIXES, find_entry
-from engine.hub.revisions import read_revisions, remember_revision
 
 _HUB_NAME = re.compile(
     r"([A-Za-z0-9][A-Za-z0-9._-]*(?:/[A-Za-z0-9][A-Za-z0-9._-]*)?)(?:@([A-Za-z0-9][A-Za-z0-9._-]*))?"

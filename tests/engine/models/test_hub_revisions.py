@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from engine.contract import JobRejected
-from engine.hub.added_models import ModelManifest, write_manifest
-from engine.hub.revisions import REVISIONS_FILE
+from engine.hub.added_models import REVISIONS_FILE, ModelManifest, write_manifest
 from engine.models.files import model_source
 from engine.models.files.model_source import find_model
 

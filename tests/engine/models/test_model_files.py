@@ -15,10 +15,10 @@ from diffusers.utils import logging
 from safetensors.torch import save_file
 
 from engine.contract import JobRejected
-from engine.models import load_model, make_model_name, prompt_chunks, text_embedder
+from engine.models import load_model, prompt_chunks, text_embedder
 from engine.models.families.stable_diffusion import StableDiffusion
 from engine.models.files import model_source
-from engine.models.files.model_source import fingerprint_folder
+from engine.models.files.model_source import fingerprint_folder, make_model_name
 from engine.models.library_logging import silence_libraries
 
 
