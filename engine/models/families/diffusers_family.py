@@ -147,6 +147,11 @@ DISTILLED_STEPS = 4
 _DISTILLED_NAME = re.compile(r"(^|[^a-z])(turbo|lightning|hyper|lcm|schnell|dmd2?)([^a-z]|$)", re.IGNORECASE)
 
 
+def choose_guidance(name: str, family_default: float) -> float:
+    """Return the default guidance: 1, which is none, for a distilled model, else `family_default`."""
+    return 1.0 if _DISTILLED_NAME.search(name) else family_default
+
+
 def find_few_step_sampling(
     name: str, scheduler_config: Mapping[str, Any], samplers: Sequence[Sampler]
 ) -> tuple[int, Sampler] | None:
@@ -213,8 +218,7 @@ class DiffusersFamily(AddedFiles, WholePipelineSupport, TakesPictures, ABC):
         """Set `size`, `multiple`, `tokens`, and whatever else the pipeline says about a model of this family."""
 
     def _choose_guidance(self) -> float:
-        """Return the default guidance: 1, which is none, for a distilled model."""
-        return 1.0 if _DISTILLED_NAME.search(self.name) else self.default_guidance
+        return choose_guidance(self.name, self.default_guidance)
 
     @property
     def dtypes(self) -> tuple[Dtype, ...]:
