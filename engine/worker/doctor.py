@@ -137,10 +137,22 @@ def _explain_reference(family: AddedFiles, file: AdapterFile) -> str:
 
 
 CHECKS = (
-    AddedCheck("embedding", EMBEDDING_KIND, EMBEDDING_FOLDER, "embeddings", AddedFiles.embeddings.find_mismatch),
+    AddedCheck(
+        "embedding",
+        EMBEDDING_KIND,
+        EMBEDDING_FOLDER,
+        "embeddings",
+        lambda family, file: family.embeddings.find_mismatch(file),
+    ),
     AddedCheck("control", CONTROL_KIND, CONTROL_FOLDER, "controls", _explain_control),
     AddedCheck("reference", REFERENCE_KIND, REFERENCE_FOLDER, "references", _explain_reference),
-    AddedCheck("vae", AUTOENCODER_KIND, AUTOENCODER_FOLDER, "autoencoders", AddedFiles.autoencoders.find_mismatch),
+    AddedCheck(
+        "vae",
+        AUTOENCODER_KIND,
+        AUTOENCODER_FOLDER,
+        "autoencoders",
+        lambda family, file: family.autoencoders.find_mismatch(file),
+    ),
 )
 
 
