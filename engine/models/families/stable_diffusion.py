@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Self, cast
+from abc import abstractmethod
+from typing import Any, ClassVar, Self, cast
 
 import torch
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
@@ -30,16 +31,73 @@ OWN_MODEL_GUIDANCE = 4.0  # models trained here have seen fewer pictures
 CONSISTENCY_GUIDANCE = 8.0  # for models trained with 3 to 15
 
 
-class StableDiffusion(DiffusersFamily):
+class UNetFamily(DiffusersFamily):
+    """Shared by families with a U-Net and texts in chunks. Conditions: texts, then guidance for an LCM."""
+
+    network_name = "unet"
+    channels_last = True
+    supports_emphasis = True
+    text_conditions: ClassVar[int]  # conditions before guidance
+    _max_chunks = prompt_chunks.MAX_CHUNKS
+
+    def _set_up(self, pipeline: Any) -> None:
+        self.guides: GuidanceKind = detect_guides(pipeline)
+        self.conditioners = (UNetControlConditioner(pipeline, self.device, self._name_texts),)
+
+    def _choose_guidance(self) -> float:
+        return CONSISTENCY_GUIDANCE if detect_guides(self.pipeline) == "network" else super()._choose_guidance()
+
+    def _count_chunks(self, recipe: Recipe) -> int:
+        if self._max_chunks == 1:  # so that no text is tokenised for nothing
+            return 1
+        return max(self._count_text_chunks(text, recipe) for text in list_texts(recipe))
+
+    def _count_text_chunks(self, text: str, recipe: Recipe) -> int:
+        embeddings = find_embeddings([text], recipe.embeddings)
+        pipeline = self.embeddings.with_tokenizers(self.pipeline, embeddings)
+        prompt = PromptKey(text, chunks=self._max_chunks, embeddings=embeddings)
+        tokenizers = [getattr(pipeline, slot.tokenizer) for slot in self.embedding_slots]
+        return max(len(self._split_text(pipeline, tokenizer, prompt)) for tokenizer in tokenizers)
+
+    def _split_text(self, pipeline: Any, tokenizer: Any, prompt: PromptKey) -> list[prompt_chunks.Chunk]:
+        expand = self._make_expansion(pipeline, tokenizer, prompt.embeddings)
+        return prompt_chunks.split_into_chunks(prompt.text, tokenizer, prompt.chunks, expand)
+
+    def _make_chunks(self, pipeline: Any, tokenizer: Any, prompt: PromptKey) -> list[prompt_chunks.Chunk]:
+        """Return as many chunks as the prompt's image has for its longest text."""
+        return prompt_chunks.pad_chunks(self._split_text(pipeline, tokenizer, prompt), prompt.chunks, tokenizer)
+
+    def _make_extra_conditioning(self, recipe: Recipe) -> Conditioning:
+        return embed_guidance(self.pipeline, recipe.guidance, self.device)
+
+    @staticmethod
+    @abstractmethod
+    def _name_texts(conditioning: Conditioning) -> dict[str, Any]:
+        """Return the texts as arguments of the network."""
+
+    def _run_network(
+        self, net: Any, x: torch.Tensor, t: torch.Tensor, conditioning: Conditioning, additions: Additions = NO_INPUTS
+    ) -> torch.Tensor:
+        guidance = conditioning[self.text_conditions :]
+        with attend_to_references(net, find_references(additions)):
+            return net(
+                add_channels(net, x, additions),
+                t,
+                timestep_cond=guidance[0] if guidance else None,
+                return_dict=False,
+                **self._name_texts(conditioning),
+                **name_unet_inputs(additions),
+            )[0]
+
+
+class StableDiffusion(UNetFamily):
     """`large_decoder` decodes the finished pictures. Without one, `resolver` upscales those of a small model.
 
     `revision` covers the large decoder; the resolver becomes part of it where it is used.
     """
 
     pipelines = ("StableDiffusionPipeline", "LatentConsistencyModelPipeline")
-    network_name = "unet"
-    channels_last = True
-    supports_emphasis = True
+    text_conditions = 1
     prompt_arguments = ("prompt_embeds",)
     embedding_slots = (EmbeddingSlot("", "tokenizer", "text_encoder"),)
     judge: PromptJudge | None = None
@@ -56,8 +114,9 @@ class StableDiffusion(DiffusersFamily):
     ) -> None:
         super().__init__(pipeline, name, revision, device, guidance)
         # The embedded model was trained with 24 tokens only.
-        self._max_chunks = 1 if self._is_own_model else prompt_chunks.MAX_CHUNKS
-        if not self._is_own_model:
+        if self._is_own_model:
+            self._max_chunks = 1
+        else:
             self.max_clip_skip = prompt_chunks.count_skippable_layers(pipeline.text_encoder.config, 1)
         max_length = int(pipeline.tokenizer.model_max_length)
         chunk_capacity = prompt_chunks.get_chunk_capacity(pipeline.tokenizer)
@@ -65,8 +124,6 @@ class StableDiffusion(DiffusersFamily):
         self.size = int(pipeline.unet.config.sample_size) * self.pixels_per_latent
         # Each block but one halves the sides.
         self.multiple = self.pixels_per_latent * 2 ** (len(pipeline.unet.config.block_out_channels) - 1)
-        self.guides: GuidanceKind = detect_guides(pipeline)
-        self.conditioners = (UNetControlConditioner(pipeline, self.device, _name_texts),)
         self._large_decoder = large_decoder
         self._resolver = resolver if self.size <= SMALL_MODEL_SIZE and large_decoder is None else None
         if large_decoder is not None:
@@ -82,32 +139,17 @@ class StableDiffusion(DiffusersFamily):
         return isinstance(self.pipeline.text_encoder, BertModel)
 
     def _choose_guidance(self) -> float:
-        if self._is_own_model:
-            return OWN_MODEL_GUIDANCE
-        return CONSISTENCY_GUIDANCE if detect_guides(self.pipeline) == "network" else super()._choose_guidance()
+        return OWN_MODEL_GUIDANCE if self._is_own_model else super()._choose_guidance()
 
     def encode_text(self, text: str) -> torch.Tensor:
         """Return token states `[tokens, features]`, float32 on the device; one text a call, fixed shape, cached."""
         return self._get_conditioning(PromptKey(text))[0]
 
-    def _count_chunks(self, recipe: Recipe) -> int:
-        if self._max_chunks == 1:  # so that no text is tokenised for nothing
-            return 1
-        return max(self._count_text_chunks(text, recipe) for text in list_texts(recipe))
-
-    def _count_text_chunks(self, text: str, recipe: Recipe) -> int:
-        embeddings = find_embeddings([text], recipe.embeddings)
-        pipeline = self.embeddings.with_tokenizers(self.pipeline, embeddings)
-        expand = self._make_expansion(pipeline, pipeline.tokenizer, embeddings)
-        return len(prompt_chunks.split_into_chunks(text, pipeline.tokenizer, self._max_chunks, expand))
-
     def _get_conditioning(self, prompt: PromptKey) -> Conditioning:
         return super()._get_conditioning(prompt._replace(negative=False))  # a negative text is encoded like any other
 
     def _encode_text(self, pipeline: Any, prompt: PromptKey) -> Conditioning:
-        expand = self._make_expansion(pipeline, pipeline.tokenizer, prompt.embeddings)
-        text_chunks = prompt_chunks.split_into_chunks(prompt.text, pipeline.tokenizer, prompt.chunks, expand)
-        text_chunks = prompt_chunks.pad_chunks(text_chunks, prompt.chunks, pipeline.tokenizer)
+        text_chunks = self._make_chunks(pipeline, pipeline.tokenizer, prompt)
         if prompt_chunks.is_plain(text_chunks) and not prompt.clip_skip:  # diffusers' skip needs an older transformers
             text = spell_words(strip_emphasis(prompt.text), prompt.embeddings)
             states, _ = pipeline.encode_prompt(text, self.device, 1, False)
@@ -123,22 +165,9 @@ class StableDiffusion(DiffusersFamily):
         )
         return (encoded_text.states,)
 
-    def _make_extra_conditioning(self, recipe: Recipe) -> Conditioning:
-        return embed_guidance(self.pipeline, recipe.guidance, self.device)
-
-    def _run_network(
-        self, net: Any, x: torch.Tensor, t: torch.Tensor, conditioning: Conditioning, additions: Additions = NO_INPUTS
-    ) -> torch.Tensor:
-        states, *guidance = conditioning
-        with attend_to_references(net, find_references(additions)):
-            return net(
-                add_channels(net, x, additions),
-                t,
-                encoder_hidden_states=states,
-                timestep_cond=guidance[0] if guidance else None,
-                return_dict=False,
-                **name_unet_inputs(additions),
-            )[0]
+    @staticmethod
+    def _name_texts(conditioning: Conditioning) -> dict[str, Any]:
+        return {"encoder_hidden_states": conditioning[0]}
 
     def with_autoencoder(self, part: ModelPart) -> Self:
         """Return a copy that shares all but the autoencoder, without the large decoder. Raises `JobRejected`."""
@@ -164,10 +193,6 @@ class StableDiffusion(DiffusersFamily):
             return self._decode_with(self._large_decoder, latents)
         picture = self.decode(latents)
         return picture if self._resolver is None else self._resolver.upscale(picture)
-
-
-def _name_texts(conditioning: Conditioning) -> dict[str, Any]:
-    return {"encoder_hidden_states": conditioning[0]}
 
 
 def as_stable_diffusion(pipeline: Any) -> StableDiffusionPipeline:
