@@ -206,7 +206,6 @@ def _transfer(
 
 
 def _count_present(path: Path, file: RepositoryFile) -> int:
-    """Return the bytes of a file that are there, whole or in part."""
     for each in (path, path.with_name(path.name + PART_SUFFIX)):
         if each.is_file():
             return min(each.stat().st_size, file.size)
@@ -214,7 +213,6 @@ def _count_present(path: Path, file: RepositoryFile) -> int:
 
 
 def _drop_other_files(folder: Path, files: Iterable[RepositoryFile]) -> None:
-    """Delete what an earlier try of another revision left."""
     names = {MANIFEST_FILE, *(name for file in files for name in (file.local_path, file.local_path + PART_SUFFIX))}
     for path in [each for each in folder.rglob("*") if each.is_file()]:
         if path.relative_to(folder).as_posix() not in names:

@@ -113,7 +113,6 @@ class ControlConditioner(PictureConditioner):
         return [self.collection.find(each) for each in recipe.controls]
 
     def _encode(self, network: ControlNetwork, control_image: Image.Image) -> tuple[torch.Tensor, ...]:
-        """Return what a forward needs of a control image."""
         return network.encode_picture(control_image)
 
 

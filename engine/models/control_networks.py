@@ -259,7 +259,6 @@ def _read_control(entry: AddedEntry) -> ControlFile:
 
 
 def _read_config(entry: AddedEntry) -> str:
-    """Return the configuration as text."""
     try:
         text = entry.read_config(MAX_CONFIG_BYTES).decode()
         config: object = json.loads(text)
@@ -384,7 +383,6 @@ def _find_transformer_mismatch(config: Mapping[str, Any], target: Mapping[str, A
 
 
 def _list_residuals(config: Mapping[str, Any]) -> list[int]:
-    """Return the channels of each residual of the way down."""
     widths: Sequence[int] = config["block_out_channels"]
     layers: Any = config["layers_per_block"]
     per_block: Sequence[int] = [layers] * len(widths) if isinstance(layers, int) else layers

@@ -59,7 +59,6 @@ def read_vectors(file: EmbeddingFile) -> dict[str, torch.Tensor]:
 
 
 def _read_embedding(entry: AddedEntry) -> EmbeddingFile:
-    """Return the textual inversion, its header checked."""
     entry.check_links([entry.path])
     if entry.path.stat().st_size > MAX_FILE_BYTES:
         raise entry.reject(f"has more than {MAX_FILE_BYTES >> 20} MiB, so it is no textual inversion")

@@ -110,7 +110,6 @@ def is_compatible(pipeline: Any, network_name: str, lora: LoraFile) -> bool:
 
 
 def _read_matrices(pipeline: Any, lora: LoraFile) -> dict[str, torch.Tensor]:
-    """Return the matrices for this pipeline's parts, by diffusers' names."""
     result: Any = pipeline.lora_state_dict(
         str(lora.path.parent),
         weight_name=lora.path.name,
@@ -283,7 +282,6 @@ class LoraPipeline:
         return all(lora.revision in self._loaded_revisions for lora in loras)
 
     def _reset(self) -> None:
-        """Make fresh copies without LoRAs."""
         self.pipeline = copy.copy(self._original)
         self._loaded_revisions: set[str] = set()
         self._active_weights: tuple[tuple[LoraFile, float], ...] = ()

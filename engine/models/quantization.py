@@ -361,7 +361,6 @@ def choose_quantizations(models: Sequence[Sequence[SizedQuantization]], budget: 
 
 
 def _choose_alone(candidates: Sequence[SizedQuantization], budget: int) -> SizedQuantization:
-    """Return the best candidate that fits alone; the smallest if none does."""
     return next((each for each in candidates if each.size <= budget), min(candidates, key=lambda each: each.size))
 
 

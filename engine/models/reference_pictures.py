@@ -304,7 +304,6 @@ def _read_encoder_config(entry: AddedEntry, path: Path) -> EncoderConfig:
 
 
 def _find_weights(entry: AddedEntry) -> Path:
-    """Return the only file of weights. Raises `JobRejected` for a pickle, several files or none."""
     weights = entry.list_weights()
     if len(weights) == 1:
         return weights[0]

@@ -107,7 +107,6 @@ class ForwardBatcher:
 
 
 def _group_calls(calls: Sequence[NetworkCall]) -> list[list[int]]:
-    """Return the indices of calls of equal signature, in order."""
     groups: dict[Hashable, list[int]] = {}
     for index, call in enumerate(calls):
         groups.setdefault(call.signature, []).append(index)

@@ -88,7 +88,6 @@ class CallAnalyzer:
         )
 
     def _make_signature(self, value: Any, rows: int, path: str) -> Hashable:
-        """Return the part of the signature for this part of the arguments."""
         if is_timestep(value, path):
             return "time"  # integers and floats can be joined: every network makes floats of them
         if isinstance(value, torch.Tensor):
@@ -108,7 +107,6 @@ class CallAnalyzer:
         return (kind, value if isinstance(value, Hashable) else id(value))
 
     def _make_entry_signature(self, value: Any, path: str) -> Hashable:
-        """Return the same for one entry of a list with one entry per row."""
         if isinstance(value, torch.Tensor):
             return value.shape, str(value.dtype)
         return self._make_signature(value, -1, path)

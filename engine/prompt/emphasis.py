@@ -117,7 +117,6 @@ class _Parser:
             self.spans[opening] = (len(self.texts), factor)
 
     def _find_opening(self, kind: str) -> int:
-        """Return the nearest open bracket of this kind; -1 if there is none."""
         return self.open_brackets[kind][-1] if self.open_brackets[kind] else -1
 
 

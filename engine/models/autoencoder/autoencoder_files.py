@@ -81,7 +81,6 @@ def reject_autoencoder(name: str, reason: str) -> JobRejected:
 
 
 def _read_autoencoder(entry: AddedEntry) -> AutoencoderFile | None:
-    """Return the autoencoder, its header and configuration checked."""
     files = _choose_weights(entry.list_weights(f"{WEIGHTS_NAME}*"))
     if not files:
         return None
@@ -122,7 +121,6 @@ def _inspect(path: Path) -> tuple[str, LatentLayout]:
 
 
 def _read_shapes(path: Path) -> Mapping[str, torch.Size]:
-    """Return the shapes of an autoencoder's tensors, by their names without the prefix of a whole model."""
     header = read_header(path)
     if len(header) > MAX_TENSORS:
         raise reject_autoencoder(path.stem, "has too many tensors")

@@ -348,7 +348,6 @@ class DiffusersFamily(AddedFiles, WholePipelineSupport, TakesPictures, ABC):
         return ()
 
     def _get_conditioning(self, prompt: PromptKey) -> Conditioning:
-        """Return a text's conditions, encoded at their first use."""
         if (kept := self.text_cache.find(prompt)) is not None:
             return kept
         text = prompt.text if self.supports_emphasis else strip_emphasis(prompt.text)

@@ -107,7 +107,6 @@ class QwenImageEdit(NeedsPicture, QwenImage):
         return (*self._pad_states(states[0]), *(picture.latents for picture in pictures))
 
     def _show(self, images: list[Image.Image]) -> Any:
-        """Return what the language model sees."""
         return images[0]
 
 
@@ -127,7 +126,6 @@ def _pack(pipeline: Any, latents: torch.Tensor) -> torch.Tensor:
 
 
 def _count_patches(latents: torch.Tensor) -> tuple[int, int, int]:
-    """Return frames, rows and columns of packed latents."""
     return 1, latents.shape[-2] // PATCH, latents.shape[-1] // PATCH
 
 

@@ -188,7 +188,6 @@ def _inspect_part(folder: Path, part_class: Any) -> Part | None:
 
 
 def _count_packed_part(files: list[Path], stored: PackedWeights) -> tuple[WeightCount, PackedWeights]:
-    """Count the files of a part that is quantised already. Raises `SafetensorError` or OSError."""
     header = {name: each for path in files for name, each in read_header(path).items()}
     sizes = [TensorSize(name, each.shape.numel(), _ITEMSIZES.get(each.dtype, 1)) for name, each in header.items()]
     packed = count_packed(sizes, stored)

@@ -167,7 +167,6 @@ def estimate_embedded_bytes(weights: Path = WEIGHTS_FOLDER) -> int:
 
 
 def _inspect_source(source: ModelSource) -> tuple[str, list[Part]]:
-    """Return the pipeline's class name (empty where no configuration says it) and its parts."""
     configs = find_configs_folder(source.path) if source.is_file else source.path
     parts = _choose_inspection(source)(source.path, source.name)
     class_name = read_index(configs, source.name)["_class_name"] if configs else ""

@@ -236,7 +236,6 @@ def _is_packable(module: nn.Module) -> bool:
 
 
 def _make_packed_copy(net: Any, shapes: dict[str, torch.Size], text_modules: Sequence[str] = ()) -> Any:
-    """Return a copy that shares the parameters, with packable layers and readers of texts replaced."""
     packed = copy.deepcopy(net, {id(each): each for each in (*net.parameters(), *net.buffers())})
     for name, shape in shapes.items():
         parent, _, attribute = name.rpartition(".")
