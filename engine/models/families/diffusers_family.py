@@ -39,14 +39,13 @@ from engine.models.network.network_copies import (
 )
 from engine.models.network.pipeline_offload import is_offloaded
 from engine.models.picture_conditions import ForwardInputs, PictureConditioner, PictureRows, TakesPictures
-from engine.models.pipeline_support import WholePipelineSupport
 from engine.models.prompt_chunks import PromptKey, TextCache, list_texts
-from engine.pipelines.network_call import TEXT_ENCODER_PREFIX
+from engine.pipelines.network_call import TEXT_ENCODER_PREFIX, NetworkForward
 from engine.preview_maps.latent_map import MODEL_MAP_FILE, LatentSpace
 from engine.process.memory_requests import Offload
 from engine.prompt.emphasis import strip_emphasis
 from engine.prompt.style_guide import replace_nouns
-from engine.sampling import Plan, plan, samplers_for
+from engine.sampling import Plan, build_scheduler, plan, samplers_for
 
 
 class AddedFiles:
@@ -163,10 +162,11 @@ def find_few_step_sampling(
     return (DISTILLED_STEPS, "euler") if match and "euler" in samplers else None
 
 
-class DiffusersFamily(AddedFiles, WholePipelineSupport, TakesPictures, ABC):
+class DiffusersFamily(AddedFiles, TakesPictures, ABC):
     """A `Family` over a pipeline: small, in float32 with a copy of its network for each dtype, or large.
 
-    A large one is in memory in one dtype (`use_single_format`). `guidance` is the default.
+    A large one is in memory in one dtype (`use_single_format`). `guidance` is the default. For samplers that have no
+    plan it is a `engine.batching.pipeline_images.PipelineSource`, whose pipeline returns latents.
     """
 
     pipelines: ClassVar[tuple[str, ...]] = ()  # names of the classes of diffusers that this class itself runs
@@ -177,6 +177,9 @@ class DiffusersFamily(AddedFiles, WholePipelineSupport, TakesPictures, ABC):
     prompt_arguments: ClassVar[tuple[str, ...]] = ("prompt_embeds", "pooled_prompt_embeds")
     default_guidance: ClassVar[float] = 7.5  # without one in the model's name
     has_fixed_shapes: ClassVar[bool] = True  # else lengths vary inside, and a packed copy or a graph would fix them
+    no_guidance: ClassVar[float] = 1.0  # the pipeline's value for our guidance of 1
+    output_type: ClassVar[str] = "latent"
+    unsupported_samplers: ClassVar[tuple[Sampler, ...]] = ()  # whose schedulers do not accept the pipeline's sigmas
     max_clip_skip: int = 0  # how many last layers its text encoder may skip
     guides: GuidanceKind = "rows"
     offload: Offload = "none"
@@ -412,3 +415,25 @@ class DiffusersFamily(AddedFiles, WholePipelineSupport, TakesPictures, ABC):
         if loras:
             return getattr(self._loras.apply(loras, dtype, self.get_network(dtype)), self.network_name)
         return self._networks.get_network(dtype)
+
+    def make_scheduler(self, sampler: str) -> Any:
+        if sampler in self.unsupported_samplers:
+            raise ValueError(f"This model's pipeline cannot run the sampler {sampler}.")
+        return build_scheduler(self.scheduler_config, sampler)
+
+    def make_forward(self, attribute: str, net: Any, dtype: Dtype, loras: tuple[Lora, ...]) -> NetworkForward:
+        own_network = self.get_network(dtype) if attribute == self.network_name and not loras else net
+        return NetworkForward(own_network, None if dtype == "float32" else TORCH_DTYPES[dtype])
+
+    def extract_latents(self, output: Any, width: int, height: int) -> torch.Tensor:
+        return self._unpack(output, width, height)[0].float()
+
+    def to_preview_latents(self, x0: torch.Tensor, width: int, height: int) -> torch.Tensor | None:
+        return self._unpack(x0, width, height)[0].float()
+
+    def final_to_preview_latents(self, final_latents: torch.Tensor) -> torch.Tensor:
+        return final_latents
+
+    def _unpack(self, latents: torch.Tensor, width: int, height: int) -> torch.Tensor:
+        """Return latents `[1, channels, height, width]` from the pipeline's layout."""
+        return latents
