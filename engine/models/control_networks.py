@@ -39,7 +39,7 @@ class ControlNetwork(Protocol):
     nbytes: int
 
     def encode_picture(self, control_image: Image.Image) -> tuple[torch.Tensor, ...]:
-        """Return what a forward needs of a control image (RGB) at the picture's size."""
+        """Return what a forward needs of a control image (RGB): tensors `[channels, height, width]`."""
         ...
 
 

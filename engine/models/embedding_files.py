@@ -107,7 +107,7 @@ class ExtendedEmbedding(torch.nn.Module):
 
 @contextmanager
 def added_tokens(encoder: Any, first_id: int, vectors: torch.Tensor) -> Generator[None]:
-    """Add the tokens to a transformers encoder. Hold the lock on its pipeline meanwhile."""
+    """Add tokens, `vectors` `[tokens, features]`, to an encoder. Hold the lock on its pipeline meanwhile."""
     original = encoder.get_input_embeddings()
     encoder.set_input_embeddings(ExtendedEmbedding(original, first_id, vectors))
     try:

@@ -213,7 +213,7 @@ def denoise(
     loras: tuple[Lora, ...],
     pictures: tuple[PictureRows, ...],
 ) -> torch.Tensor:
-    """Return the network's output, with pictures where a row has any."""
+    """Return the network's output `[rows, channels, height, width]`, with pictures where a row has any."""
     if not pictures:
         return family.denoise(x, t, conditioning, dtype, loras)
     return cast(Any, family).denoise(x, t, conditioning, dtype, loras, pictures)  # it prepared them
