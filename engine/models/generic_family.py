@@ -89,7 +89,9 @@ class GenericFamily:
         config = network.config
         factor = int(getattr(pipeline, "vae_scale_factor", 8))
         self.multiple = math.lcm(MIN_MULTIPLE, factor * (_read_side(config, "patch_size") or 1))
-        latents = _read_side(vars(pipeline), "default_sample_size") or _read_side(config, "sample_size")
+        latents = _read_side(cast(dict[str, Any], vars(pipeline)), "default_sample_size") or _read_side(
+            config, "sample_size"
+        )
         self.size = max(self.multiple, (latents * factor or DEFAULT_SIDE) // self.multiple * self.multiple)
         self.tokens = int(min(4096, _read_default(parameters, DEFAULT_TOKENS, "max_sequence_length")))
         self.guides: GuidanceKind = "network" if config.get("guidance_embeds") else "rows"
