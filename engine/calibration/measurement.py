@@ -110,11 +110,9 @@ class _Measurement:
             self._conditioning = self._family.encode_conditioning(text, self._recipe, negative=negative)
 
         first_ms = self._time_once(lambda: encode_text("", negative=True))
-        return (
-            self._time_once(lambda: encode_text(PROBE_PROMPT, negative=False))
-            if 10 * first_ms <= self._budget_left
-            else first_ms
-        )
+        if 10 * first_ms > self._budget_left:
+            return first_ms
+        return self._time_once(lambda: encode_text(PROBE_PROMPT, negative=False))
 
     def _estimate_row(self, dtype: Dtype) -> float:
         """Scale a small forward's time by pixels. Attention grows faster than that; reading weights does not grow."""
@@ -136,11 +134,9 @@ class _Measurement:
         if 2 * measured_ms <= self._budget_left:
             measured_ms = min(measured_ms, self._time_decode_at(side))
         measured_ms *= (native_side / side) ** 2
-        return (
-            measured_ms
-            if measured_ms > self._budget_left / 4
-            else min(self._time_decode_at(native_side) for _ in range(2))
-        )
+        if measured_ms > self._budget_left / 4:
+            return measured_ms
+        return min(self._time_decode_at(native_side) for _ in range(2))
 
     def _estimate_dtypes(self, first_ms: float) -> dict[Dtype, float]:
         first, *other_dtypes = self._dtypes

@@ -99,26 +99,16 @@ def find_place(data: Path, name: str, kind: PartKind = "model", suffix: str = ""
     return AddedPlace(data, name, kind, suffix)
 
 
-def read_manifest(folder: Path) -> ModelManifest | None:
-    """Return a folder's manifest; None where it has none, one that cannot be read, or one of files elsewhere."""
-    return _read_manifest(folder / MANIFEST_FILE)
-
-
 def read_place(place: AddedPlace) -> ModelManifest | None:
     """Return the manifest of what is there; None where nothing is that was added."""
-    manifest = _read_manifest(place.manifest_path)
+    manifest = read_manifest(place.manifest_path)
     if manifest is None or not place.suffix:
         return manifest
     is_its_own = [file.local_path for file in manifest.files] == [place.path.name]
     return manifest if is_its_own and place.path.is_file() else None  # without its file, the download has not ended
 
 
-def write_manifest(folder: Path, manifest: ModelManifest) -> None:
-    """Write a folder's manifest. Raises `HubError` where the disk refuses it."""
-    write_manifest_file(folder / MANIFEST_FILE, manifest)
-
-
-def write_manifest_file(path: Path, manifest: ModelManifest) -> None:
+def write_manifest(path: Path, manifest: ModelManifest) -> None:
     """Write a manifest. Raises `HubError` where the disk refuses it."""
     try:
         write_atomically(path, msgspec.json.format(msgspec.json.encode(manifest)))
@@ -175,7 +165,8 @@ def remove_place(place: AddedPlace) -> int:
     return freed
 
 
-def _read_manifest(path: Path) -> ModelManifest | None:
+def read_manifest(path: Path) -> ModelManifest | None:
+    """Return a manifest; None where there is none, one that cannot be read, or one of files elsewhere."""
     try:
         manifest = msgspec.json.decode(path.read_bytes(), type=ModelManifest)
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError):

@@ -174,11 +174,9 @@ def load_part(folder: Path, part: Part, formats: PartFormats, name: str) -> Any:
         options["quantization_config"] = _make_quantization_config(part, quantization, dtype, formats.device)
     is_converted = bool(options) or dtype != TORCH_DTYPES[part.stored_dtype]
     converted_files = part.files if is_converted and not part.fixed_quantization else ()
-    part_class = (
-        part.part_class
-        if dtype == torch.float32 and not converted_files
-        else guard_default_dtype(part.part_class, dtype, converted_files, is_streamed=bool(options))
-    )
+    part_class = part.part_class
+    if dtype != torch.float32 or converted_files:
+        part_class = guard_default_dtype(part_class, dtype, converted_files, is_streamed=bool(options))
     try:
         with silence_libraries():
             module = part_class.from_pretrained(

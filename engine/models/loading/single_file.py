@@ -180,9 +180,12 @@ def load_network_file_pipeline(
 
     def load(formats: PartFormats, on_progress: OnProgress | None) -> Any:
         def load_one(part: Part) -> Any:
-            if part.files == (path,):
-                return _load_network(path, part, formats, folder, name)
-            return load_part(folder, part, formats, name)
+            if part.files != (path,):
+                return load_part(folder, part, formats, name)
+            try:
+                return load_file_part(path, part, formats, folder)
+            except LOAD_ERRORS as error:
+                raise make_load_error(name) from error
 
         return load_pipeline(folder, name, parts, load_one, on_progress)
 
@@ -202,13 +205,6 @@ def _inspect_network(path: Path, name: str) -> Part:
         return read_groups(path, name)["network"].make_part("")
     count, packed = count_gguf_weights(path, name)
     return Part("", None, count, "bfloat16", packed=packed)
-
-
-def _load_network(path: Path, part: Part, formats: PartFormats, folder: Path, name: str) -> Any:
-    try:
-        return load_file_part(path, part, formats, folder)
-    except LOAD_ERRORS as error:
-        raise make_load_error(name) from error
 
 
 def load_file_part(

@@ -16,7 +16,7 @@ from diffusers.utils import logging
 from safetensors.torch import save_file
 
 from engine.contract import JobRejected
-from engine.hub.added_models import REVISIONS_FILE, ModelManifest, write_manifest
+from engine.hub.added_models import MANIFEST_FILE, REVISIONS_FILE, ModelManifest, write_manifest
 from engine.models import load_model, prompt_chunks, text_embedder
 from engine.models.families.stable_diffusion import StableDiffusion
 from engine.models.files import model_source
@@ -228,7 +228,7 @@ def test_an_added_model_is_found_by_its_name_on_the_hub(
 ) -> None:
     folder = tmp_path / "models" / "short"
     folder.mkdir(parents=True)
-    write_manifest(folder, ModelManifest("owner/name", FIRST, ()))
+    write_manifest(folder / MANIFEST_FILE, ModelManifest("owner/name", FIRST, ()))
     found = find_model("owner/name", tmp_path)
     assert (found.name, found.path) == ("name", folder), "recipes from before it was added have this name"
     assert find_model(f"owner/name@{FIRST}", tmp_path) == found
