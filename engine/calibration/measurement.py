@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from engine.contract import Concept, Dtype, Recipe
-from engine.models.family import SMALL_MODEL_SIZE, Conditioning, Family, HasFormats, HasNetwork, TimedAtNativeSize
+from engine.models.family import SMALL_MODEL_SIZE, Conditioning, Family, HasFormats, HasSingleFormat, TimedAtNativeSize
 
 BUDGET_SECONDS = 2.5  # seconds; later parts are estimated, or left to the first job
 TIMED_BUCKETS = (1, 2, 4, 8, 16, 32)  # each doubles the one before; real work refines what lies between
@@ -195,7 +195,7 @@ class _Measurement:
         x = torch.zeros((rows, *family.latent_shape(side, side)), device=family.device)
         t = torch.full((rows,), 500.0, device=family.device)
         conditioning = tuple(part.expand(rows, *part.shape) for part in self._conditioning)
-        if isinstance(family, HasNetwork):
+        if isinstance(family, HasSingleFormat):
             family.get_network(dtype)  # loading it is not part of the forward
         return self._time_once(lambda: family.denoise(x, t, conditioning, dtype))
 

@@ -110,13 +110,6 @@ def is_loaded(family: Family) -> bool:
 
 
 @runtime_checkable
-class HasNetwork(Protocol):
-    """A family that can prepare its network for a number format."""
-
-    def get_network(self, dtype: Dtype) -> object: ...
-
-
-@runtime_checkable
 class TimedAtNativeSize(Protocol):
     """A family whose timing forward always has its native size."""
 
@@ -219,15 +212,9 @@ def denoise(
     return cast(Any, family).denoise(x, t, conditioning, dtype, loras, pictures)  # it prepared them
 
 
-@runtime_checkable
-class HasJudge(Protocol):
-    """A family that may have a judge, which says how near pictures are to a prompt."""
-
-    judge: PromptJudge | None
-
-
 def find_judge(family: Family) -> PromptJudge | None:
-    return family.judge if isinstance(family, HasJudge) else None
+    """Return what says how near pictures are to a prompt, if the family has it."""
+    return getattr(family, "judge", None)
 
 
 @runtime_checkable
