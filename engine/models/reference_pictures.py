@@ -20,7 +20,8 @@ from diffusers.models.embeddings import ImageProjection
 from msgspec import Meta
 from PIL import Image
 from safetensors import SafetensorError, safe_open
-from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
+from transformers.models.clip.image_processing_clip import CLIPImageProcessor
+from transformers.models.clip.modeling_clip import CLIPVisionModelWithProjection
 
 from engine.contract import ControlModel, Dtype, JobRejected, Recipe
 from engine.hub.catalogue import SAFETENSORS_SUFFIX

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from transformers import AutoTokenizer, BertModel
+from transformers.models.auto.tokenization_auto import AutoTokenizer
+from transformers.models.bert.modeling_bert import BertModel
 
 from engine.contract import JobRejected
 from engine.models.library_logging import silence_libraries

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Collection, Iterable, Sequence
+from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -175,10 +176,9 @@ def reject_network(noun: str, reason: str) -> JobRejected:
 
 
 def _open_network(folder: Path, class_name: str, device: torch.device) -> VisionNetwork:
-    import transformers
-
+    transformers: Any = import_module("transformers")  # by name: its own list of names costs the type checker a minute
     options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-    processor = cast(Any, transformers.AutoImageProcessor).from_pretrained(str(folder), **options)
+    processor = transformers.AutoImageProcessor.from_pretrained(str(folder), **options)
     model = getattr(transformers, class_name).from_pretrained(
         str(folder), use_safetensors=True, dtype=torch.float32, **options
     )

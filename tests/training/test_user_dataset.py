@@ -17,7 +17,8 @@ import torch
 from PIL import Image
 
 from bot.app.settings import load_settings as settings
-from bot.cli.imagine.runner import ImagineRequest, run_imagine
+from bot.cli.imagine.job_inputs import ImagineRequest
+from bot.cli.imagine.runner import run_imagine
 from engine.models import load_model
 from engine.models.families.stable_diffusion import StableDiffusion
 from engine.models.files.model_source import fingerprint_folder
@@ -38,7 +39,8 @@ AVERAGE = "network:average."
 @pytest.fixture(scope="module")
 def user_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`pictures/` with three captioned pictures, and `model/`: tiny parts of our kind, but wide enough for Muon."""
-    from transformers import BertConfig, BertModel
+    from transformers.models.bert.configuration_bert import BertConfig
+    from transformers.models.bert.modeling_bert import BertModel
 
     folder = tmp_path_factory.mktemp("own")
     diffusers = import_module("diffusers")

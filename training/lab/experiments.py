@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from engine.batching.noise import slerp
+from engine.batching.model_inputs import slerp
 from engine.contract import JobRejected
 from training.diffusion.latent_sampling import SamplingInput, initial_noise, noise_level, predict_x0, timestep
 from training.lab.contact_sheet import Tile, draw_sheet

@@ -24,7 +24,7 @@ from bot.policy.rules.presets import PRESETS
 from bot.policy.rules.rule import EVERYWHERE
 
 if TYPE_CHECKING:
-    from bot.discord.settings.responses import Interaction
+    from bot.discord.client import Interaction
 
 REQUEST_CHANNEL_TYPES = [
     discord.ChannelType.text,

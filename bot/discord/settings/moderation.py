@@ -40,7 +40,7 @@ from bot.policy.rules.catalogue import SETTINGS
 from bot.policy.rules.rule import RuleChange, RuleKey, RuleValue
 
 if TYPE_CHECKING:
-    from bot.discord.settings.responses import Interaction
+    from bot.discord.client import Interaction
 
 LIST_SETTINGS = ("words", "patterns")
 LISTS_CHANGED = (

@@ -17,19 +17,16 @@ import discord
 from discord import ui
 
 from bot.discord.cards.job_cards import render_refusal
-from bot.discord.checks import check_rate
-from bot.discord.responses import DEFER_AFTER, NO_MENTIONS, member_of, send_error
+from bot.discord.responses import DEFER_AFTER, NO_MENTIONS, check_rate, member_of, send_error
 from bot.domain.errors import UserError
 from bot.policy.permissions import Action, forbidden_reason
 from bot.policy.rules.rule import SCOPES, Scope
 
 if TYPE_CHECKING:
-    from bot.discord.client import DarkroomClient
+    from bot.discord.client import Interaction
     from bot.domain.dto import Member
     from bot.services import Services
     from bot.services.rule_admin import RuleAdmin
-
-    Interaction = discord.Interaction[DarkroomClient]
 
 log = logging.getLogger(__name__)
 Arguments = ParamSpec("Arguments")
@@ -37,7 +34,6 @@ Entry = TypeVar("Entry")
 
 TOO_SLOW = "That took too long to open. Please try again."
 UNKNOWN_CARD = "This card is of another version of the bot. /settings show opens a new one."
-HANDLED_TYPES = (discord.InteractionType.component, discord.InteractionType.modal_submit)
 SELECT_FIELD = ""  # the field name of a select's choice
 ID_PREFIX = "settings"
 LAYOUT_CHARACTERS = 3900  # characters of text that one layout may hold, of Discord's 4000
@@ -172,7 +168,7 @@ async def dispatch_press(interaction: Interaction) -> None:
     """Do what a press on one of our cards asks for; ignore other interactions."""
     data: Any = interaction.data or {}
     prefix, _, rest = str(data.get("custom_id", "")).partition(":")
-    if interaction.type not in HANDLED_TYPES or prefix != ID_PREFIX:
+    if prefix != ID_PREFIX:
         return
     name, *parts = rest.split(":")
     handler = HANDLERS.get(name)

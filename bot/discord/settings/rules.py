@@ -39,7 +39,7 @@ from bot.policy.rules.rule import EVERYWHERE, RuleChange, RuleKey, RuleStep, Rul
 from bot.services.rule_admin import undo_permissions
 
 if TYPE_CHECKING:
-    from bot.discord.settings.responses import Interaction
+    from bot.discord.client import Interaction
 
 HISTORY_LIMIT = 500  # changes in the history
 REPORTS = "reports"

@@ -15,10 +15,13 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
-import transformers
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from safetensors import SafetensorError, safe_open
+from transformers.feature_extraction_utils import FeatureExtractionMixin
+from transformers.image_processing_base import ImageProcessingMixin
+from transformers.processing_utils import ProcessorMixin
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from engine.contract import Dtype, JobRejected, Quantization
 from engine.models.files.model_source import UNUSED_PARTS, refuse_unsafe_part_names
@@ -162,8 +165,8 @@ def _is_allowed_class(part_class: type) -> bool:
 
     It may be no pipeline, and no auto class but those in `AUTO_CLASSES`.
     """
-    mixins = (transformers.ProcessorMixin, transformers.FeatureExtractionMixin, transformers.ImageProcessingMixin)
-    weightless = (SchedulerMixin, transformers.PreTrainedTokenizerBase, *mixins)
+    mixins = (ProcessorMixin, FeatureExtractionMixin, ImageProcessingMixin)
+    weightless = (SchedulerMixin, PreTrainedTokenizerBase, *mixins)
     return issubclass(part_class, (torch.nn.Module, *weightless)) or part_class.__name__ in AUTO_CLASSES
 
 
