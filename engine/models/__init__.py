@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +15,6 @@ if TYPE_CHECKING:
     from engine.models.family import Family
     from engine.models.files.model_source import ModelSource
     from engine.models.loading.pipeline_loader import LoadedPipeline, OnProgress
-    from engine.models.network.pipeline_offload import PipelineOffload
     from engine.models.quantization import PartQuantization
     from engine.process.memory_requests import Offload
     from engine.upscaling.super_resolver import SuperResolver
@@ -81,7 +82,7 @@ def load_source(
     from engine.models.family import CanBeOffloaded
     from engine.models.loading.pipeline_loader import LARGE_PARAMETERS, FormatChooser, load_folder_pipeline
     from engine.models.loading.single_file import is_network_file, load_file_pipeline, load_network_file_pipeline
-    from engine.models.network.pipeline_offload import PipelineOffload
+    from engine.models.network.pipeline_offload import offload_parts
     from engine.models.quantization import HasQuantization, PartQuantization
 
     threshold = LARGE_PARAMETERS if large_threshold is None else large_threshold
@@ -95,7 +96,11 @@ def load_source(
     loaded = load(source.path, source.name, format_chooser, on_progress)
     if offload != "none":
         assert data is not None, "layers may wait there"
-        loaded = _offload_parts(loaded, PipelineOffload(offload, torch.device(device), data))
+        offload_all = partial(offload_parts, mode=offload, device=torch.device(device), data=data)
+        load_again = loaded.reload
+        loaded = replace(
+            loaded, pipeline=offload_all(loaded.pipeline), reload=lambda dtype: offload_all(load_again(dtype))
+        )
     family = _make_family(loaded, source, device, resolver)
     if isinstance(family, CanBeOffloaded):
         family.offload = offload
@@ -109,19 +114,6 @@ def load_source(
         if data is not None:
             family.use_data_folder(data)
     return family
-
-
-def _offload_parts(loaded: LoadedPipeline, offload: PipelineOffload) -> LoadedPipeline:
-    """Offload the loaded pipeline, before anything moves to the device, and whenever it is loaded again."""
-    from dataclasses import replace
-
-    def reload(dtype: Dtype) -> Any:
-        pipeline = loaded.reload(dtype)
-        offload.offload_parts(pipeline)
-        return pipeline
-
-    offload.offload_parts(loaded.pipeline)
-    return replace(loaded, reload=reload)
 
 
 def _make_family(
