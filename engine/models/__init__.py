@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
 
-    from engine.contract import Dtype
     from engine.models.families.diffusers_family import DiffusersFamily
     from engine.models.family import Family
     from engine.models.files.model_source import ModelSource
