@@ -131,7 +131,7 @@ class AddedKind(Generic[File]):
             raise self.reject(name, "cannot be read") from error
         if file is None:
             raise self._reject_missing(name)
-        if revision not in ("", file.revision):
+        if revision and revision != file.revision:
             raise JobRejected(f"This worker has another version of the {self.noun} {name}.", "worker")
         return file
 
