@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 from bot.domain.errors import UserError
 from bot.prompt.capability_check import check_capabilities, choose_interval
 from bot.prompt.concepts import EMPTY_CONCEPT, balance_weights
-from bot.prompt.loras import RequestedLora, merge_loras, resolve_loras
 from bot.prompt.model_parts import choose_embeddings, resolve_autoencoder
-from bot.prompt.picture_flags import RequestedControl, RequestedReference
+from bot.prompt.part_flags import RequestedControl, RequestedLora, RequestedReference, merge_loras, resolve_loras
 from engine.contract import (
     DRAFT_EVALUATIONS,
     MAX_COUNT,

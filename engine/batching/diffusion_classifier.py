@@ -106,7 +106,6 @@ def encode_texts(family: Family, texts: Sequence[str], dtype: Dtype) -> dict[str
 
 
 def _recipe(family: Family, texts: Sequence[str], dtype: Dtype) -> Recipe:
-    """Return a minimal recipe: families encode a text for a recipe, padded to its longest text."""
     return Recipe(
         concepts=tuple(map(Concept, texts)),
         model=family.name,

@@ -88,7 +88,6 @@ def run_harmless(image: Trajectory | PipelineImage, families: Mapping[str, Famil
 
 
 def _run_empty_prompt(image: Trajectory, family: Family, size: int) -> None:
-    """Run it with zeros and the empty text, without LoRAs."""
     recipe = msgspec.structs.replace(image.recipe, loras=())
     conditioning = tuple(torch.stack([part] * size) for part in family.encode_conditioning("", recipe))
     x = torch.zeros(size, *image.x.shape, device=image.x.device)

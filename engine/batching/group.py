@@ -239,7 +239,6 @@ class Group(Generic[E]):
         return sorted(self._fill_fairly(limit, step), key=lambda seat: seat.number)
 
     def _user_demands(self, seats: list[Seat[E]]) -> list[Demand]:
-        """Return the rows that each user has now."""
         rows: dict[tuple[str, ...], int] = {}
         device_shares: dict[tuple[str, ...], float] = {}
         for seat in seats:
@@ -486,5 +485,4 @@ def efficient_ms(forward_times: ForwardTimes, sizes: Sequence[int]) -> float:
 
 
 def _marginal_throughput(forward_times: ForwardTimes, few: int, many: int) -> float:
-    """Return rows a millisecond that the larger batch adds."""
     return (many - few) / max(forward_ms(forward_times, many) - forward_ms(forward_times, few), 1e-9)

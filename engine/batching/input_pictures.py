@@ -198,7 +198,6 @@ def _load_keyframe(start: Branch, recipe: Recipe, blob: bytes, family: Family) -
 
 
 def _is_at_keyframe(start: Branch, ladder_steps: int, steps: int) -> bool:
-    """Return whether the branch starts at the step of its keyframe."""
     if start.ladder_step is None:
         return ladder_steps == steps
     return ladder_steps > start.ladder_step and start.step == map_step(start.ladder_step, ladder_steps, steps)

@@ -108,7 +108,6 @@ def build_images(
 def _build_images(
     job: Job, recipe: Recipe, family: Family, init_latents: InitLatents | None, pictures: PictureConditions
 ) -> Sequence[Trajectory] | Sequence[PipelineImage]:
-    """Return the images with their conditioning; this loads the recipe's LoRAs."""
     if recipe.loras:
         recipe = _with_loras(recipe, family)
     recipe = with_embeddings(recipe, family)

@@ -129,7 +129,6 @@ class StepInputs:
 
 
 def _list_text_fields(recipe: Recipe) -> tuple[Hashable, ...]:
-    """Return what amendments can change of an image's texts."""
     interval = recipe.guidance_interval
     return recipe.concepts, recipe.mixed, recipe.negative, recipe.guidance, interval
 
@@ -200,7 +199,6 @@ def build_conditioning(
 
 
 def _mix_conditionings(conditionings: Sequence[Conditioning], weights: Sequence[float]) -> Conditioning:
-    """Return one conditioning between several texts: the weighted mean of their conditionings."""
     return tuple(_mix_part(part, weights) for part in zip(*conditionings, strict=True))
 
 

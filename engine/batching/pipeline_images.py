@@ -151,7 +151,6 @@ class PipelineImage:
             return [JobFailure(self.job, *_failure_reason(self.job, error))]
 
     def _step_events(self, is_watched: bool) -> list[Event]:
-        """Return a step event if it has done a further step; with x0 if `is_watched`."""
         steps_done = int(self.steps * sum(self._progress_by_sampler.values()) / self._sampler_count)
         previous_step = self.k
         if steps_done <= previous_step:
@@ -177,7 +176,6 @@ class PipelineImage:
         return [*last_step_events, LatentsDone(self.job, self.image, finished, tuple(self.keyframes))]
 
     def _run_pipeline(self, thread: CoroutineThread[NetworkCall, Any, torch.Tensor]) -> torch.Tensor:
-        """Run the pipeline; this is all of the thread's work."""
         source = self._source
         with torch.no_grad(), self._lock_stack:
             self._acquire_pipeline()
@@ -241,7 +239,6 @@ def _keyframe_steps_for(steps: int) -> frozenset[int]:
 
 
 def _failure_reason(job: str, error: BaseException | None) -> tuple[str, Blame]:
-    """Return the sentence and who is to blame."""
     if isinstance(error, NonFiniteOutput):
         return NOT_FINITE, "model"
     if isinstance(error, JobRejected):

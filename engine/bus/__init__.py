@@ -7,10 +7,10 @@
 
 from __future__ import annotations
 
-from engine.bus.blobs import BlobMissing
 from engine.bus.bot_client import BotClient, NoWorkerAnswers
 from engine.bus.claims import Claim, ClaimHolder, StaleEpoch
 from engine.bus.connection import BrokerUnreachable, ConnectionEnded
+from engine.bus.connection_base import BlobMissing
 from engine.bus.deliveries import BusMessage
 from engine.bus.subjects import BusLimits
 from engine.bus.worker_client import WorkerClient

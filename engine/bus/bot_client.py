@@ -60,6 +60,8 @@ DESCRIBE_TIMEOUT = 50.0
 DECODE_TIMEOUT = 12.0
 NO_RESPONDERS = "503"  # the server's status for a request without subscribers
 
+K = TypeVar("K")
+V = TypeVar("V")
 PredictionErrors = tuple[tuple[float, ...], ...]  # one row a text, one value a noise draw
 
 
@@ -200,12 +202,8 @@ class BotClient(BusBase):
 
     async def embed(self, texts: Sequence[str], timeout: float = 10.0) -> tuple[tuple[float, ...], ...]:
         """Return one unit vector a text (up to 64). Raises `NoWorkerAnswers`."""
-        request = encode(EmbedRequest(texts=tuple(texts)))
-        with translate_errors("embed"):
-            try:
-                reply = decode(await self._request(subjects.EMBED, request, timeout), EmbedReply)
-            except (NoRespondersError, TimeoutError, MalformedMessage) as error:
-                raise NoWorkerAnswers("No worker that understands text is online.") from error
+        nobody = "No worker that understands text is online."
+        reply = await self._ask(subjects.EMBED, EmbedRequest(texts=tuple(texts)), EmbedReply, timeout, nobody, nobody)
         if reply.error or len(reply.vectors) != len(texts):
             raise NoWorkerAnswers(reply.error or "A worker answered with the wrong number of vectors.")
         return reply.vectors
@@ -215,44 +213,41 @@ class BotClient(BusBase):
 
         A worker may be busy or about to stop, so up to four attempts are made.
         """
-        reply = await self._describe(request, timeout)
+        subject = subjects.make_describe_subject(request.model)
+        nobody = f"No worker that is online has {request.model} in memory: draw something with it first."
+        late = "The worker did not answer in time."
+        reply = await self._ask(subject, request, DescribeReply, timeout, nobody, late)
         for _ in range(DESCRIBE_TRIES - 1):
             if not (reply.error and reply.may_retry_elsewhere):
                 break
             await asyncio.sleep(DESCRIBE_PAUSE)
-            reply = await self._describe(request, timeout)
+            reply = await self._ask(subject, request, DescribeReply, timeout, nobody, late)
         if reply.error:
             raise NoWorkerAnswers(reply.error)
         if [len(row) for row in reply.errors] != [request.draws] * len(request.texts):
             raise NoWorkerAnswers("A worker answered with the wrong number of errors.")
         return reply.errors
 
-    async def _describe(self, request: DescribeRequest, timeout: float) -> DescribeReply:
-        with translate_errors("describe"):
-            try:
-                return decode(
-                    await self._request(subjects.make_describe_subject(request.model), encode(request), timeout),
-                    DescribeReply,
-                )
-            except NoRespondersError as error:
-                text = f"No worker that is online has {request.model} in memory: draw something with it first."
-                raise NoWorkerAnswers(text) from error
-            except (TimeoutError, MalformedMessage) as error:
-                raise NoWorkerAnswers("The worker did not answer in time.") from error
-
     async def decode(self, pool: str, request: DecodeRequest, timeout: float = DECODE_TIMEOUT) -> tuple[bytes, ...]:
         """Return a thumbnail, not validated, for each of the latents, from this pool. Raises `NoWorkerAnswers`."""
-        with translate_errors("decode"):
-            try:
-                reply = decode(
-                    await self._request(subjects.make_decode_subject(pool, request.model), encode(request), timeout),
-                    DecodeReply,
-                )
-            except (NoRespondersError, TimeoutError, MalformedMessage) as error:
-                raise NoWorkerAnswers("No worker can decode this now.") from error
+        subject = subjects.make_decode_subject(pool, request.model)
+        nobody = "No worker can decode this now."
+        reply = await self._ask(subject, request, DecodeReply, timeout, nobody, nobody)
         if len(reply.thumbnails) == len(request.latents):
             return reply.thumbnails
         raise NoWorkerAnswers(reply.error or "A worker answered with the wrong number of thumbnails.")
+
+    async def _ask(
+        self, subject: str, request: object, reply_type: type[V], timeout: float, nobody: str, no_answer: str
+    ) -> V:
+        """Return a worker's reply. Raises `NoWorkerAnswers`: `nobody` where none listens, else `no_answer`."""
+        with translate_errors(subject.partition(".")[0]):
+            try:
+                return decode(await self._request(subject, encode(request), timeout), reply_type)
+            except NoRespondersError as error:
+                raise NoWorkerAnswers(nobody) from error
+            except (TimeoutError, MalformedMessage) as error:
+                raise NoWorkerAnswers(no_answer) from error
 
     async def _request(self, subject: str, request: bytes, timeout: float) -> bytes:
         """Send a request and return the reply. Uses a reply subject that remote workers may publish to."""
@@ -280,8 +275,6 @@ async def _next_result(consumer: PullConsumer[Result]) -> BusMessage[Result] | N
 
 
 EXPIRY_SECONDS = 10.0  # seconds: a report expires; its worker is done or gone
-K = TypeVar("K")
-V = TypeVar("V")
 MAX_ENTRIES = 256  # entries: (worker, pool) pairs, and as many models
 
 
@@ -329,7 +322,6 @@ class ModelProgressRegistry:
 
 
 def _put_newest(entries: dict[K, V], key: K, value: V) -> None:
-    """Insert as the newest; drop the oldest where there are too many."""
     entries.pop(key, None)
     entries[key] = value
     if len(entries) > MAX_ENTRIES:

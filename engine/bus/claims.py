@@ -68,7 +68,6 @@ class Claims:
         return None
 
     async def _find_unreadable(self, job: str) -> int | None:
-        """Return the revision of an unreadable entry; None where the entry is readable."""
         entry = await self._bucket.get(job)
         try:
             decode(entry.value or b"", ClaimHolder)

@@ -67,7 +67,6 @@ def translate_errors(operation: str) -> Generator[None]:
 
 
 def _count_cancellations() -> int:
-    """Return how often this task was cancelled."""
     task = asyncio.current_task()
     return task.cancelling() if task else 0
 

@@ -337,6 +337,5 @@ class RejectionLog:
 
 
 def _shorten(text: str, limit: int) -> str:
-    """Return `text` on one line, of at most `limit` characters."""
     shortened = escape(text[:limit])
     return shortened if len(shortened) <= limit and len(text) <= limit else f"{shortened[: limit - 1]}…"

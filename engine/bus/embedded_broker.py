@@ -430,14 +430,12 @@ class WorkerKeyAdmin:
 
 
 def _reload_server(pid: int, log_path: Path) -> None:
-    """Make the server reload its configuration, and wait until it has."""
     old_size = log_path.stat().st_size if log_path.exists() else 0
     os.kill(pid, signal.SIGHUP)
     _wait_for_reload(log_path, old_size)
 
 
 def _wait_for_reload(log_path: Path, old_size: int) -> None:
-    """Wait until the server logs the reload."""
     deadline = time.monotonic() + RELOAD_SECONDS
     while time.monotonic() < deadline:
         text = log_path.read_bytes() if log_path.exists() else b""

@@ -201,7 +201,6 @@ class BusLimits:
 
 
 def _bucket_config(name: str, ttl: float, **extra: object) -> StreamConfig:
-    """Return a key-value bucket's stream, in the client library's layout."""
     config = StreamConfig(
         name=kv_stream(name),
         subjects=[kv_subject(name, ">")],

@@ -9,8 +9,9 @@ import asyncio
 import hashlib
 import logging
 import secrets
+from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import msgspec
 from nats.aio.msg import Msg
@@ -20,10 +21,9 @@ from nats.js.errors import KeyNotFoundError, KeyWrongLastSequenceError
 from nats.js.kv import KeyValue
 
 from engine.bus import subjects
-from engine.bus.blobs import BlobMissing, BlobStore
 from engine.bus.claims import Claim, ClaimHolder, Claims, StaleEpoch
 from engine.bus.connection import BrokerUnreachable, translate_errors
-from engine.bus.connection_base import BusBase, LatestByKey, OpenConnection
+from engine.bus.connection_base import BlobMissing, BlobStore, BusBase, LatestByKey, OpenConnection
 from engine.bus.deliveries import BusMessage, PullConsumer
 from engine.bus.subjects import pool_consumer_config
 from engine.contract import (
@@ -67,8 +67,7 @@ class WorkerClient(BusBase):
         self._consumers: dict[str, PullConsumer[Job]] = {}
         self._announced_pools: dict[str, tuple[str, ...]] = {}  # pools in which a worker was announced
         self._reply_tasks: set[asyncio.Task[None]] = set()
-        self._describe_subscriptions: dict[str, Subscription] = {}  # by model
-        self._decode_subscriptions: dict[str, Subscription] = {}  # by subject
+        self._subscriptions = defaultdict[str, dict[str, Subscription]](dict)  # to requests, by group and subject
         self._salt = secrets.token_bytes(16)  # else another client could publish our message id first
 
     async def pull_job(
@@ -236,7 +235,7 @@ class WorkerClient(BusBase):
         """Answer requests for text embeddings from now on, shared among the workers. `handler` runs off the loop."""
 
         async def answer(msg: Msg) -> None:
-            await msg.respond(encode(await answer_embed(handler, msg)))
+            await msg.respond(encode(await _embed(handler, msg)))
 
         with translate_errors("offer embedding"):
             await self.client.subscribe(subjects.EMBED, queue=subjects.EMBED, cb=answer)
@@ -246,77 +245,58 @@ class WorkerClient(BusBase):
 
         `handler` raises only `CancelledError`. Requests run concurrently.
         """
-
-        async def answer(msg: Msg) -> None:
-            task = asyncio.create_task(answer_describe(handler, msg))
-            self._reply_tasks.add(task)
-            task.add_done_callback(self._reply_tasks.discard)
-
-        with translate_errors("offer image-to-prompt"):
-            for model in set(models) - self._describe_subscriptions.keys():
-                subscription = await self.client.subscribe(
-                    subjects.make_describe_subject(model), queue=subjects.DESCRIBE_GROUP, cb=answer
-                )
-                self._describe_subscriptions[model] = subscription
-            for model in self._describe_subscriptions.keys() - set(models):
-                await self._describe_subscriptions.pop(model).unsubscribe()
+        wanted = {subjects.make_describe_subject(model) for model in models}
+        await self._serve(wanted, subjects.DESCRIBE_GROUP, DescribeRequest, handler, DescribeReply)
 
     async def serve_decode(self, pools: Sequence[str], models: Sequence[str], handler: DecodeHandler) -> None:
-        """Answer decode requests for exactly these models in these pools from now on.
+        """Answer decode requests for exactly these models in these pools from now on; `handler` as above."""
+        wanted = {subjects.make_decode_subject(pool, model) for pool in pools for model in models}
+        await self._serve(wanted, subjects.DECODE_GROUP, DecodeRequest, handler, DecodeReply)
 
-        `handler` raises only `CancelledError`. Requests run concurrently.
-        """
+    async def _serve(
+        self,
+        wanted: set[str],
+        group: str,
+        request_type: type[Request],
+        handler: Callable[[Request], Awaitable[Reply]],
+        reply_type: type[Reply],
+    ) -> None:
+        """Answer requests on exactly these subjects, shared among the workers of the group."""
 
-        async def answer(msg: Msg) -> None:
-            task = asyncio.create_task(answer_decode(handler, msg))
+        async def reply(msg: Msg) -> None:
+            try:
+                answer = await handler(decode(msg.data, request_type))
+            except MalformedMessage as error:
+                answer = reply_type(error=f"The request is malformed: {error}"[:500])
+            try:
+                with translate_errors(f"answer a request to {group}"):
+                    await msg.respond(encode(answer))
+            except BrokerUnreachable as error:
+                log.warning("%s", error)
+
+        async def receive(msg: Msg) -> None:
+            task = asyncio.create_task(reply(msg))
             self._reply_tasks.add(task)
             task.add_done_callback(self._reply_tasks.discard)
 
-        wanted_subjects = {subjects.make_decode_subject(pool, model) for pool in pools for model in models}
-        with translate_errors("offer decoding"):
-            for subject in wanted_subjects - self._decode_subscriptions.keys():
-                subscription = await self.client.subscribe(subject, queue=subjects.DECODE_GROUP, cb=answer)
-                self._decode_subscriptions[subject] = subscription
-            for subject in self._decode_subscriptions.keys() - wanted_subjects:
-                await self._decode_subscriptions.pop(subject).unsubscribe()
+        subscriptions = self._subscriptions[group]
+        with translate_errors(f"offer to {group}"):
+            for subject in wanted - subscriptions.keys():
+                subscriptions[subject] = await self.client.subscribe(subject, queue=group, cb=receive)
+            for subject in subscriptions.keys() - wanted:
+                await subscriptions.pop(subject).unsubscribe()
 
 
 EmbedHandler = Callable[[Sequence[str]], Awaitable[Sequence[Sequence[float]]]]
 DescribeHandler = Callable[[DescribeRequest], Awaitable[DescribeReply]]
 DecodeHandler = Callable[[DecodeRequest], Awaitable[DecodeReply]]
+Request = TypeVar("Request", DescribeRequest, DecodeRequest)
+Reply = TypeVar("Reply", DescribeReply, DecodeReply)
 
 
-async def answer_decode(handler: DecodeHandler, msg: Msg) -> None:
-    """Reply with thumbnails, or with the reason why there are none."""
+async def _embed(handler: EmbedHandler, msg: Msg) -> EmbedReply:
     try:
-        reply = await handler(decode(msg.data, DecodeRequest))
-    except MalformedMessage as error:
-        reply = DecodeReply(error=f"The request is malformed: {error}"[:500])
-    try:
-        with translate_errors("answer with thumbnails"):
-            await msg.respond(encode(reply))
-    except BrokerUnreachable as error:
-        log.warning("%s", error)
-
-
-async def answer_describe(handler: DescribeHandler, msg: Msg) -> None:
-    """Reply with prediction errors, or with the reason why there are none. A failed send is only logged."""
-    try:
-        reply = await handler(decode(msg.data, DescribeRequest))
-    except MalformedMessage as error:
-        reply = DescribeReply(error=f"The request is malformed: {error}"[:500])
-    try:
-        with translate_errors("answer an image-to-prompt request"):
-            await msg.respond(encode(reply))
-    except BrokerUnreachable as error:
-        log.warning("%s", error)
-
-
-async def answer_embed(handler: EmbedHandler, msg: Msg) -> EmbedReply:
-    """Return the vectors, or the reason why there are none."""
-    try:
-        texts = decode(msg.data, EmbedRequest).texts
-        vectors = await handler(texts)
+        vectors = await handler(decode(msg.data, EmbedRequest).texts)
         return EmbedReply(vectors=tuple(tuple(float(x) for x in vector) for vector in vectors))
     except MalformedMessage as error:
         return EmbedReply(error=f"The request is malformed: {error}"[:500])

@@ -167,12 +167,10 @@ def list_subscribe_subjects(name: str, pools: Sequence[str]) -> list[str]:
 
 
 def _decode_subjects(pools: Sequence[str]) -> list[str]:
-    """Return the subjects of decode requests for any model in these pools."""
     return [subjects.make_decode_subject(pool, "*") for pool in pools]
 
 
 def _amendment_subjects(pools: Sequence[str]) -> list[str]:
-    """Return the subjects of changes of any job in these pools."""
     return [subjects.make_amendment_subject(pool, "*") for pool in pools]
 
 

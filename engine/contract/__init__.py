@@ -9,7 +9,7 @@ All public names can be imported from here. They lie in these files:
 - `fields`: versions, limits, bounded field types, the base of all messages, the samplers, and the exception for a job
   that the engine refuses or fails.
 - `recipe`: the recipe and its parts, and what members change while it develops. `recipe_images`: what follows from it
-  for one image, and names in its texts. `evaluations`: the steps at which its network is evaluated or guided.
+  for one image, names in its texts, and the steps at which its network is evaluated or guided.
 - `messages`: the job, its previews, results and control messages, its stored states, requests without a job; bytes
   from and to values.
 - `steering`: what changes mean at each step, and why a change cannot be.
@@ -18,7 +18,6 @@ All public names can be imported from here. They lie in these files:
 
 from __future__ import annotations
 
-from engine.contract.evaluations import *
 from engine.contract.fields import *
 from engine.contract.messages import *
 from engine.contract.presence import *

@@ -8,15 +8,6 @@ from typing import Annotated, Literal, NamedTuple
 
 from msgspec import Meta, Struct
 
-from engine.contract.evaluations import (
-    count_between,
-    count_image_rows,
-    find_guided_steps,
-    has_skipped_steps,
-    is_guided,
-    list_evaluated_steps,
-    pinned_bucket,
-)
 from engine.contract.fields import (
     FULL_INTERVAL,
     MAX_INIT_IMAGES,
@@ -37,6 +28,15 @@ from engine.contract.fields import (
     VersionedValue,
 )
 from engine.contract.recipe import Branch, ControlImage, ImageToImage, Lora, ModelPart, Recipe, ReferenceImage
+from engine.contract.recipe_images import (
+    count_between,
+    count_image_rows,
+    find_guided_steps,
+    has_skipped_steps,
+    is_guided,
+    list_evaluated_steps,
+    pinned_bucket,
+)
 from engine.contract.steering import count_ending_images, iterate_segments
 
 
@@ -290,7 +290,6 @@ def _edit_share(recipe: Recipe, model: ModelProfile) -> int:
 
 
 def _row_shares(parts: Iterable[ControlModel]) -> dict[str, float]:
-    """Return the announced shares, by name."""
     return {part.name: part.row_share for part in parts if part.row_share is not None}
 
 

@@ -8,7 +8,6 @@ from itertools import pairwise
 
 import msgspec
 
-from engine.contract.evaluations import find_next_evaluation
 from engine.contract.fields import FULL_INTERVAL, MAX_AMENDMENTS, MAX_CONCEPTS, MAX_STEPS
 from engine.contract.messages import Snapshot
 from engine.contract.recipe import (
@@ -22,7 +21,7 @@ from engine.contract.recipe import (
     SetNegative,
     SplitImage,
 )
-from engine.contract.recipe_images import keep_style
+from engine.contract.recipe_images import find_next_evaluation, keep_style
 
 
 @dataclass(frozen=True)

@@ -101,7 +101,6 @@ class CoreTurns:
                 self._release(kind, self._clock() - started_at)
 
     def _acquire(self, kind: WorkKind, timeout: float | None) -> bool:
-        """Return whether the turn came within `timeout` seconds (None: no limit)."""
         with self._condition:
             self._request_count += 1
             turn_request = kind, self._request_count

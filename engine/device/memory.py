@@ -74,7 +74,6 @@ def _free_in_cgroups() -> list[int]:
 
 
 def _parse_int(text: str) -> int | None:
-    """Return the number; None if the text is none, such as "max"."""
     try:
         return int(text)
     except ValueError:
@@ -82,7 +81,6 @@ def _parse_int(text: str) -> int | None:
 
 
 def _read_text(path: Path) -> str:
-    """Return the file's text; empty if there is no file."""
     try:
         return path.read_text(encoding="ascii")
     except OSError:

@@ -227,7 +227,6 @@ class DecodeWorker:
             return with_autoencoder(self._families[recipe.model], recipe).decode(x0)
 
     def _previewer_of(self, model: str) -> Previewer:
-        """Return the previewer of the model that is in memory now."""
         family = self._families[model]
         if family not in self._previewers:
             self._previewers[family] = Previewer(family, self._map_store)

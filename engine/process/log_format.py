@@ -120,7 +120,6 @@ def build_formatter(log_format: LogFormat, text_format: str, worker: str = "") -
 
 
 def _format_traceback(formatter: logging.Formatter, record: logging.LogRecord) -> str:
-    """Return the record's traceback and stack as text."""
     parts = [formatter.formatException(record.exc_info) if record.exc_info else "", record.stack_info or ""]
     return redact_tokens("\n".join(part for part in parts if part))
 

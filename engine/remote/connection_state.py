@@ -178,7 +178,6 @@ class MeasuredTimes:
             log.warning("the measured times cannot be stored: %s", error)
 
     def _load_times(self) -> dict[str, float]:
-        """Return the stored times; none from a file that is missing or damaged."""
         try:
             if self._path.stat().st_size <= MAX_FILE_BYTES:
                 times = msgspec.json.decode(self._path.read_bytes(), type=dict[str, float])

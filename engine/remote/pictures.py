@@ -110,7 +110,6 @@ class RunPictures:
     async def _draw_image(
         self, run: JobRun, image: int, offer: tuple[BackendModel, ModelProfile], init_image: InitImage
     ) -> None:
-        """Draw one picture in its turn, and publish it."""
         recipe = run.job.task
         assert isinstance(recipe, Recipe)
         model, profile = offer

@@ -105,14 +105,15 @@ class BackendWorker:
     async def _shut_down(self) -> None:
         """Shut down in this order, so that jobs we hand back do not come back to us."""
         ended_tasks = [task for run in self.active_runs for task in run.tasks]
-        await run_shutdown_steps(self._bus.stop_pulling, self._snapshot_saver.hand_back_all, self._announce_departure)
+        await run_shutdown_steps(
+            self._bus.stop_pulling,
+            self._snapshot_saver.hand_back_all,
+            lambda: self._bus.remove_presence(self._profile.name),
+        )
         if ended_tasks:
             _, hanging = await asyncio.wait(ended_tasks, timeout=STOP_SECONDS)  # they ask the backend to stop
             if hanging:
                 log.warning("the backend may draw on: %d jobs did not end in time", len(hanging))
-
-    async def _announce_departure(self) -> None:
-        await self._bus.remove_presence(self._profile.name)
 
     def _make_presence(self) -> Presence | None:
         """Return what to announce; None while the backend does not answer, as if this worker were not there."""

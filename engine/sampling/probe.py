@@ -184,7 +184,6 @@ def _coefficients(
 
 
 def _flatten_results(results: list[torch.Tensor]) -> torch.Tensor:
-    """Return the steps' results as `[steps, …]`."""
     return torch.stack([result.as_subclass(torch.Tensor).flatten().double() for result in results])
 
 

@@ -82,7 +82,6 @@ def build_scheduler(scheduler_config: Mapping[str, Any], sampler: str) -> Any:
 
 
 def _refusal_reason(config: Mapping[str, Any], sampler: str) -> str:
-    """Return why a model cannot use a sampler, or an empty text."""
     scheduler_class = _native_scheduler_class(config)
     if sampler not in SAMPLERS:
         return f"There is no sampler called {sampler}."

@@ -143,7 +143,6 @@ class SuperResolver:
         return (output * 255).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).contiguous().cpu().numpy()
 
     def _test_network(self, path: Path) -> None:
-        """Refuse a network that returns non-finite numbers or a wrong size."""
         grey = torch.full((1, 3, PROBE_SIDE, PROBE_SIDE), 0.5, dtype=self._dtype, device=self.device)
         try:
             output = self._net(grey)
@@ -190,7 +189,6 @@ def _load_network(path: Path) -> tuple[Any, bool]:
 
 
 def _highest_layer_number(names: Iterable[str]) -> int:
-    """Return the highest layer number in the weights' names."""
     parts = (part for name in names for part in name.split("."))
     return max((int(part[:18]) for part in parts if part.isascii() and part.isdigit()), default=0)
 

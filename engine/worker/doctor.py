@@ -172,7 +172,6 @@ def check_added_files(data: Path, family: Family, profile: ModelProfile) -> Iter
 def _check_file(
     check: AddedCheck, folder: Path, name: str, family: Family, profiles: Sequence[ModelProfile]
 ) -> Finding | None:
-    """Return what is wrong with a file; None: it fits a model."""
     try:
         file = check.kind.find(folder, name)
     except JobRejected as rejection:

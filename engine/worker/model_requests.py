@@ -64,16 +64,8 @@ class DescribeService:
     async def answer_request(self, request: DescribeRequest) -> DescribeReply:
         """Return the prediction errors, or the reason why there are none. Raises only cancellation."""
         if not self._slot.is_free:
-            return DescribeReply(
-                error=STOPPING_ERROR if self._slot.is_closed else DESCRIBE_BUSY_ERROR, may_retry_elsewhere=True
-            )
-        return await self._answer_request(request)
-
-    def close(self) -> None:
-        """End the current request at once: the engine's thread will not finish it."""
-        self._slot.close()
-
-    async def _answer_request(self, request: DescribeRequest) -> DescribeReply:
+            error = STOPPING_ERROR if self._slot.is_closed else DESCRIBE_BUSY_ERROR
+            return DescribeReply(error=error, may_retry_elsewhere=True)
         try:
             async with (
                 self._slot.hold_slot(DESCRIBE_TIMEOUT_SECONDS),
@@ -83,14 +75,17 @@ class DescribeService:
         except JobRejected as error:
             return DescribeReply(error=error.sentence[:500], may_retry_elsewhere=error.blame == "worker")
         except TimeoutError:
-            return DescribeReply(
-                error=STOPPING_ERROR if self._slot.is_closed else DESCRIBE_SLOW_ERROR, may_retry_elsewhere=True
-            )
+            error = STOPPING_ERROR if self._slot.is_closed else DESCRIBE_SLOW_ERROR
+            return DescribeReply(error=error, may_retry_elsewhere=True)
         except DeviceLost:  # the engine's thread finds out too, and ends the worker
             return DescribeReply(error="This worker has lost its device.", may_retry_elsewhere=True)
         except Exception:
             log.exception("a picture could not be described")
             return DescribeReply(error="This worker failed to describe the picture.")
+
+    def close(self) -> None:
+        """End the current request at once: the engine's thread will not finish it."""
+        self._slot.close()
 
     async def _compute_errors(
         self, request: DescribeRequest, family: Family, info: ModelProfile
@@ -161,17 +156,13 @@ class DecodeService:
 
     async def answer_request(self, request: DecodeRequest) -> DecodeReply:
         """Return the thumbnails, or the reason why there are none. Raises only cancellation."""
-        return await self._answer_request(request) if self._slot.is_free else DecodeReply(error=DECODE_BUSY_ERROR)
-
-    def close(self) -> None:
-        """End the current request at once: the decode worker will not finish it."""
-        self._slot.close()
-
-    async def _answer_request(self, request: DecodeRequest) -> DecodeReply:
+        if not self._slot.is_free:
+            return DecodeReply(error=DECODE_BUSY_ERROR)
         try:
             model_use = use_model(self._model_cache, request.model, request.revision)
             async with self._slot.hold_slot(DECODE_TIMEOUT_SECONDS), model_use as (family, info):
-                _check_time(request, info)
+                if estimate_decode_ms(info, request.width, request.height, len(request.latents)) > MAX_DECODE_MS:
+                    raise JobRejected(DECODE_SLOW_ERROR, "worker")
                 return DecodeReply(thumbnails=await self._decode_thumbnails(request, family))
         except JobRejected as error:
             return DecodeReply(error=error.sentence[:500])
@@ -182,6 +173,10 @@ class DecodeService:
         except Exception:
             log.exception("keyframes could not be decoded")
             return DecodeReply(error="This worker failed to decode the keyframes.")
+
+    def close(self) -> None:
+        """End the current request at once: the decode worker will not finish it."""
+        self._slot.close()
 
     async def _decode_thumbnails(self, request: DecodeRequest, family: Family) -> tuple[bytes, ...]:
         """Decode one after another, so that a finished job's decode waits for at most one of them."""
@@ -205,12 +200,6 @@ def parse_latents(request: DecodeRequest, family: Family) -> Iterator[torch.Tens
         if not np.isfinite(values).all():
             raise JobRejected(WRONG_LATENTS_ERROR, "member")
         yield torch.from_numpy(values.reshape(shape))
-
-
-def _check_time(request: DecodeRequest, info: ModelProfile) -> None:
-    """Raise `JobRejected` where the request would take too long."""
-    if estimate_decode_ms(info, request.width, request.height, len(request.latents)) > MAX_DECODE_MS:
-        raise JobRejected(DECODE_SLOW_ERROR, "worker")
 
 
 ACQUIRE_SECONDS = 2.0  # to acquire a model that is in memory

@@ -175,7 +175,6 @@ class RunOutput:
         await self._result_publisher.finish_run(run, job.task.chosen_candidates)
 
     async def _publish_image(self, run: JobRun, event: LatentsDone, job: Job) -> None:
-        """Publish picture and keyframes. `job` is the run's, with the choice if there was one."""
         assert isinstance(job.task, Recipe)
         png = await self._wait_for_decode(self._decode_worker.render_picture(event, job))
         verdict = await self._check_picture(run, png)

@@ -151,7 +151,10 @@ class Worker:
     async def _shut_down(self) -> None:
         """Shut down in this order, so that jobs we hand back do not come back to us."""
         await run_shutdown_steps(
-            self._stop_answering, self._bus.stop_pulling, self._snapshot_saver.hand_back_all, self._announce_departure
+            self._stop_answering,
+            self._bus.stop_pulling,
+            self._snapshot_saver.hand_back_all,
+            lambda: self._bus.remove_presence(self._profile.name),
         )
         await self._thread.stop()
 
@@ -159,9 +162,6 @@ class Worker:
         """Let new requests go to other workers."""
         await self._bus.serve_describe((), self.describe_service.answer_request)
         await self._bus.serve_decode((), (), self._decode_service.answer_request)
-
-    async def _announce_departure(self) -> None:
-        await self._bus.remove_presence(self._profile.name)
 
     async def _serve_requests(self) -> None:
         """Answer requests only for models in memory: no model is loaded for a request."""

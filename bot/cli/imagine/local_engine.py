@@ -51,7 +51,7 @@ from bot.prompt.capability_check import check_capabilities, check_start
 from bot.prompt.change_texts import prompt_at_step
 from bot.store import JobRecord, Store
 from engine.contract import BillingKey, Frame, Job, ModelProfile, Recipe, estimate_cost, list_final_images
-from engine.contract.evaluations import count_requested_evaluations
+from engine.contract.recipe_images import count_requested_evaluations
 from engine.process.load_progress import format_loading, format_size
 from engine.process.model_settings import EMBEDDED_MODEL, read_style_guide
 from engine.prompt.style_guide import StyleGuide

@@ -16,8 +16,7 @@ from sqlalchemy import ColumnElement, Connection, and_, exists, func, select
 from bot.domain.job_states import END_STATES, OPEN_STATES
 from bot.store.deletion import deletion_steps
 from bot.store.deletion.deletion_steps import mark_without_incident
-from bot.store.schema.deletion_tables import deleted_jobs
-from bot.store.schema.tables import destinations, favourites, incidents, jobs, pictures
+from bot.store.schema.tables import deleted_jobs, destinations, favourites, incidents, jobs, pictures
 
 DeletionReason = Literal["age", "room", "forgotten", "enlarged"]
 RETENTION_REASONS: tuple[DeletionReason, ...] = ("age", "room")  # removed by retention, at nobody's request

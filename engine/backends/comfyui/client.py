@@ -194,7 +194,6 @@ class ComfyUi:
         return samplers
 
     async def _list_choices(self, places: Sequence[SlotPlace]) -> tuple[str, ...]:
-        """Return what a node's input may be, from its description."""
         if not places:
             return ()
         place = places[0]

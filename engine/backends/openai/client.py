@@ -169,7 +169,6 @@ class OpenAiImages:
         return bool(refused)
 
     async def _read_stream(self, events: AsyncIterator[bytes], on_progress: OnProgress) -> bytes:
-        """Return the completed picture of a stream."""
         async for data in events:
             if data == b"[DONE]":
                 break

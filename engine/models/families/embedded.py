@@ -26,7 +26,7 @@ from engine.upscaling.super_resolver import SuperResolver
 
 GUIDANCE = 4.0  # by the sweep: a higher value follows unseen words, a lower one unseen hues
 INTERVAL = (0.3, 0.8)  # by the sweep: as good as in every step, with 3/4 of the rows
-STEPS = 1000  # they take as long as a tenth of them (`engine.contract.evaluations`), also on a slow machine
+STEPS = 1000  # they take as long as a tenth of them (`engine.contract.recipe_images`), also on a slow machine
 
 
 def load_embedded(

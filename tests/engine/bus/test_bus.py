@@ -26,7 +26,7 @@ from engine.bus import (
     StaleEpoch,
     subjects,
 )
-from engine.bus.blobs import BlobEntry
+from engine.bus.connection_base import BlobEntry
 from engine.bus.deliveries import MAX_DEAD_BYTES
 from engine.bus.embedded_broker import FILE_BYTES, MAX_PAYLOAD, Broker
 from engine.bus.subjects import build_stream_configs

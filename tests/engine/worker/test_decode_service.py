@@ -70,7 +70,7 @@ async def start_worker(harness: WorkerHarness) -> Worker:
     )
     harness.started_workers.append((worker, asyncio.create_task(worker.run())))
     await harness.bot.watch_workers()
-    await wait_until(lambda: harness.bot.workers and bus._decode_subscriptions)
+    await wait_until(lambda: harness.bot.workers and bus._subscriptions["decode"])
     await bus.client.flush()
     return worker
 
