@@ -46,6 +46,9 @@ class PictureAffine(Affine, TakesPictures):
     def needs_pictures(self, recipe: Recipe) -> bool:
         return bool(recipe.controls or recipe.references)
 
+    def check_pictures(self, recipe: Recipe) -> None:
+        """It takes all pictures."""
+
     def prepare_pictures(self, recipe: Recipe, open_picture: OpenPicture) -> PictureConditions:
         shape = self.latent_shape(recipe.width, recipe.height)
         controls = [
