@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple, Protocol, Self, cast
+from typing import Any, Literal, NamedTuple, Protocol, Self, cast, runtime_checkable
 
 import torch
 from PIL import Image
@@ -176,7 +176,8 @@ class PictureConditioner(Protocol):
 Predict = Callable[[Any, tuple[torch.Tensor, ...]], torch.Tensor]
 
 
-class TakesPictures:
+@runtime_checkable
+class TakesPictures(Protocol):
     """A family whose networks may take pictures beside the prompt, by its `conditioners`.
 
     `required`: what it cannot draw without; empty: it can.
