@@ -118,12 +118,12 @@ def doctor(
     as_json: AsJson = False,
 ) -> None:
     """Check what works on this machine, one line each, with the fix for what does not."""
-    from bot.cli.doctor import EngineCheck, findings_to_json, run_checks
+    from bot.cli.doctor import findings_to_json, run_checks
 
     findings: list[Finding] = []
     settings = _load_settings(port=port, host=host, data=data, nats=nats)
-    check = EngineCheck(model, remeasure, EngineOptions("", "", quantize, quantize_text, offload))
-    for finding in run_checks(settings, check):
+    options = EngineOptions(quantize=quantize, quantize_text=quantize_text, offload=offload)
+    for finding in run_checks(settings, model, options, remeasure=remeasure):
         findings.append(finding)
         if not as_json:
             typer.echo(str(finding))

@@ -18,9 +18,9 @@ from pydantic import BaseModel, SecretStr
 
 from bot.app.settings import list_tables
 from bot.domain.dto import Member
-from bot.policy.permissions import ACTIONS, PERMISSIONS, ROLE_TITLES, ROLES, JobRef, Role, forbidden_reason
+from bot.policy.permissions import PERMISSIONS, ROLE_TITLES, ROLES, JobRef, Role, forbidden_reason
 from bot.policy.rules.catalogue import DEFAULT_RULES, MEMBER_SCOPES, SETTINGS, Setting, SettingKind
-from bot.policy.rules.presets import PRESETS
+from bot.policy.rules.planned_changes import PRESETS
 from bot.policy.rules.value_parser import format_setting_value
 from engine.contract.fields import SAMPLER_ROWS
 from engine.process.setting_sources import FILE_NAME, FILE_VARIABLE, list_secrets, list_settings, name_variable
@@ -148,7 +148,7 @@ def render_refusals() -> str:
     """Return every sentence that refuses an action, with “the author” in place of a name."""
     sentences = set[str]()
     flags: dict[str, dict[str, bool]] = {role: {f"is_{role}": True} for role in ROLES if role != "member"}
-    for action, role, direct in itertools.product(ACTIONS, ROLES, (False, True)):
+    for action, role, direct in itertools.product(PERMISSIONS, ROLES, (False, True)):
         place = "discord:dm:1" if direct else HERE
         member = replace(Member("discord:1", "Bob", place), **flags.get(role, {}))
         subjects: list[JobRef | None] = [None]

@@ -116,7 +116,6 @@ async def _list_keys(store: Store) -> list[ApiKey]:
 
 
 async def _revoke_key(store: Store, name: str) -> list[str]:
-    """Revoke a key; return what features say of it."""
     from bot.services.api_keys import ApiKeys
 
     keys = ApiKeys(store, clock=time.time)

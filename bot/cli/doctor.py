@@ -43,17 +43,10 @@ class Finding:
         return f"{line}\n              → {self.remedy}" if self.remedy else line
 
 
-@dataclass(frozen=True)
-class EngineCheck:
-    """What the engine's check loads, how and where its weights are kept, and whether the device is measured anew."""
-
-    model: str = "embedded"
-    remeasure: bool = False
-    options: EngineOptions = AS_CONFIGURED
-
-
-def run_checks(settings: Settings, engine_check: EngineCheck | None = None) -> Iterator[Finding]:
-    """Run every check, the quick ones first."""
+def run_checks(
+    settings: Settings, model: str = "embedded", engine: EngineOptions = AS_CONFIGURED, *, remeasure: bool = False
+) -> Iterator[Finding]:
+    """Run every check, the quick ones first. `remeasure`: measure the device anew, with `model`."""
     yield check_python()
     yield check_broker(settings)
     yield check_disk(settings.data)
@@ -61,7 +54,7 @@ def run_checks(settings: Settings, engine_check: EngineCheck | None = None) -> I
     yield check_chatroom_port(settings)
     yield check_discord(settings)
     yield from check_workers(settings)
-    yield from check_engine(settings, engine_check or EngineCheck())
+    yield from check_engine(settings, model, engine, remeasure=remeasure)
 
 
 def check_python() -> Finding:
@@ -176,7 +169,9 @@ def check_workers(settings: Settings) -> Iterator[Finding]:
         yield Finding("workers", False, f"{more} more were refused", "The bot's log has them.")
 
 
-def check_engine(settings: Settings, check: EngineCheck) -> Iterator[Finding]:
+def check_engine(
+    settings: Settings, model: str, options: EngineOptions, *, remeasure: bool = False
+) -> Iterator[Finding]:
     """Report device, number format and ms a step of a model, from the calibration file or measured now."""
     missing_packages = [name for name in ("torch", "diffusers", "transformers") if find_spec(name) is None]
     if missing_packages:
@@ -186,11 +181,11 @@ def check_engine(settings: Settings, check: EngineCheck) -> Iterator[Finding]:
     from engine.worker.doctor import check_model, check_picture_check
 
     try:
-        engine = load_engine(settings, check.options)
+        engine = load_engine(settings, options)
     except UserError as error:
         yield Finding("settings", False, error.sentence, "Mend the option, the variable or the file.")
         return
-    yield from (Finding(*line) for line in check_model(engine, check.model, force=check.remeasure))
+    yield from (Finding(*line) for line in check_model(engine, model, force=remeasure))
     if engine.check is not None:
         yield from (Finding(*line) for line in check_picture_check(engine.check))
 

@@ -32,9 +32,8 @@ def write_new_file(file: Path) -> Generator[IO[bytes]]:
         _link_into_place(temp_path, file)
     except OSError as error:
         reason = (error.strerror or str(error) or type(error).__name__).removesuffix(".")
-        raise UserError(
-            f"{reason}." if error.errno is None else f"{file} cannot be written: {reason.lower()}."
-        ) from error
+        sentence = f"{reason}." if error.errno is None else f"{file} cannot be written: {reason.lower()}."
+        raise UserError(sentence) from error
     finally:
         if temp_path is not None:
             temp_path.unlink(missing_ok=True)

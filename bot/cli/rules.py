@@ -229,10 +229,9 @@ def operator_member(guild: str) -> Member:
 
 
 def _resolve_scope(guild: str, channel: str, role: str, user: str, ceiling: bool) -> tuple[Scope, str]:
-    """Return the scope and subject of a rule. Raise `UserError` for more than one."""
+    choices: list[tuple[Scope, str]] = [("operator", "")] if ceiling else []
     subjects: tuple[tuple[Scope, str], ...] = (("channel", channel), ("role", role), ("user", user))
-    choices = [choice for choice in subjects if choice[1]]
-    choices += [("operator", "")] if ceiling else []
+    choices += [choice for choice in subjects if choice[1]]
     if len(choices) > 1:
         raise UserError("A rule is for one of --channel, --role, --user or --ceiling.")
     return choices[0] if choices else ("operator" if guild == EVERYWHERE else "guild", "")
@@ -260,7 +259,6 @@ def _change(data: Path | None, action: Callable[[RuleAdmin], Awaitable[RuleChang
 
 
 def _print_change(change: RuleChange) -> None:
-    """Print what was changed, and how to undo it."""
     from bot.policy.rules.explanations import describe_step
 
     for step in change.steps:

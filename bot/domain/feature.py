@@ -60,7 +60,7 @@ class Feature:
 
     `title`: over its operations in the API's description. `permissions`, `prices`: rows for its own actions.
     `secret_tables`: SQL tables that a backup leaves out, each before those that it refers to. `key_scopes`: what API
-    keys can be made for besides the core's scopes. `limitable_commands`: actions that admins may forbid.
+    keys can be made for besides the core's scopes.
     `member_limits`: settings of its own for rules.
     """
 
@@ -69,7 +69,6 @@ class Feature:
     prices: Mapping[str, Price] = field(default_factory=dict[str, Price])
     secret_tables: tuple[str, ...] = ()
     key_scopes: tuple[str, ...] = ()
-    limitable_commands: tuple[str, ...] = ()
     member_limits: tuple[MemberLimit, ...] = ()
 
 
@@ -111,7 +110,6 @@ def load_parts(part: Part) -> Mapping[str, ModuleType]:
 
 
 def _find_packages() -> dict[str, str]:
-    """Return the package of each feature by the name of its folder."""
     folders = [
         {each.name: f"{package}.{each.name}" for each in pkgutil.iter_modules(import_module(package).__path__)}
         for package in PACKAGES

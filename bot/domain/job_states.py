@@ -14,7 +14,6 @@ from typing import Literal
 JobState = Literal["queued", "sent", "running", "finished", "failed", "cancelled"]
 TransitionKind = Literal["send", "start", "requeue", "finish", "fail", "cancel"]
 
-WAITING_STATES: tuple[JobState, ...] = ("queued",)
 ACTIVE_STATES: tuple[JobState, ...] = ("sent", "running")
 OPEN_STATES: tuple[JobState, ...] = ("queued", "sent", "running")
 END_STATES: tuple[JobState, ...] = ("finished", "failed", "cancelled")
@@ -40,11 +39,6 @@ TRANSITIONS: Mapping[TransitionKind, TransitionRule] = MappingProxyType(
         "cancel": TransitionRule(OPEN_STATES, "cancelled"),
     }
 )
-
-
-def is_allowed(transition: TransitionKind, state: JobState) -> bool:
-    """Return whether a job in `state` may make this `transition`."""
-    return state in TRANSITIONS[transition].sources
 
 
 def is_end(state: JobState) -> bool:

@@ -20,7 +20,8 @@ class Permission:
     `operator_elsewhere`: the operator may act on jobs of other servers; other members never may, except authors on
     their own jobs. `in_direct_messages`: it also works in a direct message with the bot. `phrase`: the action as it
     stands after "may". `concerns_jobs`: the action can have a job. `scope`: what an API key needs for it; None: no key
-    may, whatever its member may. `scope_suffices`: a key that has it needs no role.
+    may, whatever its member may. `scope_suffices`: a key that has it needs no role. `is_limitable`:
+    admins may forbid it to members. Cancelling, deleting and reporting always work.
     """
 
     phrase: str
@@ -33,6 +34,7 @@ class Permission:
     concerns_jobs: bool = True
     scope: KeyScope | None = None
     scope_suffices: bool = False
+    is_limitable: bool = False
 
 
 class Price(NamedTuple):

@@ -17,18 +17,11 @@ from engine.process.load_progress import format_loading as format_model_loading
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from engine.contract import Blame, ModelProgress, Task, UpscaleMethod
+    from engine.contract import ModelProgress, Task, UpscaleMethod
 
 NO_WORKER = "No worker is online. The job waits, and starts when one comes."
 INIT_IMAGE_GONE = "The picture that this job begins with no longer exists."
 PICTURES_DELETED = "Its pictures were deleted."
-BLAME_SENTENCES = {
-    "member": "This one counts against your limit.",
-    "model": "The model's fault: it costs you nothing.",
-    "worker": "The worker's fault: it costs you nothing.",
-    "us": "Our fault: it costs you nothing.",
-}
-
 # Endings of notes that are said only once.
 ALL_STEPS_ENDING = "runs all steps."
 WHOLE_PIPELINE_ENDING = "the whole picture goes through the unmodified pipeline, so it cannot move to another worker."
@@ -169,15 +162,6 @@ def progress_bar(step: int, total_steps: int, width: int = 20) -> str:
     return "█" * filled + "░" * (width - filled)
 
 
-def format_progress(step: int, total_steps: int, seconds_left: float | None) -> str:
-    """Return a progress line: "██░░ 42 % · step 420 of 1000 · 12 s left"."""
-    time_left = "" if seconds_left is None else f" · {format_duration(seconds_left)} left"
-    return (
-        f"{progress_bar(step, total_steps)} {percent_done(step, total_steps)} % · step {step} of "
-        f"{total_steps}{time_left}"
-    )
-
-
 def format_footer(
     recipe: Recipe, seconds: float | None = None, ms_per_step: float | None = None, enlargement: int = 1
 ) -> str:
@@ -236,11 +220,6 @@ def format_startup(progress: ModelProgress | None) -> str:
     if progress.phase == "measure":
         return f"A worker is starting: measuring {progress.model}."
     return f"A worker is starting: {format_loading(progress.model, progress.done, progress.size)}."
-
-
-def format_failure(reason: str, blame: Blame) -> str:
-    """Say why a job failed, and who pays for it."""
-    return f"{shorten(reason, 400).rstrip('.')}. {BLAME_SENTENCES[blame]}"
 
 
 def format_cancellation(step: int, total_steps: int) -> str:

@@ -12,12 +12,11 @@ from bot.jobs.init_images import LoadedInitImages
 from bot.jobs.recipe import check_choice, interpolation_frame, remix_recipe, replace_start
 from bot.prompt import ParsedPrompt, parse
 from bot.prompt.capability_check import check_edit_pictures
-from bot.prompt.concepts import clean_prompt
+from bot.prompt.concepts import clean_prompt, escape_braces, expand_braces
 from bot.prompt.flag_aliases import expand_flag_aliases
 from bot.prompt.flags import split_flags
 from bot.prompt.model_parts import CONTROL, list_names, resolve_controls, resolve_references
 from bot.prompt.parsed_prompt import MAX_RATIO
-from bot.prompt.permutations import escape_braces, expand_braces
 from engine.contract import (
     Amendment,
     Branch,

@@ -34,7 +34,7 @@ from bot.pictures.uploads.upload_decoder import MAX_UPLOAD_BYTES, DecodedImage, 
 from bot.store import DatabaseUnavailable, JobRecord, Store
 from bot.store.deletion import deletion_steps
 from bot.store.jobs import queries
-from bot.store.moderation import reviews
+from bot.store.moderation import incidents
 from engine.contract import (
     MAX_CONTROLS,
     MAX_INIT_IMAGES,
@@ -378,7 +378,7 @@ class InitImageLoader:
 
         A picture that retention removed by age is no obstacle: jobs made from it stay usable.
         """
-        for needs_check, file in await self.store.query(reviews.find_same_pictures, required_blobs(record.task)):
+        for needs_check, file in await self.store.query(incidents.find_same_pictures, required_blobs(record.task)):
             if is_held(needs_check, file):
                 raise UserError(hold_reason(file.image, file), 403)
         while record.parent is not None and record.action not in USES_PARENT_PICTURE:

@@ -28,11 +28,12 @@ from bot.policy.limits import (
 from bot.policy.rules import EVERYWHERE, SETTINGS, EffectiveRules, Rule, UsageLimit
 from bot.policy.rules.catalogue import UsageScope
 from bot.policy.rules.explanations import format_for_sentence, set_by_sentence
-from bot.store import TIER_WEIGHTS, NewJob
+from bot.store import NewJob
 from bot.store.fairness.ledger import Ledger
 from bot.store.jobs.records import RELAXED_TIER
 from engine.contract import PIPELINE_SAMPLERS, Recipe, count_evaluations, count_requested_evaluations, list_final_images
 
+RELAXED_WEIGHT = 0.25  # in the fair order; of every other tier 1
 RELAXED_ONLY = "Only relaxed jobs are allowed here; they wait longer and have a limit of their own."
 NO_INTERPOLATION = (
     "A walk is drawn up to four pictures at a time, and at most {} a job are allowed here: none can be made."
@@ -85,7 +86,7 @@ def apply_rules(
             member=replace(new_job.member, tier=tier),
             private=is_private,
             check=new_job.check or rules.check,
-            weight=TIER_WEIGHTS.get(tier, 1.0),
+            weight=RELAXED_WEIGHT if tier == RELAXED_TIER else 1.0,
             notes=(*new_job.notes, *tier_notes, *privacy_notes),
             running_here=limit_here,
             running_everywhere=limit_everywhere,

@@ -15,7 +15,6 @@ from bot.jobs.model_catalog import CatalogEntry
 from bot.prompt import ParsedPrompt
 from bot.prompt.capability_check import check_capabilities, check_sampler, choose_interval
 from bot.prompt.concepts import balance_weights
-from bot.prompt.loras import RequestedLora, merge_loras, resolve_loras
 from bot.prompt.model_parts import (
     choose_embeddings,
     renew_controls,
@@ -34,6 +33,7 @@ from bot.prompt.parsed_prompt import (
     fit_size,
     is_style_open,
 )
+from bot.prompt.part_flags import RequestedLora, merge_loras, resolve_loras
 from bot.store import NewJob
 from engine.contract import (
     MAX_COUNT,

@@ -1,13 +1,7 @@
-"""Films as files: the formats that Discord and browsers play, and how frames are written as each.
+"""Films as files: frames that are drawn on demand, with durations, written as WebP, AVIF, GIF or MP4.
 
-Pure: frames come as pictures, files go as bytes.
-
-Encoders for animations: WebP, AVIF, GIF or MP4. The same frames give the same bytes.
-
-MP4 needs PyAV, from the extra `mp4`. CPU-bound: async callers use a thread.
-
-Frames of an animation before encoding: drawn on demand, with durations. The encoder reduces them until they fit a
-size limit.
+The encoder reduces the frames until they fit a size limit. The same frames give the same bytes. MP4 needs PyAV, from
+the extra `mp4`. CPU-bound: async callers use a thread.
 """
 
 from __future__ import annotations
@@ -73,18 +67,15 @@ def encode_to_fit(animation: Animation, film_format: FilmFormat = "webp", limit:
     for stride, scale, level in _attempts(film_format):
         indices = select_frames(animation, stride)
         size = _scale_size(animation.size, scale)
-        frames = [_draw_wanted(animation, index, size) for index in indices]
+        frames = list[Image.Image]()
+        for index in indices:
+            if IS_ABANDONED.get()():
+                raise RenderingAbandoned
+            frames.append(animation.draw(index, size))
         content = encode_frames(frames, frame_durations(animation, indices), film_format, level)
         if len(content) <= limit:
             return content
     raise UserError("This film is too large to be shown here, even at its smallest.", 413)
-
-
-def _draw_wanted(animation: Animation, index: int, size: Size) -> Image.Image:
-    """Draw one frame. Raises `RenderingAbandoned`."""
-    if IS_ABANDONED.get()():
-        raise RenderingAbandoned
-    return animation.draw(index, size)
 
 
 def _attempts(film_format: FilmFormat) -> Sequence[tuple[int, float, int]]:
@@ -114,9 +105,8 @@ def join_animations(first: Animation, second: Animation, pause: int = TURN_MS) -
         return first.draw(index, size) if index < first.count else second.draw(index - first.count, size)
 
     shifted_pauses = {first.count + index: ms for index, ms in second.pauses.items()}
-    return Animation(
-        first.count + second.count, second.size, draw, {**first.pauses, first.count - 1: pause, **shifted_pauses}
-    )
+    pauses = {**first.pauses, first.count - 1: pause, **shifted_pauses}
+    return Animation(first.count + second.count, second.size, draw, pauses)
 
 
 def bound_size(size: Size, max_side: int = MAX_SIDE) -> Size:
@@ -186,43 +176,15 @@ def encode_frames(
         raise ValueError("a film has frames of one size, and a duration for each")
     if film_format == "mp4":
         return _encode_mp4(frames, durations, _CRF[level])
+    options: dict[FilmFormat, dict[str, Any]] = {
+        "webp": {"loop": 0, "quality": _WEBP[level], "method": 2},
+        "avif": {"quality": _AVIF[level], "speed": 8, "max_threads": 1},
+        "gif": {"loop": 0, "optimize": False, "disposal": 1},
+    }
+    first, *others = _to_palette(frames, *_GIF[level]) if film_format == "gif" else frames
     buffer = io.BytesIO()
-    first = frames[0]
-    other_frames = list(frames[1:])
-    if film_format == "webp":
-        first.save(
-            buffer,
-            "WEBP",
-            save_all=True,
-            append_images=other_frames,
-            duration=list(durations),
-            loop=0,
-            quality=_WEBP[level],
-            method=2,
-        )
-    elif film_format == "avif":
-        first.save(
-            buffer,
-            "AVIF",
-            save_all=True,
-            append_images=other_frames,
-            duration=list(durations),
-            quality=_AVIF[level],
-            speed=8,
-            max_threads=1,
-        )
-    else:
-        first, *other_frames = _to_palette(frames, *_GIF[level])
-        first.save(
-            buffer,
-            "GIF",
-            save_all=True,
-            append_images=other_frames,
-            duration=list(durations),
-            loop=0,
-            optimize=False,
-            disposal=1,
-        )
+    frame_options = {"save_all": True, "append_images": others, "duration": list(durations)}
+    first.save(buffer, film_format.upper(), **frame_options, **options[film_format])
     return _strip_timestamps(buffer.getvalue()) if film_format == "avif" else buffer.getvalue()
 
 
@@ -232,9 +194,8 @@ def _to_palette(frames: Sequence[Image.Image], colours: int, use_dither: bool) -
     samples = frames[::-1][::stride]  # the last frame always contributes
     sample_strip = Image.new("RGB", (_SAMPLE_SIDE, _SAMPLE_SIDE * len(samples)))
     for index, frame in enumerate(samples):
-        sample_strip.paste(
-            frame.resize((_SAMPLE_SIDE, _SAMPLE_SIDE), Image.Resampling.NEAREST), (0, index * _SAMPLE_SIDE)
-        )
+        sample = frame.resize((_SAMPLE_SIDE, _SAMPLE_SIDE), Image.Resampling.NEAREST)
+        sample_strip.paste(sample, (0, index * _SAMPLE_SIDE))
     palette = sample_strip.quantize(colours, Image.Quantize.MEDIANCUT)
     dither = Image.Dither.FLOYDSTEINBERG if use_dither else Image.Dither.NONE
     return [frame.quantize(palette=palette, dither=dither) for frame in frames]
@@ -248,7 +209,8 @@ def _encode_mp4(frames: Sequence[Image.Image], durations: Sequence[int], crf: in
     width, height = (side + side % 2 for side in frames[0].size)
     ticks = [max(1, round(duration / TICK_MS)) for duration in durations]
     buffer = io.BytesIO()
-    options = {"moov_size": str(_mp4_index_bytes(sum(ticks))), "fflags": "+bitexact"}
+    index_bytes = 2048 + 32 * sum(ticks)  # reserved at the start: at the end, players would need the whole film
+    options = {"moov_size": str(index_bytes), "fflags": "+bitexact"}
     with av.open(buffer, "w", format="mp4", options=options) as container:
         try:
             stream = container.add_stream("libx264", rate=Fraction(1000, TICK_MS), options={"crf": str(crf), **_X264})
@@ -264,11 +226,6 @@ def _encode_mp4(frames: Sequence[Image.Image], durations: Sequence[int], crf: in
                 container.mux(stream.encode(cast(Any, av.VideoFrame).from_image(canvas)))
         container.mux(stream.encode())
     return buffer.getvalue()
-
-
-def _mp4_index_bytes(frames: int) -> int:
-    """Return the bytes to reserve at the start for an MP4's index: at the end, players would need the whole film."""
-    return 2048 + 32 * frames
 
 
 def _strip_timestamps(file: bytes) -> bytes:

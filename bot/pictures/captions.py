@@ -1,10 +1,6 @@
-"""Words on pictures: labels of cells, and the captions under the frames of films.
+"""Words on pictures: labels of cells, and captions below the frames of a film.
 
-Lines of text in pictures, in the letters that the built-in font has.
-
-Captions of a film: who changed the picture while it developed, at which step, drawn below its frames.
-
-CPU-bound: async callers use a thread.
+A caption says who changed the picture while it developed, and at which step. CPU-bound: async callers use a thread.
 """
 
 from __future__ import annotations

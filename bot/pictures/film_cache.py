@@ -113,7 +113,6 @@ class FilmCache:
         self._load_entries().pop(name, None)
 
     def _load_entries(self) -> dict[str, _Entry]:
-        """Return the index; read it from the headers of the files at the first use."""
         if self._entries is None:
             self._entries = {}
             for path in self._folder.glob("*"):
@@ -140,7 +139,6 @@ def _read_parts(path: Path) -> frozenset[str] | None:
 
 
 def _read_film(path: Path) -> bytes | None:
-    """Return a film; None if the file is missing or damaged."""
     try:
         header, _, film = path.read_bytes().partition(b"\n")
         return film if json.loads(header)["sha256"] == hashlib.sha256(film).hexdigest() else None

@@ -3,9 +3,8 @@
 Each file is rendered once, on first request, off the event loop, and kept by its content: the last few in memory, more
 on disk (`bot.pictures.film_cache`).
 
-The line of renderings: one at a time for each member, a few at once, and a bounded number that wait.
-
-Films cost seconds of a core. A member's own requests wait for one another, so they delay nobody else's much.
+Films cost seconds of a core: a member renders one at a time, all together a few, and a bounded number wait. A member's
+own requests wait for one another, so they delay nobody else's much.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
 from cachetools import LRUCache
@@ -44,7 +43,7 @@ from bot.pictures.thumbnail_decoder import (
 from bot.store import Store, StoredPicture
 from bot.store.jobs import queries
 from bot.store.members import preferences
-from bot.store.moderation import reviews
+from bot.store.moderation import incidents
 from bot.store.transitions.amendments import list_amendments
 from engine.contract import Recipe
 
@@ -80,7 +79,7 @@ class Gallery:
         """Wait for a member's earlier films: a front end renders a film for a member inside. Raises `UserError` (429)
         if too many wait.
         """
-        return self._rendered.wait_turn(member)
+        return self._rendered.line.wait_turn(member)
 
     async def find_visible(self, job: str, index: int) -> StoredPicture:
         """Return the record of one finished image that may be shown, upscaled or varied."""
@@ -95,8 +94,7 @@ class Gallery:
         return await self._store.write(preferences.toggle_favourite, member, job, index, self._clock())
 
     async def _find_image(self, job: str, index: int) -> tuple[StoredPicture, bool]:
-        """Return one finished image, and whether it is held."""
-        check, files = await self._store.query(reviews.load_pictures, job)
+        check, files = await self._store.query(incidents.load_pictures, job)
         for stored in files:
             if stored.kind == "image" and stored.image == index:
                 return stored, is_held(check, stored)
@@ -119,7 +117,7 @@ class Gallery:
 
     async def read_all_for_members(self, job: str) -> list[bytes]:
         """Return every finished image of a job, in order, each as `read_for_members` returns it."""
-        check, files = await self._store.query(reviews.load_pictures, job)
+        check, files = await self._store.query(incidents.load_pictures, job)
         images = [stored for stored in files if stored.kind == "image"]
         return [await self._read_for_members(stored, is_held(check, stored)) for stored in images]
 
@@ -134,20 +132,20 @@ class Gallery:
         check_film_format(film_format)
         ladder_files, final_files = await self._film_parts(job)
         captions = await self.list_captions(job)
-        parts = [*ladder_files, *final_files]
-        limit = min(limit, MAX_FILM_BYTES)
+        count = len(ladder_files)
 
-        def make(contents: Sequence[bytes]) -> bytes:
-            ladders = contents[: len(ladder_files)]
-            final_pictures = contents[len(ladder_files) :]
-            return ladder_film.render_film(
-                ladders, finals=final_pictures, film_format=film_format, limit=limit, captions=captions
-            )
+        def render(contents: Sequence[bytes], **options: Any) -> bytes:
+            return ladder_film.render_film(contents[:count], finals=contents[count:], captions=captions, **options)
 
         thumbnails = await self._thumbnail_decoder.decode_thumbnails(job, ladder_files)
-        key = ("film", film_format, str(limit), *(f"{caption.step} {caption.line}" for caption in captions))
-        has_names = any(caption.speaker for caption in captions)  # which a member may ask to be forgotten
-        return await self._rendered.get_or_render(key, parts, make, NO_FILM, thumbnails, on_disk=not has_names)
+        return await self._rendered.get_or_render(
+            _film_kind("film", film_format, limit, *(f"{caption.step} {caption.line}" for caption in captions)),
+            [*ladder_files, *final_files],
+            _bound_film(render, film_format, limit),
+            NO_FILM,
+            thumbnails,
+            on_disk=not any(caption.speaker for caption in captions),  # a member may ask to be forgotten
+        )
 
     async def list_captions(self, job: str) -> tuple[FilmCaption, ...]:
         """Return what was changed while a job developed, in order, and who said so, where it was said in this job."""
@@ -163,22 +161,17 @@ class Gallery:
     ) -> bytes:
         """Return the film of all jobs of a walk, there and back, at most `limit` bytes; held pictures are left out."""
         check_film_format(film_format)
-        limit = min(limit, MAX_FILM_BYTES)
-        walk_images = await self._walk_images(job)
-
-        def make(contents: Sequence[bytes]) -> bytes:
-            return ladder_film.render_interpolation_film(contents, film_format=film_format, limit=limit)
-
-        return await self._rendered.get_or_render(("walk", film_format, str(limit)), walk_images, make, PICTURE_GONE)
+        render = _bound_film(ladder_film.render_interpolation_film, film_format, limit)
+        kind = _film_kind("walk", film_format, limit)
+        return await self._rendered.get_or_render(kind, await self._walk_images(job), render, PICTURE_GONE)
 
     async def _walk_images(self, job: str) -> list[StoredPicture]:
-        """Return the images of a walk that may be shown, in order. Raises `UserError` (404) if it has no film."""
         visible_images: list[StoredPicture] = []
         for part in await self._store.query(queries.list_parts, job):
             if not is_end(part.state):
                 raise UserError(WALK_UNFINISHED, 404)
             if part.deleted is None:
-                check, files = await self._store.query(reviews.load_pictures, part.id)
+                check, files = await self._store.query(incidents.load_pictures, part.id)
                 visible_images += [stored for stored in files if stored.kind == "image" and not is_held(check, stored)]
         if len(visible_images) < 2:
             raise UserError(NO_WALK, 404)
@@ -189,35 +182,20 @@ class Gallery:
     ) -> bytes:
         """Return a film of one image dissolving into noise, at most `limit` bytes."""
         check_film_format(film_format)
-        limit = min(limit, MAX_FILM_BYTES)
-
-        def make(contents: Sequence[bytes]) -> bytes:
-            return ladder_film.render_dissolve(
-                contents[0], ladder_film.derive_seed(contents[0]), film_format=film_format, limit=limit
-            )
-
-        return await self._rendered.get_or_render(
-            ("dissolve", film_format, str(limit)), [await self.find_visible(job, index)], make, PICTURE_GONE
-        )
+        render = _bound_film(ladder_film.render_dissolve, film_format, limit)
+        kind = _film_kind("dissolve", film_format, limit)
+        return await self._rendered.get_or_render(kind, [await self.find_visible(job, index)], render, PICTURE_GONE)
 
     async def render_dissolve_and_back(
         self, job: str, index: int, film_format: FilmFormat = "webp", limit: int = MAX_FILM_BYTES
     ) -> bytes:
         """Return a film of one image dissolving into noise and forming again, at most `limit` bytes."""
         check_film_format(film_format)
-        limit = min(limit, MAX_FILM_BYTES)
         parts = [await self.find_visible(job, index), await self.find_ladder(job, index)]
-
-        def make(contents: Sequence[bytes]) -> bytes:
-            picture, ladder = contents
-            return ladder_film.render_dissolve_and_back(
-                picture, ladder, ladder_film.derive_seed(picture), film_format=film_format, limit=limit
-            )
-
+        render = _bound_film(ladder_film.render_dissolve_and_back, film_format, limit)
         thumbnails = await self._thumbnail_decoder.decode_thumbnails(job, parts[1:])
-        return await self._rendered.get_or_render(
-            ("there and back", film_format, str(limit)), parts, make, NO_FILM, thumbnails
-        )
+        kind = _film_kind("there and back", film_format, limit)
+        return await self._rendered.get_or_render(kind, parts, render, NO_FILM, thumbnails)
 
     async def branch_steps(self, job: str, index: int) -> tuple[int, ...]:
         """Return the steps at which an image can be branched, ascending; empty if its ladder keeps no latents."""
@@ -231,7 +209,7 @@ class Gallery:
     async def find_ladder(self, job: str, index: int) -> StoredPicture:
         """Return the ladder of one image that may be shown."""
         await self.find_visible(job, index)
-        _, files = await self._store.query(reviews.load_pictures, job)
+        _, files = await self._store.query(incidents.load_pictures, job)
         for stored in files:
             if stored.kind == "ladder" and stored.image == index:
                 return stored
@@ -243,17 +221,14 @@ class Gallery:
 
     async def render_contact_sheet(self, job: str, index: int) -> bytes:
         """Return the keyframes that can be branched as a WebP contact sheet, each labelled with its step."""
-
-        def make(contents: Sequence[bytes]) -> bytes:
-            return ladder_film.make_contact_sheet(contents[0])
-
         parts = [await self.find_ladder(job, index)]
+        thumbnails = await self._thumbnail_decoder.decode_thumbnails(job, parts)
         return await self._rendered.get_or_render(
             ("sheet",),
             parts,
-            make,
+            lambda contents: ladder_film.make_contact_sheet(contents[0]),
             ladder_keyframes.UNREADABLE,
-            await self._thumbnail_decoder.decode_thumbnails(job, parts),
+            thumbnails,
         )
 
     async def render_comparison(self, pictures: Sequence[tuple[str, int]], labels: Sequence[str]) -> bytes:
@@ -295,13 +270,12 @@ class Gallery:
                 lambda: ladder_film.drop_latents(apply_thumbnails(parts, contents, thumbnails))
             )
 
-        return await self._bare_ladders.get_or_make(
-            ("decoded" if thumbnails else "", *(stored.sha256 for stored in parts)), make
-        )
+        key = ("decoded" if thumbnails else "", *(stored.sha256 for stored in parts))
+        return await self._bare_ladders.get_or_make(key, make)
 
     async def _film_parts(self, job: str) -> tuple[list[StoredPicture], list[StoredPicture]]:
         """Return the ladders of the images that may be shown, and these images if all are there."""
-        check, files = await self._store.query(reviews.load_pictures, job)
+        check, files = await self._store.query(incidents.load_pictures, job)
         ladders = [stored for stored in files if stored.kind == "ladder"]
         if not ladders:
             raise UserError(NO_FILM, 404)
@@ -309,10 +283,8 @@ class Gallery:
         if not (visible_ladders := [stored for stored in ladders if stored.image not in held_images]):
             raise UserError(HELD_FILM, 403)
         visible_images = {stored.image for stored in visible_ladders}
-        finals = sorted(
-            (stored for stored in files if stored.kind == "image" and stored.image in visible_images),
-            key=lambda one: one.image,
-        )
+        finals = [stored for stored in files if stored.kind == "image" and stored.image in visible_images]
+        finals.sort(key=lambda stored: stored.image)
         return visible_ladders, finals if len(finals) == len(visible_ladders) else []
 
 
@@ -322,19 +294,25 @@ PICTURE_GONE = "This picture is not kept any more."
 Render = Callable[[Sequence[bytes]], bytes]  # the parts' contents → the file
 
 
+def _bound_film(render: Callable[..., bytes], film_format: FilmFormat, limit: int) -> Render:
+    """Return what renders a film of that format, of at most `limit` bytes, from the parts' contents."""
+    return partial(render, film_format=film_format, limit=min(limit, MAX_FILM_BYTES))
+
+
+def _film_kind(name: str, film_format: FilmFormat, limit: int, *more: str) -> tuple[str, ...]:
+    """Return everything on which a film depends but the pictures in it."""
+    return (name, film_format, str(min(limit, MAX_FILM_BYTES)), *more)
+
+
 class RenderedFiles:
     """Belongs to the event loop. Without `disk_cache`, files are kept in memory only."""
 
     def __init__(self, pictures: PictureStore, disk_cache: FilmCache | None) -> None:
         self._pictures = pictures
         self._disk_cache = disk_cache
-        self._line = RenderLine()
+        self.line = RenderLine()
         self._memory_cache: LRUCache[tuple[str, ...], bytes] = LRUCache(CACHED_FILES)
         self._locks: WeakValueDictionary[tuple[str, ...], asyncio.Lock] = WeakValueDictionary()
-
-    def wait_turn(self, member: str) -> AbstractAsyncContextManager[None]:
-        """Wait for a member's earlier requests. Raises `UserError` (429)."""
-        return self._line.wait_turn(member)
 
     async def get_or_render(
         self,
@@ -370,7 +348,7 @@ class RenderedFiles:
     ) -> bytes:
         try:
             contents = [await self.read_file(stored) for stored in parts]
-            return await self._line.render(lambda: render(apply_thumbnails(parts, contents, thumbnails)))
+            return await self.line.render(lambda: render(apply_thumbnails(parts, contents, thumbnails)))
         except UnreadableImage as error:
             raise UserError(refusal, 404) from error
 

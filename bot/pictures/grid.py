@@ -21,22 +21,18 @@ _TILE_COLOUR = (30, 30, 34)
 
 
 def compose(
-    pictures: Sequence[bytes | None],
-    cell: int = CELL_SIZE,
-    *,
-    image_format: ImageFormat = "PNG",
-    quality: int = 90,
-    shape: tuple[int, int] = (1, 1),
+    pictures: Sequence[bytes | None], *, image_format: ImageFormat = "PNG", shape: tuple[int, int] = (1, 1)
 ) -> bytes:
     """Return 1 to 4 pictures as one: alone, side by side, or two by two. None is a picture still to come.
 
-    All are scaled to the size of the largest; if its shorter side is below `cell` pixels, Lanczos enlarges it to that.
+    All are scaled to the size of the largest; if its shorter side is below 256 pixels, Lanczos enlarges it to that.
     `shape` is the tiles' width : height while there is no picture. The grid carries the recipe of the first picture
     that has one; the seeds of the others follow from it. Raises `UnreadableImage` for anything but PNG, JPEG or WebP
     pictures of bounded size, `ValueError` for a number of pictures other than 1 to 4.
     """
-    canvas = compose_images([None if picture is None else decode_image(picture) for picture in pictures], cell, shape)
-    return encode_image(canvas, image_format, quality, _first_recipe_text(pictures) if image_format != "JPEG" else "")
+    images = [None if picture is None else decode_image(picture) for picture in pictures]
+    texts = (read_recipe_text(picture) for picture in pictures if picture and image_format != "JPEG")
+    return encode_image(compose_images(images, shape=shape), image_format, text=next(filter(None, texts), ""))
 
 
 def compose_images(
@@ -47,34 +43,23 @@ def compose_images(
         raise ValueError(f"a grid has 1 to 4 pictures, not {len(pictures)}")
     columns = min(2, len(pictures))
     rows = (len(pictures) + 1) // 2
-    width, height = _cell_size(pictures, cell, shape, MAX_GRID_SIDE // columns - GAP)
+    sizes = [picture.size for picture in pictures if picture is not None]
+    largest = max(sizes, key=lambda size: size[0] * size[1], default=shape)
+    width, height = scale_size(*largest, cell, MAX_GRID_SIDE // columns - GAP)
     grid_width = columns * (width + GAP) - GAP
     grid_height = rows * (height + GAP) - GAP
     canvas = Image.new("RGB", (grid_width, grid_height), BACKGROUND)
     for index, picture in enumerate(pictures):
-        position = (index % 2 * (width + GAP), index // 2 * (height + GAP))
-        tile = (
-            Image.new("RGB", (width, height), _TILE_COLOUR)
-            if picture is None
-            else resize_image(picture, (width, height))
-        )
-        canvas.paste(tile, position)
+        left, top = index % 2 * (width + GAP), index // 2 * (height + GAP)
+        if picture is None:
+            canvas.paste(_TILE_COLOUR, (left, top, left + width, top + height))
+        else:
+            canvas.paste(resize_image(picture, (width, height)), (left, top))
     return canvas
 
 
-def _cell_size(
-    pictures: Sequence[Image.Image | None], cell: int, shape: tuple[int, int], max_side: int
-) -> tuple[int, int]:
-    """Return a tile's size: the largest picture's, its shorter side at least `cell`, the other at most `max_side`."""
-    sizes = [picture.size for picture in pictures if picture is not None]
-    width, height = max(sizes, key=lambda size: size[0] * size[1], default=shape)
-    return scale_size(width, height, cell, max_side)
-
-
 def scale_size(width: int, height: int, min_side: int, max_side: int) -> tuple[int, int]:
-    """Return a size of the same shape, its shorter side at least `min_side` unless the longer one would exceed
-    `max_side`.
-    """
+    """Return a size of the same shape: shorter side from `min_side` on, unless the longer exceeds `max_side`."""
     factor = max(1.0, min_side / min(width, height))
     factor = min(factor, max_side / max(width, height))
     return max(1, round(width * factor)), max(1, round(height * factor))
@@ -94,10 +79,6 @@ def shrink_to_fit(picture: bytes, limit: int) -> tuple[bytes, ImageFormat] | Non
         if len(content) <= limit:
             return content, "WEBP"
     return None
-
-
-def _first_recipe_text(pictures: Sequence[bytes | None]) -> str:
-    return next((text for text in (read_recipe_text(picture) for picture in pictures if picture) if text), "")
 
 
 def _detect_format(picture: bytes) -> ImageFormat:

@@ -1,18 +1,8 @@
-"""Pictures as bytes and back: PNG and JPEG, thumbnails, and the blur over what members have not asked to see.
+"""Pictures as bytes and back: PNG, JPEG and WebP, thumbnails, and the blur over what members have not asked to see.
 
-Picture bytes to pixels and back. Format and size of foreign pictures are checked before decoding.
-
-Blurring of pictures beyond recognition. Pure.
-
-Square thumbnails: the middle of a picture at a bounded size. Pure; takes plain PNGs.
-
-CPU-bound: async callers use a thread. Bytes that Pillow cannot open raise `UnreadableImage`.
-
+Format and size of foreign pictures are checked before decoding; bytes that Pillow cannot open raise `UnreadableImage`.
+PNGs from an untrusted process are validated chunk by chunk (PNG specification, ISO/IEC 15948): pixels and nothing else.
 CPU-bound: async callers use a thread.
-
-Validation of PNGs from an untrusted process, chunk by chunk: pixels and nothing else. Pure.
-
-Follows the PNG specification (ISO/IEC 15948); decodes no pixel. CPU-bound: async callers use a thread.
 """
 
 from __future__ import annotations
@@ -33,6 +23,17 @@ RECIPE_KEY = "parameters"
 MAX_TEXT_LENGTH = 32_768
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 BACKGROUND = (18, 18, 20)  # background of transparent or missing pictures
+_DECODING_ERRORS = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    struct.error,
+    zlib.error,
+    EOFError,
+    OverflowError,
+    Image.DecompressionBombError,
+    Image.DecompressionBombWarning,
+)
 
 
 class UnreadableImage(ValueError):
@@ -49,10 +50,8 @@ def decode_image(payload: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
             return _flatten(picture)
     except UnreadableImage:
         raise
-    except (OSError, ValueError, SyntaxError, EOFError, struct.error, zlib.error, OverflowError) as error:
-        raise UnreadableImage(f"not a readable {', '.join(IMAGE_FORMATS)} picture") from error
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise UnreadableImage("the picture is too large") from error
+    except _DECODING_ERRORS as error:
+        raise UnreadableImage(f"not a readable {', '.join(IMAGE_FORMATS)} picture, or too large") from error
 
 
 def _flatten(picture: Image.Image) -> Image.Image:
@@ -77,7 +76,10 @@ def encode_image(picture: Image.Image, image_format: ImageFormat, quality: int =
     """
     buffer = io.BytesIO()
     if image_format == "PNG":
-        picture.save(buffer, "PNG", compress_level=2, pnginfo=_text_chunks(text))
+        chunks = PngInfo()
+        if text:
+            chunks.add_text(RECIPE_KEY, text)
+        picture.save(buffer, "PNG", compress_level=2, pnginfo=chunks)
     elif image_format == "JPEG":
         picture.save(buffer, "JPEG", quality=quality, subsampling=0)
     else:
@@ -90,18 +92,9 @@ def read_recipe_text(payload: bytes) -> str:
     try:
         with Image.open(io.BytesIO(payload), formats=("PNG",)) as picture:
             text = str(picture.info.get(RECIPE_KEY) or "")
-    except (OSError, ValueError, SyntaxError, EOFError, struct.error, zlib.error, OverflowError):
-        return ""
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+    except _DECODING_ERRORS:
         return ""
     return text if len(text) <= MAX_TEXT_LENGTH else ""
-
-
-def _text_chunks(text: str) -> PngInfo:
-    chunks = PngInfo()
-    if text:
-        chunks.add_text(RECIPE_KEY, text)
-    return chunks
 
 
 def _exif_comment(text: str) -> bytes:
@@ -125,18 +118,17 @@ MAX_SIDE = 512  # pixels of the longer side of the result: more would only add b
 MAX_FRAME_PIXELS = 1024 * 1024  # pixels of a preview frame, blurred or not
 
 
-def blur_picture(payload: bytes, image_format: ImageFormat = "PNG", *, max_pixels: int | None = None) -> bytes:
+def blur_picture(payload: bytes, image_format: ImageFormat = "PNG", *, max_pixels: int = MAX_PIXELS) -> bytes:
     """Return the picture as a few colours, at most `MAX_SIDE` pixels on its longer side. Raises `UnreadableImage`.
 
     It averages the picture to a few pixels before it smooths: a sharpening filter can undo a mere blur.
     """
-    pixels = decode_image(payload) if max_pixels is None else decode_image(payload, max_pixels)
+    pixels = decode_image(payload, max_pixels)
     smoothed = pixels.resize(_scale_down(pixels, BLUR_SIDE), Image.Resampling.BOX).filter(ImageFilter.GaussianBlur(1.0))
     return encode_image(resize_image(smoothed, _scale_down(pixels, MAX_SIDE)), image_format, 80)
 
 
 def _scale_down(pixels: Image.Image, longer: int) -> tuple[int, int]:
-    """Return the picture's size, scaled down so that its longer side is at most `longer`."""
     factor = min(1.0, longer / max(pixels.size))
     return max(1, round(pixels.width * factor)), max(1, round(pixels.height * factor))
 

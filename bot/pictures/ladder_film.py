@@ -1,23 +1,12 @@
 """Films of a job, and its contact sheet: how a picture appeared, how noise buries it, the way between two.
 
-A ladder is the list of a job's previews by step. Pure: pictures come in, frames go out.
+A ladder is the list of a job's previews by step. Pictures come in, files go out; CPU-bound: async callers use a thread.
+Every picture is opened within limits and scaled down before the next is opened.
 
-Films from the ladders of a job's images, and the grid at one keyframe.
-
-Films of a picture dissolving into noise by the forward process, in pixel space.
-
-q(x_t | x_0) = N(√ᾱ_t · x_0, (1 - ᾱ_t) · I) (Ho et al. 2020, equation 4), with pixels from -1 to 1 and one draw of noise
-for all t: each frame has that distribution, and the eye can follow it. A model adds noise to latents, and a ladder
-shows estimates of x0. So this noise is not the noise from which the picture was made, nor the noise at the start of its
-film.
-
-The interpolation film: the pictures of a walk in order, cross-faded, to the end and back.
-
-Labelled pictures: the contact sheet of a ladder's keyframes, and pictures side by side.
-
-Every picture is opened within limits and scaled down before the next is opened. CPU-bound: async callers use a thread.
-
-CPU-bound: async callers use a thread.
+A picture dissolves into noise by the forward process, in pixel space: q(x_t | x_0) = N(√ᾱ_t · x_0, (1 - ᾱ_t) · I) (Ho
+et al. 2020, equation 4), with pixels from -1 to 1 and one draw of noise for all t: each frame has that distribution,
+and the eye can follow it. A model adds noise to latents, and a ladder shows estimates of x0. So this noise is not the
+noise from which the picture was made, nor the noise at the start of its film.
 """
 
 from __future__ import annotations
@@ -27,7 +16,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
@@ -42,7 +31,6 @@ from bot.pictures.animation import (
     FilmFormat,
     Size,
     bound_size,
-    check_film_format,
     encode_to_fit,
     join_animations,
 )
@@ -76,51 +64,37 @@ def render_film(
     `UnreadableImage` for ladders that break the contract. Raises `UserError`: 422 if this machine cannot encode the
     format, 413 if even the smallest film does not fit.
     """
-    check_film_format(film_format)
-    return encode_to_fit(animate_ladders(ladders, size, finals=finals, captions=captions), film_format, limit)
+    return encode_to_fit(_animate_ladders(ladders, size, finals, captions), film_format, limit)
 
 
-def animate_ladders(
-    ladders: Sequence[bytes],
-    size: int = CELL_SIZE,
-    *,
-    finals: Sequence[bytes] = (),
-    captions: Sequence[FilmCaption] = (),
+def _animate_ladders(
+    ladders: Sequence[bytes], size: int, finals: Sequence[bytes], captions: Sequence[FilmCaption] = ()
 ) -> Animation:
     """Return the frames of `render_film`. Raises `UnreadableImage`; drawing a frame may raise it, too."""
-    animation = _animate_keyframes(ladders, size, finals)
-    return add_captions(animation, captions, *_read_scale(ladders)) if captions else animation
-
-
-def _read_scale(ladders: Sequence[bytes]) -> tuple[list[int], int]:
-    """Return the step of each frame, and the number of all steps."""
-    return list_keyframe_steps(ladders), max(ladder.total_steps for ladder in _decode_ladders(ladders))
-
-
-def _animate_keyframes(ladders: Sequence[bytes], size: int, finals: Sequence[bytes]) -> Animation:
     keyframes = _sorted_keyframes(ladders)
-    final_images = [_open_final(picture) for picture in finals]
+    final_images = [_open_scaled(picture, MAX_FINAL_SIDE) for picture in finals]
     last_index = max(map(len, keyframes)) - 1
 
     def draw(index: int, frame_size: Size) -> Image.Image:
         shows_final = index == last_index and final_images
-        return resize_image(
-            compose_images(final_images, size) if shows_final else _keyframe_grid(keyframes, index, size), frame_size
-        )
+        grid = compose_images(final_images, size) if shows_final else _keyframe_grid(keyframes, index, size)
+        return resize_image(grid, frame_size)
 
-    return Animation(last_index + 1, bound_size(_keyframe_grid(keyframes, last_index, size).size), draw)
+    animation = Animation(last_index + 1, bound_size(_keyframe_grid(keyframes, last_index, size).size), draw)
+    if not captions:
+        return animation
+    total_steps = max(ladder.total_steps for ladder in _decode_ladders(ladders))
+    return add_captions(animation, captions, list_keyframe_steps(ladders), total_steps)
 
 
 def drop_latents(ladders: Sequence[bytes]) -> list[bytes]:
     """Return the ladders without latents, which are nearly all of their bytes. Raises `UnreadableImage`."""
-    return [encode(_drop_ladder_latents(ladder)) for ladder in _decode_ladders(ladders)]
-
-
-def _drop_ladder_latents(ladder: Ladder) -> Ladder:
-    keyframes = (
-        msgspec.structs.replace(keyframe, latent=None, history=None, estimate=None) for keyframe in ladder.keyframes
-    )
-    return msgspec.structs.replace(ladder, keyframes=tuple(keyframes))
+    no_latents: dict[str, Any] = {"latent": None, "history": None, "estimate": None}
+    bare = list[bytes]()
+    for ladder in _decode_ladders(ladders):
+        keyframes = tuple(msgspec.structs.replace(keyframe, **no_latents) for keyframe in ladder.keyframes)
+        bare.append(encode(msgspec.structs.replace(ladder, keyframes=keyframes)))
+    return bare
 
 
 def list_keyframe_steps(ladders: Sequence[bytes]) -> list[int]:
@@ -128,19 +102,12 @@ def list_keyframe_steps(ladders: Sequence[bytes]) -> list[int]:
     return [keyframe.step for keyframe in max(_sorted_keyframes(ladders), key=len)]
 
 
-def render_keyframe(
-    ladders: Sequence[bytes],
-    index: int,
-    size: int = CELL_SIZE,
-    *,
-    image_format: ImageFormat = "WEBP",
-    quality: int = 85,
-) -> bytes:
-    """Return the grid at keyframe `index`, from 0; an image with fewer shows its last. Raises `IndexError`."""
+def render_keyframe(ladders: Sequence[bytes], index: int) -> bytes:
+    """Return the grid at keyframe `index`, from 0, as WebP; an image with fewer shows its last. Raises `IndexError`."""
     keyframes = _sorted_keyframes(ladders)
     if not 0 <= index < max(map(len, keyframes)):
         raise IndexError(index)
-    return encode_image(_keyframe_grid(keyframes, index, size), image_format, quality)
+    return encode_image(_keyframe_grid(keyframes, index, CELL_SIZE), "WEBP", 85)
 
 
 def _decode_ladders(ladders: Sequence[bytes]) -> list[Ladder]:
@@ -159,10 +126,10 @@ def _sorted_keyframes(ladders: Sequence[bytes]) -> list[tuple[Keyframe, ...]]:
     return [tuple(sorted(ladder.keyframes, key=lambda keyframe: keyframe.step)) for ladder in decoded]
 
 
-def _open_final(picture: bytes) -> Image.Image:
+def _open_scaled(picture: bytes, max_side: int) -> Image.Image:
     """Scale a picture down before the next is opened: four of 4096 pixels a side would take 200 MB."""
     pixels = decode_image(picture)
-    return resize_image(pixels, scale_size(*pixels.size, 1, MAX_FINAL_SIDE))
+    return resize_image(pixels, scale_size(*pixels.size, 1, max_side))
 
 
 def _keyframe_grid(keyframes: list[tuple[Keyframe, ...]], index: int, size: int) -> Image.Image:
@@ -171,64 +138,47 @@ def _keyframe_grid(keyframes: list[tuple[Keyframe, ...]], index: int, size: int)
 
 
 FRAMES = 48
-MAX_FRAMES = 96
 MAX_SIDE = 512  # pixels: noise does not compress, and more of it shows nothing new
 COSINE_OFFSET = 0.008  # s of the cosine schedule
 
 
 def render_dissolve(
-    png: bytes,
-    seed: int,
-    *,
-    frames: int = FRAMES,
-    alphas: Sequence[float] = (),
-    film_format: FilmFormat = "webp",
-    limit: int = MAX_FILM_BYTES,
+    pictures: Sequence[bytes], *, frames: int = FRAMES, film_format: FilmFormat = "webp", limit: int = MAX_FILM_BYTES
 ) -> bytes:
-    """Return an animation of a picture becoming noise, at most `limit` bytes.
+    """Return an animation of the first of `pictures` becoming noise, at most `limit` bytes; the last frame is held.
 
-    The first frame is the picture; the last is held. `seed`: of the noise, 0 or more. `frames`: 2 to 96. `alphas`: a
-    model's schedule, ᾱ of each of its steps from clear to noisy (diffusers: `alphas_cumprod`), of any length; empty
-    means `cosine_alpha`. Raises `UnreadableImage` for bytes that are no picture, `ValueError` for numbers out of range,
+    The same picture dissolves in the same way each time. Raises `UnreadableImage` for bytes that are no picture,
     `UserError` as `encode_to_fit` does.
     """
-    check_film_format(film_format)
-    return encode_to_fit(animate_dissolve(png, seed, frames=frames, alphas=alphas), film_format, limit)
+    return encode_to_fit(animate_dissolve(pictures[0], frames=frames), film_format, limit)
 
 
 def render_dissolve_and_back(
-    png: bytes,
-    ladder: bytes,
-    seed: int,
+    picture_and_ladder: Sequence[bytes],
     *,
     frames: int = FRAMES,
-    alphas: Sequence[float] = (),
     film_format: FilmFormat = "webp",
     limit: int = MAX_FILM_BYTES,
 ) -> bytes:
-    """Return `render_dissolve`, then the film of the picture's ladder, which ends with the picture. Raises what both
-    raise.
-    """
-    check_film_format(film_format)
-    return_film = animate_ladders([ladder], finals=[png])
+    """Return `render_dissolve`, then the film of the picture's ladder, which ends with the picture."""
+    png, ladder = picture_and_ladder
+    return_film = _animate_ladders([ladder], CELL_SIZE, [png])
     return_film = replace(return_film, size=bound_size(return_film.size, MAX_SIDE))
-    return encode_to_fit(
-        join_animations(animate_dissolve(png, seed, frames=frames, alphas=alphas), return_film), film_format, limit
-    )
+    return encode_to_fit(join_animations(animate_dissolve(png, frames=frames), return_film), film_format, limit)
 
 
-def animate_dissolve(png: bytes, seed: int, *, frames: int = FRAMES, alphas: Sequence[float] = ()) -> Animation:
+def animate_dissolve(png: bytes, *, frames: int = FRAMES) -> Animation:
     """Return the frames of `render_dissolve`. It draws noise at a frame's size: scaled down afterwards, noise would
     turn grey.
     """
-    levels = _alpha_levels(frames, alphas)
     pixels = decode_image(png)
     size = scale_size(*pixels.size, CELL_SIZE, MAX_SIDE)
     pixels = resize_image(pixels, size)
+    seed = derive_seed(png)
 
     def draw(index: int, frame_size: Size) -> Image.Image:
         clean = resize_image(pixels, frame_size)
-        return clean if index == 0 else to_image(add_noise(np.asarray(clean), seed, levels[index]))
+        return clean if index == 0 else to_image(add_noise(np.asarray(clean), seed, cosine_alpha(index / (frames - 1))))
 
     return Animation(frames, size, draw, {0: TURN_MS})
 
@@ -256,18 +206,6 @@ def cosine_alpha(fraction: float) -> float:
 def derive_seed(picture: bytes) -> int:
     """Return a 32-bit seed derived from the picture: it dissolves in the same way each time."""
     return int.from_bytes(hashlib.sha256(picture).digest()[:4], "big")
-
-
-def _alpha_levels(frames: int, alphas: Sequence[float]) -> list[float]:
-    """Return ᾱ of each frame: first the picture, then levels spread evenly over the schedule's steps."""
-    if not 2 <= frames <= MAX_FRAMES:
-        raise ValueError(f"2 to {MAX_FRAMES} frames, not {frames}")
-    if not alphas:
-        return [cosine_alpha(index / (frames - 1)) for index in range(frames)]
-    if not all(0.0 <= after <= before <= 1.0 for before, after in zip(alphas, [*alphas[1:], alphas[-1]], strict=True)):
-        raise ValueError("a schedule's alphas lie between 1 and 0 and never grow")
-    last = len(alphas) - 1
-    return [1.0, *(alphas[round(last * index / (frames - 1))] for index in range(1, frames))]
 
 
 FRAMES_BETWEEN = 3  # frames from one picture to the next
@@ -348,16 +286,14 @@ def compose_side_by_side(pictures: Sequence[bytes], labels: Sequence[str]) -> by
     """
     if not 2 <= len(pictures) <= 4 or len(labels) != len(pictures):
         raise ValueError("2 to 4 pictures are compared, each with a label")
-    images = [_open_bounded(image) for image in pictures]
+    images = [_open_scaled(image, MAX_GRID_SIDE // 4) for image in pictures]
     height = min(HEIGHT_RANGE[1], max(HEIGHT_RANGE[0], *(image.height for image in images)))
     widths = [height * image.width / image.height for image in images]
     scale = min(1.0, (MAX_GRID_SIDE - GAP * 3 - MIN_WIDTH * 4) / sum(widths))
-    tiles = [
-        _add_label(
-            resize_image(image, (max(1, round(width * scale)), max(1, round(height * scale)))), label, _LARGE_FONT
-        )
-        for image, width, label in zip(images, widths, labels, strict=True)
-    ]
+    tiles = list[Image.Image]()
+    for image, width, label in zip(images, widths, labels, strict=True):
+        size = (max(1, round(width * scale)), max(1, round(height * scale)))
+        tiles.append(_add_label(resize_image(image, size), label, _LARGE_FONT))
     canvas = Image.new("RGB", (sum(image.width + GAP for image in tiles) - GAP, tiles[0].height), BACKGROUND)
     x = 0
     for tile in tiles:
@@ -374,14 +310,8 @@ def _pick_evenly(keyframes: Sequence[KeyframeThumbnail]) -> list[KeyframeThumbna
 
 def _make_cell(thumbnail: bytes, label: str) -> Image.Image:
     pixels = decode_image(thumbnail, MAX_THUMBNAIL_PIXELS)
-    return _add_label(
-        resize_image(pixels, scale_size(*pixels.size, SHEET_CELL_SIZE, SHEET_CELL_SIZE)), label, _SMALL_FONT
-    )
-
-
-def _open_bounded(picture: bytes) -> Image.Image:
-    pixels = decode_image(picture)
-    return resize_image(pixels, scale_size(*pixels.size, 1, MAX_GRID_SIDE // 4))
+    size = scale_size(*pixels.size, SHEET_CELL_SIZE, SHEET_CELL_SIZE)
+    return _add_label(resize_image(pixels, size), label, _SMALL_FONT)
 
 
 def _add_label(picture: Image.Image, label: str, size: int) -> Image.Image:
@@ -392,7 +322,6 @@ def _add_label(picture: Image.Image, label: str, size: int) -> Image.Image:
     canvas.paste(picture, ((width - picture.width) // 2, 0))
     font = ImageFont.load_default(size)
     text = fit_label(label, font, width - 8)
-    ImageDraw.Draw(canvas).text(
-        (width // 2, picture.height + label_height // 2), text, fill=_TEXT_COLOUR, font=font, anchor="mm"
-    )
+    middle = (width // 2, picture.height + label_height // 2)
+    ImageDraw.Draw(canvas).text(middle, text, fill=_TEXT_COLOUR, font=font, anchor="mm")
     return canvas

@@ -26,9 +26,7 @@ class KeyframeThumbnail:
 
 
 def read_keyframes(ladder: bytes) -> list[KeyframeThumbnail]:
-    """Return the keyframes in the order of their steps, one per step. Raises `UserError` (404) for bytes that are no
-    ladder.
-    """
+    """Return the keyframes by their steps, one per step. Raises `UserError` (404) for bytes that are no ladder."""
     try:
         decoded = decode(ladder, Ladder)
     except MalformedMessage as error:
@@ -55,9 +53,7 @@ def nearest_branch_step(ladder: bytes, step: int) -> int:
 
 
 def closest_step(steps: Sequence[int], step: int) -> int:
-    """Do the same as `nearest_branch_step`, on known steps in ascending order. Raises `UserError` (404) if there are
-    none.
-    """
+    """Do the same as `nearest_branch_step`, on known steps in ascending order. Raises `UserError` (404) for none."""
     if not steps:
         raise UserError(NO_KEYFRAMES, 404)
     return max((candidate for candidate in steps if candidate <= step), default=steps[0])

@@ -37,9 +37,8 @@ def pan(png: bytes, direction: Direction, fraction: float = PAN_FRACTION) -> tup
     if not 0 < fraction < 1:
         raise ValueError(f"a pan by {fraction} is not between 0 and 1")
     picture, (x, y) = decode_image(png), PAN_VECTORS[direction]
-    return _place_on_canvas(
-        picture, picture.size, (round(x * fraction * picture.width), round(y * fraction * picture.height))
-    )
+    position = (round(x * fraction * picture.width), round(y * fraction * picture.height))
+    return _place_on_canvas(picture, picture.size, position)
 
 
 def extend_to_square(png: bytes) -> tuple[bytes, bytes]:
@@ -47,13 +46,6 @@ def extend_to_square(png: bytes) -> tuple[bytes, bytes]:
     picture = decode_image(png)
     side = max(picture.size)
     return _place_centred(picture, (side, side))
-
-
-def mask_outside(size: tuple[int, int], box: Box) -> bytes:
-    """Return a PNG mask of that size, white outside the box."""
-    mask = Image.new("L", size, 255)
-    mask.paste(0, box)
-    return encode_image(mask, "PNG")
 
 
 def _place_centred(inner: Image.Image, size: tuple[int, int]) -> tuple[bytes, bytes]:
@@ -65,9 +57,9 @@ def _place_on_canvas(inner: Image.Image, size: tuple[int, int], position: tuple[
     canvas = _fill_mirrored(inner, size, position).filter(ImageFilter.GaussianBlur(BLUR_SHARE * shorter_side))
     canvas.paste(inner, position)
     box = (position[0], position[1], position[0] + inner.width, position[1] + inner.height)
-    return encode_image(canvas, "PNG"), mask_outside(
-        size, _shrink_box(box, size, max(1, round(SEAM_SHARE * shorter_side)))
-    )
+    mask = Image.new("L", size, 255)
+    mask.paste(0, _shrink_box(box, size, max(1, round(SEAM_SHARE * shorter_side))))
+    return encode_image(canvas, "PNG"), encode_image(mask, "PNG")
 
 
 def _shrink_box(box: Box, size: tuple[int, int], seam: int) -> Box:
@@ -82,7 +74,6 @@ def _shrink_box(box: Box, size: tuple[int, int], seam: int) -> Box:
 
 
 def _fill_mirrored(inner: Image.Image, size: tuple[int, int], position: tuple[int, int]) -> Image.Image:
-    """Return a canvas tiled with the picture and its mirror images."""
     canvas, (width, height) = Image.new("RGB", size), inner.size
     for row in range(-(position[1] // height) - 1, (size[1] - position[1]) // height + 1):
         for column in range(-(position[0] // width) - 1, (size[0] - position[0]) // width + 1):

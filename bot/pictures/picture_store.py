@@ -1,6 +1,4 @@
-"""The picture store: finished pictures and ladders by SHA-256, in a folder, or in an object store such as S3, by
-obstore.
-"""
+"""The picture store: finished pictures and ladders by SHA-256, in a folder or an object store such as S3."""
 
 from __future__ import annotations
 
@@ -91,9 +89,7 @@ class PictureStore:
             self._sync(folder / path)
 
     async def get(self, sha256: str) -> bytes:
-        """Return the bytes, checked against their name. Raises `ContentMissing`, or `ContentCorrupt` if the check
-        fails.
-        """
+        """Return the bytes. Raises `ContentMissing`, or `ContentCorrupt` if they do not match their name."""
         if not _SHA256.fullmatch(sha256):
             raise ContentMissing(sha256)
         try:

@@ -1,12 +1,7 @@
 """Decodes the previews of a ladder where they are needed, once for all who ask, and keeps the latest.
 
-Keyframe thumbnails that the engine decodes on demand, with a cache. Stored ladders stay unchanged.
-
-Decoded keyframe thumbnails, which replace a ladder's thumbnails by a linear map.
-
-CPU-bound: async callers use a thread.
-
-An async cache: it computes an expensive result once, one at a time, and keeps the last few.
+The engine decodes keyframe thumbnails on demand; they replace those that a linear map made. Stored ladders stay
+unchanged. CPU-bound: async callers use a thread.
 """
 
 from __future__ import annotations
@@ -30,8 +25,7 @@ DecodeLadder = Callable[[JobRecord, bytes], Awaitable[Thumbnails]]  # decodes a 
 NO_THUMBNAILS: Mapping[str, Thumbnails] = MappingProxyType({})
 
 
-class _NotDecoded(Exception):
-    """No worker can decode this ladder now."""
+class _NotDecoded(Exception): ...
 
 
 class ThumbnailDecoder:
@@ -56,10 +50,8 @@ class ThumbnailDecoder:
             return NO_THUMBNAILS
 
     async def _thumbnails(self, record: JobRecord, ladder: StoredPicture) -> Thumbnails:
-        """Return the decoded thumbnails of one ladder. Raises `_NotDecoded`."""
-
         async def decode() -> Thumbnails:
-            assert self._decode is not None, "`look` returns early without it"
+            assert self._decode is not None, "`decode_thumbnails` returns early without it"
             if thumbnails := await self._decode(record, await self._read_content(ladder)):
                 return thumbnails
             raise _NotDecoded

@@ -3,12 +3,7 @@
 Each account has a virtual time: its total cost divided by its weight. At each level the account with the lowest one
 goes next; a member's own jobs go in order of arrival. An account that was idle starts at its parent's current virtual
 time (`floor`): being idle earns no credit, and a flood of jobs delays only its own member. The store does the same in
-SQL; `dispatch_order` predicts it for places in the queue, and the tests compare the two. `WaitEstimate` needs only the
-number and cost of each member's jobs.
-
-Why a job waits, as one sentence. Pure; the same for every front end.
-
-First come reasons why it cannot start at all, then its place in the queue.
+SQL; `dispatch_order` predicts it, and the tests compare the two. `wait_reason` says why a job waits.
 """
 
 from __future__ import annotations

@@ -1,18 +1,13 @@
-"""Limits for everybody: what members may spend and have at once, and how often they may ask.
-
-Limit checks: the defaults, usage and charges, and the sentence for a member who reaches a limit.
+"""Limits for everybody: what members may spend and have at once, and how often they may ask. Pure but for the clock.
 
 Shipped defaults: 3 jobs of a member run at once and 7 more wait, as at Midjourney; the eleventh is refused. A member
 may spend 1800 calibrated device-seconds in any 24 hours: half an hour of the machine, or some tens of the embedded
-model's grids at all steps. The windows roll: a charge counts for 24 hours (or 30 days). So there is no rush at
-midnight, and no time zone matters. A job is charged its estimated cost when it is admitted and its true cost when it
-ends (`engine.contract.presence`). Relaxed jobs are charged nothing; what they take has a limit of its own: four
-hours in any 24. Times are in seconds since 1970, costs in device-seconds.
+model's grids at all steps. The windows roll: a charge counts for 24 hours (or 30 days), so nobody rushes at midnight.
+A job is charged its estimated cost when it is admitted and its true cost when it ends (`engine.contract.presence`).
+Relaxed jobs are charged nothing; what they take has a limit of its own. Times are in seconds since 1970, costs
+device-seconds.
 
-How often one may ask: each action's price, and the token buckets that it is paid from. Pure but for the clock.
-
-These rates hold back floods. They lie far above what a person does; the limits on jobs and device time are elsewhere
-(`bot.policy.limits`).
+Rates hold back floods: each action has a price, paid from token buckets. They lie far above what a person does.
 """
 
 from __future__ import annotations
@@ -143,9 +138,8 @@ def check_shared_queue(
     sentence = f"{owner} queue is full: {usage.queued} of {max_waiting} waiting jobs are taken"
     sentence += f", and this makes {format_job_count(count)}." if count > 1 else "."
     qualifier = " at the earliest" if usage.next_free_at is not None else ""
-    raise UserError(
-        _join_sentences(sentence, f"You can submit again {usage.next_free_text(now)}{qualifier}.", set_by), 429
-    )
+    again = f"You can submit again {usage.next_free_text(now)}{qualifier}."
+    raise UserError(_join_sentences(sentence, again, set_by), 429)
 
 
 def check_cost(
@@ -170,9 +164,7 @@ def check_cost(
         raise UserError(_join_sentences(f"Too large: {need_part}, and {sentence}.", advice, set_by), 429)
     frees_at = spending.frees_at(spending.total_cost + cost - limit)
     sentence = (
-        f"{owner} {PERIOD_NAMES[spending.window]}'s limit is reached: {_format_amount(spending.total_cost)} of "
-        f"{_format_amount(limit)} device time "
-        f"used in the last {window}, and {need_part}. "
+        f"{_limit_reached(limit, spending, owner)}, and {need_part}. "
         f"Enough quota is available again in about {format_duration(frees_at - now)}."
     )
     raise UserError(_join_sentences(sentence, set_by), 429, retry_at=frees_at)
@@ -182,17 +174,18 @@ def check_cost_left(limit: float, spending: Spending, now: float, *, owner: str 
     """Check that anything may be spent. `owner`: "Your", "This server's", … Raises `UserError` (429)."""
     if spending.total_cost < limit:
         return
-    window = WINDOW_NAMES[spending.window]
     frees_at = spending.frees_at(spending.total_cost - limit + COST_TOLERANCE) if limit > 0 else None
-    sentence = (
-        f"{owner} {PERIOD_NAMES[spending.window]}'s limit is reached: {_format_amount(spending.total_cost)} of "
-        f"{_format_amount(limit)} device time "
-    )
-    sentence += f"used in the last {window}."
-    sentence += (
-        f" Some quota is available again in about {format_duration(frees_at - now)}." if frees_at is not None else ""
-    )
+    sentence = f"{_limit_reached(limit, spending, owner)}."
+    if frees_at is not None:
+        sentence += f" Some quota is available again in about {format_duration(frees_at - now)}."
     raise UserError(_join_sentences(sentence, set_by), 429, retry_at=frees_at)
+
+
+def _limit_reached(limit: float, spending: Spending, owner: str) -> str:
+    return (
+        f"{owner} {PERIOD_NAMES[spending.window]}'s limit is reached: {_format_amount(spending.total_cost)} of "
+        f"{_format_amount(limit)} device time used in the last {WINDOW_NAMES[spending.window]}"
+    )
 
 
 def _format_amount(seconds: float) -> str:

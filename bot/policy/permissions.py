@@ -7,7 +7,7 @@ Front ends ask `forbidden_reason` before they act, and the tests check every cel
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Literal, get_args
 
@@ -20,26 +20,23 @@ JobRelation = Literal["none", "own", "another's", "private", "elsewhere", "joine
 ROLES: tuple[Role, ...] = get_args(Role)
 
 
-def _allow_everyone(phrase: str, scope: KeyScope | None = None) -> Permission:
+def _allow_everyone(phrase: str, scope: KeyScope | None = None, *, is_limitable: bool = False) -> Permission:
     """Return a row for everyone, about no job."""
-    return Permission(phrase, concerns_jobs=False, scope=scope)
+    return Permission(phrase, concerns_jobs=False, scope=scope, is_limitable=is_limitable)
 
 
 def _allow_viewers(phrase: str, scope: KeyScope | None = "imagine") -> Permission:
     """Return a row for every member who sees the picture, at their own expense; a private picture: its author only."""
-    return Permission(phrase, others_role="member", scope=scope)
+    return Permission(phrase, others_role="member", scope=scope, is_limitable=True)
 
 
 def _allow_author_and_moderators(phrase: str, scope: KeyScope | None = None) -> Permission:
-    """Return a row for a job's author and the moderators."""
     return Permission(phrase, others_role="moderator", private_role="moderator", operator_elsewhere=True, scope=scope)
 
 
 def _allow_moderators(phrase: str) -> Permission:
     """Return a row for moderators only, on their own jobs too."""
-    return Permission(
-        phrase, own_role="moderator", others_role="moderator", private_role="moderator", operator_elsewhere=True
-    )
+    return replace(_allow_author_and_moderators(phrase), own_role="moderator")
 
 
 def _allow_guild_role(phrase: str, role: Role) -> Permission:
@@ -47,39 +44,40 @@ def _allow_guild_role(phrase: str, role: Role) -> Permission:
     return Permission(phrase, own_role=role, in_direct_messages=False, concerns_jobs=False)
 
 
+# The order of limitable actions is that of the setting `commands`.
 CORE_PERMISSIONS: Mapping[Action, Permission] = MappingProxyType(
     {
-        "imagine": _allow_everyone("ask for pictures", "imagine"),
-        "blend": _allow_everyone("blend pictures", "imagine"),
-        "describe": _allow_everyone("have pictures described", "imagine"),
-        "queue": _allow_everyone("look at the queue", "read"),
+        "imagine": _allow_everyone("ask for pictures", "imagine", is_limitable=True),
+        "vary": _allow_viewers("vary this picture"),
+        "reroll": _allow_viewers("reroll this"),
+        "remix": _allow_viewers("remix this"),
+        "reproduce": _allow_viewers("reproduce this"),
+        "finish": _allow_viewers("finish this draft"),
+        "blend": _allow_everyone("blend pictures", "imagine", is_limitable=True),
+        "edit": _allow_viewers("change a part of this picture"),
+        "zoom": _allow_viewers("zoom out of this picture"),
+        "pan": _allow_viewers("pan this picture"),
+        "branch": _allow_viewers("branch off from this picture"),
+        "walk": _allow_viewers("walk between these pictures"),
+        "steer": Permission(
+            "steer this picture while it develops", joined_role="member", scope="imagine", is_limitable=True
+        ),
+        "upscale": _allow_viewers("upscale this picture"),
+        "prompt": _allow_viewers("use this prompt"),
+        "film": _allow_viewers("see this film", "read"),
+        "details": _allow_viewers("see the details of this job", "read"),
+        "favourite": _allow_viewers("keep this picture as a favourite"),
+        "envelope": _allow_viewers("have these pictures sent to them", None),
+        "describe": _allow_everyone("have pictures described", "imagine", is_limitable=True),
+        "queue": _allow_everyone("look at the queue", "read", is_limitable=True),
         "mine": _allow_everyone("look through their own jobs", "read"),
         "info": _allow_everyone("look at their limits", "read"),
         "prefer": _allow_everyone("set what they prefer", "imagine"),
         "help": _allow_everyone("read the help", "read"),
         "cancel": _allow_author_and_moderators("cancel this job", "imagine"),
         "pause": _allow_author_and_moderators("pause this job", "imagine"),
-        "steer": Permission("steer this picture while it develops", joined_role="member", scope="imagine"),
-        "upscale": _allow_viewers("upscale this picture"),
-        "vary": _allow_viewers("vary this picture"),
-        "reroll": _allow_viewers("reroll this"),
-        "remix": _allow_viewers("remix this"),
-        "reproduce": _allow_viewers("reproduce this"),
-        "finish": _allow_viewers("finish this draft"),
-        "edit": _allow_viewers("change a part of this picture"),
-        "zoom": _allow_viewers("zoom out of this picture"),
-        "pan": _allow_viewers("pan this picture"),
-        "branch": _allow_viewers("branch off from this picture"),
-        "walk": _allow_viewers("walk between these pictures"),
-        "prompt": _allow_viewers("use this prompt"),
-        "film": _allow_viewers("see this film", "read"),
-        "details": _allow_viewers("see the details of this job", "read"),
-        "favourite": _allow_viewers("keep this picture as a favourite"),
-        "envelope": _allow_viewers("have these pictures sent to them", None),
         "delete": _allow_author_and_moderators("delete these pictures"),
-        "report": Permission(
-            "report this", own_role=None, others_role="member"
-        ),  # authors delete their own pictures instead
+        "report": Permission("report this", own_role=None, others_role="member"),  # authors delete their own instead
         "approve": _allow_moderators("look at and show held pictures"),
         "deny": _allow_moderators("keep held pictures hidden"),
         "dismiss": _allow_moderators("dismiss a report"),
@@ -93,7 +91,7 @@ CORE_PERMISSIONS: Mapping[Action, Permission] = MappingProxyType(
 PERMISSIONS: Mapping[Action, Permission] = MappingProxyType(
     merge_rows(CORE_PERMISSIONS, *(feature.permissions for feature in load_features().values()))
 )
-ACTIONS: tuple[Action, ...] = tuple(PERMISSIONS)
+LIMITABLE_COMMANDS: tuple[Action, ...] = tuple(name for name, row in PERMISSIONS.items() if row.is_limitable)
 KEY_SCOPES: tuple[KeyScope, ...] = (
     "imagine",
     "read",
@@ -185,7 +183,6 @@ def scope_refusal(action: str, scopes: frozenset[KeyScope] | None) -> str | None
 
 
 def _unshared_reason(permission: Permission, relation: JobRelation, job: JobRef | None) -> str:
-    """Say why nobody may act on a job with this relation."""
     if relation == "private":
         return PRIVATE_JOB
     return OWN_JOB if job is None or relation == "own" else f"Only {job.author_name} may {permission.phrase}."

@@ -1,12 +1,8 @@
 """The prompt grammar: `terrier, looking up --ar 16:9 --seed 7`, `a::2 b::-1`, `{x,y}`. Pure.
 
-`concepts` cleans and weights the text, `permutations` expands braces, `flags` finds flags, and `flag_values` parses
-them with `sampler_names`, `loras` and `picture_flags`. `flag_aliases` expands a member's flag aliases. `parsed_prompt`
-is the result; `model_parts` finds what it names of a model, `capability_check` refuses what a model cannot do, and
-`remarks` notes what it does in another way.
-Emphasis, as in `(word:1.2)`, stays as it is.
-
-What one picture costs with a model's defaults, in device-seconds. Pure.
+`concepts` cleans the text, expands braces and weights it; `flags` finds flags, and `flag_values` parses them.
+`parsed_prompt` is the result; `capability_check` refuses what a model cannot do, and `remarks` notes what it does in
+another way. Emphasis, as in `(word:1.2)`, stays as it is.
 """
 
 from __future__ import annotations
@@ -16,13 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from bot.domain.errors import UserError
 from bot.domain.texts import format_job_count, shorten
-from bot.prompt.concepts import EMPTY_CONCEPT, clean_prompt, parse_concepts
+from bot.prompt.concepts import EMPTY_CONCEPT, MAX_JOBS, clean_prompt, expand_braces, parse_concepts
 from bot.prompt.flag_aliases import expand_flag_aliases
 from bot.prompt.flag_values import WEIGHTS_IN_WALK, parse_value
 from bot.prompt.flags import IGNORED_FLAGS, OUR_FLAGS, split_flags
-from bot.prompt.loras import merge_loras
 from bot.prompt.parsed_prompt import ParsedPrompt, build_recipe
-from bot.prompt.permutations import MAX_JOBS, expand_braces
+from bot.prompt.part_flags import merge_loras
 from bot.prompt.remarks import make_remarks
 from engine.contract import MAX_COUNT, ModelProfile, estimate_cost
 

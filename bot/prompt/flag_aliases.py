@@ -1,8 +1,7 @@
 """Flag aliases: `--mine` in a prompt stands for words and flags that the member saved before. Pure.
 
-It inserts an alias as it is and searches it for no others: its content was checked when it was saved.
-
-A member's suffix for every prompt: inserted after its words and before its flags, so that later flags still win.
+It inserts an alias as it is and searches it for no others: its content was checked when it was saved. A member's suffix
+goes after the words of every prompt and before its flags, so that later flags still win.
 """
 
 from __future__ import annotations
@@ -10,10 +9,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from bot.domain.texts import shorten
-from bot.prompt.concepts import clean_prompt
+from bot.prompt.concepts import clean_prompt, expand_braces
 from bot.prompt.flag_values import parse_value
 from bot.prompt.flags import find_first_flag, is_known, split_flags, split_spans
-from bot.prompt.permutations import expand_braces
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

@@ -9,11 +9,10 @@ from rapidfuzz import fuzz, process
 
 from bot.domain.errors import UserError
 from bot.domain.texts import clean_text, shorten
-from bot.prompt import loras, picture_flags, sampler_names
-from bot.prompt.concepts import MAX_CHARACTERS
+from bot.prompt import flags, part_flags
+from bot.prompt.concepts import MAX_CHARACTERS, MAX_JOBS
 from bot.prompt.flags import describe_values
 from bot.prompt.parsed_prompt import AUTO_EVALUATIONS, MAX_RATIO
-from bot.prompt.permutations import MAX_JOBS
 from engine.contract import MAX_COUNT, MAX_INTERPOLATION_FRAMES, MAX_STEPS, MIN_EVALUATIONS
 
 if TYPE_CHECKING:
@@ -97,7 +96,7 @@ def _parse_shape(value: object) -> tuple[int, int]:
 
 
 def _parse_sampler(value: object) -> Sampler:
-    if (sampler := sampler_names.find_sampler(str(value))) is None:
+    if (sampler := flags.find_sampler(str(value))) is None:
         raise _out_of_range("sampler", value)
     return sampler
 
@@ -124,18 +123,6 @@ def _split_list(value: object) -> list[str]:
     return list(map(str, cast("Sequence[object]", value))) if isinstance(value, tuple | list) else str(value).split(",")
 
 
-def _parse_loras(value: object) -> tuple[loras.RequestedLora, ...]:
-    return loras.parse_loras(_split_list(value))
-
-
-def _parse_controls(value: object) -> tuple[picture_flags.RequestedControl, ...]:
-    return picture_flags.parse_controls(_split_list(value))
-
-
-def _parse_references(value: object) -> tuple[picture_flags.RequestedReference, ...]:
-    return picture_flags.parse_references(_split_list(value))
-
-
 def _parse_autoencoder(value: object) -> str:
     name = str(value).removesuffix(".safetensors")
     if not _NAME.fullmatch(name):
@@ -143,25 +130,18 @@ def _parse_autoencoder(value: object) -> str:
     return name
 
 
-def _parse_negative(value: object) -> str:
-    text = clean_text(str(value)).strip(" ,")
-    if not text:
-        raise _out_of_range("no", "")
-    if len(text) > MAX_CHARACTERS:
-        raise UserError(f"--no takes up to {MAX_CHARACTERS} characters; this has {len(text)}.")
-    return text
+def _text_parser(name: str) -> Callable[[object], str]:
+    def parse(value: object) -> str:
+        text = clean_text(str(value)).strip(" ,")
+        if not text:
+            raise _out_of_range(name, "")
+        if len(text) > MAX_CHARACTERS:
+            raise UserError(f"--{name} takes up to {MAX_CHARACTERS} characters; this has {len(text)}.")
+        if name == "walk" and "::" in text:
+            raise UserError(WEIGHTS_IN_WALK)
+        return text
 
-
-def _parse_walk(value: object) -> str:
-    """Return the prompt at the end of a walk: one text, without weights."""
-    text = clean_text(str(value)).strip(" ,")
-    if not text:
-        raise _out_of_range("walk", "")
-    if len(text) > MAX_CHARACTERS:
-        raise UserError(f"--walk takes up to {MAX_CHARACTERS} characters; this has {len(text)}.")
-    if "::" in text:
-        raise UserError(WEIGHTS_IN_WALK)
-    return text
+    return parse
 
 
 def _switch_parser(name: str) -> Callable[[object], bool]:
@@ -200,21 +180,15 @@ PARSERS: dict[str, Callable[[object], object]] = {
     "ar": _parse_shape,
     "interval": _parse_interval,
     "sampler": _parse_sampler,
-    "lora": _parse_loras,
-    "control": _parse_controls,
-    "reference": _parse_references,
+    "lora": lambda value: part_flags.parse_loras(_split_list(value)),
+    "control": lambda value: part_flags.parse_controls(_split_list(value)),
+    "reference": lambda value: part_flags.parse_references(_split_list(value)),
     "vae": _parse_autoencoder,
     "clip-skip": _integer_parser("clip-skip", 1, MAX_CLIP_LAYER),
     "frames": _integer_parser("frames", MIN_FRAMES, MAX_INTERPOLATION_FRAMES),
-    "no": _parse_negative,
-    "walk": _parse_walk,
-    "best": _switch_parser("best"),
-    "fast": _switch_parser("fast"),
-    "turbo": _switch_parser("turbo"),
-    "relax": _switch_parser("relax"),
-    "draft": _switch_parser("draft"),
-    "edit": _switch_parser("edit"),
-    "tile": _switch_parser("tile"),
-    "raw": _switch_parser("raw"),
-    "mix": _switch_parser("mix"),
+    "no": _text_parser("no"),
+    "walk": _text_parser("walk"),
+    **{
+        name: _switch_parser(name) for name in ("best", "fast", "turbo", "relax", "draft", "edit", "tile", "raw", "mix")
+    },
 }

@@ -14,12 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from bot.domain.errors import UserError
 from bot.domain.texts import shorten
-from bot.prompt.picture_flags import (
-    DEFAULT_CONTROL_SCALE,
-    DEFAULT_REFERENCE_SCALE,
-    RequestedControl,
-    RequestedReference,
-)
+from bot.prompt.part_flags import DEFAULT_CONTROL_SCALE, DEFAULT_REFERENCE_SCALE, RequestedControl, RequestedReference
 from engine.contract import (
     MAX_CONTROLS,
     MAX_EMBEDDINGS,

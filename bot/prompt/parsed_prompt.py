@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 from bot.domain.errors import UserError
 from bot.prompt.capability_check import check_capabilities, choose_interval
 from bot.prompt.concepts import EMPTY_CONCEPT, balance_weights
-from bot.prompt.loras import RequestedLora, merge_loras, resolve_loras
 from bot.prompt.model_parts import choose_embeddings, resolve_autoencoder
-from bot.prompt.picture_flags import RequestedControl, RequestedReference
+from bot.prompt.part_flags import RequestedControl, RequestedLora, RequestedReference, merge_loras, resolve_loras
 from engine.contract import (
     DRAFT_EVALUATIONS,
     MAX_COUNT,
@@ -38,10 +37,7 @@ if TYPE_CHECKING:
 CANDIDATES_PER_PICTURE = 2  # with `best`
 FAST_STEPS = 30
 FAST_SAMPLER: Sampler = "dpmpp_2m"
-FULL_CHAIN_SAMPLERS: tuple[Sampler, ...] = (
-    "ddpm",
-    "ddim",
-)  # all of their steps are worth having; other samplers are good in few
+FULL_CHAIN_SAMPLERS: tuple[Sampler, ...] = ("ddpm", "ddim")  # all steps are worth having; others are good in few
 AUTO_EVALUATIONS = -1  # as many as usual, also where a remix would keep those of its parent
 DEFAULT_FRAMES = 12  # of an interpolation
 MAX_RATIO = 4

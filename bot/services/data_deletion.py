@@ -23,7 +23,7 @@ from bot.store.deletion import erasure, retention
 from bot.store.deletion.erasure import ErasureRequest
 from bot.store.deletion.retention import DeletionReason
 from bot.store.jobs import destinations
-from bot.store.members import export
+from bot.store.members import preferences
 from engine.contract import MalformedMessage
 
 log = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ class DataDeletion:
 
     async def count_jobs(self, member: str) -> int:
         """Return how many jobs of a member are stored."""
-        return await self.store.query(export.count_jobs, member)
+        return await self.store.query(preferences.count_jobs, member)
 
     async def is_under_way(self, member: str) -> bool:
         """Return whether a member's deletion is unfinished."""
@@ -97,7 +97,7 @@ class DataDeletion:
             await self.store.write(erasure.erase_member_data, request)
             self._must_truncate_log |= await self.store.write(erasure.close_request, request)
         if self._must_truncate_log:  # what was deleted is still in the write-ahead log, and so is the request
-            self._must_truncate_log = not await self.store.truncate_log()
+            self._must_truncate_log = not await self.store.database.truncate_log()
         return has_running
 
     async def _delete_jobs(self) -> bool:

@@ -18,7 +18,6 @@ from bot.policy import permissions
 from bot.policy.limits import Limits
 from bot.policy.rules import (
     EVERYWHERE,
-    LIMITABLE_COMMANDS,
     SETTINGS,
     EffectiveRules,
     Rule,
@@ -27,7 +26,6 @@ from bot.policy.rules import (
     Scope,
     Setting,
     planned_changes,
-    presets,
     resolve,
 )
 from bot.policy.rules.effective_rules import is_applicable
@@ -69,7 +67,7 @@ class RuleAdmin:
 
         Checks only what the setting `commands` can forbid; the permission table decides who may act on whose job.
         """
-        if action not in LIMITABLE_COMMANDS:
+        if action not in permissions.LIMITABLE_COMMANDS:
             return
         check_action(replace(await self.effective_rules(member), closed=""), action)
 
@@ -171,7 +169,7 @@ class RuleAdmin:
     async def apply_preset(self, member: Member, name: str) -> RuleChange:
         """Set all values of a preset for the whole server, as one change."""
         _check_permission("set", member)
-        values = presets.preset_rules(presets.find_preset(name))
+        values = planned_changes.preset_rules(planned_changes.find_preset(name))
         return await self._write_change(member, "preset", lambda rules: planned_changes.plan_rules(rules, values))
 
     async def import_yaml(self, member: Member, text: str) -> RuleChange:

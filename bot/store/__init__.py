@@ -2,7 +2,7 @@
 
 The URL selects SQLite in a file or PostgreSQL on a server (`bot.store.drivers.database`). A committed change survives a
 power cut. Each transition is one transaction; transactions that wait together share a commit
-(`bot.store.drivers.group_commit`). Transactions are plain functions of a connection (`bot.store.transitions`,
+(`bot.store.drivers.database`). Transactions are plain functions of a connection (`bot.store.transitions`,
 `bot.store.jobs.queries`). Each runs as a whole on the store's thread: one hop between event loop and driver for every
 statement would cost more than the statements.
 """
@@ -10,20 +10,19 @@ statement would cost more than the statements.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
-from types import MappingProxyType
-from typing import Concatenate, ParamSpec, TypeVar
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from sqlalchemy import Connection
 
-from bot.domain.job_states import TransitionKind
 from bot.store import leader_terms
-from bot.store.drivers.database import Database, select_driver
-from bot.store.drivers.group_commit import DatabaseUnavailable
+from bot.store.drivers.database import select_driver
+from bot.store.drivers.group_commit import Database, DatabaseUnavailable
 from bot.store.fairness.accounts import PickRequest
 from bot.store.jobs import queries
-from bot.store.jobs.records import RELAXED_TIER, JobRecord, NewJob, StoredPicture, Transition
+from bot.store.jobs.records import JobRecord, NewJob, StoredPicture, Transition
 from bot.store.leader_terms import LeaderTerm, NotLeader
 from bot.store.schema.migration import migrate_tables
 from bot.store.transitions import job_admin, job_transitions, job_writes
@@ -47,7 +46,6 @@ __all__ = [
 T = TypeVar("T")
 P = ParamSpec("P")
 
-TIER_WEIGHTS: Mapping[str, float] = MappingProxyType({RELAXED_TIER: 0.25})
 END_TERM_SECONDS = 3.0  # seconds to end the leader term at shutdown; the database may be away
 
 
@@ -62,23 +60,34 @@ async def read_store_id(url: str) -> str:
         await database.close()
 
 
-class Store:
-    """Facade over the database; open it with `Store.open`. `version` grows with every change that can move the queue.
-
-    `weights`: tier → weight in the fair order, for tiers whose weight is not 1.
+def _write_transition(
+    operation: Callable[Concatenate[Connection, P], T],
+) -> Callable[Concatenate[Store, P], Coroutine[Any, Any, T]]:
+    """Return a method that runs `operation` as one write transaction, and notes a result other than None as a change of
+    the queue.
     """
 
-    def __init__(self, database: Database, weights: Mapping[str, float] = TIER_WEIGHTS) -> None:
+    async def run(store: Store, *args: P.args, **kwargs: P.kwargs) -> T:
+        result = await store.write(operation, *args, **kwargs)
+        store.version += result is not None
+        return result
+
+    return wraps(operation)(run)
+
+
+class Store:
+    """Facade over the database; open it with `Store.open`. `version` grows with each change that can move the queue."""
+
+    def __init__(self, database: Database) -> None:
         self.database = database
-        self._weights = weights
         self.version = 0
         self._term: int | None = None  # our leader term; None: no fencing, no other bot writes here
         self.ends_term_on_close = False  # True: `close` ends our term, so the next leader need not wait
 
     @classmethod
-    async def open(cls, url: str, weights: Mapping[str, float] = TIER_WEIGHTS) -> Store:
+    async def open(cls, url: str) -> Store:
         """Open the database at a URL and migrate its tables. Raises `UserError` and `DatabaseUnavailable`."""
-        store = cls(await asyncio.to_thread(select_driver, url), weights)
+        store = cls(await asyncio.to_thread(select_driver, url))
         try:
             await store.database.upgrade(migrate_tables)
         except BaseException:
@@ -95,10 +104,6 @@ class Store:
                         lambda connection, term=self._term: leader_terms.end_term(connection, term)
                     )
         await self.database.close()
-
-    async def truncate_log(self) -> bool:
-        """Empty the write-ahead log of SQLite; False if that is not possible now. Raises `DatabaseUnavailable`."""
-        return await self.database.truncate_log()
 
     async def write(self, operation: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run `operation` as one write transaction. It is committed when this returns."""
@@ -130,113 +135,17 @@ class Store:
         if self._term is not None:
             await self.write(leader_terms.record_heartbeat, self._term)
 
-    async def _write_transition(
-        self, operation: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
-    ) -> T:
-        """Run `write`, and increase `version` unless `operation` returns None (nothing changed)."""
-        result = await self.write(operation, *args, **kwargs)
-        if result is not None:
-            self.version += 1
-        return result
-
     async def query(self, query: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a read function in one snapshot of the tables: `await store.query(queries.list_newest, guild, 50)`."""
         return await self.database.run_read(lambda connection: query(connection, *args, **kwargs))
 
-    async def admit_jobs(
-        self, new_jobs: Sequence[NewJob], key: str | None, decide: job_transitions.AdmissionCheck, now: float
-    ) -> tuple[list[JobRecord], bool]:
-        """Write the jobs that `decide` returns, with their destinations; True: they are new.
-
-        `decide` runs on the store's thread, reads the ledger and raises `UserError` to write nothing. A known
-        idempotency `key` returns the jobs that it made earlier, and False.
-        """
-        return await self._write_transition(job_transitions.admit_jobs, new_jobs, key, decide, self._weights, now)
-
-    async def pick_job(self, request: PickRequest, rows: int, overbook_share: float, now: float) -> Transition | None:
-        """Mark the next job in fair order as sent if the pool's `rows` have room for it; None if there is none."""
-        return await self._write_transition(job_transitions.pick_job, request, rows, overbook_share, now)
-
-    async def start_job(
-        self,
-        job: str,
-        epoch: int,
-        worker: str,
-        step: int,
-        now: float,
-        *,
-        preview_step: int = 0,
-        snapshots_lost: bool = False,
-        is_suspect: bool = True,
-    ) -> Transition | None:
-        """Record a start at `step`, or fail the job after too many attempts without progress (see the record)."""
-        return await self._write_transition(
-            job_transitions.start_job,
-            job,
-            epoch,
-            worker,
-            step,
-            now,
-            preview_step=preview_step,
-            snapshots_lost=snapshots_lost,
-            is_suspect=is_suspect,
-        )
-
-    async def requeue_job(
-        self,
-        job: str,
-        now: float,
-        *,
-        step: int,
-        audit_note: str,
-        reason: str = "",
-        epoch: int | None = None,
-        is_suspect: bool = True,
-    ) -> Transition | None:
-        """Queue the job again as its next attempt, or fail it after too many without progress (see the record)."""
-        return await self._write_transition(
-            job_transitions.requeue_job,
-            job,
-            now,
-            step=step,
-            audit_note=audit_note,
-            reason=reason,
-            epoch=epoch,
-            is_suspect=is_suspect,
-        )
-
-    async def end_job(
-        self,
-        kind: TransitionKind,
-        job: str,
-        now: float,
-        actual_cost: float | None,
-        *,
-        done_share: float = 1.0,
-        epoch: int | None = None,
-        audit_note: str = "",
-        **values: object,
-    ) -> Transition | None:
-        """Finish, fail or cancel a job, and settle its charge in the same transaction (see the function)."""
-        return await self._write_transition(
-            job_transitions.end_job,
-            kind,
-            job,
-            now,
-            actual_cost,
-            done_share=done_share,
-            epoch=epoch,
-            audit_note=audit_note,
-            **values,
-        )
-
-    async def reroute_job(self, job: str, pool: str, now: float) -> JobRecord | None:
-        """Move a waiting job to another pool; None if nothing changed."""
-        return await self._write_transition(job_admin.reroute_job, job, pool, self._weights, now)
-
-    async def request_cancel(self, job: str, now: float) -> tuple[JobRecord | None, Transition | None]:
-        """Cancel a waiting job, or flag a sent one as cancelling. Return the job now, and the transition."""
-        return await self._write_transition(job_transitions.request_cancel, job, now)
+    start_job = _write_transition(job_transitions.start_job)
+    requeue_job = _write_transition(job_transitions.requeue_job)
+    end_job = _write_transition(job_transitions.end_job)
+    request_cancel = _write_transition(job_transitions.request_cancel)
+    pick_job = _write_transition(job_transitions.pick_job)
+    admit_jobs = _write_transition(job_transitions.admit_jobs)
+    reroute_job = _write_transition(job_admin.reroute_job)
 
     async def record_picture(
         self, picture: StoredPicture, epoch: int, now: float, method: UpscaleMethod | None = None

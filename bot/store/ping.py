@@ -10,7 +10,8 @@ from pathlib import Path
 from sqlalchemy import Connection, text
 from sqlalchemy.engine import make_url
 
-from bot.store.drivers.database import Database, select_driver
+from bot.store.drivers.database import select_driver
+from bot.store.drivers.group_commit import Database
 from bot.store.schema.migration import SchemaAge, read_schema_age
 
 SCHEMA_TEXTS: dict[SchemaAge, str] = {

@@ -18,9 +18,8 @@ from bot.store.schema.tables import rules as table
 MAX_CHANGES = 500  # per guild; older changes cannot be undone
 RuleValues = dict[tuple[str, str, str], RuleValue]
 ChangePlan = Callable[[RuleValues], Sequence[RuleStep]]
-_SELECT_EFFECTIVE = select(table).where(
-    table.c.guild.in_(bindparam("guilds", expanding=True))
-)  # run twice at each admission
+# run twice at each admission
+_SELECT_EFFECTIVE = select(table).where(table.c.guild.in_(bindparam("guilds", expanding=True)))
 
 
 def list_effective_rules(connection: Connection, guild: str) -> list[Rule]:
@@ -161,29 +160,18 @@ def _to_rule(row: RowMapping) -> Rule:
 
 def _to_change(row: RowMapping) -> RuleChange:
     steps = tuple(
-        RuleStep(step[0], step[1], step[2], _to_optional_value(step[3]), _to_optional_value(step[4]))
-        for step in row["steps"]
+        RuleStep(scope, subject, setting, _to_value(before), _to_value(after))
+        for scope, subject, setting, before, after in row["steps"]
     )
-    return RuleChange(
-        number=row["id"],
-        guild=row["guild"],
-        changed_at=row["at"],
-        actor=row["actor"],
-        actor_name=row["actor_name"],
-        action=row["what"],
-        steps=steps,
-        undone_change=row["undoes"],
-        undone_by=row["undone"],
+    number, guild, changed_at, actor, actor_name, action = (
+        row[name] for name in ("id", "guild", "at", "actor", "actor_name", "what")
     )
+    return RuleChange(number, guild, changed_at, actor, actor_name, action, steps, row["undoes"], row["undone"])
 
 
 def _to_json(value: RuleValue | None) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _to_optional_value(value: Any) -> RuleValue | None:
-    return None if value is None else _to_value(value)
-
-
-def _to_value(value: Any) -> RuleValue:
+def _to_value(value: Any) -> Any:
     return tuple(cast(list[str], value)) if isinstance(value, list) else value

@@ -51,7 +51,7 @@ from bot.jobs.admission import draw_seed
 from bot.jobs.attended_requests import AttendedRequest, DrawnPicture, FeedClosed, PictureRequest, PicturesMissing
 from bot.jobs.init_images import InitImageLoader, InitImages
 from bot.pictures.image_codec import decode_image, encode_image, read_recipe_text, resize_image
-from bot.prompt.permutations import MAX_JOBS, escape_braces
+from bot.prompt.concepts import MAX_JOBS, escape_braces
 from bot.web.attendance import admit_attended, attend_accepted, read_pictures
 from bot.web.middleware import member_of
 from bot.web.request_body import decode_picture, destination_of, encode_base64, read_picture_body

@@ -21,7 +21,7 @@ import msgspec
 
 from bot.domain.errors import UserError
 from bot.domain.texts import shorten
-from bot.prompt.sampler_names import SAMPLER_NAMES, find_sampler
+from bot.prompt.flags import SAMPLER_NAMES, find_sampler
 from bot.web.request_body import decode_picture
 from engine.contract import (
     MAX_CONTROLS,

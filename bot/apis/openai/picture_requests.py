@@ -14,8 +14,8 @@ from bot.domain.errors import UserError
 from bot.jobs.attended_requests import PictureRequest
 from bot.jobs.init_images import InitImages
 from bot.jobs.model_catalog import ModelCatalog
+from bot.prompt.concepts import escape_braces
 from bot.prompt.parsed_prompt import MAX_RATIO
-from bot.prompt.permutations import escape_braces
 from engine.contract import MAX_COUNT
 
 QUALITY_FACTORS: Mapping[str, float] = MappingProxyType({"low": 0.5, "high": 2.0, "hd": 2.0})  # on the usual steps

@@ -49,7 +49,7 @@ async def is_darkroom_running(url: str) -> bool:
 
 async def find_running(data: Path) -> tuple[str, str] | None:
     """Return address and terminal key of the Darkroom that runs on this data folder; None if none answers."""
-    instance = instance_lock.find_instance(data)
+    instance = await asyncio.to_thread(instance_lock.find_instance, data)
     if instance is None or not await is_darkroom_running(instance.url):
         return None
     return instance.url, await asyncio.to_thread(terminal_key, data)

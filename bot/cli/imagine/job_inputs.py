@@ -14,7 +14,7 @@ from pathlib import Path
 from bot.cli.options import AS_CONFIGURED, EngineOptions
 from bot.domain.errors import UserError
 from bot.pictures.uploads.upload_decoder import MAX_UPLOAD_BYTES
-from bot.prompt.picture_flags import DEFAULT_REFERENCE_SCALE, is_control_part, is_scale
+from bot.prompt.part_flags import DEFAULT_REFERENCE_SCALE, is_control_part, is_scale
 
 BRANCH_PATTERN = re.compile(r"([0-9A-Za-z]{26})(?:/([1-4]))?:([0-9]{1,4})")
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".avif", ".heic", ".tif", ".tiff")

@@ -23,8 +23,8 @@ from bot.cli.options import AS_CONFIGURED, TERMINAL_MEMBER_ID, load_engine
 from bot.domain.errors import UserError
 from bot.domain.texts import shorten
 from bot.prompt import parse
+from bot.prompt.concepts import escape_braces
 from bot.prompt.flag_aliases import ALIAS_NOTE, find_unknown_flags
-from bot.prompt.permutations import escape_braces
 from engine.contract import MAX_COUNT
 
 if TYPE_CHECKING:

@@ -221,7 +221,6 @@ def _audit_entry_to_dict(entry: AuditEntry) -> dict[str, Any]:
 
 
 def _list_locations(delivery: Delivery) -> dict[str, str]:
-    """Return server, channel and message of a delivery, those that are known."""
     parts = {**delivery.destination.address, **({"message": delivery.message} if delivery.message else {})}
     return {name: parts[name] for name in DESTINATION_FIELDS if parts.get(name)}
 

@@ -219,7 +219,6 @@ def _read_partial_revision(target: _Target, data: Path) -> str | None:
 
 
 def _find_present(place: AddedPlace, repository: Repository, selection: Selection) -> ModelManifest | None:
-    """Return the manifest if these files are here at that revision already."""
     manifest = read_place(place)
     if manifest is not None and manifest.hub_id != repository.hub_id:
         raise UserError(f"{place.key} is {manifest.hub_id} here: choose another name with --name.")
@@ -295,7 +294,6 @@ def _ask_to_fetch(plan: FetchPlan, console: Console, request: AddRequest) -> str
 
 
 def _fetch(plan: FetchPlan, licence: str, console: Console, *, quiet: bool) -> ModelManifest:
-    """Return the manifest of what is here already, or is fetched now. Raises `HubError`."""
     if plan.manifest is not None:
         return plan.manifest
     download = plan.download
@@ -356,7 +354,6 @@ def _describe_licence(repository: Repository, entry: CatalogueEntry | PartEntry 
 
 
 def _ask_acceptance(licence: Licence) -> None:
-    """Ask for the licence. Raise `UserError` without an answer, or for no."""
     if not sys.stdin.isatty():
         raise UserError(f"Read its licence ({licence.name}, {licence.link}), and add --accept-licence to accept it.")
     if not typer.confirm("Do you accept this licence?", default=False, err=True):

@@ -109,7 +109,6 @@ def _list_other_names(data: Path) -> list[str]:
 
 
 def _fetch_states(data: Path) -> dict[str, str]:
-    """Return what the running Darkroom says of each model; empty where none runs or answers."""
     from bot.cli.imagine.http_client import ask_running
 
     answer = asyncio.run(ask_running(data, "/api/workers")) or {}

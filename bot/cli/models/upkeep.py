@@ -25,7 +25,7 @@ from rich.progress import (
 )
 
 from bot.domain.errors import UserError
-from bot.prompt.sampler_names import SAMPLER_LIST, find_sampler
+from bot.prompt.flags import SAMPLER_LIST, find_sampler
 from engine.contract import Sampler
 from engine.hub.added_models import (
     AddedPlace,
@@ -79,7 +79,6 @@ def _list_short_names(key: str) -> list[str]:
 
 
 def _make_unknown_error(name: str, known_names: list[str]) -> UserError:
-    """Return the error for a model that was not added, with likely names."""
     likely = suggest_names(name, known_names)
     question = f" Did you mean {' or '.join(likely)}?" if likely else " `darkroom models list` shows all."
     return UserError(f"No model called {name[:80]} was added here.{question}")

@@ -42,11 +42,8 @@ async def find_broker(stack: AsyncExitStack, settings: Settings) -> BrokerAddres
     from engine.bus.embedded_broker import Broker, BrokerError
 
     try:
-        broker = Broker(
-            settings.data / BROKER_FOLDER,
-            listen_address=parse_listen_address(settings),
-            workers=settings.data / KEY_FILE,
-        )
+        address = parse_listen_address(settings)
+        broker = Broker(settings.data / BROKER_FOLDER, listen_address=address, workers=settings.data / KEY_FILE)
         await stack.enter_async_context(broker)
     except BrokerError as error:
         raise UserError(str(error)) from error
@@ -77,17 +74,14 @@ def parse_listen_address(settings: Settings) -> ListenAddress:
         return ListenAddress(certificate=certificate, certificate_key=settings.nats_cert_key)
     match = ADDRESS_PATTERN.fullmatch(settings.nats_listen)
     if match is None or not 0 < int(match["port"]) < 65536:
-        raise UserError(
-            "DARKROOM_NATS_LISTEN is not valid: an address and a port such as 10.0.0.5:4222 are needed.", 400
-        )
-    listen_address = ListenAddress(
-        match["six"] or match["host"], int(match["port"]), certificate, settings.nats_cert_key
-    )
+        sentence = "DARKROOM_NATS_LISTEN is not valid: an address and a port such as 10.0.0.5:4222 are needed."
+        raise UserError(sentence, 400)
+    host = match["six"] or match["host"]
+    listen_address = ListenAddress(host, int(match["port"]), certificate, settings.nats_cert_key)
     if certificate is None and not listen_address.is_private:
         raise UserError(
             f"On {listen_address.host} others could read the pictures on their way: give DARKROOM_NATS_LISTEN an "
-            "address of a "
-            "private network such as 10.0.0.5:4222, or name a certificate with DARKROOM_NATS_CERT and "
+            "address of a private network such as 10.0.0.5:4222, or name a certificate with DARKROOM_NATS_CERT and "
             "DARKROOM_NATS_CERT_KEY.",
             400,
         )

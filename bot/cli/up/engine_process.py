@@ -8,7 +8,6 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 
 log = logging.getLogger(__name__)
 
@@ -39,9 +38,7 @@ class EngineProcess:
         self._supervisor = asyncio.create_task(self._supervise(), name="engine-supervisor")
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         if self._supervisor is not None:
             self._supervisor.cancel()
             await asyncio.gather(self._supervisor, return_exceptions=True)
@@ -87,10 +84,10 @@ class EngineProcess:
             if loop.time() - start_time > HEALTHY_SECONDS:
                 pause = FIRST_PAUSE
             self.restart_count += 1
-            exit_reason = (
-                f"by signal {-code}" if code < 0 else f"with {code} ({await asyncio.to_thread(self._last_log_line)})"
-            )
-            log.error("the engine ended %s, starting it again in %.1f s", exit_reason, pause)
+            reason = f"by signal {-code}"
+            if code >= 0:
+                reason = f"with {code} ({await asyncio.to_thread(self._last_log_line)})"
+            log.error("the engine ended %s, starting it again in %.1f s", reason, pause)
             pause = await self._restart_after(pause)
 
     async def _restart_after(self, pause: float) -> float:

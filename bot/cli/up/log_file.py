@@ -1,10 +1,8 @@
 """Log handlers: all log lines go to a file in the data folder, and warnings to the terminal.
 
-With JSON, standard error has every line too, as collectors of container logs expect. Repeated records are summarised.
-
-Summarises repeated log records: the first ones are written, the others are counted.
-
-Without it, somebody who causes the same error again and again fills the log files, and nothing else is left in them.
+With JSON, standard error has every line too, as collectors of container logs expect. Of repeated records the first ones
+are written, the others are counted: otherwise somebody who causes the same error again and again fills the log files,
+and nothing else is left in them.
 """
 
 from __future__ import annotations
@@ -107,7 +105,7 @@ class LogSummary(logging.Handler):
         if window.count <= MAX_ALIKE:
             self._write(record)
         else:
-            window.suppressed = window.suppressed + 1
+            window.suppressed += 1
             window.last = record
 
     def flush_ended(self, *, all_windows: bool = False) -> None:

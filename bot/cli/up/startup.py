@@ -13,7 +13,7 @@ import signal
 import sys
 import webbrowser
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,9 +39,7 @@ from engine.process.system import exempt_from_collection, limit_heap_arenas, ret
 if TYPE_CHECKING:
     from aiohttp.web import Application
 
-    from bot.app.leader_election import Leader
     from bot.app.settings import Settings
-    from engine.bus import Bus
     from engine.contract import ModelProgress, Presence
 
 TRIM_SECONDS = 30.0  # between two returns of freed memory to the system: what floods and films took
@@ -139,10 +137,12 @@ async def _start_parts(
     open_browser: bool,
     backend_url: str,
 ) -> None:
-    """Start every part in order; `stack` stops them in reverse order."""
     broker_address = await broker_setup.find_broker(stack, settings)
     bus = await broker_setup.connect(stack, broker_address)
-    leader = await stack.enter_async_context(_hold_leadership(settings, bus)) if is_shared(settings) else None
+    leader = None
+    if is_shared(settings):  # our embedded broker elects nobody: there the term alone decides
+        lead = keep_lead(bus if settings.nats else None, _print_line, database_url=settings.database)
+        leader = await stack.enter_async_context(lead)
     engine_process = None
     warmup = asyncio.Event()
     if models:
@@ -154,9 +154,8 @@ async def _start_parts(
     if settings.discord_token is not None:
         from bot.discord.start import run_client  # costs 40 MB, so only with a token
 
-        await stack.enter_async_context(
-            _run_beside(run_client(settings, bot_app.services, bot_app.metrics.count_discord_request), "discord")
-        )
+        client = run_client(settings, bot_app.services, bot_app.metrics.count_discord_request)
+        await stack.enter_async_context(_run_beside(client, "discord"))
     trims = run_periodically(partial(asyncio.to_thread, trim_heap), TRIM_SECONDS, "heap", logging.getLogger(__name__))
     await stack.enter_async_context(_run_beside(trims, "heap"))
     stack.enter_context(announce_address(settings, port))
@@ -175,11 +174,6 @@ def is_shared(settings: Settings) -> bool:
     return bool(settings.nats) or settings.database_url is not None
 
 
-def _hold_leadership(settings: Settings, bus: Bus) -> AbstractAsyncContextManager[Leader]:
-    """Hold the leader's lease and term. Our embedded broker elects nobody: there the term alone decides."""
-    return keep_lead(bus if settings.nats else None, _print_line, database_url=settings.database)
-
-
 def _make_engine_process(
     settings: Settings, options: Sequence[str], broker_address: broker_setup.BrokerAddress
 ) -> EngineProcess:
@@ -190,19 +184,15 @@ def _make_engine_process(
         command += ["--picture-check", str(settings.picture_check)]
     secrets = list_secret_variables()  # a worker needs none of them but the broker's token, which it is given
     env = {name: value for name, value in os.environ.items() if name not in secrets}
-    return EngineProcess(
-        command,
-        env | broker_address.worker_environment() | {"DARKROOM_PARENT": str(os.getpid())},
-        settings.data / "engine.log",
-    )
+    env |= broker_address.worker_environment() | {"DARKROOM_PARENT": str(os.getpid())}
+    return EngineProcess(command, env, settings.data / "engine.log")
 
 
 def check_classifier_folder(settings: Settings) -> None:
     """Raise `UserError` if the picture check has no model: otherwise the engine would restart for ever."""
     if settings.picture_check is not None and not (settings.picture_check / "config.json").is_file():
-        raise UserError(
-            f"The picture check cannot be used: {settings.picture_check} is no folder with a model's config.json."
-        )
+        folder = settings.picture_check
+        raise UserError(f"The picture check cannot be used: {folder} is no folder with a model's config.json.")
 
 
 @asynccontextmanager
@@ -233,9 +223,8 @@ def announce_address(settings: Settings, port: int) -> Generator[None]:
     """Announce our address to `darkroom imagine` on this machine: by loopback where we listen on all addresses."""
     host = settings.host.strip("[]")
     host = host if host not in ("", "0.0.0.0", "::") else "127.0.0.1"  # noqa: S104 - compared, not bound
-    instance_lock.announce_instance(
-        settings.data, RunningInstance(f"http://{f'[{host}]' if ':' in host else host}:{port}", os.getpid())
-    )
+    url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    instance_lock.announce_instance(settings.data, RunningInstance(url, os.getpid()))
     try:
         yield
     finally:

@@ -17,7 +17,7 @@ from bot.discord.declarations import declare
 from bot.discord.job_choice import find_shown_job, require_shown_job
 from bot.discord.responses import reply_on_error, report_errors, require_permission
 from bot.domain.errors import UserError
-from bot.prompt.permutations import escape_braces
+from bot.prompt.concepts import escape_braces
 
 if TYPE_CHECKING:
     from bot.discord.client import Interaction

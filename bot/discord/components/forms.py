@@ -20,8 +20,8 @@ from discord import ui
 from bot.discord.responses import UploadedFile, report_errors
 from bot.domain.errors import UserError
 from bot.prompt.change_texts import final_prompt, prompt_at_step
+from bot.prompt.concepts import escape_braces
 from bot.prompt.flags import split_flags
-from bot.prompt.permutations import escape_braces
 
 if TYPE_CHECKING:
     from bot.discord.client import Interaction

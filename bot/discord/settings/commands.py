@@ -20,7 +20,7 @@ from bot.domain.errors import UserError
 from bot.domain.texts import shorten
 from bot.policy.rules import value_parser
 from bot.policy.rules.catalogue import SETTINGS, Setting, SettingKind
-from bot.policy.rules.presets import PRESETS
+from bot.policy.rules.planned_changes import PRESETS
 from bot.policy.rules.rule import EVERYWHERE
 
 if TYPE_CHECKING:

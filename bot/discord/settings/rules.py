@@ -34,7 +34,7 @@ from bot.domain.dto import Member
 from bot.domain.errors import UserError
 from bot.domain.texts import escape_discord, format_job_count, shorten
 from bot.policy.permissions import forbidden_reason
-from bot.policy.rules import planned_changes, presets, value_parser
+from bot.policy.rules import planned_changes, value_parser
 from bot.policy.rules.rule import EVERYWHERE, RuleChange, RuleKey, RuleStep, RuleValue, Scope
 from bot.services.rule_admin import undo_permissions
 
@@ -266,7 +266,7 @@ async def undo_in_history(request: Request, press: CardPress) -> Reply:
 async def show_presets(request: Request, press: CardPress) -> Reply:
     """Show the presets, one tap each."""
     items: list[ui.Item[Any]] = [make_text("## Presets", PRESETS_INTRO)]
-    for preset in presets.PRESETS.values():
+    for preset in planned_changes.PRESETS.values():
         see_button = make_button("See", "preset", preset.name.replace(" ", "-"))
         items.append(ui.Section(f"**{preset.name}**\n{preset.description}", accessory=see_button))
     return Reply(view=make_layout(*items, ui.ActionRow(make_button("All settings", "show")), colour=cards.BLUE))
@@ -275,8 +275,8 @@ async def show_presets(request: Request, press: CardPress) -> Reply:
 @answers("set", "preset")
 async def preview_preset(request: Request, press: CardPress | None = None, name: str = "") -> Reply:
     """Show what a preset would change, and ask."""
-    preset = presets.find_preset(press.parts[0] if press else name)
-    steps = planned_changes.plan_rules(await load_own_rules(request), presets.preset_rules(preset))
+    preset = planned_changes.find_preset(press.parts[0] if press else name)
+    steps = planned_changes.plan_rules(await load_own_rules(request), planned_changes.preset_rules(preset))
     confirm_button = make_button("Apply", "apply", preset.name.replace(" ", "-"), style=Style.primary)
     header = [
         f"## Preset “{preset.name}”",

@@ -1,12 +1,8 @@
-"""Reads and writes backups: uncompressed tars of a manifest, a database and pictures named by their SHA-256.
+"""Backups as files: uncompressed tars of a manifest, a database and pictures named by their SHA-256; and their restore.
 
 A backup is untrusted input. It is uncompressed: pictures would not shrink, and an uncompressed file cannot expand
-beyond its size.
-
-`darkroom restore`: turns a backup into a data folder and checks every part; the folder appears complete or not at
-all.
-
-Jobs that were open in the backup continue when a bot starts on the folder.
+beyond its size. `darkroom restore` checks every part, and its data folder appears complete or not at all. Jobs that
+were open in the backup continue when a bot starts on the folder.
 """
 
 from __future__ import annotations
@@ -24,22 +20,21 @@ import tempfile
 import time
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Annotated
+from typing import IO, Annotated
 
 import typer
 
 from bot.domain.errors import UserError
 
-if TYPE_CHECKING:
-    from bot.pictures.picture_store import PictureStore
-
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
+MANIFEST_KEYS = ("made", "database", "pictures", "format")  # of the fields of `Manifest`
 DATABASE_NAME = "darkroom.sqlite"
 PICTURE_PATTERN = re.compile(r"pictures/([0-9a-f]{64})")
-MAX_BYTES = {"manifest": 64 * 1024, "picture": 64 * 1024 * 1024}  # bytes
+MAX_MANIFEST_BYTES = 64 * 1024
+MAX_PICTURE_BYTES = 64 * 1024 * 1024
 CHUNK_BYTES = 1024 * 1024
 
 
@@ -72,18 +67,12 @@ class ArchiveWriter:
         self._tar = tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT)  # noqa: SIM115 - closed by `close`
 
     def add_manifest(self, manifest: Manifest) -> None:
-        values = {
-            "made": manifest.created_at,
-            "database": manifest.database,
-            "pictures": manifest.pictures,
-            "format": manifest.format,
-        }
-        self._add(MANIFEST_NAME, json.dumps(values).encode())
+        values = zip(MANIFEST_KEYS, astuple(manifest), strict=True)
+        self._add(MANIFEST_NAME, json.dumps(dict(values)).encode())
 
     def add_database(self, file: Path) -> None:
         with file.open("rb") as stream:
-            entry = _make_entry(DATABASE_NAME, file.stat().st_size)
-            self._tar.addfile(entry, stream)
+            self._tar.addfile(_make_entry(DATABASE_NAME, file.stat().st_size), stream)
 
     def add_picture(self, sha256: str, content: bytes) -> None:
         self._add(f"pictures/{sha256}", content)
@@ -104,9 +93,7 @@ def _make_entry(name: str, size: int) -> tarfile.TarInfo:
 
 
 def read_archive(file: IO[bytes]) -> Iterator[Manifest | ArchivePart]:
-    """Yield the manifest, then each part once. Raise `UserError` at the first entry that Darkroom's backups do not
-    have.
-    """
+    """Yield the manifest, then each part once. Raise `UserError` at an entry that Darkroom's backups do not have."""
     seen_names: set[str] = set()
     for tar, entry in _read_entries(file):
         if entry.name in seen_names:
@@ -135,9 +122,7 @@ def _read_entries(file: IO[bytes]) -> Iterator[tuple[tarfile.TarFile, tarfile.Ta
 
 @contextmanager
 def translate_errors() -> Generator[None]:
-    """Turn every error of `tarfile` into `UserError`: it trusts the numbers in a file, and wrong ones make it fail in
-    many ways.
-    """
+    """Turn every error of `tarfile` into `UserError`: it trusts a file's numbers, and fails in many ways."""
     try:
         yield
     except (tarfile.TarError, EOFError) as error:
@@ -156,19 +141,17 @@ def _read_part(tar: tarfile.TarFile, entry: tarfile.TarInfo) -> Manifest | Archi
     assert content is not None, "a regular file"
     if entry.name == MANIFEST_NAME:
         with translate_errors():
-            manifest_bytes = content.read(MAX_BYTES["manifest"] + 1)
+            manifest_bytes = content.read(MAX_MANIFEST_BYTES + 1)
         return _parse_manifest(manifest_bytes)
-    if match and entry.size > MAX_BYTES["picture"]:
+    if match and entry.size > MAX_PICTURE_BYTES:
         raise UserError(f"This is no backup of Darkroom: {_quote(entry.name)} is too large for a picture.")
     return ArchivePart(match[1] if match else DATABASE_NAME, entry.size, content)
 
 
 def _parse_manifest(content: bytes) -> Manifest:
     try:
-        values = json.loads(content)
-        manifest = Manifest(
-            float(values["made"]), str(values["database"]), int(values["pictures"]), int(values["format"])
-        )
+        made, database, pictures, version = (json.loads(content)[key] for key in MANIFEST_KEYS)
+        manifest = Manifest(float(made), str(database), int(pictures), int(version))
         if not math.isfinite(manifest.created_at):
             raise ValueError("not a time")
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
@@ -236,8 +219,6 @@ def _staging_folder(data: Path) -> Generator[Path]:
 
 
 async def _unpack_backup(file: IO[bytes], staging: Path) -> list[str]:
-    """Write the parts into `staging`; return the lines to print."""
-    from bot.features.backup.archive import DATABASE_NAME, Manifest, read_archive
     from bot.pictures.picture_store import PictureStore
 
     pictures = PictureStore(staging / "pictures")
@@ -249,34 +230,26 @@ async def _unpack_backup(file: IO[bytes], staging: Path) -> list[str]:
         elif part.name == DATABASE_NAME:
             await asyncio.to_thread(_restore_database, part, manifest, staging / DATABASE_NAME)
         else:
-            restored_names.add(await _restore_picture(part, pictures))
+            with translate_errors():
+                content = part.content.read(part.size)
+            if len(content) != part.size or hashlib.sha256(content).hexdigest() != part.name:
+                sentence = (
+                    f"The picture {part.name[:12]}… in this backup is not what its name says: the file is damaged."
+                )
+                raise UserError(sentence)
+            restored_names.add(await pictures.put(content))
     if manifest is not None and manifest.database:
         return _check_database(staging / DATABASE_NAME, restored_names)
     return [f"{len(restored_names)} pictures and films; put the dump of their database back with pg_restore."]
 
 
 def _restore_database(part: ArchivePart, manifest: Manifest | None, target: Path) -> None:
-    from bot.features.backup.archive import file_sha256, write_part
-
     write_part(part, target)
     if manifest is None or file_sha256(target) != manifest.database:
         raise UserError("The database in this backup is not the one that was put into it: the file is damaged.")
 
 
-async def _restore_picture(part: ArchivePart, pictures: PictureStore) -> str:
-    import hashlib
-
-    from bot.features.backup.archive import translate_errors
-
-    with translate_errors():
-        content = part.content.read(part.size)
-    if len(content) != part.size or hashlib.sha256(content).hexdigest() != part.name:
-        raise UserError(f"The picture {part.name[:12]}… in this backup is not what its name says: the file is damaged.")
-    return await pictures.put(content)
-
-
 def _check_database(database: Path, restored_names: set[str]) -> list[str]:
-    """Check the database; return lines about it and the pictures that the backup lacks."""
     from bot.features.backup import store as sqlite_backup
 
     if not database.exists():
@@ -285,17 +258,10 @@ def _check_database(database: Path, restored_names: set[str]) -> list[str]:
         names = sqlite_backup.list_copy_hashes(database)
     except sqlite_backup.UnusableDatabase as error:
         raise UserError(f"The database in this backup cannot be used. {error}") from error
-    lines = [
-        f"The database and {len(restored_names)} pictures and films; jobs that were open go on when a bot starts there."
-    ]
-    if missing_names := [name for name in names if name not in restored_names]:
-        missing_text = ", ".join(f"{name[:12]}…" for name in missing_names[:MAX_NAMES_SHOWN]) + (
-            ", …" if len(missing_names) > MAX_NAMES_SHOWN else ""
-        )
-        missing_summary = (
-            "1 picture that it names is"
-            if len(missing_names) == 1
-            else f"{len(missing_names)} pictures that it names are"
-        )
-        lines.append(f"{missing_summary} not in the backup: {missing_text}")
+    count = len(restored_names)
+    lines = [f"The database and {count} pictures and films; jobs that were open go on when a bot starts there."]
+    if missing := [f"{name[:12]}…" for name in names if name not in restored_names]:
+        pictures = "1 picture that it names is" if len(missing) == 1 else f"{len(missing)} pictures that it names are"
+        more = ["…"] if len(missing) > MAX_NAMES_SHOWN else []
+        lines.append(f"{pictures} not in the backup: {', '.join(missing[:MAX_NAMES_SHOWN] + more)}")
     return lines

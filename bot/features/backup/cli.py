@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
+import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -19,12 +20,10 @@ import typer
 from bot.cli.new_file import write_new_file
 from bot.cli.options import Data
 from bot.domain.errors import UserError
-from bot.features.backup.archive import restore
+from bot.features.backup.archive import ArchiveWriter, Manifest, file_sha256, restore
 
 if TYPE_CHECKING:
     from bot.app.settings import Settings
-    from bot.features.backup.archive import ArchiveWriter
-    from bot.pictures.picture_store import PictureStore
 
 USE_PG_DUMP = (
     "This store is PostgreSQL, which has a backup of its own: pg_dump --format=custom --file=darkroom.dump "
@@ -44,16 +43,12 @@ def backup(
 
     settings = load_settings(data)
     with write_new_file(file) as archive_file:
-        picture_count, missing_count = asyncio.run(
-            _write_backup(settings, archive_file, pictures_only, file.absolute().parent)
-        )
+        work = _write_backup(settings, archive_file, pictures_only, file.absolute().parent)
+        picture_count, missing_count = asyncio.run(work)
     typer.echo(f"{file}: {'' if pictures_only else 'the database and '}{picture_count} pictures and films.")
     if missing_count:
-        reason = (
-            "was deleted meanwhile or is not kept any more"
-            if missing_count == 1
-            else "were deleted meanwhile or are lost"
-        )
+        single = "was deleted meanwhile or is not kept any more"
+        reason = single if missing_count == 1 else "were deleted meanwhile or are lost"
         typer.echo(f"{missing_count} of them {reason}: not in the backup.")
 
 
@@ -61,17 +56,20 @@ async def _write_backup(
     settings: Settings, stream: IO[bytes], pictures_only: bool, parent_folder: Path
 ) -> tuple[int, int]:
     """Return how many pictures the backup has, and how many are missing."""
-    import time
-
-    from bot.features.backup.archive import ArchiveWriter, Manifest, file_sha256
-    from bot.pictures.picture_store import PictureStore
+    from bot.pictures.picture_store import ContentMissing, PictureStore
 
     async with _copy_database(settings, pictures_only, parent_folder) as (database, picture_names):
         packer = ArchiveWriter(stream)
         packer.add_manifest(Manifest(time.time(), file_sha256(database) if database else "", len(picture_names)))
         if database:
             packer.add_database(database)
-        missing_count = await _add_pictures(packer, PictureStore(settings.pictures), picture_names)
+        pictures = PictureStore(settings.pictures)
+        missing_count = 0
+        for sha256 in picture_names:
+            try:
+                packer.add_picture(sha256, await pictures.get(sha256))
+            except ContentMissing:
+                missing_count += 1
         packer.close()
     return len(picture_names) - missing_count, missing_count
 
@@ -110,21 +108,6 @@ async def _copy_database(
         except sqlite_backup.UnusableDatabase as error:
             raise UserError(str(error)) from error
         yield target, picture_names
-
-
-async def _add_pictures(packer: ArchiveWriter, pictures: PictureStore, picture_names: Sequence[str]) -> int:
-    """Add the pictures. Return how many are missing."""
-    from bot.pictures.picture_store import ContentMissing
-
-    missing_count = 0
-    for sha256 in picture_names:
-        try:
-            content = await pictures.get(sha256)
-        except ContentMissing:
-            missing_count += 1
-        else:
-            packer.add_picture(sha256, content)
-    return missing_count
 
 
 COMMANDS = {"backup": backup, "restore": restore}

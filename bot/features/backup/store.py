@@ -31,8 +31,7 @@ class UnusableDatabase(ValueError):
 
 
 def copy_database(source: Path, target: Path) -> None:
-    """Copy everything committed at the start, except tokens, sessions and keys, to one file. Raises `UnusableDatabase`,
-    OSError.
+    """Copy all that is committed at the start, except tokens, sessions and keys. Raises `UnusableDatabase`, OSError.
 
     VACUUM writes the file anew, since SQLite leaves deleted and overwritten content in a file.
     """
@@ -53,16 +52,13 @@ def copy_database(source: Path, target: Path) -> None:
 
 
 def _list_secret_tables(database: sqlite3.Connection) -> list[str]:
-    """Return the tables that no copy has, of those that are there."""
     names = {str(row[0]) for row in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
     features = (table for feature in load_features().values() for table in feature.secret_tables)
     return [table for table in (*SECRET_TABLES, *features) if table in names]
 
 
 def list_copy_hashes(file: Path) -> list[str]:
-    """Return the SHA-256 of every picture and ladder that a copy names. Raises `UnusableDatabase` if it is not
-    Darkroom's.
-    """
+    """Return the SHA-256 of all pictures and ladders in a copy. Raises `UnusableDatabase` if it is not Darkroom's."""
     try:
         with _open_database(file) as database:
             _check_schema(database)

@@ -54,9 +54,8 @@ async def describe(
         for number in range(1, 1 + len(suggestions.prompts)):
             view.add_item(ImagineButton(number))
         view.stop()  # its buttons are found by their ids, also after a restart
-        await interaction.edit_original_response(
-            content=render_suggestions(suggestions, model), view=view, allowed_mentions=NO_MENTIONS
-        )
+        content = render_suggestions(suggestions, model)
+        await interaction.edit_original_response(content=content, view=view, allowed_mentions=NO_MENTIONS)
 
 
 @describe.autocomplete("model")

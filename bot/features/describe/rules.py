@@ -123,11 +123,8 @@ def build_prompt(subject: str, additions: Sequence[str]) -> str:
 
 def choose_vocabulary(model_profile: ModelProfile) -> Vocabulary:
     """Return the vocabulary for a model."""
-    return (
-        EMBEDDED_VOCABULARY
-        if model_profile.size <= EMBEDDED_SIDE and model_profile.tokens <= EMBEDDED_TOKENS
-        else GENERAL_VOCABULARY
-    )
+    is_small = model_profile.size <= EMBEDDED_SIDE and model_profile.tokens <= EMBEDDED_TOKENS
+    return EMBEDDED_VOCABULARY if is_small else GENERAL_VOCABULARY
 
 
 EMPTY_TEXT = ""  # a prompt without words

@@ -135,14 +135,11 @@ class ImageToPrompt(PromptSuggester, SideWork):
                 async with timeout, self._charge_work(member, seconds) as search.meter:
                     decoded_image = await self._load_image(member, image)
                     thumbnail = await asyncio.to_thread(crop_square, decoded_image.png, model_profile.size)
-                    prompt_search = PromptSearch(
+                    words = choose_vocabulary(model_profile)
+                    found = await PromptSearch(
                         self._request_scores, model_profile, thumbnail, search.meter, self._turn_lock
-                    )
-                    return PromptSuggestions(
-                        model_profile.name,
-                        *await prompt_search.find_prompts(choose_vocabulary(model_profile)),
-                        decoded_image.notes,
-                    )
+                    ).find_prompts(words)
+                    return PromptSuggestions(model_profile.name, *found, decoded_image.notes)
             except TimeoutError as error:
                 raise UserError(CANCELLED if search.is_cancelled else TIMED_OUT, 429) from error
             except (NoWorkerAnswers, ConnectionError) as error:
@@ -201,10 +198,8 @@ def estimate_cost(model_profile: ModelProfile, words_to_score: Vocabulary) -> fl
         earlier_draws = draws
     parts = len(words_to_score.scenes) + len(words_to_score.slots)
     rows += words_to_score.addition_count * len(SLOT_DRAWS) + (2 * parts + MAX_PROMPTS) * len(FINAL_DRAWS)
-    return (
-        rows * model_profile.row_ms
-        + (len(words_to_score.subjects) + words_to_score.addition_count) * model_profile.encode_ms
-    ) / 1000.0
+    texts = len(words_to_score.subjects) + words_to_score.addition_count
+    return (rows * model_profile.row_ms + texts * model_profile.encode_ms) / 1000.0
 
 
 class PromptSearch:
@@ -239,23 +234,17 @@ class PromptSearch:
         chosen_words = await self._drop_needless_words(subjects[0], chosen_words)
         prompts = [build_prompt(subject, chosen_words) for subject in subjects]
         await self._score_texts(prompts, FINAL_DRAWS)
-        best = [
-            ScoredPrompt(text, self._tally.error_reduction(text, FINAL_DRAWS))
-            for text in self._tally.best_texts(prompts, FINAL_DRAWS, MAX_PROMPTS)
-        ]
-        return self._tally.text_count, tuple(
-            scored_prompt for scored_prompt in best if scored_prompt.error_reduction > 0
-        )
+        best = self._tally.best_texts(prompts, FINAL_DRAWS, MAX_PROMPTS)
+        scored = [ScoredPrompt(text, self._tally.error_reduction(text, FINAL_DRAWS)) for text in best]
+        return self._tally.text_count, tuple(each for each in scored if each.error_reduction > 0)
 
     async def _find_subjects(self, candidates: Sequence[str], settings: Sequence[str]) -> list[str]:
-        """Return the best subjects after several rounds."""
         remaining_texts = {build_prompt(subject, settings): subject for subject in candidates}
         earlier_draws = 0
         for limit, draws in ROUNDS:
-            await self._score_texts(list(remaining_texts)[:limit], range(earlier_draws, draws))
-            best_texts = self._tally.best_texts(
-                list(remaining_texts)[:limit], range(draws), limit or len(remaining_texts)
-            )
+            texts = list(remaining_texts)[:limit]
+            await self._score_texts(texts, range(earlier_draws, draws))
+            best_texts = self._tally.best_texts(texts, range(draws), len(texts))
             remaining_texts = {text: remaining_texts[text] for text in best_texts}
             earlier_draws = draws
         return list(remaining_texts.values())[:MAX_PROMPTS]
@@ -286,13 +275,15 @@ class PromptSearch:
 
     async def _score_texts(self, texts: Iterable[str], draws: range) -> None:
         """Score each text with these noise draws, skipping scores that are known."""
+        profile = self._model_profile
         unscored_texts = self._tally.missing_texts(texts, draws)
-        batch_size = _batch_size(self._model_profile, len(draws))
+        text_ms = len(draws) * profile.row_ms + profile.encode_ms + 1e-3
+        batch_size = max(1, min(MAX_CANDIDATES, int(MAX_REQUEST_MS / text_ms)))  # occupies no worker for long
         for start in range(0, len(unscored_texts), batch_size):
             batch = unscored_texts[start : start + batch_size]
             request = DescribeRequest(
-                model=self._model_profile.name,
-                revision=self._model_profile.revision,
+                model=profile.name,
+                revision=profile.revision,
                 picture=self._thumbnail,
                 texts=tuple(batch),
                 first=draws.start,
@@ -312,13 +303,6 @@ class PromptSearch:
             except (NoWorkerAnswers, ConnectionError):
                 self._meter.seconds -= seconds
                 raise
-
-
-def _batch_size(model_profile: ModelProfile, draws: int) -> int:
-    """Return how many texts a request has, so that it does not occupy a worker for long."""
-    return max(
-        1, min(MAX_CANDIDATES, int(MAX_REQUEST_MS / (draws * model_profile.row_ms + model_profile.encode_ms + 1e-3)))
-    )
 
 
 @asynccontextmanager

@@ -34,36 +34,16 @@ class DescribeBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 async def describe_picture(request: web.Request) -> web.Response:
     """Return prompts for the picture, which takes seconds. The search ends when the client goes."""
-    body, picture = await _read_picture(request)
-    member = member_of(request)
-    image_to_prompt = request.app[SERVICES].get(ImageToPrompt)
-    result = await wait_while_connected(request, image_to_prompt.suggest_prompts(picture, member, body.model))
-    prompts = [asdict(suggestion) for suggestion in result.prompts]
-    return web.json_response(
-        {
-            "model": result.model,
-            "tried_texts": result.tried_texts,
-            "prompts": prompts,
-            "sentence": result.sentence,
-            "notes": list(result.notes),
-        }
-    )
-
-
-async def _read_picture(request: web.Request) -> tuple[DescribeBody, bytes]:
-    """Read the form. Other forms may be sent while this picture is scored: scoring has its own queue."""
+    # other forms may be sent while this picture is scored: scoring has its own queue
     async with read_form(request, DescribeBody) as (body, files):
         if len(files.pictures) != 1 or files != FormFiles(files.pictures):
             raise UserError("The form needs one part `picture`, beside `request`.", 400)
-        return body, files.pictures[0]
+    member = member_of(request)
+    image_to_prompt = request.app[SERVICES].get(ImageToPrompt)
+    search = image_to_prompt.suggest_prompts(files.pictures[0], member, body.model)
+    result = await wait_while_connected(request, search)
+    return web.json_response(asdict(result) | {"sentence": result.sentence})
 
 
-ROUTES = (
-    Route(
-        "POST",
-        "/api/describe",
-        describe_picture,
-        "describe",
-        Shape("Suggestions", body=DescribeBody, files=("picture",)),
-    ),
-)
+SHAPE = Shape("Suggestions", body=DescribeBody, files=("picture",))
+ROUTES = (Route("POST", "/api/describe", describe_picture, "describe", SHAPE),)

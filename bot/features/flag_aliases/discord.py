@@ -44,41 +44,32 @@ async def set_alias(
             await send_ephemeral(interaction, f"`--{await aliases.delete_alias(member_id, name)}` is deleted.")
             return
         stored_name = await aliases.set_alias(member_id, name, value)
-        await send_ephemeral(
-            interaction,
-            (
-                "From now on: "
-                f"{render_alias(stored_name, (await aliases.list_aliases(member_id)).get(stored_name, value))}"
-            ),
-        )
+        stored_value = (await aliases.list_aliases(member_id)).get(stored_name, value)
+        await send_ephemeral(interaction, f"From now on: {render_alias(stored_name, stored_value)}")
 
 
 @option.command(name="list", description="Your flag aliases, and what they stand for")
 async def list_aliases(interaction: discord.Interaction[DarkroomClient]) -> None:
     async with reply_on_error(interaction):
         aliases = await interaction.client.services.get(FlagAliases).list_aliases(member_of(interaction).id)
-        await send_ephemeral(
-            interaction, render_aliases(aliases, interaction.client.mention_command("prefer option set"))
-        )
+        command = interaction.client.mention_command("prefer option set")
+        await send_ephemeral(interaction, render_aliases(aliases, command))
 
 
 @set_alias.autocomplete("name")
 async def suggest_aliases(interaction: discord.Interaction[DarkroomClient], current: str) -> list[Choice[str]]:
     """Suggest the aliases that exist, with what they stand for."""
     aliases = await interaction.client.services.get(FlagAliases).list_aliases(member_of(interaction).id)
-    matches = {name: value for name, value in aliases.items() if current.strip().lower().removeprefix("--") in name}
-    return [Choice(name=f"{name}: {value}"[:MAX_CHOICE_CHARS], value=name) for name, value in matches.items()][
-        :MAX_CHOICES
-    ]
+    typed = current.strip().lower().removeprefix("--")
+    matches = [(name, f"{name}: {value}") for name, value in aliases.items() if typed in name]
+    return [Choice(name=text[:MAX_CHOICE_CHARS], value=name) for name, text in matches[:MAX_CHOICES]]
 
 
 PREFERENCES = {"prefer option list": "has your flag aliases"}
 
 
 def render_aliases(aliases: Mapping[str, str], command: str) -> str:
-    """Return all aliases of a member, one a line, and how to change them; `command` is the mention of the command for
-    that.
-    """
+    """Return all aliases of a member, one a line, and how to change them by `command`, its mention."""
     if not aliases:
         return NO_ALIASES.format(command)
     max_chars = min(MAX_VALUE_CHARS, MESSAGE_BUDGET // len(aliases) - LINE_OVERHEAD)

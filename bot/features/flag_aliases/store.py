@@ -1,7 +1,4 @@
-"""Members' flag aliases in SQL: a name and the text it expands to. Works inside its caller's transaction.
-
-The table of members' flag aliases, which hold in every server.
-"""
+"""Members' flag aliases in SQL, which hold in every server. Works inside its caller's transaction."""
 
 from __future__ import annotations
 
@@ -17,9 +14,7 @@ def load_flag_aliases(connection: Connection, member: str) -> dict[str, str]:
 
 
 def put_flag_alias(connection: Connection, member: str, name: str, value: str, max_count: int) -> bool:
-    """Store a flag alias, replacing one of the same name. False: the member has `max_count` already, and nothing
-    changed.
-    """
+    """Store a flag alias, replacing one of the same name. False, and nothing stored: the member has `max_count`."""
     others = [other for other in load_flag_aliases(connection, member) if other != name]
     if len(others) >= max_count:
         return False

@@ -35,13 +35,11 @@ async def list_aliases(request: web.Request) -> web.Response:
 async def set_alias(request: web.Request) -> web.Response:
     """Set or delete one of the visitor's flag aliases; return them all."""
     body = await read_body(request, FlagAliasBody)
-    aliases = _aliases(request)
     member_id = member_of(request).id
-    await (
-        aliases.set_alias(member_id, body.name, body.value)
-        if body.value.strip()
-        else aliases.delete_alias(member_id, body.name)
-    )
+    if body.value.strip():
+        await _aliases(request).set_alias(member_id, body.name, body.value)
+    else:
+        await _aliases(request).delete_alias(member_id, body.name)
     return await list_aliases(request)
 
 

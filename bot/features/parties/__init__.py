@@ -7,9 +7,10 @@ from bot.domain.permission import Permission, Price
 
 FEATURE = Feature(
     title="Parties",
-    permissions={"party": Permission("take part in a party", others_role="member", in_direct_messages=False)},
+    permissions={
+        "party": Permission("take part in a party", others_role="member", in_direct_messages=False, is_limitable=True)
+    },
     prices={"party": Price("steer", 1.0)},
-    limitable_commands=("party",),
     member_limits=(
         MemberLimit(
             "party",

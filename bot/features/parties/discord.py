@@ -13,7 +13,7 @@ from discord import app_commands
 from discord.app_commands import Range
 
 from bot.discord.cards import pictures
-from bot.discord.cards.button_layout import MAX_ROW_BUTTONS, Button, ButtonRow
+from bot.discord.cards.button_layout import Button, ButtonRow
 from bot.discord.cards.job_cards import MAX_CONTENT, Card
 from bot.discord.components.forms import FormSubmission, create_form, form_id, open_form, text_field
 from bot.discord.declarations import ButtonDeclaration, declare
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 MAX_PHRASES_SHOWN = 8  # two buttons each, in four rows
 MAX_CREDITED = 20  # members
-PHRASES_IN_ROW = 2
+ROW_BUTTONS = 4  # two phrases
 LONGEST_PARTY = 60  # minutes that Discord offers; the rules allow fewer
 MENTION = re.compile(r"<@!?([0-9]{15,20})>")
 NO_MENTIONS_GIVEN = "Name the members as mentions, like @ann @bob; without any, everybody here may take part."
@@ -146,12 +146,14 @@ def add_board(card: Card, board: PartyBoard) -> Card:
     phrases = _choose_shown(board.phrases)
     until = "" if board.ends_at is None else f" until <t:{round(board.ends_at)}:R>"
     lines = [f"🎉 A party{until} · {_count_members(len(board.members))} · `/say` what the picture should show"]
-    lines += [f"> {_render_votes(phrase)} {_quote(phrase)}" for phrase in phrases]
+    for phrase in phrases:
+        votes = f"👍 {phrase.votes_for}{f' 👎 {phrase.votes_against}' if phrase.votes_against else ''}"
+        said = f"**{escape_discord(phrase.text, 100)}** · {escape_discord(phrase.member_name, 32)}"
+        lines.append(f"> {votes} {said}")
     cancel = tuple(button for row in card.rows for button in row if button.kind == "cancel")
     first_row = (*cancel, Button("speak", board.job, "Say…"))
-    return replace(
-        card, content=_add_lines(card.content, lines), rows=(first_row, *_build_vote_rows(board.job, phrases))
-    )
+    rows = (first_row, *_build_vote_rows(board.job, phrases))
+    return replace(card, content=_add_lines(card.content, lines), rows=rows)
 
 
 def add_credits(card: Card, board: PartyBoard) -> Card:
@@ -175,28 +177,12 @@ def _count_members(count: int) -> str:
     return "nobody takes part yet" if not count else "1 takes part" if count == 1 else f"{count} take part"
 
 
-def _render_votes(phrase: PartyPhrase) -> str:
-    against = f" 👎 {phrase.votes_against}" if phrase.votes_against else ""
-    return f"👍 {phrase.votes_for}{against}"
-
-
-def _quote(phrase: PartyPhrase) -> str:
-    return f"**{escape_discord(phrase.text, 100)}** · {escape_discord(phrase.member_name, 32)}"
-
-
 def _build_vote_rows(job: str, phrases: Sequence[PartyPhrase]) -> tuple[ButtonRow, ...]:
-    pairs = [
-        (
-            Button("voteup", job, shorten(phrase.text, 30), phrase.number, "👍"),
-            Button("votedown", job, "", phrase.number, "👎"),
-        )
-        for phrase in phrases
-    ]
-    assert 2 * PHRASES_IN_ROW <= MAX_ROW_BUTTONS
-    return tuple(
-        tuple(button for pair in pairs[start : start + PHRASES_IN_ROW] for button in pair)
-        for start in range(0, len(pairs), PHRASES_IN_ROW)
-    )
+    buttons = list[Button]()
+    for phrase in phrases:
+        buttons.append(Button("voteup", job, shorten(phrase.text, 30), phrase.number, "👍"))
+        buttons.append(Button("votedown", job, "", phrase.number, "👎"))
+    return tuple(tuple(buttons[start : start + ROW_BUTTONS]) for start in range(0, len(buttons), ROW_BUTTONS))
 
 
 def _add_lines(content: str, lines: Sequence[str]) -> str:

@@ -88,9 +88,8 @@ def choose_words(prompt: Sequence[Concept], talk: PartyTalk) -> WordsChange:
     wanted = [phrase for phrase in list_live_phrases(talk) if scores[phrase.number] > 0]
     wanted.sort(key=lambda phrase: (talk.served.get(phrase.member, 0), -scores[phrase.number], phrase.number))
     chosen = sorted(wanted[: count_places(prompt)], key=lambda phrase: phrase.number)
-    return WordsChange(
-        balance_weights(prompt, [(phrase.text, scores[phrase.number]) for phrase in chosen]), tuple(chosen)
-    )
+    said = [(phrase.text, scores[phrase.number]) for phrase in chosen]
+    return WordsChange(balance_weights(prompt, said), tuple(chosen))
 
 
 def balance_weights(prompt: Sequence[Concept], said: Sequence[tuple[str, float]]) -> tuple[Concept, ...]:

@@ -9,7 +9,7 @@ import logging
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from cachetools import LRUCache
@@ -168,10 +168,6 @@ class PartyService:
             raise UserError(NO_PARTY, 404)
         return party.job
 
-    async def join(self, job: str, member: Member) -> None:
-        """Let the member take part, if they may and do not yet."""
-        await self._enter(job, member)
-
     async def say(self, job: str, words: str, member: Member) -> str:
         """Let the member's phrase be these words, in place of their earlier ones. Return a sentence for them."""
         text = _clean_phrase(words)
@@ -217,7 +213,8 @@ class PartyService:
         record = await self._job_views.load_record(job)
         if party is None or not party.is_open or is_end(record.state):
             raise UserError(NO_PARTY if party is None else OVER, 404)
-        _check_invited(party, member)
+        if party.invited and member.id not in party.invited:
+            raise UserError(NOT_INVITED, 403)
         rules = await self._effective_rules(member)
         check_action(rules, "party")
         if not await self._store.write(stored.join_party, job, member, self._clock()):
@@ -225,13 +222,7 @@ class PartyService:
         return record
 
 
-def _check_invited(party: PartyRecord, member: Member) -> None:
-    if party.invited and member.id not in party.invited:
-        raise UserError(NOT_INVITED, 403)
-
-
 def _clean_phrase(words: str) -> str:
-    """Return what a member says on one line. Raises `UserError` for what is no phrase."""
     text = clean_prompt(words[: 4 * MAX_SAID]).strip()
     if not text:
         raise UserError(NOTHING_SAID)
@@ -243,7 +234,6 @@ def _clean_phrase(words: str) -> str:
 
 
 def _count_votes(talk: PartyTalk) -> tuple[PartyPhrase, ...]:
-    """Return each live phrase with its votes."""
     opinions = collect_opinions(talk)
     counted: list[PartyPhrase] = []
     for phrase in list_live_phrases(talk):
@@ -251,12 +241,6 @@ def _count_votes(talk: PartyTalk) -> tuple[PartyPhrase, ...]:
         votes_for = sum(value > 0 for value in values)
         counted.append(PartyPhrase(phrase.number, phrase.text, phrase.member_name, votes_for, len(values) - votes_for))
     return tuple(counted)
-
-
-@dataclass
-class _SentPace:
-    epoch: int
-    sent_at: float
 
 
 class PartyConductor:
@@ -282,7 +266,7 @@ class PartyConductor:
         self._job_control = job_control
         self._effective_rules = effective_rules
         self._clock = clock
-        self._paces: dict[str, _SentPace] = {}
+        self._paces: dict[str, tuple[int, float]] = {}  # by job: for which epoch it was sent last, and when
 
     async def run(self) -> None:
         """Conduct until cancelled. Retry after an outage of the database."""
@@ -324,11 +308,11 @@ class PartyConductor:
 
     async def _send_pace(self, record: JobRecord, active_job: ActiveJob, pace: float, now: float) -> None:
         """Send the pace to each new worker at once, then now and then."""
-        sent = self._paces.get(record.id)
-        if sent is not None and sent.epoch == active_job.epoch and now - sent.sent_at < PACE_SECONDS:
+        epoch, sent_at = self._paces.get(record.id, (None, 0.0))
+        if epoch == active_job.epoch and now - sent_at < PACE_SECONDS:
             return
         await self._job_control.set_pace(record, pace if pace >= MIN_PACE else 0.0)
-        self._paces[record.id] = _SentPace(active_job.epoch, now)
+        self._paces[record.id] = (active_job.epoch, now)
 
     async def _change_words(
         self, party: PartyRecord, record: JobRecord, recipe: Recipe, seconds_per_step: float, ends: float, now: float
@@ -345,9 +329,8 @@ class PartyConductor:
         old = settle_fades(presume_recipe(recipe, amendments, record.step)).concepts
         if not is_worth_a_change(old, change.concepts):
             return
-        await self._store.write(
-            stored.record_change, party.job, [phrase.member for phrase in change.phrases], now
-        )  # first: what is refused is not asked for again at once
+        # first: what is refused is not asked for again at once
+        await self._store.write(stored.record_change, party.job, [phrase.member for phrase in change.phrases], now)
         speaker, label = _find_speaker(record, old, change)
         request = SteeringRequest(
             concepts=change.concepts,

@@ -1,7 +1,4 @@
-"""Parties in SQL. Each function works inside its caller's transaction.
-
-Tables of parties: members who steer one picture together. Same metadata as `bot.store.schema.tables`.
-"""
+"""Parties in SQL, and their tables. Each function works inside its caller's transaction."""
 
 from __future__ import annotations
 
@@ -13,12 +10,12 @@ from sqlalchemy import (
     JSON,
     Boolean,
     Column,
+    ColumnElement,
     Connection,
     Float,
     ForeignKey,
     Index,
     Integer,
-    RowMapping,
     Select,
     String,
     Table,
@@ -61,25 +58,22 @@ def open_party(connection: Connection, job: str, place: str, minutes: int, invit
 
 
 def find_open_party(connection: Connection, place: str) -> PartyRecord | None:
-    row = connection.execute(select(parties).where(parties.c.place == place, parties.c.is_open)).mappings().first()
-    return None if row is None else _to_record(row)
+    return next(iter(_list_parties(connection, parties.c.place == place, parties.c.is_open)), None)
 
 
 def find_party(connection: Connection, job: str) -> PartyRecord | None:
     """Return the party around a job, open or not."""
-    row = connection.execute(select(parties).where(parties.c.job == job)).mappings().first()
-    return None if row is None else _to_record(row)
+    return next(iter(_list_parties(connection, parties.c.job == job)), None)
 
 
 def list_open_parties(connection: Connection) -> list[PartyRecord]:
-    rows = connection.execute(select(parties).where(parties.c.is_open).order_by(parties.c.job)).mappings()
-    return [_to_record(row) for row in rows]
+    return _list_parties(connection, parties.c.is_open)
 
 
-def _to_record(row: RowMapping) -> PartyRecord:
-    return PartyRecord(
-        row["job"], row["place"], row["minutes"], tuple(row["invited"]), row["is_open"], row["ends"], row["changed"]
-    )
+def _list_parties(connection: Connection, *conditions: ColumnElement[bool]) -> list[PartyRecord]:
+    rows = connection.execute(select(parties).where(*conditions).order_by(parties.c.job)).mappings()
+    names = ("job", "place", "minutes", "is_open", "ends", "changed")
+    return [PartyRecord(invited=tuple(row["invited"]), **{name: row[name] for name in names}) for row in rows]
 
 
 def load_talk(connection: Connection, job: str) -> PartyTalk:

@@ -46,7 +46,6 @@ def forget(
 
 
 async def _forget_member(settings: Settings, store: Store, member: str, guild: str) -> str:
-    """Delete the member's data, here or by the running bot; return what happened as a sentence."""
     from bot.cli.instance_lock import lock_data_folder
     from bot.store import NotLeader
 
@@ -59,11 +58,12 @@ async def _forget_member(settings: Settings, store: Store, member: str, guild: s
             timing = "when a bot runs next"
     except (UserError, NotLeader):
         timing = "one by one by the running bot"
-        await _wait_for_bot(service, member)
+        deadline = time.monotonic() + FORGET_TIMEOUT
+        while await service.is_under_way(member) and time.monotonic() < deadline:
+            await asyncio.sleep(0.25)
     if await service.is_under_way(member):
-        return (
-            f"{member}: {job_count} jobs are being forgotten; running jobs and Discord messages are deleted {timing}."
-        )
+        rest = f"running jobs and Discord messages are deleted {timing}"
+        return f"{member}: {job_count} jobs are being forgotten; {rest}."
     return f"{member}: {job_count} jobs and all their data are deleted. Blocks and moderators' decisions stay."
 
 
@@ -84,7 +84,6 @@ async def _hold_leader_term(settings: Settings, store: Store) -> AsyncGenerator[
 
 
 def _build_forget_service(settings: Settings, store: Store) -> DataDeletion:
-    """Build `DataDeletion` without broker and front ends."""
     from bot.domain.events import Feed
     from bot.jobs.retention import FileCleanup
     from bot.pictures.film_cache import FILMS, FilmCache
@@ -92,25 +91,11 @@ def _build_forget_service(settings: Settings, store: Store) -> DataDeletion:
     from bot.services.data_deletion import DataDeletion
     from bot.services.front_end_actions import FrontEndActions
 
-    films = FilmCache(settings.data / FILMS)
-
     async def request_cancel(job_id: str) -> object:
         return await store.request_cancel(job_id, time.time())
 
-    return DataDeletion(
-        store,
-        request_cancel,
-        FileCleanup(store, PictureStore(settings.pictures), films.forget),
-        Feed(),
-        FrontEndActions(),
-        waits_for_discord=True,
-    )
-
-
-async def _wait_for_bot(service: DataDeletion, member: str) -> None:
-    deadline = time.monotonic() + FORGET_TIMEOUT
-    while await service.is_under_way(member) and time.monotonic() < deadline:
-        await asyncio.sleep(0.25)
+    cleanup = FileCleanup(store, PictureStore(settings.pictures), FilmCache(settings.data / FILMS).forget)
+    return DataDeletion(store, request_cancel, cleanup, Feed(), FrontEndActions(), waits_for_discord=True)
 
 
 def export(
@@ -123,14 +108,11 @@ def export(
 
     settings = _load_settings(data)
     with write_new_file(out) as file:
-        job_count, picture_count = run_with_store(
-            settings.database, lambda store: _export_member(settings, store, member, file)
-        )
-    typer.echo(f"{out}: {job_count} jobs and {picture_count} pictures of {member}.")
+        counts = run_with_store(settings.database, lambda store: _export_member(settings, store, member, file))
+    typer.echo(f"{out}: {counts[0]} jobs and {counts[1]} pictures of {member}.")
 
 
 async def _export_member(settings: Settings, store: Store, member: str, file: IO[bytes]) -> tuple[int, int]:
-    """Write the zip; return how many jobs and pictures are in it."""
     from bot.features.privacy.service import DataExport
     from bot.pictures.picture_store import PictureStore
 

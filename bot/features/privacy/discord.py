@@ -57,8 +57,7 @@ def describe_archive(archive: ExportArchive) -> str:
     if archive.omitted_pictures:
         return (
             f"{text}. Your {archive.omitted_pictures} pictures are too large to be sent here; this bot's operator can "
-            "give you "
-            "all of them (`darkroom export`)."
+            "give you all of them (`darkroom export`)."
         )
     return f"{text}, and {archive.picture_count} {'picture' if archive.picture_count == 1 else 'pictures'}."
 
@@ -96,6 +95,5 @@ class ForgetButton(ui.DynamicItem[ui.Button[Any]], template=r"forget:me"):
             member = await require_permission(interaction, "forget")
             await interaction.response.defer()
             job_count = await interaction.client.services.get(DataDeletion).request_deletion(member.id)
-            await interaction.edit_original_response(
-                content=DELETION_STARTED.format(jobs=format_job_count(job_count)), view=None
-            )
+            content = DELETION_STARTED.format(jobs=format_job_count(job_count))
+            await interaction.edit_original_response(content=content, view=None)

@@ -21,13 +21,16 @@ from bot.domain.feature import RunningFeature
 from bot.pictures.moderation_status import is_held
 from bot.pictures.picture_store import ContentMissing, PictureStore
 from bot.store import JobRecord, Store, StoredPicture
-from bot.store.members import export
+from bot.store.members import preferences
 
 if TYPE_CHECKING:
     from bot.app.wiring import App
 
 ZIP_OVERHEAD = 512  # bytes that a zip needs for a file beyond its content
 JOBS_FILE = "jobs.json"
+JOB_FIELDS = """
+    id action state prompt notes member_name guild channel private tier model created started ended cost charged reason
+"""
 
 
 @dataclass
@@ -63,9 +66,7 @@ class DataExport:
         self._archive_lock = asyncio.Lock()
 
     async def build_archive(self, member: str, limit: int) -> ExportArchive:
-        """Return everything if it fits into `limit` bytes, else only `jobs.json`. Raises `UserError` (413) if not even
-        that fits.
-        """
+        """Return everything if it fits into `limit` bytes, else only `jobs.json`, else raise `UserError` (413)."""
         async with self._archive_lock:  # one at a time: the zip is in memory
             contents = await self.collect_contents(member)
             encoded_jobs = await asyncio.to_thread(_encode_json, contents.document)
@@ -73,15 +74,14 @@ class DataExport:
             buffer = io.BytesIO()
             picture_total = await self.write_zip(contents, buffer, pictures=has_room)
             if len(buffer.getbuffer()) > limit:
-                raise UserError(
-                    "Even the list of your jobs is too large to be sent here. Ask this bot's operator.", 413
-                )
+                sentence = "Even the list of your jobs is too large to be sent here. Ask this bot's operator."
+                raise UserError(sentence, 413)
             omitted_pictures = 0 if has_room else len(contents.pictures)
             return ExportArchive(buffer.getvalue(), len(contents.document["jobs"]), picture_total, omitted_pictures)
 
     async def collect_contents(self, member: str) -> ExportContents:
         """Collect everything that is stored about a member, and the list of their pictures."""
-        settings = await self._store.query(export.read_choices, member)
+        settings = await self._store.query(preferences.read_choices, member)
         document: dict[str, Any] = {
             "member": member,
             "made": self._clock(),
@@ -106,7 +106,7 @@ class DataExport:
     async def _read_jobs(self, member: str) -> AsyncIterator[tuple[JobRecord, list[StoredPicture], list[Any]]]:
         last_id = ""
         while True:
-            records, stored_files, destinations = await self._store.query(export.read_page, member, last_id)
+            records, stored_files, destinations = await self._store.query(preferences.read_page, member, last_id)
             for record in records:
                 yield record, [file for file in stored_files if file.job == record.id], destinations.get(record.id, [])
             if not records:
@@ -135,30 +135,9 @@ def _exported_pictures(record: JobRecord, stored_files: Sequence[StoredPicture])
 
 
 def _job_entry(record: JobRecord, files: Sequence[str], destinations: Sequence[Any]) -> dict[str, Any]:
-    """Return a job as its author may know it."""
-    names = (
-        "id",
-        "action",
-        "state",
-        "prompt",
-        "notes",
-        "member_name",
-        "guild",
-        "channel",
-        "private",
-        "tier",
-        "model",
-        "created",
-        "started",
-        "ended",
-        "cost",
-        "charged",
-        "reason",
-    )
-    entry: dict[str, Any] = {name: getattr(record, name) for name in names}
-    settings: Mapping[str, Any] = msgspec.to_builtins(record.task)
-    return entry | {
-        "settings": settings,
+    return {
+        **{name: getattr(record, name) for name in JOB_FIELDS.split()},
+        "settings": msgspec.to_builtins(record.task),
         "parent": record.parent[0] if record.parent else None,
         "places": destinations,
         "pictures": files,

@@ -21,10 +21,9 @@ from bot.domain.errors import UserError
 from bot.domain.texts import escape_discord
 from bot.features.shorten.rules import build_short_prompt, split_words
 from bot.features.shorten.service import PromptShortener
-from bot.prompt.concepts import clean_prompt
+from bot.prompt.concepts import clean_prompt, expand_braces
 from bot.prompt.flag_aliases import expand_flag_aliases
 from bot.prompt.flags import split_flags
-from bot.prompt.permutations import expand_braces
 
 if TYPE_CHECKING:
     from bot.discord.client import DarkroomClient
@@ -48,45 +47,35 @@ PROMPT_GONE = "That message no longer shows its prompt. Please use /shorten agai
 @app_commands.describe(prompt="The prompt; its flags stay as they are")
 async def shorten(interaction: discord.Interaction[DarkroomClient], prompt: Range[str, 1, MAX_PROMPT]) -> None:
     async with reply_on_error(interaction):
-        text = await _expand_aliases(interaction, clean_prompt(prompt).replace("`", "'"))
+        services = interaction.client.services
+        text = clean_prompt(prompt).replace("`", "'")
+        aliases = await services.preferences.load_flag_aliases(member_of(interaction).id, text)
+        text = expand_flag_aliases(text, aliases)[0]
         if len(text) > MAX_PROMPT:
             raise UserError(f"At most {MAX_PROMPT} characters can be measured, and these are {len(text)}.")
         if len(expand_braces(text)) > 1:
             raise UserError("One prompt at a time: leave out the braces.")
         split_words(text)  # refuse before the response is deferred
         await interaction.response.defer(ephemeral=True, thinking=True)
-        analysis = await interaction.client.services.get(PromptShortener).weigh_prompt(text)
+        analysis = await services.get(PromptShortener).weigh_prompt(text)
         view = ui.View(timeout=None)
         for number, shorter in enumerate(analysis.shorter_prompts, 1):
             view.add_item(ShortenButton(number, shorter.version.word_indices))
         view.stop()  # its buttons are found by their ids, also after a restart
-        await interaction.edit_original_response(
-            content=render_analysis(text, analysis), view=view, allowed_mentions=NO_MENTIONS
-        )
-
-
-async def _expand_aliases(interaction: discord.Interaction[DarkroomClient], text: str) -> str:
-    """Expand the member's flag aliases."""
-    return expand_flag_aliases(
-        text, await interaction.client.services.preferences.load_flag_aliases(member_of(interaction).id, text)
-    )[0]
+        content = render_analysis(text, analysis)
+        await interaction.edit_original_response(content=content, view=view, allowed_mentions=NO_MENTIONS)
 
 
 def render_analysis(text: str, analysis: PromptWeights) -> str:
     """Return the message: words by weight, versions, and the prompt itself. A press reads the prompt from it."""
     order = sorted(range(len(analysis.words)), key=lambda index: -analysis.shares[index])
-    top_words = " · ".join(
-        f"**{escape_discord(analysis.words[index], 24)}** {analysis.shares[index]:.0%}" for index in order[:TOP_WORDS]
-    )
-    weak_words = ", ".join(
-        escape_discord(analysis.words[index], 24) for index in order[::-1][:5] if index not in order[:TOP_WORDS]
-    )
+    words = [escape_discord(word, 24) for word in analysis.words]
+    top_words = " · ".join(f"**{words[index]}** {analysis.shares[index]:.0%}" for index in order[:TOP_WORDS])
+    weak_words = ", ".join(words[index] for index in order[::-1][:5] if index not in order[:TOP_WORDS])
     lines = [f"What matters most: {top_words}", *([f"What hardly matters: {weak_words}"] if weak_words else [])]
-    lines += [
-        f"`{number}.` {escape_discord(shorter.version.text, MAX_VERSION_CHARS)} · {max(0.0, shorter.similarity):.0%} "
-        "alike"
-        for number, shorter in enumerate(analysis.shorter_prompts, 1)
-    ]
+    for number, shorter in enumerate(analysis.shorter_prompts, 1):
+        version = escape_discord(shorter.version.text, MAX_VERSION_CHARS)
+        lines.append(f"`{number}.` {version} · {max(0.0, shorter.similarity):.0%} alike")
     return "\n".join([*lines, METHOD_NOTE, f"```\n{text}\n```"])
 
 

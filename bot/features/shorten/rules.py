@@ -62,9 +62,7 @@ def cosine_similarity(first: Vector, second: Vector) -> float:
 def movement_shares(movements: Sequence[float]) -> tuple[float, ...]:
     """Return each word's share of all movement; equal shares if nothing moved."""
     total = math.fsum(movements)
-    return (
-        tuple(movement / total for movement in movements) if total > 0 else tuple(1 / len(movements) for _ in movements)
-    )
+    return tuple(movement / total if total > 0 else 1 / len(movements) for movement in movements)
 
 
 def rank_words(movements: Sequence[float]) -> list[int]:

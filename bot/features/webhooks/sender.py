@@ -1,14 +1,11 @@
-"""The task that sends webhooks their events: from the audit into the outbox, from there to the endpoints.
+"""The tasks that send webhooks their events and previews, and the bodies that they send.
 
-One slow endpoint delays no other: each has a few messages in flight. Their order is not kept, which Standard Webhooks
-leaves open; each message says when its event happened.
+Events go from the audit into the outbox, from there to the endpoints. One slow endpoint delays no other: each has a few
+messages in flight. Their order is not kept, which Standard Webhooks leaves open; each message says when its event
+happened. Previews are best effort: none is stored or sent twice, and one that is still on its way drops the next.
 
-Previews for webhooks: best effort. None is stored or sent twice, and one that is still on its way drops the next.
-
-The bodies that webhooks are sent, as JSON. A body is the same at each try of its event.
-
-It has no prompt and no picture but previews: who may see a job asks for it at its address, and the operator does not
-see private ones.
+A body is the same at each try of its event. It has no prompt and no picture but previews: who may see a job asks for it
+at its address, and the operator does not see private ones.
 """
 
 from __future__ import annotations
@@ -97,18 +94,15 @@ class WebhookSender:
     async def _send(self, delivery: WebhookDelivery, webhook: Webhook, tries: asyncio.TaskGroup) -> None:
         """Send an event once, then begin what may take its place; after an outage the next round does."""
         try:
-            await self._try_once(delivery, webhook)
+            try:
+                answer = await self._post(delivery, webhook)
+                if answer is not None:
+                    await self._record(delivery, answer)
+            finally:
+                del self._in_flight[delivery.id]
             await self._begin_due(tries)
         except OSError as error:  # an outage of the database: the event is still due
             log.warning("webhook %s: %s", webhook.id, error)
-
-    async def _try_once(self, delivery: WebhookDelivery, webhook: Webhook) -> None:
-        try:
-            answer = await self._post(delivery, webhook)
-            if answer is not None:
-                await self._record(delivery, answer)
-        finally:
-            del self._in_flight[delivery.id]
 
     async def _post(self, delivery: WebhookDelivery, webhook: Webhook) -> Answer | None:
         """Send an event once; None if its job was deleted meanwhile, and the event with it."""
@@ -195,7 +189,8 @@ class WebhookPreviews:
         elif isinstance(event, JobProgress):
             record = await self._read_record(event.job)
             now = self._clock()
-            readers = [] if record is None else self._list_readers(record)
+            # of a private job, only its author's
+            readers = [] if record is None else [each for each in self._webhooks if may_preview(each, record)]
             if readers and event.job not in self._watched:
                 self._watched.add(event.job)
                 self._feed.watch(event.job)
@@ -218,10 +213,6 @@ class WebhookPreviews:
             if record is not None:
                 self._records[job] = record
         return record
-
-    def _list_readers(self, record: JobRecord) -> list[Webhook]:
-        """Return the webhooks that may have previews of the job: of a private one, only its author's."""
-        return [webhook for webhook in self._webhooks if may_preview(webhook, record)]
 
     def _forget(self, job: str) -> None:
         self._sent_at.pop(job, None)
@@ -252,7 +243,15 @@ def build_event_body(delivery: WebhookDelivery, record: JobRecord, pictures: Seq
         data |= {"ended": record.ended, "seconds": record.seconds, "reason": record.reason}
     if delivery.event == "job.finished":
         images = sorted((picture for picture in pictures if picture.kind == "image"), key=lambda picture: picture.image)
-        data["pictures"] = [_describe_picture(picture) for picture in images]
+        data["pictures"] = [
+            {
+                "n": picture.image + 1,
+                "url": f"/api/jobs/{picture.job}/pictures/{picture.image + 1}.png",
+                "width": picture.width,
+                "height": picture.height,
+            }
+            for picture in images
+        ]
     return _encode(delivery.event, delivery.at, data)
 
 
@@ -267,24 +266,8 @@ def build_preview_body(record: JobRecord, progress: JobProgress, now: float) -> 
 
 
 def _describe_job(record: JobRecord) -> dict[str, Any]:
-    return {
-        "id": record.id,
-        "url": f"/api/jobs/{record.id}",
-        "action": record.action,
-        "member": record.member,
-        "guild": record.guild,
-        "created": record.created,
-    }
-
-
-def _describe_picture(picture: StoredPicture) -> dict[str, Any]:
-    number = picture.image + 1
-    return {
-        "n": number,
-        "url": f"/api/jobs/{picture.job}/pictures/{number}.png",
-        "width": picture.width,
-        "height": picture.height,
-    }
+    names = ("action", "member", "guild", "created")
+    return {"id": record.id, "url": f"/api/jobs/{record.id}"} | {name: getattr(record, name) for name in names}
 
 
 def _encode(event: str, at: float, data: Mapping[str, Any]) -> bytes:

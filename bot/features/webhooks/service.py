@@ -57,7 +57,8 @@ class Webhooks:
         check_url(url, self._private_hosts)
         now = self._clock()
         await self._check_key(key_name, now)
-        webhook = Webhook(str(ULID()), url, key_name, event_names, _make_secret(), now)
+        secret = "whsec_" + base64.b64encode(secrets.token_bytes(SECRET_BYTES)).decode()
+        webhook = Webhook(str(ULID()), url, key_name, event_names, secret, now)
         if not await self._store.write(stored.insert_webhook, webhook):
             raise UserError(TOO_MANY)
         return webhook
@@ -65,12 +66,8 @@ class Webhooks:
     async def list_all(self, key_name: str = "") -> list[WebhookState]:
         """Return the webhooks, the oldest first."""
         counts = await self._store.query(stored.count_by_state)
-
-        def count(webhook: Webhook, state: str) -> int:
-            return counts.get((webhook.id, state), 0)
-
         return [
-            WebhookState(webhook, count(webhook, "waiting"), count(webhook, "delivered"), count(webhook, "dead"))
+            WebhookState(webhook, *(counts.get((webhook.id, state), 0) for state in ("waiting", "delivered", "dead")))
             for webhook in await self._store.query(stored.list_webhooks)
             if key_name in ("", webhook.key_name)
         ]
@@ -109,10 +106,6 @@ class Webhooks:
         """Raise `UserError` (404) for the name of a key that is not valid; an empty one is of no key."""
         if name and not any(key.name == name and key.is_valid(now) for key in await self._store.query(list_keys)):
             raise UserError(f"There is no valid key {name[:40]!r}: `darkroom api-key --list`.", 404)
-
-
-def _make_secret() -> str:
-    return "whsec_" + base64.b64encode(secrets.token_bytes(SECRET_BYTES)).decode()
 
 
 @asynccontextmanager

@@ -2,8 +2,6 @@
 
 The audit line is committed with its transition (`bot.store.transitions.job_writes`), so no event is lost with a
 process: what was not collected yet is collected later. Each function works inside its caller's transaction.
-
-Tables of webhooks and of the events that they are sent. Same metadata as `bot.store.schema.tables`.
 """
 
 from __future__ import annotations
@@ -41,8 +39,7 @@ from sqlalchemy import (
 
 from bot.features.webhooks.rules import STATE_EVENTS, WebhookEvent
 from bot.store.members.api_keys import KEY_ENDED, KEY_MEMBER_PREFIX, is_valid
-from bot.store.schema.member_tables import api_keys
-from bot.store.schema.tables import audit_lines, jobs, metadata
+from bot.store.schema.tables import api_keys, audit_lines, jobs, metadata
 from bot.store.transitions.job_admin import OVERLAP_LINES, read_last_line
 
 MAX_WEBHOOKS = 100
@@ -226,7 +223,13 @@ def _collect_for(connection: Connection, row: RowMapping, last_line: int, now: f
     if webhook.key_name:
         conditions.append(jobs.c.member == f"{KEY_MEMBER_PREFIX}{webhook.key_name}")
     query = select(audit_lines).join(jobs, jobs.c.id == audit_lines.c.job).where(*conditions)
-    events = [_to_values(webhook, line, now) for line in connection.execute(query).mappings()]
+    first_try = {"webhook": webhook.id, "state": "waiting", "tries": 0, "due": now, "error": ""}
+    events = [
+        {name: line[name] for name in ("job", "attempt", "at")}
+        | first_try
+        | {"line": line["id"], "event": STATE_EVENTS[line["target"]]}
+        for line in connection.execute(query).mappings()
+    ]
     if events:
         connection.execute(insert(deliveries), events)
     connection.execute(update(webhooks).where(webhooks.c.id == webhook.id).values(last_line=until_line))
@@ -237,21 +240,6 @@ def _collect_for(connection: Connection, row: RowMapping, last_line: int, now: f
 
 def _is_old(now: float) -> ColumnElement[bool]:
     return deliveries.c.ended <= now - KEPT_SECONDS
-
-
-def _to_values(webhook: Webhook, line: RowMapping, now: float) -> dict[str, Any]:
-    return {
-        "webhook": webhook.id,
-        "line": line["id"],
-        "job": line["job"],
-        "event": STATE_EVENTS[line["target"]],
-        "attempt": line["attempt"],
-        "at": line["at"],
-        "state": "waiting",
-        "tries": 0,
-        "due": now,
-        "error": "",
-    }
 
 
 def _count_waiting(connection: Connection, webhook: str) -> int:
@@ -268,7 +256,7 @@ def list_due(
     if not by_id:
         return []
     due_query = union_all(*(_select_due(webhook, now, limit) for webhook in by_id))
-    events = [_to_delivery(row) for row in connection.execute(due_query).mappings()]
+    events = [WebhookDelivery(**dict(row)) for row in connection.execute(due_query).mappings()]
     events.sort(key=lambda event: (event.due, event.line, event.webhook))
     return [(event, by_id[event.webhook]) for event in events]
 
@@ -299,10 +287,8 @@ def record_failed(
 def list_dead(connection: Connection, webhook: str, limit: int) -> list[WebhookDelivery]:
     """Return the dead letters of a webhook, the newest first."""
     query = select(deliveries).where(deliveries.c.webhook == webhook, deliveries.c.state == "dead")
-    return [
-        _to_delivery(row)
-        for row in connection.execute(query.order_by(deliveries.c.line.desc()).limit(limit)).mappings()
-    ]
+    rows = connection.execute(query.order_by(deliveries.c.line.desc()).limit(limit)).mappings()
+    return [WebhookDelivery(**dict(row)) for row in rows]
 
 
 def replay(connection: Connection, webhook: str, now: float, *, since: float | None) -> int:
@@ -311,39 +297,25 @@ def replay(connection: Connection, webhook: str, now: float, *, since: float | N
     The newest are taken, up to half of what may wait: the rest is left for events that come meanwhile.
     """
     enable_webhook(connection, webhook, read_last_line(connection) - MAX_MISSED)
-    is_meant = (
-        deliveries.c.state == "dead"
-        if since is None
-        else and_(deliveries.c.state != "waiting", deliveries.c.at >= since)
-    )
+    is_meant = deliveries.c.state == "dead"
+    if since is not None:
+        is_meant = and_(deliveries.c.state != "waiting", deliveries.c.at >= since)
     room = max(0, MAX_WAITING // 2 - _count_waiting(connection, webhook))
-    newest = (
-        select(deliveries.c.line)
-        .where(deliveries.c.webhook == webhook, is_meant)
-        .order_by(deliveries.c.line.desc())
-        .limit(room)
-    )
-    values = {"state": "waiting", "tries": 0, "due": now, "ended": None}
-    lines = select(newest.subquery().c.line)
-    return connection.execute(
-        update(deliveries).where(deliveries.c.webhook == webhook, deliveries.c.line.in_(lines)).values(**values)
-    ).rowcount
+    newest = select(deliveries.c.line).where(deliveries.c.webhook == webhook, is_meant)
+    lines = select(newest.order_by(deliveries.c.line.desc()).limit(room).subquery().c.line)
+    change = update(deliveries).where(deliveries.c.webhook == webhook, deliveries.c.line.in_(lines))
+    return connection.execute(change.values(state="waiting", tries=0, due=now, ended=None)).rowcount
 
 
 def count_by_state(connection: Connection) -> dict[tuple[str, str], int]:
     """Return how many events of each webhook are in each state."""
-    query = select(deliveries.c.webhook, deliveries.c.state, func.count()).group_by(
-        deliveries.c.webhook, deliveries.c.state
-    )
+    columns = (deliveries.c.webhook, deliveries.c.state)
+    query = select(*columns, func.count()).group_by(*columns)
     return {(webhook, state): count for webhook, state, count in connection.execute(query)}
 
 
 def _is_event(delivery: WebhookDelivery) -> ColumnElement[bool]:
     return and_(deliveries.c.webhook == delivery.webhook, deliveries.c.line == delivery.line)
-
-
-def _to_delivery(row: RowMapping) -> WebhookDelivery:
-    return WebhookDelivery(**dict(row))
 
 
 webhooks = Table(

@@ -98,16 +98,11 @@ class WebhookSentence(msgspec.Struct, frozen=True):
 async def list_webhooks(request: web.Request) -> web.Response:
     """Return the webhooks, with how many events wait, were delivered and are dead letters."""
     states = await _webhooks(request).list_all(_require_owner(request))
-    return answer_json(
-        WebhookList(
-            [
-                CountedWebhook(
-                    **_describe(state.webhook), waiting=state.waiting, delivered=state.delivered, dead=state.dead
-                )
-                for state in states
-            ]
-        )
-    )
+    counted = [
+        CountedWebhook(**_describe(state.webhook), waiting=state.waiting, delivered=state.delivered, dead=state.dead)
+        for state in states
+    ]
+    return answer_json(WebhookList(counted))
 
 
 async def add_webhook(request: web.Request) -> web.Response:
@@ -129,14 +124,8 @@ async def remove_webhook(request: web.Request) -> web.Response:
 async def list_dead_letters(request: web.Request) -> web.Response:
     """Return the events that a webhook did not take, the newest first."""
     letters = await _webhooks(request).list_dead(request.match_info["webhook"], _require_owner(request))
-    return answer_json(
-        DeadLetters(
-            [
-                DeadLetter(letter.id, letter.event, letter.job, letter.at, letter.tries, letter.error)
-                for letter in letters
-            ]
-        )
-    )
+    names = ("id", "event", "job", "at", "tries", "error")
+    return answer_json(DeadLetters([DeadLetter(**{name: getattr(each, name) for name in names}) for each in letters]))
 
 
 async def replay_events(request: web.Request) -> web.Response:
@@ -169,12 +158,5 @@ def _require_owner(request: web.Request) -> str:
 
 
 def _describe(webhook: Webhook) -> dict[str, Any]:
-    return {
-        "id": webhook.id,
-        "url": webhook.url,
-        "key": webhook.key_name,
-        "events": webhook.events,
-        "created": webhook.created,
-        "enabled": webhook.enabled,
-        "reason": webhook.reason,
-    }
+    names = ("id", "url", "events", "created", "enabled", "reason")
+    return {name: getattr(webhook, name) for name in names} | {"key": webhook.key_name}

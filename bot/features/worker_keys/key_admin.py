@@ -37,29 +37,28 @@ def create_key(settings: Settings, name: str, pools: str, *, as_json: bool) -> s
         raise UserError(str(error), 400) from error
     url, (owner, account) = broker_address(settings), worker_keys.build_account(key.public, key.name, key.pools)
     user = worker_keys.build_user(key.public, key.name, key.pools)
-    command = f"DARKROOM_NATS_KEY={seed} {worker_command(key, url)}"
+    pool_options = "" if key.pools == ("default",) else "".join(f" --pool {pool}" for pool in key.pools)
+    command = f"DARKROOM_NATS_KEY={seed} darkroom engine --nats {url} --name {key.name}{pool_options}"
     if as_json:
         account_fields = {"user": user, "account": {owner: account}, "exports": worker_keys.build_exports()}
         return _to_json(_to_dict(key) | {"seed": seed, "command": command, **account_fields, "taken": applied})
+    pools_text = f"the {'pool' if len(key.pools) == 1 else 'pools'} {', '.join(key.pools)}"
     instructions = [
-        f"The key of {key.name}, for {_describe_pools(key)}. It is shown only now, and stored nowhere:",
+        f"The key of {key.name}, for {pools_text}. It is shown only now, and stored nowhere:",
         f"  {seed}",
         "On the machine of that worker:",
         f"  {command}",
     ]
     if settings.nats:
+        main_account = worker_keys.MAIN_ACCOUNT
         account_note = (
             f"{settings.nats} is not our own broker: add this to the accounts of its configuration, and reload that\n"
             "twice (nats-server --signal reload): a new account works from the second time on."
         )
-        exports_note = (
-            f"Its account {worker_keys.MAIN_ACCOUNT}, with the streams and the bot's user, needs this line "
-            "(docs/workers.md):"
-        )
         instructions += [
             account_note,
             f"  {json.dumps(owner)} {json.dumps(account)}",
-            exports_note,
+            f"Its account {main_account}, with the streams and the bot's user, needs this line (docs/workers.md):",
             f"  exports: {json.dumps(worker_keys.build_exports())}",
         ]
     else:
@@ -91,9 +90,8 @@ def list_keys(settings: Settings, *, as_json: bool) -> str:
         raise UserError(str(error), 400) from error
     if as_json:
         return _to_json([_to_dict(key) for key in keys])
-    return (
-        "\n".join(f"{key.name:<24} {key.created_on}  {','.join(key.pools)}" for key in keys) or "No worker has a key."
-    )
+    lines = (f"{key.name:<24} {key.created_on}  {','.join(key.pools)}" for key in keys)
+    return "\n".join(lines) or "No worker has a key."
 
 
 def broker_address(settings: Settings) -> str:
@@ -101,13 +99,9 @@ def broker_address(settings: Settings) -> str:
     if settings.nats:
         return settings.nats
     listen_address = _listen_address(settings)
-    host = (
-        "HOST"
-        if listen_address.is_loopback or listen_address.host != listen_address.local_host
-        else f"[{listen_address.host}]"
-        if ":" in listen_address.host
-        else listen_address.host
-    )
+    host = f"[{listen_address.host}]" if ":" in listen_address.host else listen_address.host
+    if listen_address.is_loopback or listen_address.host != listen_address.local_host:
+        host = "HOST"
     scheme = "tls" if listen_address.certificate else "nats"
     return f"{scheme}://{host}:{'PORT' if listen_address.is_loopback else listen_address.port}"
 
@@ -117,18 +111,8 @@ def _listen_address(settings: Settings) -> ListenAddress:
     return _open_enrolment(settings).get_listen_address() or parse_listen_address(settings)
 
 
-def worker_command(key: WorkerKey, url: str) -> str:
-    """Return the command line of that worker, without its secret."""
-    pools = "" if key.pools == ("default",) else "".join(f" --pool {pool}" for pool in key.pools)
-    return f"darkroom engine --nats {url} --name {key.name}{pools}"
-
-
 def _open_enrolment(settings: Settings) -> WorkerKeyAdmin:
     return WorkerKeyAdmin(settings.data / KEY_FILE, settings.data / BROKER_FOLDER)
-
-
-def _describe_pools(key: WorkerKey) -> str:
-    return f"the {'pool' if len(key.pools) == 1 else 'pools'} {', '.join(key.pools)}"
 
 
 def _to_dict(key: WorkerKey) -> dict[str, Any]:

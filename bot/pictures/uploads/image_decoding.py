@@ -171,7 +171,6 @@ def _check_size(width: int, height: int) -> None:
 
 
 def _output_size(size: tuple[int, int]) -> tuple[int, int]:
-    """Return a size of the same shape, at most `OUTPUT_SIDE` on the longer side."""
     factor = min(1.0, OUTPUT_SIDE / max(size))
     return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
 
@@ -188,7 +187,6 @@ def _exif_transpose(image: Image.Image) -> Image.Transpose | None:
 
 
 def _to_eight_bits(image: Image.Image) -> Image.Image:
-    """Convert to L, RGB, RGBA or CMYK, in 8 bits."""
     if image.mode.startswith(("I", "F")):  # 16-bit grey, the only deep mode that Pillow keeps of these formats
         return image.convert("I").point(lambda level: level * (1 / 257)).convert("L")
     if image.has_transparency_data:

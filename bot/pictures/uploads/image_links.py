@@ -42,13 +42,6 @@ class FileUnavailable(UserError):
         super().__init__(FETCH_FAILED, 404)
 
 
-def is_allowed(url: str, page_url: str | None = None) -> bool:
-    """Return whether a picture may come from there. `page_url`: the page's address, as in
-    https://example.org/darkroom.
-    """
-    return is_discord_file(url) or parse_own_picture(url, page_url) is not None
-
-
 def split_leading_links(text: str) -> tuple[list[str], str]:
     """Return the addresses at the start of a prompt, allowed or not, and the prompt without them."""
     urls = list[str]()
@@ -59,9 +52,9 @@ def split_leading_links(text: str) -> tuple[list[str], str]:
     return urls, text[offset:]
 
 
-def check_link(url: str, page_url: str | None = None) -> str:
-    """Return the address if a picture may come from there. Raises `UserError`."""
-    if not is_allowed(url, page_url):
+def check_link(url: str) -> str:
+    """Return the address if it is that of a file uploaded to Discord. Raises `UserError`."""
+    if not is_discord_file(url):
         raise UserError(NOT_ALLOWED)
     return url
 
@@ -72,7 +65,10 @@ def is_discord_file(url: str) -> bool:
 
 
 def parse_own_picture(url: str, page_url: str | None) -> tuple[str, int] | None:
-    """Return job and picture number, counted from 1, of the address of one of the page's own pictures; else None."""
+    """Return job and picture number, counted from 1, of the address of one of the page's own pictures; else None.
+
+    `page_url`: the page's address, as in https://example.org/darkroom.
+    """
     base = (page_url or "").rstrip("/")
     if not _ORIGIN.match(base) or len(url) > MAX_URL_LENGTH or not url.startswith(base + "/"):
         return None

@@ -24,12 +24,10 @@ from bot.pictures.uploads import image_decoding
 REQUEST_HEADER = struct.Struct(">cI")
 ANSWER_HEADER = struct.Struct(">BI")
 READY = b"!"
-OUTPUT, TIMED_OUT, CRASHED, OVERSIZED = range(
-    4
-)  # how a child ended: with output, out of time, crashed, with too much output
-MAX_PNG_BYTES = 64 * 1024 + image_decoding.OUTPUT_SIDE * (
-    1 + 3 * image_decoding.OUTPUT_SIDE
-)  # raw pixels plus a PNG's overhead
+# how a child ended: with output, out of time, crashed, with too much output
+OUTPUT, TIMED_OUT, CRASHED, OVERSIZED = range(4)
+# raw pixels plus a PNG's overhead
+MAX_PNG_BYTES = 64 * 1024 + image_decoding.OUTPUT_SIDE * (1 + 3 * image_decoding.OUTPUT_SIDE)
 MAX_OUTPUT_BYTES = image_decoding.HEADER.size + MAX_PNG_BYTES
 # prctl(2): PR_SET_PDEATHSIG, PR_SET_NO_NEW_PRIVS
 _PARENT_DEATH = 1
@@ -122,7 +120,6 @@ def _run_child(
 
 
 def _collect_output(source: int, deadline: float) -> tuple[int, bytes]:
-    """Read the pipe until it closes, within the time and size limits."""
     chunks = list[bytes]()
     length = 0
     while True:

@@ -1,12 +1,9 @@
 """The upload decoder: turns an uploaded file into a plain PNG, in a sandboxed subprocess.
 
-Limits are checked before a pixel is decoded, and the subprocess's output is validated. Each fault has one sentence.
-
-Client of one decoder process (`bot.pictures.uploads.sandbox_worker`): start, requests, end.
-
-A Python with Pillow takes 0.2 s to start, a fork of it 2 ms: so the process stays and forks for each upload.
-
-Limit on the memory for uploads of all members together, from their arrival until their job exists.
+Limits are checked before a pixel is decoded, and the subprocess's output is validated. Each fault has one sentence. A
+Python with Pillow takes 0.2 s to start, a fork of it 2 ms: so the process (`bot.pictures.uploads.sandbox_worker`)
+stays and forks for each upload. The memory for uploads of all members together is limited, from their arrival until
+their job exists.
 """
 
 from __future__ import annotations
@@ -33,19 +30,15 @@ log = logging.getLogger(__name__)
 
 MAX_UPLOAD_BYTES = 16 * 2**20
 DECODE_TIMEOUT = 10.0  # wall clock, per upload
-MEMORY_LIMIT = (
-    2**30
-)  # bytes of address space: 7/8 of it suffice for `MAX_PIXELS` of every kind (test_upload_decoder.py)
+MEMORY_LIMIT = 2**30  # of address space: 7/8 of it suffice for `MAX_PIXELS` of every kind (test_upload_decoder.py)
 DECODER_COUNT = 2  # uploads decoded at once
 MAX_WAITING = 32  # uploads that wait: each is held in memory
 WORKER_TIMEOUT = 60.0  # wall clock for a worker's pictures: on a busy machine a good one must not count as bad
 MAX_WORKER_BYTES = 96 * 2**20  # as `bot.jobs.ingest.MAX_BYTES` allows, and more
 ASPECT_TOLERANCE = 0.02  # relative difference of two aspect ratios that count as equal
 
-_FORMAT_NAMES = (
-    ", ".join({"WEBP": "WebP"}.get(format_name, format_name) for format_name in image_decoding.FORMATS[:-1])
-    + f" and {image_decoding.FORMATS[-1]}"
-)
+_NAMES = [name.replace("WEBP", "WebP") for name in image_decoding.FORMATS]
+_FORMAT_NAMES = f"{', '.join(_NAMES[:-1])} and {_NAMES[-1]}"
 _MILLION = f"{MAX_PIXELS // 1_000_000} million"
 ERRORS: dict[bytes, tuple[str, HttpStatus]] = {
     image_decoding.UNKNOWN_FORMAT: (f"The {{}} has a format that is not supported here: {_FORMAT_NAMES} are.", 422),
@@ -75,17 +68,12 @@ class UploadDecoder:
     """One per bot. The subprocesses start with the first upload and stay until `close`."""
 
     def __init__(
-        self,
-        *,
-        timeout: float = DECODE_TIMEOUT,
-        memory: int = MEMORY_LIMIT,
-        decoder_count: int = DECODER_COUNT,
-        max_waiting: int = MAX_WAITING,
+        self, *, timeout: float = DECODE_TIMEOUT, memory: int = MEMORY_LIMIT, max_waiting: int = MAX_WAITING
     ) -> None:
         self._timeout = timeout
         self._memory = memory
         self._max_waiting = max_waiting
-        self._slots = asyncio.Semaphore(decoder_count)
+        self._slots = asyncio.Semaphore(DECODER_COUNT)
         self._waiting = 0
         self._idle_decoders: list[DecoderProcess] = []
         self._decoders: set[DecoderProcess] = set()
@@ -97,12 +85,7 @@ class UploadDecoder:
         return await asyncio.to_thread(_build_image, header, png, RGB, label)
 
     async def decode_mask(
-        self,
-        content: bytes,
-        *,
-        shape: tuple[int, int] | None = None,
-        label: str = "mask",
-        is_transparency: bool = False,
+        self, content: bytes, *, shape: tuple[int, int] | None = None, is_transparency: bool = False
     ) -> DecodedImage:
         """Decode a mask to grey: white is repainted. Raises `UserError`, also if nothing is white.
 
@@ -112,15 +95,12 @@ class UploadDecoder:
         another aspect ratio both would be cropped differently, and the mask would be misplaced.
         """
         kind = image_decoding.TRANSPARENCY_MASK if is_transparency else image_decoding.MASK
-        header, png = await self._request_decode(kind, content, label)
-        mask_size = header[2], header[3]
-        if shape is not None and not _has_same_aspect(mask_size, shape):
-            size_text = f"{mask_size[0]} × {mask_size[1]}"
-            shape_text = f"{shape[0]} × {shape[1]}"
-            raise UserError(
-                f"The {label} has {size_text} pixels, and its picture {shape_text}: both must be of one shape."
-            )
-        return await asyncio.to_thread(_build_image, header, png, GREY, label)
+        header, png = await self._request_decode(kind, content, "mask")
+        width, height = header[2:]
+        if shape is not None and not _has_same_aspect((width, height), shape):
+            picture = f"its picture {shape[0]} × {shape[1]}"
+            raise UserError(f"The mask has {width} × {height} pixels, and {picture}: both must be of one shape.")
+        return await asyncio.to_thread(_build_image, header, png, GREY, "mask")
 
     async def read_recipe_text(self, content: bytes) -> str:
         """Return the recipe that a picture carries, as AUTOMATIC1111's web UI stores it; empty if it has none.
@@ -171,7 +151,6 @@ class UploadDecoder:
     async def _request_decode(
         self, kind: UploadKind, content: bytes, label: str, max_bytes: int = MAX_UPLOAD_BYTES
     ) -> tuple[tuple[bytes, int, int, int], bytes]:
-        """Return the header and the PNG of a decoded upload. Raises `UserError`."""
         if not content:
             raise UserError(f"The {label} is empty.")
         if len(content) > max_bytes:
@@ -278,10 +257,8 @@ GRACE_SECONDS = 5.0  # seconds beyond an upload's limit after which we consider 
 START_CODE = (
     "import sys; sys.path.insert(0, {!r}); from bot.pictures.uploads.sandbox_worker import main; main({!r}, {!r})"
 )
-PASSED_VARIABLES = (
-    "LD_LIBRARY_PATH",
-    "DYLD_LIBRARY_PATH",
-)  # some Pythons find their own library by these; they hold no secret
+# some Pythons find their own library by these; they hold no secret
+PASSED_VARIABLES = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
 
 
 class DecoderGone(Exception):

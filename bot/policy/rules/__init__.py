@@ -7,14 +7,13 @@
 
 from __future__ import annotations
 
-from bot.policy.rules.catalogue import LIMITABLE_COMMANDS, SETTINGS, EffectiveRules, Setting, UsageLimit
+from bot.policy.rules.catalogue import SETTINGS, EffectiveRules, Setting, UsageLimit
 from bot.policy.rules.effective_rules import resolve
 from bot.policy.rules.rule import ALL, EVERYWHERE, SCOPES, Rule, RuleChange, RuleStep, RuleValue, Scope
 
 __all__ = [
     "ALL",
     "EVERYWHERE",
-    "LIMITABLE_COMMANDS",
     "SCOPES",
     "SETTINGS",
     "EffectiveRules",

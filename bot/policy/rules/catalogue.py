@@ -11,7 +11,8 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Annotated, Literal, cast, get_args, get_type_hints
 
-from bot.domain.feature import MemberLimit, load_features
+from bot.domain.feature import load_features
+from bot.policy.permissions import LIMITABLE_COMMANDS
 from bot.policy.rules.rule import ALL, Rule, RuleValue, Scope
 from engine.contract import MAX_COUNT, MAX_STEPS, MIN_EVALUATIONS, Sampler
 
@@ -32,32 +33,6 @@ UNLIMITED_COUNT = 100_000  # the largest count of jobs: as good as no limit
 MIN_PIXELS = 16 * 16
 MAX_PIXELS = 4096 * 4096
 UNLIMITED_COST = 10**9  # device-seconds: as good as no limit
-
-# What `commands` can forbid. Cancelling, deleting and reporting always work.
-LIMITABLE_COMMANDS: tuple[str, ...] = (
-    "imagine",
-    "vary",
-    "reroll",
-    "remix",
-    "reproduce",
-    "finish",
-    "blend",
-    "edit",
-    "zoom",
-    "pan",
-    "branch",
-    "walk",
-    "steer",
-    *(command for feature in load_features().values() for command in feature.limitable_commands),
-    "upscale",
-    "prompt",
-    "film",
-    "details",
-    "favourite",
-    "envelope",
-    "describe",
-    "queue",
-)
 
 
 @dataclass(frozen=True)
@@ -97,6 +72,35 @@ class Setting:
         return self.kind in ("number", "cost", "size")
 
 
+def _jobs(
+    title: str,
+    description: str,
+    minimum: int = 0,
+    maximum: int = UNLIMITED_COUNT,
+    details: str = "",
+    scopes: tuple[Scope, ...] = MEMBER_SCOPES,
+) -> Setting:
+    return Setting("number", scopes, title, description, "jobs", minimum, maximum, details=details)
+
+
+def _cost(title: str, description: str, scopes: tuple[Scope, ...] = MEMBER_SCOPES) -> Setting:
+    return Setting("cost", scopes, title, description, "device time", 0, UNLIMITED_COST)
+
+
+def _of_a_job(
+    title: str, description: str, unit: str, minimum: int, maximum: int, details: str = "", kind: SettingKind = "number"
+) -> Setting:
+    return Setting(kind, MEMBER_SCOPES, title, description, unit, minimum, maximum, details=details)
+
+
+def _names(title: str, description: str, details: str = "") -> Setting:
+    return Setting("names", MEMBER_SCOPES, title, description, "names", maximum=64, max_items=50, details=details)
+
+
+def _choices(title: str, description: str, choices: tuple[str, ...], unit: str = "names", details: str = "") -> Setting:
+    return Setting("choices", MEMBER_SCOPES, title, description, unit, choices=choices, details=details)
+
+
 ADDED_LIMITS = tuple(limit for feature in load_features().values() for limit in feature.member_limits)
 ADDED_DEFAULTS: Mapping[str, int] = MappingProxyType({limit.name: limit.default for limit in ADDED_LIMITS})
 
@@ -121,163 +125,76 @@ class EffectiveRules:
     """
 
     running: Annotated[
-        int,
-        Setting(
-            "number",
-            MEMBER_SCOPES,
-            "Running at once",
-            "how many jobs of a member run at once",
-            "jobs",
-            1,
-            1000,
-            details="more wait, nothing is refused",
-        ),
+        int, _jobs("Running at once", "how many jobs of a member run at once", 1, 1000, "more wait, nothing is refused")
     ] = 3
     queued: Annotated[
-        int,
-        Setting(
-            "number",
-            MEMBER_SCOPES,
-            "Waiting in line",
-            "how many more jobs of a member may wait",
-            "jobs",
-            0,
-            UNLIMITED_COUNT,
-            details="one more is refused",
-        ),
+        int, _jobs("Waiting in line", "how many more jobs of a member may wait", details="one more is refused")
     ] = 7
-    cost_day: Annotated[
-        int,
-        Setting(
-            "cost",
-            MEMBER_SCOPES,
-            "Device time a day",
-            "device time of a member in 24 hours",
-            "device time",
-            0,
-            UNLIMITED_COST,
-        ),
-    ] = 1800
-    cost_month: Annotated[
-        int,
-        Setting(
-            "cost",
-            MEMBER_SCOPES,
-            "Device time a month",
-            "device time of a member in 30 days",
-            "device time",
-            0,
-            UNLIMITED_COST,
-        ),
-    ] = UNLIMITED_COST
-    relaxed_day: Annotated[
-        int,
-        Setting(
-            "cost",
-            MEMBER_SCOPES,
-            "Relaxed time a day",
-            "device time of a member's relaxed jobs in 24 hours",
-            "device time",
-            0,
-            UNLIMITED_COST,
-        ),
-    ] = 14_400
-    steps: Annotated[
-        int, Setting("number", MEMBER_SCOPES, "Most steps", "the most sampler steps of a job", "steps", 1, MAX_STEPS)
-    ] = MAX_STEPS
+    cost_day: Annotated[int, _cost("Device time a day", "device time of a member in 24 hours")] = 1800
+    cost_month: Annotated[int, _cost("Device time a month", "device time of a member in 30 days")] = UNLIMITED_COST
+    relaxed_day: Annotated[int, _cost("Relaxed time a day", "device time of a member's relaxed jobs in 24 hours")] = (
+        14_400
+    )
+    steps: Annotated[int, _of_a_job("Most steps", "the most sampler steps of a job", "steps", 1, MAX_STEPS)] = MAX_STEPS
     evaluations: Annotated[
         int,
-        Setting(
-            "number",
-            MEMBER_SCOPES,
+        _of_a_job(
             "Most evaluations",
             "the most evaluations of the network by a job's picture",
             "evaluations",
             MIN_EVALUATIONS,
             MAX_STEPS,
-            details="[flag](prompts.md#evaluations)",
+            "[flag](prompts.md#evaluations)",
         ),
     ] = MAX_STEPS
     pixels: Annotated[
         int,
-        Setting(
-            "size",
-            MEMBER_SCOPES,
+        _of_a_job(
             "Largest picture",
             "the largest picture, as width x height",
             "pixels",
             MIN_PIXELS,
             MAX_PIXELS,
-            details="as requested, before the super-resolver upscales it; `upscale` is also a command",
+            "as requested, before the super-resolver upscales it; `upscale` is also a command",
+            kind="size",
         ),
     ] = MAX_PIXELS
     count: Annotated[
         int,
-        Setting(
-            "number",
-            MEMBER_SCOPES,
+        _of_a_job(
             "Pictures of one job",
             "the most pictures of a job",
             "pictures",
             1,
             MAX_COUNT,
-            details="walks need 4; `--best` draws twice as many, and the member pays for all",
+            "walks need 4; `--best` draws twice as many, and the member pays for all",
         ),
     ] = MAX_COUNT
-    models: Annotated[
-        tuple[str, ...],
-        Setting(
-            "names", MEMBER_SCOPES, "Models", "the models that may be asked for", "names", maximum=64, max_items=50
-        ),
-    ] = ALL
+    models: Annotated[tuple[str, ...], _names("Models", "the models that may be asked for")] = ALL
     samplers: Annotated[
-        tuple[str, ...],
-        Setting(
-            "choices",
-            MEMBER_SCOPES,
-            "Samplers",
-            "the samplers that may be asked for",
-            "names",
-            choices=get_args(Sampler),
-        ),
+        tuple[str, ...], _choices("Samplers", "the samplers that may be asked for", get_args(Sampler))
     ] = ALL
     controls: Annotated[
         tuple[str, ...],
-        Setting(
-            "names",
-            MEMBER_SCOPES,
-            "Controls",
-            "the controls (ControlNet, T2I-Adapter) that may be used",
-            "names",
-            maximum=64,
-            max_items=50,
-            details="[control pictures](control.md)",
-        ),
+        _names("Controls", "the controls (ControlNet, T2I-Adapter) that may be used", "[control pictures](control.md)"),
     ] = ALL
     references: Annotated[
         tuple[str, ...],
-        Setting(
-            "names",
-            MEMBER_SCOPES,
+        _names(
             "Reference pictures",
             "the adapters that may take over reference pictures",
-            "names",
-            maximum=64,
-            max_items=50,
-            details="[reference pictures](control.md)",
+            "[reference pictures](control.md)",
         ),
     ] = ALL
     commands: Annotated[
         tuple[str, ...],
-        Setting(
-            "choices",
-            MEMBER_SCOPES,
+        _choices(
             "Commands",
             "what members may do",
+            LIMITABLE_COMMANDS,
             "commands",
-            choices=LIMITABLE_COMMANDS,
-            details="they can always cancel, delete, report and look up their own jobs; `edit` is also needed for "
-            "`/edit` and `--edit`",
+            "they can always cancel, delete, report and look up their own jobs; `edit` is also needed for `/edit` and "
+            "`--edit`",
         ),
     ] = ALL
     results: Annotated[
@@ -291,63 +208,31 @@ class EffectiveRules:
             details="with `choice` each member's `/stealth` or `/public` decides",
         ),
     ] = "choice"
-    speeds: Annotated[
-        tuple[str, ...],
-        Setting(
-            "choices", MEMBER_SCOPES, "Speeds", "the speeds that may be asked for", "names", choices=("fast", "relaxed")
-        ),
-    ] = ALL
+    speeds: Annotated[tuple[str, ...], _choices("Speeds", "the speeds that may be asked for", ("fast", "relaxed"))] = (
+        ALL
+    )
     blocked: Annotated[
         bool, Setting("switch", ("operator", "role", "user"), "Blocked", "may make no pictures at all")
     ] = False
     together_running: Annotated[
         int | None,
-        Setting(
-            "number",
-            SHARED_SCOPES,
+        _jobs(
             "All together: running",
             "how many jobs of all members run at once",
-            "jobs",
             1,
             1000,
-            details="more wait",
+            "more wait",
+            scopes=SHARED_SCOPES,
         ),
     ] = None
     together_queued: Annotated[
-        int | None,
-        Setting(
-            "number",
-            SHARED_SCOPES,
-            "All together: waiting",
-            "how many jobs of all members may wait",
-            "jobs",
-            0,
-            UNLIMITED_COUNT,
-        ),
+        int | None, _jobs("All together: waiting", "how many jobs of all members may wait", scopes=SHARED_SCOPES)
     ] = None
     together_cost_day: Annotated[
-        int | None,
-        Setting(
-            "cost",
-            SHARED_SCOPES,
-            "All together: time a day",
-            "device time of all in 24 hours",
-            "device time",
-            0,
-            UNLIMITED_COST,
-        ),
+        int | None, _cost("All together: time a day", "device time of all in 24 hours", SHARED_SCOPES)
     ] = None
     together_cost_month: Annotated[
-        int | None,
-        Setting(
-            "cost",
-            SHARED_SCOPES,
-            "All together: time a month",
-            "device time of all in 30 days",
-            "device time",
-            0,
-            UNLIMITED_COST,
-        ),
+        int | None, _cost("All together: time a month", "device time of all in 30 days", SHARED_SCOPES)
     ] = None
     closed: Annotated[
         str,
@@ -415,22 +300,10 @@ def _collect_settings() -> Mapping[str, Setting]:
         for declared in getattr(hint, "__metadata__", ()):
             settings[name] = replace(declared, name=name)
         if name == "count":
-            settings |= {each.name: _from_limit(each) for each in ADDED_LIMITS}
+            for each in ADDED_LIMITS:
+                added = _of_a_job(each.title, each.description, each.unit, each.minimum, each.maximum, each.details)
+                settings[each.name] = replace(added, name=each.name)
     return MappingProxyType(settings)
-
-
-def _from_limit(limit: MemberLimit) -> Setting:
-    return Setting(
-        "number",
-        MEMBER_SCOPES,
-        limit.title,
-        limit.description,
-        limit.unit,
-        limit.minimum,
-        limit.maximum,
-        details=limit.details,
-        name=limit.name,
-    )
 
 
 SETTINGS = _collect_settings()

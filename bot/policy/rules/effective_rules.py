@@ -161,11 +161,10 @@ def _shared_limits(name: str, rules: Sequence[Rule]) -> list[UsageLimit]:
         (rule for rule in rules if rule.scope == "operator"), key=lambda rule: rule.guild == EVERYWHERE
     )[:1]
     limiting_rules = [rule for rule in rules if rule.scope in ("channel", "guild")] + operator_rules
-    return [UsageLimit(name, int(cast(int, rule.value)), _usage_scope(rule), rule) for rule in limiting_rules]
-
-
-def _usage_scope(rule: Rule) -> UsageScope:
-    return "channel" if rule.scope == "channel" else "guild"
+    scopes: Mapping[Scope, UsageScope] = {"channel": "channel"}
+    return [
+        UsageLimit(name, int(cast(int, rule.value)), scopes.get(rule.scope, "guild"), rule) for rule in limiting_rules
+    ]
 
 
 def _restricted_value(setting: Setting, rules: Sequence[Rule]) -> tuple[RuleValue | None, Rule | None]:

@@ -1,7 +1,4 @@
-"""Sentences about rules: who set one, for whom, and which one decides. Pure.
-
-The texts of a job that the word filter reads. Pure.
-"""
+"""Sentences about rules: who set one, for whom, which one decides. And what the word filter reads of a job. Pure."""
 
 from __future__ import annotations
 
@@ -143,7 +140,6 @@ def explain_decision(
 
 
 def _is_operator_rule(rule: Rule) -> bool:
-    """Return whether the operator set it."""
     return rule.scope == "operator" or rule.guild == EVERYWHERE
 
 

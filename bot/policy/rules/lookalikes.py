@@ -1,10 +1,8 @@
 """Confusable characters: every letter becomes the plain letter that it looks like; invisible characters are dropped.
 
-After Unicode TR39 (confusable detection, https://www.unicode.org/reports/tr39/), with a small table of our own: the
-plain Latin letter for each look-alike. Word lists are normalised in the same way, so that every script stays
-comparable. `bot.policy.rules.lookalikes` handles digits and signs that stand for letters.
-
-Leetspeak: each character of a normalised text as itself, another letter (`4`, `$`), a gap or a boundary.
+After Unicode TR39 (https://www.unicode.org/reports/tr39/), with a small table of our own: the plain Latin letter for
+each look-alike. Word lists are normalised in the same way, so that every script stays comparable. In leetspeak a
+character of such a text may also be another letter (`4`, `$`), a gap or a boundary.
 """
 
 from __future__ import annotations
@@ -52,18 +50,14 @@ _LOOKALIKES = {
 }
 _LETTERS = str.maketrans({look: letter for letter, looks in _LOOKALIKES.items() for look in looks})
 _BEFORE_DECOMPOSITION = {"ϲ": "c", "Ϲ": "c"}  # their decomposition is a sigma, which looks like another letter
-_ENCLOSED_LETTERS = (
-    (0x1F150, 26),
-    (0x1F170, 26),
-    (0x1F1E6, 26),
-)  # letters in circles and squares, and regional indicators (flags)
+# letters in circles and squares, and regional indicators (flags)
+_ENCLOSED_LETTERS = ((0x1F150, 26), (0x1F170, 26), (0x1F1E6, 26))
 _INVISIBLE = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u180b\u180c\u180d\u180f\u2800\u3164\uffa0\u0640")
 _VARIATION_SELECTORS = ((0xFE00, 0xFE0F), (0xE0100, 0xE01EF))
 _KEPT_MARKS = (0, 7, 8, 9)  # combining classes that make another letter: vowel signs, nukta, kana voicing, virama
 _MAX_DECOMPOSITION = 8  # a single character that stands for a whole phrase is no letter of a word
-_FIRST_MARKED_SCRIPT = (
-    0x0590  # scripts from here on have marks that change a letter; in earlier ones they only decorate it
-)
+# scripts from here on have marks that change a letter; in earlier ones they only decorate it
+_FIRST_MARKED_SCRIPT = 0x0590
 _KATAKANA = (0x30A1, 0x30F6)
 _KANA_OFFSET = 0x60
 

@@ -1,15 +1,16 @@
-"""Computes the steps of a change from the current rules of a guild and the requested ones. Pure.
+"""Computes the steps of a change from the current rules of a guild and the requested ones: one by one, by a preset's
+name, or from YAML. Pure.
 
-Rules as YAML and back. Everything in the file is parsed as text: no tags, no anchors, no implicit types.
-
-The file lists, for the server and for each channel, role and user, settings and values as an admin would type them. It
-replaces all rules of a server: a rule that is not in it is removed. It does not hold the operator's ceilings, or
-whether the server is closed. Every mistake is one sentence with its line.
+A YAML file lists, for the server and for each channel, role and user, settings and values as an admin would type them.
+It replaces all rules of a server but the operator's ceilings, and whether the server is closed. Everything in it is
+text: no tags, no anchors, no implicit types. Every mistake is one sentence with its line.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, TypeAlias, cast
 
 import yaml
@@ -43,9 +44,8 @@ def check_scope(setting: Setting, guild: str, scope: Scope, subject: str) -> Non
         other_scope for other_scope in setting.scopes if guild != EVERYWHERE or other_scope in ("operator", "user")
     )
     if scope not in allowed_scopes:
-        offered_scopes = [
-            name for name in allowed_scopes if name != "operator" or guild == EVERYWHERE
-        ]  # ceilings: the operator alone
+        # ceilings: the operator alone
+        offered_scopes = [name for name in allowed_scopes if name != "operator" or guild == EVERYWHERE]
         scope_names = (
             ", ".join("server" if name == "guild" else name for name in offered_scopes) or "one server at a time"
         )
@@ -315,3 +315,67 @@ def _consume_event(stack: list[_OpenNode], event: yaml.Event, line: int) -> None
         stack[-1].put(node.items if node.keys is None else node.keys, node.line)
     elif isinstance(event, yaml.DocumentStartEvent) and stack[0].items:
         raise _line_error(line, "it is more than one document")
+
+
+@dataclass(frozen=True)
+class Preset:
+    """`values` by setting, as an admin would type them."""
+
+    name: str
+    description: str
+    values: Mapping[str, str]
+
+
+_PRESETS = (
+    Preset(
+        "small server",
+        "among friends: generous limits for each member, none for the whole server",
+        {"running": "3", "queued": "20", "cost_day": "2 h", "results": "choice", "speeds": "all"},
+    ),
+    Preset(
+        "large server",
+        "many strangers: low limits for each member and the whole server, relaxed beyond them",
+        {
+            "running": "1",
+            "queued": "3",
+            "cost_day": "15 min",
+            "cost_month": "3 h",
+            "steps": "250",
+            "together_running": "20",
+            "together_queued": "300",
+            "together_cost_day": "12 h",
+            "results": "choice",
+            "speeds": "all",
+        },
+    ),
+    Preset(
+        "contest",
+        "the same for everybody: one public job at a time, all with the same step limit",
+        {
+            "running": "1",
+            "queued": "1",
+            "cost_day": "30 min",
+            "steps": "100",
+            "count": "4",
+            "results": "public",
+            "speeds": "fast",
+            "together_queued": "300",
+        },
+    ),
+)
+PRESETS: Mapping[str, Preset] = MappingProxyType({preset.name: preset for preset in _PRESETS})
+
+
+def find_preset(name: str) -> Preset:
+    """Return the preset of that name. Raises `UserError` (422), naming the nearest one."""
+    preset = PRESETS.get(" ".join(name.casefold().replace("_", " ").replace("-", " ").split()))
+    if preset is None:
+        raise UserError(
+            f"There is no preset “{shorten(name, 40)}”; the nearest is {nearest_name(name, tuple(PRESETS))}."
+        )
+    return preset
+
+
+def preset_rules(preset: Preset) -> dict[RuleKey, RuleValue]:
+    """Return its values as rules for the whole server."""
+    return {("guild", "", name): parse_value(SETTINGS[name], text) for name, text in preset.values.items()}

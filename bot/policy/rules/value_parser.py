@@ -20,16 +20,10 @@ from bot.policy.rules.rule import ALL, RuleValue
 from bot.policy.rules.word_filter import parse_pattern, parse_word
 
 UNIT_SECONDS = {
-    "s": 1,
-    "sec": 1,
-    "second": 1,
-    "m": 60,
-    "min": 60,
-    "minute": 60,
-    "h": 3600,
-    "hour": 3600,
-    "d": 86_400,
-    "day": 86_400,
+    **dict.fromkeys(("s", "sec", "second"), 1),
+    **dict.fromkeys(("m", "min", "minute"), 60),
+    **dict.fromkeys(("h", "hour"), 3600),
+    **dict.fromkeys(("d", "day"), 86_400),
 }
 YES_WORDS = ("on", "yes", "true", "1")
 NO_WORDS = ("off", "no", "false", "0")
@@ -78,31 +72,30 @@ def _fold_text(text: str) -> str:
     return clean_text(text).casefold()
 
 
-def _parse_number(setting: Setting, text: str) -> int:
+def _parse_bounded(
+    setting: Setting, text: str, read: Callable[[str], int | None], expected_form: str, *, is_limit: bool = True
+) -> int:
+    """Parse what `read` reads, within the setting's bounds. `is_limit`: "no limit" stands for the most."""
     folded_text = _fold_text(text)
-    if folded_text in UNLIMITED:
-        return setting.maximum
-    if not _INTEGER.fullmatch(folded_text) or not setting.minimum <= int(folded_text) <= setting.maximum:
-        raise _invalid_value(setting, text, f"a whole number from {setting.minimum} to {setting.maximum}")
-    return int(folded_text)
+    value = setting.maximum if is_limit and folded_text in UNLIMITED else read(folded_text)
+    if value is None or not setting.minimum <= value <= setting.maximum:
+        raise _invalid_value(setting, text, expected_form)
+    return value
+
+
+def _parse_number(setting: Setting, text: str) -> int:
+    expected_form = f"a whole number from {setting.minimum} to {setting.maximum}"
+    return _parse_bounded(setting, text, lambda one: int(one) if _INTEGER.fullmatch(one) else None, expected_form)
 
 
 def _parse_seconds(setting: Setting, text: str) -> int:
-    folded_text = _fold_text(text)
-    seconds = parse_duration(folded_text)
-    if seconds is None or not setting.minimum <= seconds <= setting.maximum:
-        raise _invalid_value(
-            setting, text, f"a time such as “90 s” or “2 min”, up to {format_setting_value(setting, setting.maximum)}"
-        )
-    return seconds
+    expected_form = f"a time such as “90 s” or “2 min”, up to {format_setting_value(setting, setting.maximum)}"
+    return _parse_bounded(setting, text, parse_duration, expected_form, is_limit=False)
 
 
 def _parse_cost(setting: Setting, text: str) -> int:
-    folded_text = _fold_text(text)
-    seconds = setting.maximum if folded_text in UNLIMITED else parse_duration(folded_text)
-    if seconds is None or not setting.minimum <= seconds <= setting.maximum:
-        raise _invalid_value(setting, text, "device time such as “30 min”, “2 h”, “1800” (seconds) or “no limit”")
-    return seconds
+    expected_form = "device time such as “30 min”, “2 h”, “1800” (seconds) or “no limit”"
+    return _parse_bounded(setting, text, parse_duration, expected_form)
 
 
 def parse_duration(text: str) -> int | None:
@@ -119,15 +112,14 @@ def parse_duration(text: str) -> int | None:
 
 
 def _parse_size(setting: Setting, text: str) -> int:
-    folded_text = _fold_text(text)
-    if folded_text in UNLIMITED:
-        return setting.maximum
-    area = _AREA.fullmatch(folded_text)
-    match = _SIZE.fullmatch(folded_text)
-    pixels = int(area[1]) if area else int(match[1]) * int(match[2] or match[1]) if match else 0
-    if not setting.minimum <= pixels <= setting.maximum:
-        raise _invalid_value(setting, text, "a size such as “512x512” or “512”, from 16x16 to 4096x4096")
-    return pixels
+    return _parse_bounded(setting, text, _read_pixels, "a size such as “512x512” or “512”, from 16x16 to 4096x4096")
+
+
+def _read_pixels(text: str) -> int | None:
+    if area := _AREA.fullmatch(text):
+        return int(area[1])
+    match = _SIZE.fullmatch(text)
+    return int(match[1]) * int(match[2] or match[1]) if match else None
 
 
 def _parse_choice(setting: Setting, text: str) -> str:
@@ -164,12 +156,17 @@ def _split_parts(text: str) -> list[str]:
     return [part for part in (clean_text(part) for part in re.split(r"[,\n]", text)) if part]
 
 
-def _parse_choices(setting: Setting, parts: list[str]) -> RuleValue:
-    names = [part.casefold() for part in parts]
+def _parse_all_or_none(names: list[str]) -> RuleValue | None:
+    """Return what a single "all" or "none" stands for; None for any other list."""
     if names in (["all"], ["*"]):
         return ALL
-    if names == ["none"]:
-        return ()
+    return () if names == ["none"] else None
+
+
+def _parse_choices(setting: Setting, parts: list[str]) -> RuleValue:
+    names = [part.casefold() for part in parts]
+    if (whole := _parse_all_or_none(names)) is not None:
+        return whole
     for part in names:
         if part not in setting.choices:
             raise UserError(
@@ -182,10 +179,8 @@ def _parse_choices(setting: Setting, parts: list[str]) -> RuleValue:
 
 
 def _parse_names(setting: Setting, parts: list[str]) -> RuleValue:
-    if [part.casefold() for part in parts] in (["all"], ["*"]):
-        return ALL
-    if [part.casefold() for part in parts] == ["none"]:
-        return ()
+    if (whole := _parse_all_or_none([part.casefold() for part in parts])) is not None:
+        return whole
     for part in parts:
         if not _NAME.fullmatch(part):
             raise _invalid_value(setting, part, "names, separated by commas, all or none")

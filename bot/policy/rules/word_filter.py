@@ -1,38 +1,24 @@
 """Finds forbidden words and patterns in a text, disguised or not. Pure.
 
 A word matches between word boundaries, as readers see it (`bot.policy.rules.lookalikes`), and through these disguises:
-- digits and signs for letters, as in `b4d`, `b@d`, `b*d` (`bot.policy.rules.lookalikes`), if one true letter, @ or $ is
-  left;
+- digits and signs for letters, as in `b4d`, `b@d`, `b*d`, if one true letter, @ or $ is left;
 - dots, dashes and the like inside it, as in `b.a.d`; spaces, commas and brackets only between all of its letters
   (`b a d`), or "pen is" would be read as one word;
 - emphasis inside it, as in `(ba:1.3)d`, since the model reads that as one word (`bot.prompt.concepts`);
-- letters written three times or more; also twice if English hardly ever doubles them, so that "good" is not a longer
-  "god".
+- letters written three times or more; also twice if English hardly ever doubles them, so that "good" is no "god".
 `*` at a word's end matches all words that begin with it. Scripts without spaces between words (Han, kana, Thai, Lao,
-Khmer, Burmese) have no boundaries: there a word matches anywhere. In all other scripts boundaries apply; where endings
-or particles join words (Russian, Korean, Arabic), `*` matches them too. An emoji matches anywhere.
+Khmer, Burmese) have no boundaries: there a word matches anywhere. Where endings or particles join words (Russian,
+Korean, Arabic), `*` matches them too. An emoji matches anywhere.
 
 Not found: words backwards, words cut in two by one space, one Han form for another. A word that consists of another
 script's look-alikes is taken for what it looks like, since no reader can tell.
 
-Patterns (`bot.policy.rules.word_filter`) see three readings: as typed, as readers see it, and that without signs for
-letters; with emphasis, also these three without it.
+Patterns (RE2, whose time is linear in the text: https://github.com/google/re2/wiki/Syntax) ignore case. They see the
+text as typed, as readers see it, and that without signs for letters; with emphasis, also these three without it.
 
-The limit on the work of matching a member's text against word lists and patterns. Pure.
-
-All texts of a request share one limit, so that ten prompts cost no more than one. It counts steps, not time: the same
-texts and lists always give the same result.
-
-Forbidden patterns: regular expressions by RE2, whose time is linear in the text for any pattern.
-
-Syntax: https://github.com/google/re2/wiki/Syntax. Patterns ignore case. One takes at most 256 KiB and 2000
-instructions, so that fifty of them cost a text some milliseconds.
-
-A trie of forbidden words, and one pass over a text that finds any of them in any disguise.
-
-A character may have several readings (`1`: an i, an l, a digit or nothing). The pass keeps all partial matches and
-drops dead ends. It takes a few steps per character, whatever the length of the list; it gives up on a text that takes
-more (`bot.policy.rules.word_filter`). `bot.policy.rules.word_filter` describes the disguises.
+Words are in a trie, and one pass finds any of them: a character may have several readings (`1`: an i, an l, a digit or
+nothing), and the pass keeps all partial matches. All texts of a request share one limit of steps, so that ten prompts
+cost no more than one; the same texts and lists always give the same result.
 """
 
 from __future__ import annotations
@@ -287,7 +273,6 @@ def find_first(text: str, root: TrieNode, budget: MatchBudget) -> str | None:
 def _start_matches(
     root: TrieNode, character: CharacterReadings, at_strict_boundary: bool, at_loose_boundary: bool
 ) -> Iterator[PartialMatch]:
-    """Yield the matches that begin with this character."""
     is_unbounded = character.kind in ("unspaced", "sign")
     for letter in character.letters:
         node = root.children.get(letter)
@@ -340,7 +325,6 @@ def _continue_with_gap(match: PartialMatch, is_space: bool) -> Iterator[PartialM
 def _is_word_end(
     match: PartialMatch, character: CharacterReadings, at_strict_boundary: bool, at_loose_boundary: bool
 ) -> bool:
-    """Return whether a listed word ends with this character."""
     node = match.node
     if (
         node.entry is None

@@ -12,7 +12,7 @@ from bot.pictures.gallery import Gallery
 from bot.pictures.moderation_status import held_images
 from bot.policy.permissions import Action, JobRef, forbidden_reason
 from bot.store import Store
-from bot.store.moderation.reviews import list_waiting_jobs, review_picture
+from bot.store.moderation.incidents import list_waiting_jobs, review_picture
 
 
 class PictureReview:

@@ -1,19 +1,12 @@
 """Deletes jobs' pictures in two steps, so that a crash leaves no file: mark the jobs, then delete picture by picture.
 
-A row in `pictures` of a deleted job says that its file may still exist. Each function works inside its caller's
-transaction; `bot.services.moderation.moderation` deletes the files.
+A row in `pictures` of a deleted job says that its file may still exist; `bot.services.moderation.moderation` deletes
+the files. Jobs made from a deleted one (edits, branches, control and reference pictures) lose their input and keep
+their results. Retention by age removes no inputs of other jobs.
 
-Removes a deleted job's pictures from the inputs of jobs made from it. The results of those jobs stay.
-
-Edits, zooms and pans have their source's pixels as input, and branches its ladder. A job made from an uploaded picture
-has that picture, and one that follows a control or reference picture has that one. Retention by age removes no inputs
-of other jobs. Works inside its caller's transaction; the files of removed rows are deleted like those of a deleted job.
-
-Archived charges: charges that outlive their jobs, so that deleting a job or a member's data restores no quota;
-and charges for work that is no job. What relaxed jobs took is archived under ids of its own: no other limit counts it.
-
-They are kept until no limit's window counts them. HMACs with a key of this database replace the ids of member, server
-and channel; the key is deleted with the last charge. Each function works inside its caller's transaction.
+Charges outlive their jobs until no limit's window counts them, so that deletion restores no quota. What relaxed jobs
+took is archived under ids of its own. HMACs with a key of this database replace the ids of member, server and channel;
+the key is deleted with the last charge. Each function works inside its caller's transaction.
 """
 
 from __future__ import annotations
@@ -31,8 +24,7 @@ from bot.policy.limits import MONTH_SECONDS
 from bot.store.jobs.queries import list_parts
 from bot.store.jobs.records import RELAXED_TIER, StoredPicture
 from bot.store.moderation import incidents
-from bot.store.schema.deletion_tables import archived_charges, charge_keys
-from bot.store.schema.tables import destinations, favourites, jobs, pictures
+from bot.store.schema.tables import archived_charges, charge_keys, destinations, favourites, jobs, pictures
 
 MAX_LEFTOVERS = 500  # most leftovers in one query
 
@@ -43,12 +35,18 @@ def list_jobs_of_picture(connection: Connection, job: str) -> list[str]:
     All jobs of an interpolation are deleted together, since its film shows the pictures of each.
     """
     job_ids = [job, *(part.id for part in list_parts(connection, job) if part.id != job)]
-    frontier = list(job_ids)
+    return [*job_ids, *find_descendants(connection, job_ids, jobs.c.action == "upscale")]
+
+
+def find_descendants(connection: Connection, ids: Sequence[str], *conditions: ColumnElement[bool]) -> list[str]:
+    """Return all jobs made from these, directly or indirectly, by jobs that meet the conditions."""
+    descendants: list[str] = []
+    frontier = list(ids)
     while frontier:
-        children_query = select(jobs.c.id).where(jobs.c.parent.in_(frontier), jobs.c.action == "upscale")
-        frontier = [row.id for row in connection.execute(children_query) if row.id not in job_ids]
-        job_ids += frontier
-    return job_ids
+        children = connection.execute(select(jobs.c.id).where(jobs.c.parent.in_(frontier), *conditions)).scalars()
+        frontier = [child for child in children if child not in {*ids, *descendants}]
+        descendants += frontier
+    return descendants
 
 
 def mark_deleted(connection: Connection, ids: Sequence[str], actor: tuple[str, str], now: float) -> list[str]:
@@ -143,7 +141,7 @@ def release_inputs(connection: Connection, ids: Sequence[str]) -> None:
     if orphaned_uploads := _find_orphaned(
         connection, ids, uploads
     ):  # another member may have uploaded the same file independently
-        _delete_inputs(connection, pictures.c.job.in_(_find_descendants(connection, ids)), orphaned_uploads)
+        _delete_inputs(connection, pictures.c.job.in_(find_descendants(connection, ids)), orphaned_uploads)
 
 
 def _select_pictures(connection: Connection, *conditions: ColumnElement[bool]) -> list[RowMapping]:
@@ -178,17 +176,6 @@ def _attach_canvases(connection: Connection, canvases: Sequence[RowMapping]) -> 
         values: dict[str, Any] = {column.name: row[column.name] for column in pictures.columns}
         values |= {"job": row["parent"], "kind": CANVAS_KIND, "image": 0 if last_image is None else last_image + 1}
         connection.execute(pictures.insert().values(values))
-
-
-def _find_descendants(connection: Connection, ids: Sequence[str]) -> list[str]:
-    """Return all jobs made from these, directly or indirectly."""
-    job_ids = set(ids)
-    frontier = list(ids)
-    while frontier:
-        children = connection.execute(select(jobs.c.id).where(jobs.c.parent.in_(frontier))).scalars()
-        frontier = [job for job in children if job not in job_ids]
-        job_ids |= set(frontier)
-    return sorted(job_ids - set(ids))
 
 
 IdHasher = Callable[[str, str], str]

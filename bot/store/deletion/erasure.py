@@ -18,16 +18,21 @@ from bot.store.deletion import deletion_steps
 from bot.store.deletion.deletion_steps import mark_without_incident
 from bot.store.deletion.retention import BATCH_SIZE, record_reasons
 from bot.store.members.api_keys import KEY_MEMBER_PREFIX
-from bot.store.schema.deletion_tables import deleted_jobs, erasure_requests
-from bot.store.schema.member_tables import api_keys, preferences, sessions
-from bot.store.schema.tables import accounts, amendments, destinations, favourites, incidents, jobs
+from bot.store.schema.tables import (
+    accounts,
+    amendments,
+    api_keys,
+    deleted_jobs,
+    destinations,
+    erasure_requests,
+    favourites,
+    incidents,
+    jobs,
+    preferences,
+    sessions,
+)
 
-MEMBER_INCIDENT_KINDS = (
-    "word",
-    "blocked",
-    "report",
-    "held",
-)  # incidents about a member's actions; the other kinds are staff decisions
+MEMBER_INCIDENT_KINDS = ("word", "blocked", "report", "held")  # about a member's actions; others: of the staff
 DELETED_MEMBER = "deleted member"
 VISITOR_PREFIX = "local:"  # of the member id of a visitor to the chatroom (`bot.web.middleware.member_of`)
 
@@ -60,21 +65,16 @@ def mark_batch_deleted(connection: Connection, request: ErasureRequest, now: flo
     """Mark a batch of the member's jobs as deleted, and others' upscales of them, whose rows stay. Empty: none left."""
     query = select(jobs.c.id).where(_is_covered_job(request), ~_is_being_erased()).order_by(jobs.c.id).limit(BATCH_SIZE)
     member_job_ids = list(connection.execute(query).scalars())
-    job_ids = set(member_job_ids)
-    frontier = member_job_ids
-    while frontier:
-        children_query = select(jobs.c.id).where(jobs.c.parent.in_(frontier), jobs.c.action == "upscale")
-        frontier = [job for job in connection.execute(children_query).scalars() if job not in job_ids]
-        job_ids |= set(frontier)
-    mark_without_incident(connection, sorted(job_ids), now)
-    deletion_steps.release_inputs(connection, sorted(job_ids))
-    connection.execute(
-        deleted_jobs.delete().where(deleted_jobs.c.job.in_(member_job_ids))
-    )  # a job that retention removed keeps its messages
+    upscales = deletion_steps.find_descendants(connection, member_job_ids, jobs.c.action == "upscale")
+    job_ids = sorted({*member_job_ids, *upscales})
+    mark_without_incident(connection, job_ids, now)
+    deletion_steps.release_inputs(connection, job_ids)
+    # a job that retention removed keeps its messages
+    connection.execute(deleted_jobs.delete().where(deleted_jobs.c.job.in_(member_job_ids)))
     record_reasons(connection, member_job_ids, "forgotten", now)
     upscales_query = select(jobs.c.id).where(jobs.c.id.in_(job_ids), ~_is_covered_job(request))
     record_reasons(connection, list(connection.execute(upscales_query).scalars()), "enlarged", now)
-    return sorted(job_ids)
+    return job_ids
 
 
 def erase_member_data(connection: Connection, request: ErasureRequest) -> None:
@@ -84,22 +84,22 @@ def erase_member_data(connection: Connection, request: ErasureRequest) -> None:
     """
     for erase_member in load_hooks("erase_member"):
         erase_member(connection, request.member, request.guild, request.requested_at)
+    in_guild = select(jobs.c.id).where(jobs.c.guild == request.guild)
     favourite_conditions = [favourites.c.member == request.member, favourites.c.at <= request.requested_at]
+    incident_conditions = [incidents.c.actor == request.member, incidents.c.at <= request.requested_at]
+    amendment_conditions = [amendments.c.member == request.member, amendments.c.at <= request.requested_at]
     if request.guild:
-        favourite_conditions.append(favourites.c.job.in_(select(jobs.c.id).where(jobs.c.guild == request.guild)))
+        favourite_conditions.append(favourites.c.job.in_(in_guild))
+        incident_conditions.append(incidents.c.guild == request.guild)
+        amendment_conditions.append(amendments.c.job.in_(in_guild))
     else:
         connection.execute(preferences.delete().where(preferences.c.member == request.member))
         _delete_sessions(connection, request)
         _delete_key(connection, request)
     connection.execute(favourites.delete().where(*favourite_conditions))
-    incident_conditions = [incidents.c.actor == request.member, incidents.c.at <= request.requested_at]
-    incident_conditions += [incidents.c.guild == request.guild] if request.guild else []
     is_members_incident = and_(*incident_conditions, incidents.c.kind.in_(MEMBER_INCIDENT_KINDS))
     connection.execute(incidents.delete().where(is_members_incident, incidents.c.closed.is_not(None)))
     connection.execute(update(incidents).where(is_members_incident).values(actor="", actor_name=DELETED_MEMBER))
-    amendment_conditions = [amendments.c.member == request.member, amendments.c.at <= request.requested_at]
-    if request.guild:
-        amendment_conditions.append(amendments.c.job.in_(select(jobs.c.id).where(jobs.c.guild == request.guild)))
     names = {"member": "", "member_name": DELETED_MEMBER, "key": None}
     connection.execute(update(amendments).where(*amendment_conditions).values(names))
 
@@ -122,9 +122,8 @@ def _delete_key(connection: Connection, request: ErasureRequest) -> None:
 
 def read_state(connection: Connection, job: str) -> JobState | None:
     """Return a job's state even if the rest of its row is corrupt; None where it has no row."""
-    return cast(
-        "JobState | None", connection.execute(select(jobs.c.state).where(jobs.c.id == job)).scalar_one_or_none()
-    )
+    state = connection.execute(select(jobs.c.state).where(jobs.c.id == job)).scalar_one_or_none()
+    return cast("JobState | None", state)
 
 
 def delete_destination(connection: Connection, job: str, role: str) -> None:

@@ -1,17 +1,14 @@
-"""The interface of a database driver, the choice of a driver by URL, and the driver for SQLite.
-
-SQLite has one thread with the only connection for writes, and a few reader threads.
-"""
+"""The choice of a driver by URL, and the driver for SQLite: one connection for writes, and a few for reads."""
 
 from __future__ import annotations
 
 import asyncio
 import sqlite3
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from contextlib import closing
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import URL, make_url
@@ -20,51 +17,16 @@ from sqlalchemy.exc import DatabaseError, OperationalError
 from bot.domain.errors import UserError
 from bot.store.drivers.group_commit import (
     CommitBatch,
-    DatabaseUnavailable,
+    Database,
     Operation,
-    OperationQueue,
+    PendingOperation,
+    unavailable,
     wrap_stop_iteration,
 )
 
 T = TypeVar("T")
 
 DRIVER_MISSING = "DATABASE_URL names PostgreSQL, and its driver is not installed: pip install 'darkroom-bot[postgres]'."
-
-
-class Database(Protocol):
-    """Runs plain functions of a connection as transactions, on its own threads."""
-
-    @property
-    def writer(self) -> Engine:
-        """The engine for writes."""
-        ...
-
-    @property
-    def reader(self) -> Engine:
-        """The engine for reads."""
-        ...
-
-    async def run_write(self, operation: Operation[T]) -> T:
-        """Run `operation` and return its result once it is committed. Writers of all processes run one at a time, in
-        the order of the calls. Raises what `operation` raises, or `DatabaseUnavailable`.
-        """
-        ...
-
-    async def upgrade(self, operation: Operation[None]) -> None:
-        """Run `operation` like `write`, for a migration that may take long."""
-        ...
-
-    async def run_read(self, operation: Operation[T]) -> T:
-        """Run `operation` on one snapshot of the tables. Raises what `operation` raises, or `DatabaseUnavailable`."""
-        ...
-
-    async def truncate_log(self) -> bool:
-        """Empty the write-ahead log, where it is ours: the bytes of deleted rows are in it. False: not possible now."""
-        ...
-
-    async def close(self) -> None:
-        """Finish pending transactions, then close every connection."""
-        ...
 
 
 def select_driver(url: str) -> Database:
@@ -98,28 +60,13 @@ PRAGMAS = (
 READERS = 2
 
 
-class SqliteDatabase:
+class SqliteDatabase(Database):
     """A `Database` in one file."""
 
     def __init__(self, url: URL) -> None:
         sqlite_url = url.set(drivername="sqlite")
-        self.writer = _create_engine(sqlite_url, "BEGIN IMMEDIATE", 1)
-        self.reader = _create_engine(sqlite_url, "BEGIN", READERS)
-        self._operations = OperationQueue()
-        self._write_thread = ThreadPoolExecutor(1, "store-writer")
-        self._read_threads = ThreadPoolExecutor(READERS, "store-reader")
-
-    async def run_write(self, operation: Operation[T]) -> T:
-        """Run `operation` and return its result once it is committed. Raises what `operation` raises, or
-        `DatabaseUnavailable`.
-        """
-        future = self._operations.put(operation)
-        self._write_thread.submit(self._commit_next_batch)
-        return await asyncio.wrap_future(future)
-
-    async def upgrade(self, operation: Operation[None]) -> None:
-        """Run `operation` like `write`: a migration is an ordinary transaction here."""
-        await self.run_write(operation)
+        writer = _create_engine(sqlite_url, "BEGIN IMMEDIATE", 1)
+        super().__init__(writer, _create_engine(sqlite_url, "BEGIN", READERS), READERS)
 
     async def run_read(self, operation: Operation[T]) -> T:
         """Run `operation` on one snapshot of the tables."""
@@ -132,18 +79,7 @@ class SqliteDatabase:
         """
         return await asyncio.wrap_future(self._write_thread.submit(self._truncate_log))
 
-    async def close(self) -> None:
-        """Finish pending operations, then end the threads and close their connections."""
-        await asyncio.to_thread(self._write_thread.shutdown)
-        await asyncio.to_thread(self._read_threads.shutdown)
-        self.writer.dispose()
-        self.reader.dispose()
-
-    def _commit_next_batch(self) -> None:
-        """Commit the next batch of waiting operations. A call may find none left."""
-        pending = self._operations.take_batch()
-        if not pending:
-            return
+    def _commit(self, pending: Sequence[PendingOperation]) -> None:
         batch = CommitBatch(pending, is_outage)
         try:
             with self.writer.begin() as connection:
@@ -162,7 +98,7 @@ class SqliteDatabase:
                 cursor.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}")
                 return row[0] == 0  # 1: busy
         except (DatabaseError, sqlite3.Error) as error:
-            raise DatabaseUnavailable(f"The database cannot be used now: {_describe_error(error)}.") from error
+            raise unavailable(_describe_error(error)) from error
 
     def _run_read(self, operation: Operation[T]) -> T:
         try:
@@ -173,7 +109,7 @@ class SqliteDatabase:
         except DatabaseError as error:
             if not is_outage(error):
                 raise
-            raise DatabaseUnavailable(f"The database cannot be used now: {_describe_error(error)}.") from error
+            raise unavailable(_describe_error(error)) from error
 
 
 def is_outage(error: BaseException) -> bool:

@@ -1,20 +1,23 @@
-"""Group commit: write transactions that wait for the database share one commit, each of them atomic.
+"""Drivers' base: write transactions that wait for the database share one commit, each of them atomic.
 
 A commit waits for the disk, and a busy evening has hundreds of transactions a second. Operations that arrive during a
 commit share the next one. Each runs inside a savepoint, so an operation that raises undoes only itself. A caller gets a
-result only after its commit. This module knows no database: `sqlite` and `postgres` commit.
+result only after its commit.
 """
 
 from __future__ import annotations
 
+import asyncio
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Engine
 
 T = TypeVar("T")
+
 Operation = Callable[[Connection], T]
 PendingOperation = tuple[Operation[Any], "Future[Any]"]
 
@@ -25,31 +28,14 @@ class DatabaseUnavailable(ConnectionError):
     """The database is full, locked or away: nothing was written, and it may work later."""
 
 
+def unavailable(reason: str) -> DatabaseUnavailable:
+    """Return the error with its sentence."""
+    return DatabaseUnavailable(f"The database cannot be used now: {reason}.")
+
+
 def wrap_stop_iteration(error: BaseException) -> BaseException:
     """Replace StopIteration, which a future cannot raise: its awaiter would never wake."""
     return RuntimeError("an operation raised StopIteration") if isinstance(error, StopIteration) else error
-
-
-class OperationQueue:
-    """Operations in order of arrival. Safe to use from any thread."""
-
-    def __init__(self) -> None:
-        self._pending: deque[PendingOperation] = deque()
-
-    def put(self, operation: Operation[T]) -> Future[T]:
-        """Queue an operation. The future has its result once it is committed."""
-        future: Future[T] = Future()
-        self._pending.append((operation, future))
-        return future
-
-    def take_batch(self) -> list[PendingOperation]:
-        """Return the operations that share the next commit, without those whose caller gave up."""
-        batch: list[PendingOperation] = []
-        while self._pending and len(batch) < MAX_BATCH:
-            operation, future = self._pending.popleft()
-            if future.set_running_or_notify_cancel():
-                batch.append((operation, future))
-        return batch
 
 
 class CommitBatch:
@@ -75,7 +61,6 @@ class CommitBatch:
                 future.set_exception(wrap_stop_iteration(error))
 
     def _run_in_savepoint(self, connection: Connection, operation: Operation[T]) -> T:
-        """Run one of several operations in a savepoint. An exception undoes only this one."""
         connection.exec_driver_sql("SAVEPOINT act")
         try:
             result = operation(connection)
@@ -99,6 +84,61 @@ class CommitBatch:
             return
         for _, future in self._pending:
             if not future.done():
-                unavailable = DatabaseUnavailable(f"The database cannot be used now: {reason}.")
-                unavailable.__cause__ = error
-                future.set_exception(unavailable)
+                copy = unavailable(reason)
+                copy.__cause__ = error
+                future.set_exception(copy)
+
+
+class Database(ABC):
+    """Runs plain functions of a connection as transactions, on its own threads. `writer`, `reader`: the engines."""
+
+    def __init__(self, writer: Engine, reader: Engine, reader_count: int) -> None:
+        self.writer = writer
+        self.reader = reader
+        self._pending: deque[PendingOperation] = deque()
+        self._write_thread = ThreadPoolExecutor(1, "store-writer")
+        self._read_threads = ThreadPoolExecutor(reader_count, "store-reader")
+
+    async def run_write(self, operation: Operation[T]) -> T:
+        """Run `operation` and return its result once it is committed. Writers of all processes run one at a time, in
+        the order of the calls. Raises what `operation` raises, or `DatabaseUnavailable`.
+        """
+        future: Future[T] = Future()
+        self._pending.append((operation, future))
+        self._write_thread.submit(self._commit_next_batch)
+        return await asyncio.wrap_future(future)
+
+    async def upgrade(self, operation: Operation[None]) -> None:
+        """Run `operation` like `run_write`, for a migration that may take long."""
+        await self.run_write(operation)
+
+    @abstractmethod
+    async def run_read(self, operation: Operation[T]) -> T:
+        """Run `operation` on one snapshot of the tables; it may run twice. Raises what `operation` raises, or
+        `DatabaseUnavailable`.
+        """
+
+    async def truncate_log(self) -> bool:
+        """Empty the write-ahead log, where it is ours: the bytes of deleted rows are in it. False: not possible now."""
+        return True
+
+    async def close(self) -> None:
+        """Finish pending transactions, then end the threads and close their connections."""
+        await asyncio.to_thread(self._write_thread.shutdown)
+        await asyncio.to_thread(self._read_threads.shutdown)
+        self.writer.dispose()
+        self.reader.dispose()
+
+    def _commit_next_batch(self) -> None:
+        """Commit the operations that share the next commit, without those whose caller gave up. There may be none."""
+        batch: list[PendingOperation] = []
+        while self._pending and len(batch) < MAX_BATCH:
+            operation, future = self._pending.popleft()
+            if future.set_running_or_notify_cancel():
+                batch.append((operation, future))
+        if batch:
+            self._commit(batch)
+
+    @abstractmethod
+    def _commit(self, pending: Sequence[PendingOperation]) -> None:
+        """Commit these operations together, and give each its result or its error."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -25,9 +25,11 @@ from ulid import ULID
 from bot.domain.errors import UserError
 from bot.store.drivers.group_commit import (
     CommitBatch,
+    Database,
     DatabaseUnavailable,
     Operation,
-    OperationQueue,
+    PendingOperation,
+    unavailable,
     wrap_stop_iteration,
 )
 from bot.store.schema.tables import commit_log
@@ -40,27 +42,16 @@ READERS = 4
 POLL_SECONDS = 0.1  # between two tries to learn the outcome of a commit
 
 
-class PostgresDatabase:
+class PostgresDatabase(Database):
     """A `Database` on a server."""
 
     def __init__(self, url: str, timeouts: Timeouts | None = None) -> None:
         self._url = url
         self._timeouts = timeouts or Timeouts()
-        self.writer = create_postgres_engine(url, self._timeouts, 1)
-        self.reader = create_postgres_engine(url, self._timeouts, READERS, is_reader=True)
-        self._operations = OperationQueue()
+        writer = create_postgres_engine(url, self._timeouts, 1)
+        super().__init__(writer, create_postgres_engine(url, self._timeouts, READERS, is_reader=True), READERS)
         self._writer_name = str(ULID())
         self._commit_number = 0
-        self._write_thread = ThreadPoolExecutor(1, "store-writer")
-        self._read_threads = ThreadPoolExecutor(READERS, "store-reader")
-
-    async def run_write(self, operation: Operation[T]) -> T:
-        """Run `operation` and return its result once it is committed. Raises what `operation` raises, or
-        `DatabaseUnavailable`.
-        """
-        future = self._operations.put(operation)
-        self._write_thread.submit(self._commit_next_batch)
-        return await asyncio.wrap_future(future)
 
     async def run_read(self, operation: Operation[T]) -> T:
         """Run `operation` on one snapshot of the tables; it may run twice. Raises what `operation` raises, or
@@ -70,25 +61,10 @@ class PostgresDatabase:
         return await asyncio.wrap_future(self._read_threads.submit(self._run_read, operation, deadline))
 
     async def upgrade(self, operation: Operation[None]) -> None:
-        """Run `operation` like `write`, and wait long for it and for other processes."""
+        """Run `operation` like `run_write`, and wait long for it and for other processes."""
         await asyncio.wrap_future(self._write_thread.submit(self._run_migration, operation))
 
-    async def truncate_log(self) -> bool:
-        """Do nothing: the server reuses its log by itself."""
-        return True
-
-    async def close(self) -> None:
-        """Finish pending transactions, then end the threads and close their connections."""
-        await asyncio.to_thread(self._write_thread.shutdown)
-        await asyncio.to_thread(self._read_threads.shutdown)
-        self.writer.dispose()
-        self.reader.dispose()
-
-    def _commit_next_batch(self) -> None:
-        """Commit the next batch of waiting operations. A call may find none left."""
-        pending = self._operations.take_batch()
-        if not pending:
-            return
+    def _commit(self, pending: Sequence[PendingOperation]) -> None:
         batch = CommitBatch(pending, is_outage)
         self._commit_number += 1
         commit_id = CommitId(self._writer_name, self._commit_number)
@@ -129,7 +105,7 @@ class PostgresDatabase:
             return result
 
         if time.monotonic() > deadline:
-            raise DatabaseUnavailable("The database cannot be used now: every connection was busy for too long.")
+            raise unavailable("every connection was busy for too long")
         try:
             connection, result = begin(self.reader, run_and_commit)
         except StopIteration as error:
@@ -137,7 +113,7 @@ class PostgresDatabase:
         except Exception as error:
             if not is_outage(error):
                 raise
-            raise DatabaseUnavailable(f"The database cannot be used now: {describe_error(error)}.") from error
+            raise unavailable(describe_error(error)) from error
         connection.close()
         return result
 
@@ -148,7 +124,7 @@ class PostgresDatabase:
                 operation(connection)
                 connection.commit()
         except (DBAPIError, DatabaseUnavailable) as error:  # such as a role without the right to create tables
-            raise DatabaseUnavailable(f"The database cannot be used now: {describe_error(error)}.") from error
+            raise unavailable(describe_error(error)) from error
         finally:
             engine.dispose()
 

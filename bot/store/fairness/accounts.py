@@ -83,10 +83,10 @@ class PickRequest:
     bypass: QueueBypass = field(default_factory=QueueBypass)
 
 
-def enter_accounts(connection: Connection, path: str, weights: Mapping[str, float], now: float) -> None:
+def enter_accounts(connection: Connection, path: str, weight: float, now: float) -> None:
     """Create the accounts of a new job's member. An account with no queued job moves up to its parent's floor.
 
-    The member's wait for a turn begins. `weights`: tier → weight; other new accounts have the weight 1.
+    The member's wait for a turn begins. `weight`: of the tier; other new accounts have the weight 1.
     """
     levels = ancestor_paths(path)
     accounts_by_path = {row.path: row for row in connection.execute(_SELECT_ACCOUNTS, {"levels": levels})}
@@ -102,7 +102,7 @@ def enter_accounts(connection: Connection, path: str, weights: Mapping[str, floa
                 "floor": 0.0,
                 "queued": 0,
                 "active": 0,
-                "weight": weights.get(account_name(level), 1.0) if level.count("/") == 1 else 1.0,
+                "weight": weight if level.count("/") == 1 else 1.0,
                 "since": now if level == path else None,
             }
             connection.execute(_INSERT_ACCOUNT, values)

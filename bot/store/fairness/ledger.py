@@ -7,8 +7,9 @@ again takes no reads, even after the transaction. Times are seconds since 1970, 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
-from functools import cache
+from collections.abc import Callable, Mapping
+from functools import cache, partial
+from types import MappingProxyType
 from typing import Any, TypeVar, cast
 
 from sqlalchemy import ColumnElement, Connection, Select, Subquery, bindparam, case, func, select, union_all
@@ -16,16 +17,22 @@ from sqlalchemy import ColumnElement, Connection, Select, Subquery, bindparam, c
 from bot.domain.dto import Member
 from bot.domain.job_states import ACTIVE_STATES, OPEN_STATES
 from bot.policy.limits import Charge, Spending, Usage, sum_spending
-from bot.policy.rules import Rule
 from bot.policy.rules.catalogue import UsageScope
 from bot.store import rules
 from bot.store.deletion.deletion_steps import RELAXED_PREFIX, RESULT_KINDS, create_hasher, load_hasher
 from bot.store.jobs.records import RELAXED_TIER
 from bot.store.members import preferences
-from bot.store.schema.deletion_tables import archived_charges
-from bot.store.schema.tables import jobs, pictures
+from bot.store.schema.tables import archived_charges, jobs, pictures
 
 T = TypeVar("T")
+ARCHIVED_KINDS: Mapping[UsageScope, tuple[str, ...]] = MappingProxyType(
+    {
+        "member here": ("member", "guild"),
+        "member everywhere": ("member",),
+        "channel": ("guild", "channel"),
+        "guild": ("guild",),
+    }
+)
 
 
 def _scope_conditions(scope: UsageScope) -> list[ColumnElement[bool]]:
@@ -67,20 +74,12 @@ class Ledger:
         self._connection = connection
         self._member = member
         self._now = now
-        self.load_rules = cache(self._read_rules)
-        self.load_preferences = cache(self._read_preferences)
+        self.load_rules = cache(partial(rules.list_effective_rules, connection, member.guild))
+        self.load_preferences = cache(partial(preferences.load_preferences, connection, member.id))
         self.is_input_deleted = cache(self._find_deleted_input)
         self.get_usage = cache(self._count_usage)
         self.get_spending = cache(self._sum_charges)
         self.get_relaxed_spending = cache(self._sum_relaxed)
-
-    def _read_rules(self) -> list[Rule]:
-        """Return the rules of the member's guild, and those that hold everywhere."""
-        return rules.list_effective_rules(self._connection, self._member.guild)
-
-    def _read_preferences(self) -> dict[str, object]:
-        """Return the member's preferences as stored."""
-        return preferences.load_preferences(self._connection, self._member.id)
 
     def _find_deleted_input(self, parent: str | None, contents: tuple[str, ...]) -> bool:
         """Return whether a job's input was deleted: its parent is, or only deleted jobs made the contents."""
@@ -95,14 +94,12 @@ class Ledger:
         return not all(is_kept_by_hash.values())
 
     def _params(self, **others: object) -> dict[str, object]:
-        """Return the bound parameters for the statements of this module."""
         return {"member": self._member.id, "guild": self._member.guild, "channel": self._member.channel, **others}
 
     def _is_counted(self, scope: UsageScope, guild: str) -> bool:
         return scope != "member here" or guild == self._member.guild
 
     def _count_usage(self, scope: UsageScope) -> Usage:
-        """Count active and waiting jobs."""
         by_state: Counter[str] = Counter()
         for row in self._connection.execute(_build_count_query(scope), self._params()):
             by_state[row.state] += int(row.jobs) * self._is_counted(scope, row.guild)
@@ -110,23 +107,16 @@ class Ledger:
 
     def _sum_charges(self, scope: UsageScope, window: float) -> Spending:
         """Sum the charges of the last `window` seconds. A charge counts from the creation of its job."""
-        archive_queries = self._build_archive_queries(scope, window)
+        archive_query = self._build_archive_query(scope, window)
         params = self._params(since=self._now - window)
         if scope.startswith("member"):
-            rows = [
-                row
-                for row in self._connection.execute(_build_charge_query(scope), params)
-                if self._is_counted(scope, row.guild)
-            ]
-            charges = [Charge(row.at, row.charged) for row in rows]
-            charges += [
-                Charge(row.at, row.charged) for query in archive_queries for row in self._connection.execute(query)
-            ]
-            return sum_spending(charges, self._now, window)
+            rows = self._connection.execute(_build_charge_query(scope), params)
+            charges = [Charge(row.at, row.charged) for row in rows if self._is_counted(scope, row.guild)]
+            return sum_spending([*charges, *self._read_archive(archive_query)], self._now, window)
         recent_query = (
             _build_charge_query(scope).params(params).with_only_columns(jobs.c.created.label("at"), jobs.c.charged)
         )
-        charges = union_all(recent_query, *archive_queries).subquery()
+        charges = (recent_query if archive_query is None else union_all(recent_query, archive_query)).subquery()
         total_query = select(func.coalesce(func.sum(charges.c.charged), 0.0))
         used_seconds = float(self._connection.execute(total_query).scalar_one())
 
@@ -140,42 +130,28 @@ class Ledger:
         """Sum what a member's relaxed jobs of the last `window` seconds took; they are charged nothing."""
         rows = self._connection.execute(_build_relaxed_query(), self._params(since=self._now - window))
         charges = [Charge(row.at, row.seconds) for row in rows if self._is_counted(scope, row.guild)]
-        archive_queries = self._build_archive_queries(scope, window, RELAXED_PREFIX)
-        charges += [Charge(row.at, row.charged) for query in archive_queries for row in self._connection.execute(query)]
+        charges += self._read_archive(self._build_archive_query(scope, window, RELAXED_PREFIX))
         return sum_spending([charge for charge in charges if charge.cost > 0], self._now, window)
 
-    def _build_archive_queries(
+    def _read_archive(self, query: Select[*tuple[Any, ...]] | None) -> list[Charge]:
+        return [] if query is None else [Charge(row.at, row.charged) for row in self._connection.execute(query)]
+
+    def _build_archive_query(
         self, scope: UsageScope, window: float, prefix: str = ""
-    ) -> list[Select[*tuple[Any, ...]]]:
-        """Return queries of the archived charges of removed jobs; an empty list where there are none. `prefix`: of the
-        kinds of ids.
-        """
+    ) -> Select[*tuple[Any, ...]] | None:
+        """Select the archived charges of removed jobs; None where there are none. `prefix`: of the kinds of ids."""
         hash_id = load_hasher(self._connection)
         if hash_id is None:
-            return []
-        member = self._member
-        query = select(archived_charges.c.at, archived_charges.c.charged).where(
-            archived_charges.c.at > self._now - window
-        )
-        if scope.startswith("member"):
-            member_query = query.where(archived_charges.c.member == hash_id(f"{prefix}member", member.id))
-            return [
-                member_query
-                if scope != "member here"
-                else member_query.where(archived_charges.c.guild == hash_id(f"{prefix}guild", member.guild))
-            ]
-        guild_query = query.where(archived_charges.c.guild == hash_id("guild", member.guild))
-        return [
-            guild_query.where(archived_charges.c.channel == hash_id("channel", member.channel))
-            if scope == "channel"
-            else guild_query
-        ]
+            return None
+        ids = {"member": self._member.id, "guild": self._member.guild, "channel": self._member.channel}
+        is_theirs = (archived_charges.c[kind] == hash_id(prefix + kind, ids[kind]) for kind in ARCHIVED_KINDS[scope])
+        query = select(archived_charges.c.at, archived_charges.c.charged)
+        return query.where(archived_charges.c.at > self._now - window, *is_theirs)
 
     def _find_release_time(self, charges: Subquery, excess: float) -> float:
         """Return the time of the charge whose expiry, with all older ones, frees `excess`."""
-        running_total: Any = func.sum(charges.c.charged).over(
-            order_by=charges.c.at
-        )  # charges of the same moment count together
+        # charges of the same moment count together
+        running_total: Any = func.sum(charges.c.charged).over(order_by=charges.c.at)
         totals = select(charges.c.at, running_total.label("gone")).subquery()
         query = select(func.min(totals.c.at)).where(totals.c.gone >= excess)
         released_at = self._connection.execute(query).scalar_one_or_none()

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, cast
 
-from sqlalchemy import ColumnElement, Connection, RowMapping, Select, and_, bindparam, or_, select, update
+from sqlalchemy import ColumnElement, Connection, RowMapping, and_, bindparam, or_, select, update
 
 from bot.domain.dto import Delivery, DeliveryRole, Destination, DestinationKind
 from bot.store.jobs.records import JobRecord, load_records
@@ -33,12 +33,18 @@ _MARK_DELIVERED = (
 
 def add_destination(connection: Connection, job: str, role: DeliveryRole, destination: Destination) -> bool:
     """Add a destination to a job; False if it has one of that role, and then nothing changes."""
-    if connection.execute(_where_role(select(destinations.c.job), job, role)).first() is not None:
+    if get_destination(connection, job, role) is not None:
         return False
+    _insert_row(connection, job, role, destination)
+    return True
+
+
+def _insert_row(
+    connection: Connection, job: str, role: str, destination: Destination, delivered: float | None = None
+) -> None:
     address = dict(destination.address)
     row = {"kind": destination.kind, "where": address, "message": address.get("message", ""), "reason": ""}
-    connection.execute(destinations.insert().values(job=job, role=role, **row))
-    return True
+    connection.execute(destinations.insert().values(job=job, role=role, delivered=delivered, **row))
 
 
 def get_destination(connection: Connection, job: str, role: DeliveryRole = "answer") -> Destination | None:
@@ -49,26 +55,20 @@ def get_destination(connection: Connection, job: str, role: DeliveryRole = "answ
 
 def list_deliveries(connection: Connection, job: str) -> dict[DeliveryRole, Delivery]:
     """Return a job's destinations and their delivery state, without films."""
-    return {
-        delivery.role: delivery
-        for delivery in map(_to_delivery, connection.execute(_SELECT_WITHOUT_FILMS, {"of": job}).mappings())
-    }
+    rows = connection.execute(_SELECT_WITHOUT_FILMS, {"of": job}).mappings()
+    return {delivery.role: delivery for delivery in map(_to_delivery, rows)}
 
 
 def list_all_deliveries(connection: Connection, job: str) -> list[tuple[str, Delivery]]:
     """Return every destination of a job, films included, each with its stored role."""
-    rows = connection.execute(
-        select(destinations).where(destinations.c.job == job).order_by(destinations.c.role)
-    ).mappings()
-    return [(row["role"], _to_delivery(row)) for row in rows]
+    query = select(destinations).where(destinations.c.job == job).order_by(destinations.c.role)
+    return [(row["role"], _to_delivery(row)) for row in connection.execute(query).mappings()]
 
 
 def list_films(connection: Connection, job: str) -> list[Delivery]:
     """Return the messages with a job's film, the oldest first."""
-    rows = connection.execute(
-        select(destinations).where(destinations.c.job == job, is_film()).order_by(destinations.c.delivered)
-    )
-    return [_to_delivery(row) for row in rows.mappings()]
+    query = select(destinations).where(destinations.c.job == job, is_film()).order_by(destinations.c.delivered)
+    return [_to_delivery(row) for row in connection.execute(query).mappings()]
 
 
 def add_film(connection: Connection, job: str, destination: Destination, now: float) -> bool:
@@ -78,20 +78,14 @@ def add_film(connection: Connection, job: str, destination: Destination, now: fl
         return False
     roles = connection.execute(select(destinations.c.role).where(destinations.c.job == job, is_film())).scalars()
     role = f"{FILM}{1 + max((int(film_role.removeprefix(FILM)) for film_role in roles), default=0)}"
-    row = {
-        "kind": destination.kind,
-        "where": dict(destination.address),
-        "message": destination.address.get("message", ""),
-    }
-    connection.execute(destinations.insert().values(job=job, role=role, delivered=now, reason="", **row))
+    _insert_row(connection, job, role, destination, now)
     return True
 
 
 def delete_film(connection: Connection, job: str, message: str) -> None:
     """Drop the row of a deleted film message."""
-    connection.execute(
-        destinations.delete().where(destinations.c.job == job, destinations.c.message == message, is_film())
-    )
+    is_message = (destinations.c.job == job, destinations.c.message == message, is_film())
+    connection.execute(destinations.delete().where(*is_message))
 
 
 def is_film() -> ColumnElement[bool]:
@@ -163,10 +157,6 @@ def find_job(connection: Connection, message: str) -> str | None:
 
 def _has_role(job: str, role: DeliveryRole) -> Any:
     return and_(destinations.c.job == job, destinations.c.role == role)
-
-
-def _where_role(query: Select[Any], job: str, role: DeliveryRole) -> Select[Any]:
-    return query.where(_has_role(job, role))
 
 
 def _to_delivery(row: RowMapping) -> Delivery:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
+from itertools import count
 from typing import Any, cast
 
 from sqlalchemy import Connection, RowMapping, Select
@@ -33,19 +33,7 @@ from engine.contract import (
 log = logging.getLogger(__name__)
 
 RELAXED_TIER = "relaxed"  # the tier whose jobs cost no quota
-INITIAL_VALUES: Mapping[str, object] = MappingProxyType(
-    {
-        "billed": 0.0,
-        "attempt": 1,
-        "barren": 0,
-        "step": 0,
-        "epoch": 0,
-        "worker": "",
-        "cancelling": False,
-        "reason": "",
-        "blame": "",
-    }
-)
+COPIED_FIELDS = ("id", "action", "prompt", "private", "check", "weight", "pool", "model", "cost", "created", "deadline")
 
 
 @dataclass(frozen=True)
@@ -98,16 +86,14 @@ class NewJob:
 
     def to_row(self, key: str | None, ordinal: int) -> dict[str, object]:
         """Return the new row of the table `jobs`."""
-        recipe = self.task if isinstance(self.task, Recipe) else None
+        parent, parent_index = self.parent or (None, None)
         return {
-            "id": self.id,
+            **{name: getattr(self, name) for name in COPIED_FIELDS},
             "key": key,
             "ordinal": ordinal,
             "state": "queued",
-            "action": self.action,
-            "parent": self.parent[0] if self.parent else None,
-            "parent_index": self.parent[1] if self.parent else None,
-            "prompt": self.prompt,
+            "parent": parent,
+            "parent_index": parent_index,
             "notes": list(self.notes),
             "task": encode(self.task),
             "member": self.member.id,
@@ -115,41 +101,25 @@ class NewJob:
             "guild": self.member.guild,
             "channel": self.member.channel,
             "thread": self.member.thread,
-            "private": self.private,
-            "check": self.check,
             "running_here": self.running_here,
             "running_everywhere": self.running_everywhere,
             "tier": self.member.tier,
-            "weight": self.weight,
-            "pool": self.pool,
-            "model": self.model,
             "account": account_paths(self.pool, self.billing_key)[-1],
-            "rows": count_rows(recipe) if recipe else 1,
-            "cost": self.cost,
+            "rows": count_rows(self.task) if isinstance(self.task, Recipe) else 1,
             "charged": 0.0 if self.member.tier == RELAXED_TIER else self.cost,
-            "created": self.created,
-            "deadline": self.deadline,
-            **INITIAL_VALUES,
         }
 
     def input_rows(self) -> list[dict[str, object]]:
         """Return the rows of the table `pictures` for the inputs, numbered from 0 within each kind."""
-        next_index: Counter[str] = Counter()
-        picture_rows: list[dict[str, object]] = []
-        for stored_input in self.inputs:
-            picture_rows.append(
-                {
-                    "job": self.id,
-                    "image": next_index[stored_input.kind],
-                    "kind": stored_input.kind,
-                    "sha256": stored_input.sha256,
-                    "bytes": stored_input.bytes,
-                    "width": stored_input.width,
-                    "height": stored_input.height,
-                }
-            )
-            next_index[stored_input.kind] += 1
-        return picture_rows
+        next_index = defaultdict[str, Iterator[int]](count)
+        return [
+            {
+                "job": self.id,
+                "image": next(next_index[stored_input.kind]),
+                **{name: getattr(stored_input, name) for name in ("kind", "sha256", "bytes", "width", "height")},
+            }
+            for stored_input in self.inputs
+        ]
 
 
 @dataclass(frozen=True)
@@ -306,15 +276,7 @@ def decode_record(row: RowMapping) -> JobRecord:
 
 def decode_audit_entry(row: RowMapping) -> AuditEntry:
     """Convert a row of the audit."""
-    return AuditEntry(
-        job=row["job"],
-        created_at=row["at"],
-        source=row["source"],
-        target=row["target"],
-        attempt=row["attempt"],
-        epoch=row["epoch"],
-        reason=row["why"],
-    )
+    return AuditEntry(*(row[name] for name in ("job", "at", "source", "target", "attempt", "epoch", "why")))
 
 
 def load_records(

@@ -10,7 +10,7 @@ from sqlalchemy import ColumnElement, Connection, RowMapping, and_, or_, select,
 
 from bot.domain.dto import KeyScope
 from bot.domain.feature import load_hooks
-from bot.store.schema.member_tables import api_keys as table
+from bot.store.schema.tables import api_keys as table
 
 KEY_MEMBER_PREFIX = "local:key:"  # of the member that a key acts as (`bot.web.middleware.member_of`)
 REVOKED = "Its key was revoked."

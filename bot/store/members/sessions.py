@@ -8,7 +8,7 @@ from typing import Literal
 
 from sqlalchemy import Connection, RowMapping, select, update
 
-from bot.store.schema.member_tables import sessions as table
+from bot.store.schema.tables import sessions as table
 
 SessionKind = Literal["open", "guest", "operator"]
 MAX_OPEN_SESSIONS = 1000  # an open room gives one to every browser; with more, the one that was unused longest ends

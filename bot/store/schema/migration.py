@@ -1,4 +1,8 @@
-"""Runs the Alembic migrations of `bot.migrations` inside one transaction of the store: all or none."""
+"""Makes the tables and brings them up to date, inside one transaction of the store: all or none.
+
+Tables that are missing are made from the metadata, also those of a feature that was added later. The migrations of
+`bot.migrations` change tables that exist.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,8 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection
 
 from bot.domain.errors import UserError
+from bot.domain.feature import load_parts
+from bot.store.schema.tables import metadata
 
 MIGRATIONS = Path(__file__).resolve().parents[2] / "migrations"
 
@@ -23,11 +29,18 @@ def migrate_tables(connection: Connection) -> None:
 
     Raises `UserError` for tables of another version.
     """
-    if read_schema_age(connection) == "unknown":
+    schema_age = read_schema_age(connection)
+    if schema_age == "unknown":
         raise UserError(
             "The database is of another version of Darkroom: install that version, or set another database.", 400
         )
-    command.upgrade(_alembic_config(connection), "head")
+    load_parts("store")  # their tables are in the metadata then
+    config = _alembic_config(connection)
+    if schema_age == "old":
+        command.upgrade(config, "head")
+    metadata.create_all(connection)
+    if schema_age == "none":
+        command.stamp(config, "head")
 
 
 def read_schema_age(connection: Connection) -> SchemaAge:

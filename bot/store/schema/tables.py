@@ -1,4 +1,4 @@
-"""The tables, in SQLAlchemy Core. `bot/migrations` creates them; a test compares the two.
+"""The tables, in SQLAlchemy Core.
 
 Times are seconds since 1970, costs calibrated device-seconds. Portable between SQLite and PostgreSQL.
 """
@@ -25,12 +25,15 @@ from sqlalchemy import (
 
 metadata = MetaData()
 
-ROW_NUMBER = BigInteger().with_variant(
-    Integer(), "sqlite"
-)  # SQLite numbers rows by INTEGER only, which is 64-bit there
-PATH_TYPE = String(512).with_variant(
-    String(512, collation="C"), "postgresql"
-)  # sorted by code points, as in `bot.policy.fair_queue`
+# SQLite numbers rows by INTEGER only, which is 64-bit there
+ROW_NUMBER = BigInteger().with_variant(Integer(), "sqlite")
+# sorted by code points, as in `bot.policy.fair_queue`
+PATH_TYPE = String(512).with_variant(String(512, collation="C"), "postgresql")
+
+
+def _partial_index(name: str, columns: tuple[str, ...], condition: str) -> Index:
+    return Index(name, *columns, sqlite_where=text(condition), postgresql_where=text(condition))
+
 
 jobs = Table(
     "jobs",
@@ -63,13 +66,13 @@ jobs = Table(
     Column("rows", Integer, nullable=False),
     Column("cost", Float, nullable=False),  # reserved at admission
     Column("charged", Float, nullable=False),  # counts against quotas: the reserve first, the real cost at the end
-    Column("billed", Float, nullable=False),  # cost by which the accounts' virtual time was advanced
-    Column("attempt", Integer, nullable=False),
-    Column("barren", Integer, nullable=False),  # attempts without progress since the last progress
-    Column("step", Integer, nullable=False),  # the furthest step known
-    Column("epoch", BigInteger, nullable=False),
-    Column("worker", String(64), nullable=False),
-    Column("cancelling", Boolean, nullable=False),
+    Column("billed", Float, nullable=False, default=0.0),  # cost by which the accounts' virtual time was advanced
+    Column("attempt", Integer, nullable=False, default=1),
+    Column("barren", Integer, nullable=False, default=0),  # attempts without progress since the last progress
+    Column("step", Integer, nullable=False, default=0),  # the furthest step known
+    Column("epoch", BigInteger, nullable=False, default=0),
+    Column("worker", String(64), nullable=False, default=""),
+    Column("cancelling", Boolean, nullable=False, default=False),
     Column("created", Float, nullable=False),
     Column("deadline", Float, nullable=False),
     Column("sent", Float),
@@ -77,8 +80,8 @@ jobs = Table(
     Column("ended", Float),
     Column("seconds", Float),
     Column("ms_per_step", Float),
-    Column("reason", Text, nullable=False),
-    Column("blame", String(16), nullable=False),
+    Column("reason", Text, nullable=False, default=""),
+    Column("blame", String(16), nullable=False, default=""),
     Index("jobs_key", "key", "ordinal", unique=True),
     Index("jobs_waiting", "account", "state", "id"),
     Index("jobs_state", "state", "pool", "rows"),
@@ -89,7 +92,7 @@ jobs = Table(
     Index("jobs_guild_created", "guild", "created", "channel", "charged"),
     Index("jobs_parent", "parent", "action"),
     Index("jobs_guild_state", "guild", "state", "channel"),
-    Index("jobs_deleted", "id", sqlite_where=text("deleted IS NOT NULL"), postgresql_where=text("deleted IS NOT NULL")),
+    _partial_index("jobs_deleted", ("id",), "deleted IS NOT NULL"),
     Index("jobs_channel", "guild", "channel", "id"),
     Index("jobs_member", "member", "id"),
     Index("jobs_ended", "ended"),
@@ -140,9 +143,7 @@ amendments = Table(  # what was asked to change in a job while it runs
     Column("text", Text, nullable=False),  # the change on one line, for members
     Column("cost", Float, nullable=False),  # reserved for it while it waits
     Index("amendments_member", "member", "at"),
-    Index(
-        "amendments_waiting", "job", sqlite_where=text("state = 'waiting'"), postgresql_where=text("state = 'waiting'")
-    ),
+    _partial_index("amendments_waiting", ("job",), "state = 'waiting'"),
 )
 
 accounts = Table(  # the fair order: pool → tier → guild → user
@@ -156,21 +157,8 @@ accounts = Table(  # the fair order: pool → tier → guild → user
     Column("queued", Integer, nullable=False),
     Column("active", Integer, nullable=False),
     Column("since", Float),  # member level only: since when the member waits for a turn, with any number of jobs
-    Index(
-        "accounts_order",
-        "parent",
-        "virtual",
-        "path",
-        sqlite_where=text("queued > 0"),
-        postgresql_where=text("queued > 0"),
-    ),
-    Index(
-        "accounts_since",
-        "since",
-        "path",
-        sqlite_where=text("queued > 0 AND since IS NOT NULL"),
-        postgresql_where=text("queued > 0 AND since IS NOT NULL"),
-    ),
+    _partial_index("accounts_order", ("parent", "virtual", "path"), "queued > 0"),
+    _partial_index("accounts_since", ("since", "path"), "queued > 0 AND since IS NOT NULL"),
 )
 
 leader_terms = Table(  # leader terms: each new leader raises the number, and older leaders' writes are refused
@@ -266,4 +254,70 @@ favourites = Table(
     Column("at", Float, nullable=False),
     Index("favourites_member", "member", "at"),
     Index("favourites_job", "job"),
+)
+
+
+deleted_jobs = Table(  # jobs that are or were removed; the job's own row may not exist any more
+    "gone",
+    metadata,
+    Column("job", String(26), primary_key=True),
+    Column("at", Float, nullable=False),
+    Column("why", String(16), nullable=False),  # age, room, forgotten; enlarged: upscale of a forgotten job
+    Index("gone_at", "at"),
+    Index("gone_why", "why", "job"),
+)
+
+erasure_requests = Table(  # pending requests of members to be forgotten
+    "departures",
+    metadata,
+    Column("member", String(64), primary_key=True),
+    Column("guild", String(64), primary_key=True),  # empty: everywhere
+    Column("asked", Float, nullable=False),  # newer data stays
+)
+
+archived_charges = Table(  # charges of removed jobs, while a limit counts them; hashes instead of ids
+    "spent",
+    metadata,
+    Column("id", ROW_NUMBER, primary_key=True, autoincrement=True),
+    Column("member", String(64), nullable=False),
+    Column("guild", String(64), nullable=False),
+    Column("channel", String(64), nullable=False),
+    Column("at", Float, nullable=False),
+    Column("charged", Float, nullable=False),
+    Index("spent_member", "member", "at"),
+    Index("spent_guild", "guild", "at"),
+    Index("spent_at", "at"),
+)
+
+charge_keys = Table(  # the key of these hashes, while there are any
+    "veil", metadata, Column("id", Integer, primary_key=True), Column("key", LargeBinary, nullable=False)
+)
+
+
+preferences = Table(
+    "preferences", metadata, Column("member", String(64), primary_key=True), Column("values", JSON, nullable=False)
+)
+
+sessions = Table(  # of visitors to the chatroom
+    "sessions",
+    metadata,
+    Column("hash", String(64), primary_key=True),  # SHA-256 of the cookie, which is stored nowhere
+    Column("visitor", String(32), nullable=False),
+    Column("kind", String(8), nullable=False),  # open: of an open room, by nobody's leave; guest; owner: the operator
+    Column("issued", Float, nullable=False),
+    Column("expires", Float, nullable=False),
+    Column("used", Float, nullable=False),  # within a minute
+)
+
+api_keys = Table(  # of programs
+    "api_keys",
+    metadata,
+    Column("hash", String(64), primary_key=True),  # SHA-256 of the secret, which is stored nowhere
+    Column("name", String(32), nullable=False),  # one valid key of a name at a time
+    Column("scopes", JSON, nullable=False),
+    Column("issued", Float, nullable=False),
+    Column("expires", Float),  # null: never
+    Column("used", Float),  # within a minute; null: never
+    Column("revoked", Float),
+    Index("api_keys_name", "name"),
 )

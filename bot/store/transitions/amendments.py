@@ -22,12 +22,14 @@ from bot.store.transitions.job_writes import lock_job, lock_open_job
 from engine.contract import (
     Amendment,
     Change,
+    DropImages,
     JobAmended,
     ModelProfile,
     Recipe,
     SetConcepts,
     SetGuidance,
     SetNegative,
+    SplitImage,
     convert,
     count_ending_images,
     count_image_rows,
@@ -86,20 +88,17 @@ class AmendmentRecord:
             self.member_name,
             self.text,
             self.at,
-            _name_kind(self.change),
+            AMENDMENT_KINDS[type(self.change)],
         )
 
 
-def _name_kind(change: Change) -> AmendmentKind:
-    match change:
-        case SetConcepts():
-            return "words"
-        case SetNegative():
-            return "negative"
-        case SetGuidance():
-            return "guidance"
-        case _:
-            return "images"
+AMENDMENT_KINDS: dict[type[Change], AmendmentKind] = {
+    SetConcepts: "words",
+    SetNegative: "negative",
+    SetGuidance: "guidance",
+    DropImages: "images",
+    SplitImage: "images",
+}
 
 
 def encode_change(change: Change) -> dict[str, Any]:
@@ -152,22 +151,6 @@ MAX_REQUESTS = 256  # changes that may be asked for of one job, refused ones inc
 AmendmentCheck = Callable[[JobRecord, Sequence[AmendmentRecord], Ledger], Sequence[NewAmendment]]
 _REFUSE_WAITING = update(amendments).where(*OF_WAITING).values(state="refused", reason=ENDED_TEXT, cost=0.0)
 _INSERT = amendments.insert()
-_UPDATE_ONE = (
-    update(amendments)
-    .where(amendments.c.job == bindparam("of_job"), amendments.c.number == bindparam("of_number"))
-    .values(
-        state=bindparam("new_state"),
-        step=bindparam("new_step"),
-        reason=bindparam("new_reason"),
-        cost=bindparam("new_cost"),
-    )
-)
-_UPDATE_COST = (
-    update(jobs)
-    .where(jobs.c.id == bindparam("of_job"))
-    .values(cost=bindparam("new_cost"), charged=bindparam("new_charged"))
-)
-_UPDATE_RECIPE = _UPDATE_COST.values(task=bindparam("new_task"), rows=bindparam("new_rows"))
 _SELECT_ONE = select(amendments).where(amendments.c.job == bindparam("job"), amendments.c.number == bindparam("number"))
 
 
@@ -296,28 +279,18 @@ def _add_amendment(recipe: Recipe, amendment: Amendment) -> Recipe:
 
 
 def _update_amendment(connection: Connection, changed: AmendmentRecord) -> None:
-    """Write a change's state, step, reason and cost."""
-    values = {
-        "of_job": changed.job,
-        "of_number": changed.number,
-        "new_state": changed.state,
-        "new_step": changed.step,
-        "new_reason": changed.reason,
-        "new_cost": changed.cost,
-    }
-    connection.execute(_UPDATE_ONE, values)
+    values = {name: getattr(changed, name) for name in ("state", "step", "reason", "cost")}
+    is_changed = (amendments.c.job == changed.job, amendments.c.number == changed.number)
+    connection.execute(update(amendments).where(*is_changed).values(values))
 
 
 def _update_job(connection: Connection, job_record: JobRecord, cost: float, recipe: Recipe | None = None) -> JobRecord:
     """Write a job's reserve, and with a recipe its rows. Return the job as it is now: its row is locked."""
-    charged = 0.0 if job_record.tier == RELAXED_TIER else cost
-    values = {"of_job": job_record.id, "new_cost": cost, "new_charged": charged}
-    if recipe is None:
-        connection.execute(_UPDATE_COST, values)
-        return replace(job_record, cost=cost, charged=charged)
-    rows = count_rows_now(recipe)
-    connection.execute(_UPDATE_RECIPE, {**values, "new_task": encode(recipe), "new_rows": rows})
-    return replace(job_record, cost=cost, charged=charged, task=recipe, rows=rows)
+    values: dict[str, Any] = {"cost": cost, "charged": 0.0 if job_record.tier == RELAXED_TIER else cost}
+    if recipe is not None:
+        values |= {"task": encode(recipe), "rows": count_rows_now(recipe)}
+    statement = update(jobs).where(jobs.c.id == job_record.id).values(values).returning(jobs)
+    return decode_record(connection.execute(statement).mappings().one())
 
 
 def count_rows_now(recipe: Recipe) -> int:

@@ -7,7 +7,7 @@ function works inside its caller's transaction.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -126,9 +126,7 @@ def list_waiting_jobs(
     return page_records, page_ids[-1] if len(page_ids) == PAGE_SIZE else ""
 
 
-def reroute_job(
-    connection: Connection, job: str, pool: str, weights: Mapping[str, float], now: float
-) -> JobRecord | None:
+def reroute_job(connection: Connection, job: str, pool: str, now: float) -> JobRecord | None:
     """Move a waiting job to another pool. None if it no longer waits, or waits there already."""
     old_row = lock_job(connection, job)
     if old_row is None or old_row["state"] != "queued" or old_row["pool"] == pool:
@@ -137,7 +135,7 @@ def reroute_job(
     new_account = f"{pool}/{path_in_pool}"
     for path, sign in ((old_row["account"], -1), (new_account, 1)):
         if sign > 0:
-            enter_accounts(connection, new_account, weights, now)
+            enter_accounts(connection, new_account, old_row["weight"], now)
         add_cost(connection, path, sign * old_row["billed"])
         adjust_counts(connection, path, queued=sign)
     statement = update(jobs).where(jobs.c.id == job).values(pool=pool, account=new_account).returning(jobs)

@@ -7,7 +7,7 @@ pictures and the end of their job are one transaction: one for each picture woul
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -55,25 +55,19 @@ MAX_OVERRUN = 10.0  # a worker may bill at most this many times the estimate in 
 
 
 def admit_jobs(
-    connection: Connection,
-    new_jobs: Sequence[NewJob],
-    key: str | None,
-    decide: AdmissionCheck,
-    weights: Mapping[str, float],
-    now: float,
+    connection: Connection, new_jobs: Sequence[NewJob], key: str | None, decide: AdmissionCheck, now: float
 ) -> tuple[list[JobRecord], bool]:
-    """Insert the jobs that `decide` returns, with their destinations; `decide` raises `UserError` to insert none.
+    """Insert the jobs that `decide` returns, with their destinations; True: they are new.
 
-    A known idempotency `key` returns its earlier jobs, and False.
+    `decide` reads the ledger, and raises `UserError` to insert none. A known idempotency `key` returns its earlier
+    jobs, and False.
     """
     if key is not None and (earlier_jobs := list_by_key(connection, key)):
         return earlier_jobs, False
-    return insert_jobs(connection, decide(new_jobs, Ledger(connection, new_jobs[0].member, now)), key, weights), True
+    return insert_jobs(connection, decide(new_jobs, Ledger(connection, new_jobs[0].member, now)), key), True
 
 
-def insert_jobs(
-    connection: Connection, new_jobs: Sequence[NewJob], key: str | None, weights: Mapping[str, float]
-) -> list[JobRecord]:
+def insert_jobs(connection: Connection, new_jobs: Sequence[NewJob], key: str | None) -> list[JobRecord]:
     """Insert new jobs as queued, with their destinations and input pictures."""
     inserted: list[JobRecord] = []
     for ordinal, new_job in enumerate(new_jobs):
@@ -88,7 +82,7 @@ def insert_jobs(
             "reason": "",
         }
         connection.execute(_INSERT_DESTINATION, destination_row)
-        enter_accounts(connection, row["account"], weights, new_job.created)
+        enter_accounts(connection, row["account"], row["weight"], new_job.created)
         adjust_counts(connection, row["account"], queued=1)
         if input_rows := new_job.input_rows():
             connection.execute(_INSERT_INPUTS, input_rows)
@@ -352,7 +346,6 @@ def _count_idle_attempts(old_row: RowMapping, step: int, is_retry: bool) -> int:
 
 
 def _count_other_starts(connection: Connection, job: str, epoch: int) -> int:
-    """Count the other claims that have started the job."""
     conditions = (audit_lines.c.job == job, audit_lines.c.target == "running", audit_lines.c.epoch != epoch)
     return int(connection.execute(select(func.count(audit_lines.c.epoch.distinct())).where(*conditions)).scalar_one())
 
@@ -376,7 +369,6 @@ def _fail_poison(
 
 
 def _done_fraction(old_row: RowMapping, step: int) -> float:
-    """Return the fraction of the job that is known to have run."""
     return decode_record(old_row).find_done_share(max(step, old_row["step"]))
 
 

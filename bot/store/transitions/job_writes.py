@@ -18,7 +18,7 @@ from bot.domain.job_states import ACTIVE_STATES, OPEN_STATES, TRANSITIONS, JobSt
 from bot.store.deletion.deletion_steps import RESULT_KINDS
 from bot.store.fairness.accounts import adjust_counts
 from bot.store.jobs.records import JobRecord, StoredPicture
-from bot.store.moderation.reviews import write_held_incident
+from bot.store.moderation.incidents import write_held_incident
 from bot.store.schema.tables import audit_lines, jobs, models, pictures
 from engine.contract import ModelProfile, Recipe, Task, UpscaleMethod, UpscaleTask, decode, encode
 
@@ -75,7 +75,6 @@ def lock_job(connection: Connection, job: str) -> RowMapping | None:
 
 
 def _update_counts(connection: Connection, account: str, source: JobState, target: JobState) -> None:
-    """Update the accounts' job counts for a transition."""
 
     def count_state(state: JobState) -> tuple[int, int]:
         return (int(state == "queued"), int(state in ACTIVE_STATES))

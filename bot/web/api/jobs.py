@@ -14,8 +14,8 @@ from aiohttp import web
 from bot.domain.dto import AcceptedJob
 from bot.domain.errors import UserError
 from bot.jobs.init_images import ImageInput, InitImages, JobImageRef
+from bot.prompt.concepts import MAX_JOBS
 from bot.prompt.flag_values import MAX_CLIP_LAYER, MIN_FRAMES, MIN_STRENGTH
-from bot.prompt.permutations import MAX_JOBS
 from bot.web import serializers
 from bot.web.media import find_picture, picture_index_of
 from bot.web.middleware import GUILD, HOST_POLICY, SESSION_TOKENS, TERMINAL_ID, VISITOR, member_of

@@ -50,29 +50,24 @@ async def _discord_api(status: int) -> AsyncIterator[str]:
         await runner.cleanup()
 
 
-async def _check_token(tmp_path: Path, token: str, status: int = 200) -> Finding:
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    ("token", "status", "ok", "summary", "remedy"),
+    [
+        ("good", 200, True, "the token is valid: darkroom", ""),
+        ("bad-secret", 200, False, "the token is not valid", "Reset Token"),
+        ("good", 503, False, "Discord answered 503", "Try again"),
+    ],
+)
+async def test_a_token_is_valid_wrong_or_unchecked(
+    tmp_path: Path, token: str, status: int, ok: bool, summary: str, remedy: str
+) -> None:
     async with _discord_api(status) as api:
-        return await asyncio.to_thread(check_discord, _settings(tmp_path, discord_token=token, discord_api=api))
-
-
-@pytest.mark.asyncio
-async def test_a_valid_token_is_reported_with_its_bot(tmp_path: Path) -> None:
-    findings = await _check_token(tmp_path, "good")
-    assert (findings.ok, findings.summary, findings.remedy) == (True, "the token is valid: darkroom", "")
-
-
-@pytest.mark.asyncio
-async def test_a_wrong_token_is_reported_with_where_to_get_a_new_one(tmp_path: Path) -> None:
-    findings = await _check_token(tmp_path, "bad-secret")
-    assert not findings.ok
-    assert "Reset Token" in findings.remedy
-    assert "bad-secret" not in str(findings)
-
-
-@pytest.mark.asyncio
-async def test_a_discord_outage_does_not_blame_the_token(tmp_path: Path) -> None:
-    findings = await _check_token(tmp_path, "good", status=503)
-    assert (findings.ok, findings.summary) == (False, "Discord answered 503")
+        settings = _settings(tmp_path, discord_token=token, discord_api=api)
+        finding = await asyncio.to_thread(check_discord, settings)
+    assert (finding.ok, finding.summary) == (ok, summary)
+    assert remedy in finding.remedy
+    assert "bad-secret" not in str(finding)
 
 
 def test_an_unreachable_discord_leaves_the_token_unchecked(tmp_path: Path, free_port: int) -> None:

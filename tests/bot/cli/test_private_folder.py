@@ -10,7 +10,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from bot.cli.instance_lock import WideFolder, make_folder_private
+from bot.cli.instance_lock import make_folder_private
+from bot.domain.errors import UserError
 
 
 def read_mode(path: Path) -> int:
@@ -27,7 +28,7 @@ def test_an_open_folder_of_ours_is_closed_with_a_sentence(tmp_path: Path, mode: 
 
 def test_a_shared_folder_is_refused(tmp_path: Path) -> None:
     tmp_path.chmod(0o1777)
-    with pytest.raises(WideFolder, match="all users share"):
+    with pytest.raises(UserError, match="all users share"):
         make_folder_private(tmp_path)
     assert read_mode(tmp_path) == 0o1777
 
@@ -44,7 +45,7 @@ def test_a_folder_of_another_user_may_be_open_to_its_group_only(
 
     monkeypatch.setattr(Path, "stat", read_status)
     if is_refused:
-        with pytest.raises(WideFolder, match="chmod o-rwx"):
+        with pytest.raises(UserError, match="chmod o-rwx"):
             make_folder_private(tmp_path)
     else:
         assert make_folder_private(tmp_path) == ""

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from bot.__main__ import app
 from bot.app.settings import load_settings
-from bot.cli.doctor import EngineCheck, check_engine
+from bot.cli.doctor import check_engine
 from bot.cli.options import EngineOptions, load_engine
 from bot.cli.up import startup
 from bot.cli.up.engine_process import EngineProcess
@@ -186,7 +186,7 @@ async def test_the_engine_is_told_what_to_offload_and_another_word_is_refused(
     sentence = r"--offload is not valid: auto, none, text or layers is needed\."
     with pytest.raises(UserError, match=sentence):
         app(["imagine", "a fox", "--offload", "sometimes", "--data", str(tmp_path)], standalone_mode=False)
-    (finding,) = check_engine(settings, EngineCheck(options=EngineOptions(offload="sometimes")))
+    (finding,) = check_engine(settings, "embedded", EngineOptions(offload="sometimes"))
     assert re.match(sentence, finding.summary)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -29,44 +30,12 @@ def test_the_options_become_the_body_of_the_request(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(steer, "send_changes", answer)
     monkeypatch.setattr(http_client, "is_darkroom_running", is_running)
     monkeypatch.setattr("bot.cli.instance_lock.find_instance", lambda _folder: RunningInstance("http://127.0.0.1:1", 1))
-    options = [
-        "01J",
-        "--say",
-        "blue",
-        "--weight",
-        "0",
-        "--no",
-        "",
-        "--keep",
-        "2",
-        "--split",
-        "2:3",
-        "--weigh",
-        "2=0.5",
-        "--interval",
-        "0.2-0.8",
-        "--fade",
-        "9",
-        "--data",
-        str(tmp_path),
-    ]
-    result = CliRunner().invoke(app, ["steer", *options])
+    options = '01J --say blue --weight 0 --no "" --keep 2 --split 2:3 --weigh 2=0.5 --interval 0.2-0.8 --fade 9 --data'
+    result = CliRunner().invoke(app, ["steer", *shlex.split(options), str(tmp_path)])
     assert (result.exit_code, result.stdout) == (0, "keeps image 2: from step 21 of 40 on\n"), result.output
-    assert sent == [
-        (
-            "01J",
-            {
-                "say": "blue",
-                "weight": 0.0,
-                "weights": {"2": 0.5},
-                "negative": "",
-                "interval": [0.2, 0.8],
-                "keep": [2],
-                "split": {"image": 2, "into": 3},
-                "fade": 9,
-            },
-        )
-    ]
+    words = {"say": "blue", "weight": 0.0, "weights": {"2": 0.5}, "negative": ""}
+    others = {"interval": [0.2, 0.8], "keep": [2], "split": {"image": 2, "into": 3}, "fade": 9}
+    assert sent == [("01J", words | others)]
 
 
 def test_a_beginning_names_one_job_only() -> None:

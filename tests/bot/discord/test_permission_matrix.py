@@ -26,7 +26,7 @@ from bot.discord.responses import CHANNEL_HIDDEN, INTERNAL_ERROR, THREAD_HIDDEN
 from bot.discord.settings.responses import HANDLERS
 from bot.domain.dto import Member
 from bot.domain.feature import load_features
-from bot.policy.permissions import ACTIONS, PRIVATE_JOB, Action, JobRef, forbidden_reason
+from bot.policy.permissions import PERMISSIONS, PRIVATE_JOB, Action, JobRef, forbidden_reason
 from shared.discord_staff import Staff, create_staff
 from shared.feature_rows import read_feature_rows
 from shared.picture_files import make_png
@@ -523,4 +523,4 @@ async def test_every_action_of_the_permission_table_is_covered() -> None:
     commands = {row.action for row in list_commands().values()}
     other_actions = {action for feature in load_features().values() for action in feature.permissions} - commands
     without_command = {"describe"} - commands  # the core's row for whatever feature suggests prompts
-    assert set(ACTIONS) - actions - other_actions == {"envelope", "pause"} | without_command
+    assert set(PERMISSIONS) - actions - other_actions == {"envelope", "pause"} | without_command

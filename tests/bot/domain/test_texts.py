@@ -17,9 +17,7 @@ from bot.domain.texts import (
     format_cancellation,
     format_cost,
     format_duration,
-    format_failure,
     format_footer,
-    format_progress,
     format_queue_place,
     format_startup,
     percent_done,
@@ -85,9 +83,7 @@ def test_queue_places_costs_and_progress_are_worded() -> None:
     )
     assert format_cost(4, 119.2) == "4 jobs, about 2 min of device time in all."
     assert format_cost(1, 30.0) == "1 job, about 30 s of device time."
-    assert format_progress(420, 1000, 12.3) == "████████░░░░░░░░░░░░ 42 % · step 420 of 1000 · 13 s left"
     assert (percent_done(999, 1000), percent_done(0, 0), percent_done(5, 4)) == (99, 0, 100)
-    assert format_failure("the model gave numbers that are not finite", "model").endswith("it costs you nothing.")
     assert format_cancellation(0, 1000) == "Cancelled before it began: it costs you nothing."
     assert format_cancellation(7, 1000) == "Cancelled at step 7 of 1000: only these steps are charged."
 

@@ -17,7 +17,7 @@ from bot.services.data_deletion import DataDeletion
 from bot.store.deletion import deletion_steps, retention
 from bot.store.fairness.ledger import run_with_ledger
 from bot.store.jobs import queries
-from bot.store.moderation import reviews
+from bot.store.moderation import incidents
 from shared.app_harness import open_app_and_worker, wait_for_end
 from shared.picture_files import make_png
 
@@ -159,9 +159,9 @@ async def test_an_uploaded_init_image_belongs_to_its_uploader(harness, wait_unti
 async def test_no_job_starts_again_from_a_held_init_image(harness, wait_until, ann, destination):
     app, _, first = await start_finished_job(harness, wait_until, ann, destination)
     views = await derive_jobs(app, first, wait_until, destination)
-    await app.store.write(reviews.review_picture, first.id, 1, "hidden", MOD, 1.0)
+    await app.store.write(incidents.review_picture, first.id, 1, "hidden", MOD, 1.0)
     await assert_all_refused(app, views, destination, "stays hidden: a moderator has looked at it", 403)
-    await app.store.write(reviews.review_picture, first.id, 1, "shown", MOD, 2.0)
+    await app.store.write(incidents.review_picture, first.id, 1, "shown", MOD, 2.0)
     for view in views.values():
         await wait_for_end(app, (await app.services.variations.reroll(view.id, BOB, destination)).job, wait_until)
 

@@ -23,8 +23,7 @@ from bot.store.fairness.ledger import Ledger
 from bot.store.jobs import queries
 from bot.store.members import preferences
 from bot.store.moderation import incidents
-from bot.store.schema.deletion_tables import archived_charges, charge_keys, deleted_jobs
-from bot.store.schema.tables import jobs
+from bot.store.schema.tables import archived_charges, charge_keys, deleted_jobs, jobs
 from shared.stored_jobs import PICTURE_BYTES, admit_job, finish_job, list_contents, make_content, make_new_job
 
 pytestmark = pytest.mark.asyncio

@@ -23,7 +23,7 @@ from bot.jobs.steering import require_steerable
 from bot.policy.limits import Limits
 from bot.policy.rules import resolve
 from bot.services.data_deletion import DataDeletion
-from bot.store.members import export
+from bot.store.members import preferences
 from bot.store.transitions.amendments import check_held
 from engine.contract import (
     AmendJob,
@@ -458,7 +458,7 @@ async def test_who_is_forgotten_leaves_changes_without_a_name(open_steered: Any,
     steered = await open_steered()
     request = SteeringRequest(say="blue")
     await steered.app.services.steering.amend(steered.job.id, request, BOB, is_joined=True)
-    choices = await steered.app.store.query(export.read_choices, BOB.id)
+    choices = await steered.app.store.query(preferences.read_choices, BOB.id)
     assert [(job, text) for job, _, text in choices.amendments] == [(steered.job.id, "fox, blue")]
     await steered.app.services.get(DataDeletion).request_deletion(BOB.id)
 

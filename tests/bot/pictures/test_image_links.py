@@ -17,7 +17,7 @@ from yarl import URL
 
 from bot.domain.errors import UserError
 from bot.pictures.uploads import image_links
-from bot.pictures.uploads.image_links import check_link, fetch_file, is_allowed, parse_own_picture
+from bot.pictures.uploads.image_links import check_link, fetch_file, is_discord_file, parse_own_picture
 from bot.pictures.uploads.upload_decoder import MAX_UPLOAD_BYTES
 from shared.discord_files import ATTACHED, DECEPTIVE_URLS, HOSTS, SENT, LocalResolver, certificate, serve_as_discord
 
@@ -31,8 +31,8 @@ JOB = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
     "url", [*DECEPTIVE_URLS, "", " ", *(ATTACHED + end for end in ("\n", "\r\nHost: x", "\t", "\0", " "))]
 )
 def test_no_url_trick_is_allowed(url: str) -> None:
-    assert not is_allowed(url)
-    assert not is_allowed(url, OWN)
+    assert not is_discord_file(url)
+    assert not parse_own_picture(url, OWN)
     with pytest.raises(UserError, match="Only pictures that were uploaded to Discord or here"):
         check_link(url)
 
@@ -42,7 +42,7 @@ def test_links_that_discord_hands_out_are_allowed() -> None:
         for url in (f"https://{host}/attachments/1/2/a%20cat-(1)_~.png", f"https://{host}:443/a.png?ex=1&width=8"):
             assert check_link(url) == url
     assert check_link(ATTACHED) == ATTACHED
-    assert not is_allowed(ATTACHED + "a" * image_links.MAX_URL_LENGTH)
+    assert not is_discord_file(ATTACHED + "a" * image_links.MAX_URL_LENGTH)
 
 
 AUTHORITY = st.text(st.sampled_from("cdn.iscordapmet@:/\\?#[]%0123456789-\t") | st.characters(), max_size=60)
@@ -61,7 +61,7 @@ AUTHORITY = st.text(st.sampled_from("cdn.iscordapmet@:/\\?#[]%0123456789-\t") | 
     )
 )
 def test_every_url_parser_reads_an_allowed_link_as_discords(url: str) -> None:
-    if is_allowed(url):
+    if is_discord_file(url):
         assert (URL(url).scheme, URL(url).host in HOSTS, URL(url).port, URL(url).user) == ("https", True, 443, None)
         parts = urlsplit(url)
         assert (parts.scheme, parts.hostname in HOSTS, parts.username, parts.port in (None, 443)) == (
@@ -78,7 +78,7 @@ def test_links_to_the_pages_own_pictures_are_recognised() -> None:
     signed = f"/v1/pictures/{JOB}/2.webp?expires=1&quality=&signature=0a"
     assert parse_own_picture(OWN + signed, OWN) == (JOB, 2)
     assert parse_own_picture(f"https://evil.example{signed}", OWN) is None
-    assert is_allowed(f"http://127.0.0.1:8189/api/jobs/{JOB}/pictures/1.png", "http://127.0.0.1:8189")
+    assert parse_own_picture(f"http://127.0.0.1:8189/api/jobs/{JOB}/pictures/1.png", "http://127.0.0.1:8189")
     for url in (
         f"{OWN}/api/jobs/{JOB}/pictures/0.png",
         f"{OWN}/api/jobs/{JOB}/pictures/1.png?x",
@@ -88,9 +88,10 @@ def test_links_to_the_pages_own_pictures_are_recognised() -> None:
         f"{OWN}.evil.example/api/jobs/{JOB}/pictures/1.png",
         f"https://pictures.example@evil.example/api/jobs/{JOB}/pictures/1.png",
     ):
-        assert not is_allowed(url, OWN)
+        assert not parse_own_picture(url, OWN)
+        assert not is_discord_file(url)
     for page_url in (None, "", "/", "javascript:", "https://"):
-        assert not is_allowed(f"{page_url or ''}/api/jobs/{JOB}/pictures/1.png", page_url)
+        assert not parse_own_picture(f"{page_url or ''}/api/jobs/{JOB}/pictures/1.png", page_url)
 
 
 async def _send_too_much(request: web.Request) -> web.StreamResponse:

@@ -129,7 +129,10 @@ def test_the_last_frame_shows_the_finished_pictures(side: int) -> None:
 
 def test_each_large_finished_picture_is_reduced_before_the_next_is_opened() -> None:
     large = encode_image(Image.new("RGB", (2048, 1024)), "PNG")
-    assert film_module._open_final(large).size == (film_module.MAX_FINAL_SIDE, film_module.MAX_FINAL_SIDE // 2)
+    assert film_module._open_scaled(large, film_module.MAX_FINAL_SIDE).size == (
+        film_module.MAX_FINAL_SIDE,
+        film_module.MAX_FINAL_SIDE // 2,
+    )
     pairs = frames(render_film([ladder(0), ladder(1)], finals=[large, large]))
     assert len({one.size for one, _ in pairs}) == 1
 

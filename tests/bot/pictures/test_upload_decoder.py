@@ -11,6 +11,7 @@ import sys
 import time
 import zlib
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -38,9 +39,21 @@ Until = Callable[..., Any]
 
 @pytest_asyncio.fixture
 async def upload_decoder() -> AsyncIterator[UploadDecoder]:
-    decoder = UploadDecoder()
-    yield decoder
-    await decoder.close()
+    async with open_decoder() as decoder:
+        yield decoder
+
+
+def halves(form: str = "PNG", **options: Any) -> bytes:
+    return encode_picture(Image.fromarray(HALVES), form, **options)
+
+
+@asynccontextmanager
+async def open_decoder(**options: Any) -> AsyncIterator[UploadDecoder]:
+    decoder = UploadDecoder(**options)
+    try:
+        yield decoder
+    finally:
+        await decoder.close()
 
 
 def chunk(kind: bytes, body: bytes) -> bytes:
@@ -89,7 +102,7 @@ def decoder_processes(upload_decoder: UploadDecoder) -> list[psutil.Process]:
 @pytest.mark.parametrize("form", FORMATS)
 async def test_every_format_is_read(upload_decoder: UploadDecoder, form: str) -> None:
     options = {"quality": 95} if form in ("JPEG", "WEBP", "AVIF") else {}
-    content = encode_picture(Image.fromarray(HALVES), form, **options)
+    content = halves(form, **options)
     decoded = await upload_decoder.decode_picture(content)
     assert is_near(decoded, HALVES)
     assert decoded.notes == ()
@@ -131,7 +144,7 @@ async def test_photographs_are_turned_upright_and_lose_their_metadata(upload_dec
     exif[ExifTags.Base.Orientation] = 6
     exif[ExifTags.Base.Make] = "A camera"
     exif.get_ifd(ExifTags.IFD.GPSInfo)[ExifTags.GPS.GPSLatitude] = (48.0, 8.0, 14.0)
-    content = encode_picture(Image.fromarray(HALVES), "JPEG", quality=95, exif=exif, comment=b"my home")
+    content = halves("JPEG", quality=95, exif=exif, comment=b"my home")
     assert b"A camera" in content
     decoded = await upload_decoder.decode_picture(content)
     assert is_near(decoded, np.rot90(HALVES, -1), 6)
@@ -146,20 +159,14 @@ async def test_photographs_are_turned_upright_and_lose_their_metadata(upload_dec
         (1, HALVES),
     ):
         exif[ExifTags.Base.Orientation] = exif_orientation
-        assert is_near(
-            await upload_decoder.decode_picture(encode_picture(Image.fromarray(HALVES), exif=exif, pnginfo=text)),
-            expected_pixels,
-            1,
-        )
+        assert is_near(await upload_decoder.decode_picture(halves(exif=exif, pnginfo=text)), expected_pixels, 1)
 
 
 async def test_circular_exif_is_read(upload_decoder: UploadDecoder) -> None:
     """The IFD names itself as the next one, and as its own EXIF part."""
     entry = struct.pack("<HHIIHHII", 0x8769, 4, 1, 8, 0x0112, 3, 1, 6)
     body = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2) + entry + struct.pack("<I", 8)
-    decoded = await upload_decoder.decode_picture(
-        encode_picture(Image.fromarray(HALVES), "JPEG", quality=95, exif=body)
-    )
+    decoded = await upload_decoder.decode_picture(halves("JPEG", quality=95, exif=body))
     assert (decoded.width, decoded.height) in ((24, 48), (48, 24))
 
 
@@ -170,16 +177,10 @@ async def test_colour_profiles_are_applied(upload_decoder: UploadDecoder) -> Non
     red, blue = (profile[offset[tag] + 4 : offset[tag] + 12] for tag in (b"rXYZ", b"bXYZ"))
     profile[offset[b"rXYZ"] + 4 : offset[b"rXYZ"] + 12] = blue
     profile[offset[b"bXYZ"] + 4 : offset[b"bXYZ"] + 12] = red
-    with_swapped_channels = await upload_decoder.decode_picture(
-        encode_picture(Image.fromarray(HALVES), icc_profile=bytes(profile))
-    )
+    with_swapped_channels = await upload_decoder.decode_picture(halves(icc_profile=bytes(profile)))
     assert is_near(with_swapped_channels, HALVES[..., ::-1], 3)
     for damaged_profile in (b"no profile", bytes(profile[:200]), bytes(profile[:128]) + b"\xff" * 300):
-        assert is_near(
-            await upload_decoder.decode_picture(encode_picture(Image.fromarray(HALVES), icc_profile=damaged_profile)),
-            HALVES,
-            1,
-        )
+        assert is_near(await upload_decoder.decode_picture(halves(icc_profile=damaged_profile)), HALVES, 1)
 
 
 async def test_cmyk_pictures_ignore_the_profile_of_another_colour_space(upload_decoder: UploadDecoder) -> None:
@@ -193,9 +194,7 @@ async def test_cmyk_pictures_ignore_the_profile_of_another_colour_space(upload_d
 async def test_of_an_animation_only_the_first_frame_is_taken(upload_decoder: UploadDecoder, form: str) -> None:
     more_frames = [Image.new("RGB", (48, 24), (0, shade, 0)) for shade in (90, 180)]
     options = {} if form in ("GIF", "PNG") else {"quality": 95}
-    decoded = await upload_decoder.decode_picture(
-        encode_picture(Image.fromarray(HALVES), form, save_all=True, append_images=more_frames, **options)
-    )
+    decoded = await upload_decoder.decode_picture(halves(form, save_all=True, append_images=more_frames, **options))
     assert is_near(decoded, HALVES)
     assert decoded.notes == ("It is animated: its first picture is taken.",)
 
@@ -227,7 +226,7 @@ async def test_large_pictures_are_scaled_down(upload_decoder: UploadDecoder) -> 
 
 
 async def test_oversized_pictures_are_refused_before_a_pixel_is_decoded(upload_decoder: UploadDecoder) -> None:
-    await upload_decoder.decode_picture(encode_picture(Image.fromarray(HALVES)))  # starts the process
+    await upload_decoder.decode_picture(halves())  # starts the process
     started_at = time.monotonic()
     bomb = raw_png(30_000, 30_000, 1, 0, deflated_zeros(30_000 * 3751))
     assert len(bomb) < 200_000
@@ -243,18 +242,11 @@ async def test_oversized_pictures_are_refused_before_a_pixel_is_decoded(upload_d
 
 
 async def test_files_that_are_no_picture_are_refused(upload_decoder: UploadDecoder) -> None:
-    valid_picture = encode_picture(Image.fromarray(HALVES))
+    valid_picture = halves()
     kinds = "has a format that is not supported here: PNG, JPEG, WebP, GIF"
     svg = b"<svg xmlns='http://www.w3.org/2000/svg'><image href='file:///etc/passwd'/></svg>"
     postscript_file = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(/etc/passwd) (r) file\n"
-    for content in (
-        b"\0",
-        b"hello" * 99,
-        svg,
-        postscript_file,
-        encode_picture(Image.fromarray(HALVES), "TIFF"),
-        valid_picture[8:],
-    ):
+    for content in (b"\0", b"hello" * 99, svg, postscript_file, halves("TIFF"), valid_picture[8:]):
         await assert_refused(upload_decoder, content, kinds)
     await assert_refused(upload_decoder, b"", "is empty")
     damage_message = "is damaged and cannot be read"
@@ -296,29 +288,23 @@ def slow_jpeg() -> bytes:
 
 async def test_a_picture_that_takes_too_long_is_refused() -> None:
     content = await asyncio.to_thread(slow_jpeg)
-    upload_decoder = UploadDecoder(timeout=1.0)
     assert len(content) < MAX_UPLOAD_BYTES
-    try:
+    async with open_decoder(timeout=1.0) as upload_decoder:
         started_at = time.monotonic()
         await assert_refused(upload_decoder, content, "takes too long to be read")
         assert 0.9 < time.monotonic() - started_at < 5
         (reader,) = decoder_processes(upload_decoder)
-        assert (await upload_decoder.decode_picture(encode_picture(Image.fromarray(HALVES)))).width == 48
+        assert (await upload_decoder.decode_picture(halves())).width == 48
         assert [one.pid for one in decoder_processes(upload_decoder)] == [reader.pid], "only the child process ended"
-    finally:
-        await upload_decoder.close()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux bounds an address space")
 async def test_a_picture_that_needs_too_much_memory_is_refused() -> None:
-    upload_decoder = UploadDecoder(memory=128 * 2**20)
-    try:
+    async with open_decoder(memory=128 * 2**20) as upload_decoder:
         await assert_refused(
             upload_decoder, raw_png(6000, 6000, 8, 2, deflated_zeros(18_001 * 6000)), "too much memory", 413
         )
-        assert (await upload_decoder.decode_picture(encode_picture(Image.fromarray(HALVES)))).width == 48
-    finally:
-        await upload_decoder.close()
+        assert (await upload_decoder.decode_picture(halves())).width == 48
 
 
 @pytest.mark.slow
@@ -341,22 +327,19 @@ async def test_the_largest_accepted_picture_fits_into_less_memory(form: str, mod
     if mode == "P":
         large.info["transparency"] = 0
     content = await asyncio.to_thread(lambda: encode_picture(large, form, **options.get(form, {})))
-    upload_decoder = UploadDecoder(memory=intake_module.MEMORY_LIMIT * 7 // 8, timeout=60)
-    try:
+    async with open_decoder(memory=intake_module.MEMORY_LIMIT * 7 // 8, timeout=60) as upload_decoder:
         assert (await upload_decoder.decode_picture(content)).width == 2048
-    finally:
-        await upload_decoder.close()
 
 
 async def test_a_workers_pictures_are_decoded_whole_and_none_comes_back(upload_decoder: UploadDecoder) -> None:
-    good = [encode_picture(Image.fromarray(HALVES), form) for form in ("PNG", "JPEG", "WEBP")]
+    good = [halves(form) for form in ("PNG", "JPEG", "WEBP")]
     await upload_decoder.check_pictures(good)
     await upload_decoder.check_pictures(
         [encode_picture(Image.effect_noise((2600, 2600), 90))]
     )  # beyond an upload's 16 MiB
     bad = {
         "torn": good[0][: len(good[0]) // 2],
-        "another format": encode_picture(Image.fromarray(HALVES), "GIF"),
+        "another format": halves("GIF"),
         "nothing": b"",
         "a bomb": raw_png(30_000, 30_000, 8, 2, deflated_zeros(1 << 20)),
     }
@@ -369,25 +352,22 @@ async def test_a_worker_is_not_blamed_when_no_process_can_decode() -> None:
     decoder = UploadDecoder()
     await decoder.close()
     with pytest.raises(OSError, match="try again"):
-        await decoder.check_pictures([encode_picture(Image.fromarray(HALVES))])
+        await decoder.check_pictures([halves()])
 
 
 async def test_workers_pictures_wait_for_a_process_and_take_no_place_of_an_upload() -> None:
     """A busy evening brings more of them at once than the uploads that may wait; each refusal cost seconds."""
-    picture = encode_picture(Image.fromarray(HALVES))
-    decoder = UploadDecoder(max_waiting=1)
-    try:
+    picture = halves()
+    async with open_decoder(max_waiting=1) as decoder:
         await asyncio.gather(
             *(decoder.check_pictures([picture] * 4) for _ in range(40)), decoder.decode_picture(picture)
         )
-    finally:
-        await decoder.close()
 
 
 async def test_many_large_pictures_are_checked_in_several_turns(
     upload_decoder: UploadDecoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    picture = encode_picture(Image.fromarray(HALVES))
+    picture = halves()
     monkeypatch.setattr(intake_module, "MAX_WORKER_BYTES", 4 * len(picture) + 64)
     await upload_decoder.check_pictures([picture] * 9)
     with pytest.raises(UnreadableImage):
@@ -413,9 +393,8 @@ async def test_masks_become_grey_and_bad_masks_are_refused(upload_decoder: Uploa
 async def test_a_killed_decoder_process_ends_one_picture_only(wait_until: Until) -> None:
     """The test kills the child, then its parent: each ends one picture and nothing else."""
     content = await asyncio.to_thread(slow_jpeg)
-    upload_decoder = UploadDecoder()
-    small = encode_picture(Image.fromarray(HALVES))
-    try:
+    small = halves()
+    async with open_decoder() as upload_decoder:
         for process_index in (1, 0):
             decode_task = asyncio.create_task(upload_decoder.decode_picture(content))
             await wait_until(lambda: len(decoder_processes(upload_decoder)) == 2)
@@ -427,8 +406,6 @@ async def test_a_killed_decoder_process_ends_one_picture_only(wait_until: Until)
         idle_process.send_signal(signal.SIGKILL)
         await wait_until(lambda: not [one for one in upload_decoder._decoders if one.is_ready])
         assert (await upload_decoder.decode_picture(small)).width == 48
-    finally:
-        await upload_decoder.close()
     assert not idle_process.is_running()
 
 
@@ -454,10 +431,9 @@ async def test_decoder_processes_end_when_the_request_is_cancelled_or_the_bot_cl
 
 
 async def test_two_pictures_decode_at_once_and_the_queue_is_bounded(wait_until: Until) -> None:
-    small = encode_picture(Image.fromarray(HALVES))
-    upload_decoder = UploadDecoder()
+    small = halves()
     max_running = 0
-    try:
+    async with open_decoder() as upload_decoder:
         tasks = [asyncio.create_task(upload_decoder.decode_picture(small)) for _ in range(MAX_WAITING)]
         await asyncio.sleep(0)
         with pytest.raises(UserError, match="Too many pictures") as error:
@@ -468,8 +444,6 @@ async def test_two_pictures_decode_at_once_and_the_queue_is_bounded(wait_until: 
             await asyncio.sleep(0.005)
         assert len({one.result().sha256 for one in tasks}) == 1
         assert max_running == 2
-    finally:
-        await upload_decoder.close()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="bounds of other processes are read from /proc")
@@ -541,12 +515,9 @@ def patch_decoder_process(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_a_patched_decoder_process_may_still_tell_the_truth(monkeypatch: pytest.MonkeyPatch) -> None:
     """The counterpart of the lying scripts below: it proves that such code runs at all."""
     patch_decoder_process(monkeypatch)
-    upload_decoder = UploadDecoder(timeout=20.0)
     honest_script = f"from PIL import Image\nsaid = {GOOD} + image_decoding._encode_png(Image.new('RGB', (4, 4)))"
-    try:
+    async with open_decoder(timeout=20.0) as upload_decoder:
         assert (await upload_decoder.decode_picture(honest_script.encode())).width == 4
-    finally:
-        await upload_decoder.close()
 
 
 @pytest.mark.sampled
@@ -574,15 +545,12 @@ async def test_a_hostile_decoder_process_is_not_trusted(
 ) -> None:
     """A hostile picture controls the child, which now sends any reply."""
     patch_decoder_process(monkeypatch)
-    upload_decoder = UploadDecoder(timeout=2.0)
-    try:
+    async with open_decoder(timeout=2.0) as upload_decoder:
         with pytest.raises(UserError, match=r"broke off|too long"):
             await upload_decoder.decode_picture(
                 lying_script.replace("ends", "sys._getframe(2).f_locals['sink']").encode()
             )
         await wait_until(lambda: len(decoder_processes(upload_decoder)) <= 1)
-    finally:
-        await upload_decoder.close()
 
 
 async def test_only_a_plain_png_is_accepted_from_a_decoder_process() -> None:

@@ -12,7 +12,6 @@ import pytest
 
 from bot.domain.dto import KeyScope, Member
 from bot.policy.permissions import (
-    ACTIONS,
     CORE_PERMISSIONS,
     KEY_SCOPES,
     PERMISSIONS,
@@ -114,7 +113,7 @@ def expected_cells(action: str) -> Sequence[str]:
     return next(row.split()[1:] for row in EXPECTED_ROWS if row.split()[0] == action)
 
 
-ABOUT_JOBS: list[Action] = [action for action in ACTIONS if expected_cells(action)[1] != "-"]
+ABOUT_JOBS: list[Action] = [action for action in PERMISSIONS if expected_cells(action)[1] != "-"]
 
 
 FLAGS: dict[Role, str] = {
@@ -147,12 +146,12 @@ def list_relations(action: Action) -> tuple[str, ...]:
 
 
 def every_case() -> Iterator[tuple[Action, str, Role, bool]]:
-    for action in ACTIONS:
+    for action in PERMISSIONS:
         for relation, role, direct in itertools.product(list_relations(action), ROLES, (False, True)):
             yield action, relation, role, direct
 
 
-@pytest.mark.parametrize("action", ACTIONS)
+@pytest.mark.parametrize("action", PERMISSIONS)
 def test_the_permission_table_matches_the_expected_one(action: Action) -> None:
     own_cell, others_cell, private_cell, elsewhere_cell, place_cell = expected_cells(action)
     cells = {
@@ -175,14 +174,13 @@ def test_the_permission_table_matches_the_expected_one(action: Action) -> None:
 
 
 def test_an_action_about_no_job_rejects_a_job() -> None:
-    for action in set(ACTIONS) - set(ABOUT_JOBS):
+    for action in set(PERMISSIONS) - set(ABOUT_JOBS):
         with pytest.raises(ValueError, match="acts on no job"):
             forbidden_reason(action, make_member("operator"), JobRef(AUTHOR, "Ann", HERE))
 
 
 def test_the_expected_table_lists_every_action() -> None:
-    assert [row.split()[0] for row in EXPECTED_ROWS] == list(ACTIONS)
-    assert set(PERMISSIONS) == set(ACTIONS)
+    assert sorted(row.split()[0] for row in EXPECTED_ROWS) == sorted(PERMISSIONS)
 
 
 def test_an_author_can_always_cancel_and_delete_their_own_jobs() -> None:
@@ -324,4 +322,4 @@ def _name(function: ast.expr) -> str:
 
 
 def test_the_code_uses_every_row_of_the_table() -> None:
-    assert set(ACTIONS) - actions_in_code() == set()
+    assert set(PERMISSIONS) - actions_in_code() == set()

@@ -5,32 +5,21 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Connection, create_engine, select
 from sqlalchemy.pool import StaticPool
-from ulid import ULID
 
-from bot.domain.dto import Destination, Member
+from bot.domain.dto import Member
 from bot.policy.fair_queue import MAX_BYPASS_SECONDS, QueueBypass
-from bot.store import NewJob, PickRequest, Transition
+from bot.store import PickRequest, Transition
 from bot.store.schema.tables import accounts, metadata
 from bot.store.transitions import job_transitions
-from engine.contract import Concept, Recipe
+from shared.stored_jobs import make_new_job
 
-RECIPE = Recipe(
-    concepts=(Concept(text="a lamp"),),
-    model="embedded",
-    sampler="ddim",
-    steps=40,
-    seed=7,
-    guidance=3.0,
-    width=64,
-    height=64,
-    dtype="float32",
-)
 ROWS = 8  # of each job
 SECONDS = 10.0  # of each job
 PATIENCE = 20.0
@@ -47,21 +36,10 @@ def database() -> Iterator[Connection]:
 
 
 def add_job(connection: Connection, user: str, now: float, tier: str = "standard", **changes: Any) -> str:
-    values: dict[str, Any] = {
-        "id": str(ULID()),
-        "action": "imagine",
-        "prompt": "a lamp",
-        "notes": (),
-        "task": RECIPE,
-        "member": Member(user, user, changes.pop("guild", "g"), tier),
-        "destination": Destination("web", {}),
-        "pool": "default",
-        "model": "embedded",
-        "cost": SECONDS,
-        "created": now,
-        "deadline": 10.0**9,
-    }
-    (record,) = job_transitions.insert_jobs(connection, [NewJob(**(values | changes))], None, {"meagre": 0.001})
+    member = Member(user, user, changes.pop("guild", "g"), tier)
+    weight = 0.001 if tier == "meagre" else 1.0
+    new_job = replace(make_new_job(created_at=now), member=member, cost=SECONDS, weight=weight)
+    (record,) = job_transitions.insert_jobs(connection, [replace(new_job, **changes)], None)
     return record.id
 
 

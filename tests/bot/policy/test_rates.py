@@ -9,21 +9,20 @@ from hypothesis import strategies as st
 from bot.discord.declarations import list_command_actions
 from bot.domain.feature import merge_rows
 from bot.policy.limits import FILL_SECONDS, OTHER_ACTIONS, PRICES, RATES, TokenBuckets, too_often
-from bot.policy.permissions import ACTIONS, KEY_SCOPES, PERMISSIONS
+from bot.policy.permissions import KEY_SCOPES, PERMISSIONS
 from bot.web.rate_limit import ROUTE_ACTIONS
 from shared.clock import Clock
 
 
 def test_every_action_has_a_price_that_a_full_bucket_pays() -> None:
-    assert set(ACTIONS) <= set(PRICES)
-    assert set(PRICES) == set(ACTIONS) | set(OTHER_ACTIONS)
+    assert set(PRICES) == set(PERMISSIONS) | set(OTHER_ACTIONS)
     assert all(0 < price.tokens <= RATES[price.kind].burst / 2 for price in PRICES.values())
 
 
 def test_every_route_and_command_names_a_row_and_every_scope_is_declared() -> None:
     """Actions and scopes are plain text, since features add their own: a mistyped one fails here."""
     assert set(ROUTE_ACTIONS.values()) <= set(PRICES)
-    assert set(list_command_actions().values()) <= set(ACTIONS)
+    assert set(list_command_actions().values()) <= set(PERMISSIONS)
     assert {row.scope for row in PERMISSIONS.values() if row.scope} == set(KEY_SCOPES)
     with pytest.raises(ValueError, match="two rows for imagine"):
         merge_rows(PERMISSIONS, {"imagine": PERMISSIONS["help"]})

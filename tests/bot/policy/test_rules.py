@@ -23,7 +23,6 @@ from bot.policy.rules import (
     RuleValue,
     Scope,
     planned_changes,
-    presets,
     resolve,
 )
 from bot.policy.rules.catalogue import Setting
@@ -426,17 +425,17 @@ def test_all_rules_of_a_server_have_a_limited_length_together() -> None:
 
 
 def test_presets_set_only_valid_values() -> None:
-    for one in presets.PRESETS.values():
-        for (scope, subject, name), value in presets.preset_rules(one).items():
+    for one in planned_changes.PRESETS.values():
+        for (scope, subject, name), value in planned_changes.preset_rules(one).items():
             planned_changes.check_scope(SETTINGS[name], "g", "guild", "")
             assert (scope, subject, parse_value(SETTINGS[name], format_setting_value(SETTINGS[name], value))) == (
                 "guild",
                 "",
                 value,
             )
-    assert presets.find_preset("Large-Server").name == "large server"
+    assert planned_changes.find_preset("Large-Server").name == "large server"
     with pytest.raises(UserError, match="There is no preset “contst”; the nearest is contest"):
-        presets.find_preset("contst")
+        planned_changes.find_preset("contst")
 
 
 def test_a_change_is_described_in_words() -> None:

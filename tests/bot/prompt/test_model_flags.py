@@ -17,9 +17,8 @@ from bot.jobs.recipe import remix_recipe, renew_recipe, vary_recipe
 from bot.prompt import build_recipe as to_recipe
 from bot.prompt import make_remarks, parse
 from bot.prompt.concepts import remove_emphasis
-from bot.prompt.flags import OUR_FLAGS, prompt_title, split_flags
-from bot.prompt.loras import RequestedLora
-from bot.prompt.sampler_names import find_sampler
+from bot.prompt.flags import OUR_FLAGS, find_sampler, prompt_title, split_flags
+from bot.prompt.part_flags import RequestedLora
 from engine.contract import PIPELINE_SAMPLERS, SAMPLER_TITLES, Lora, ModelProfile, Recipe, Sampler, decode, encode
 
 SAMPLERS: tuple[Sampler, ...] = get_args(Sampler)

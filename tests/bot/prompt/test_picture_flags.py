@@ -24,7 +24,7 @@ from bot.jobs.recipe import remix_recipe, renew_recipe, vary_recipe, without_con
 from bot.pictures.uploads.upload_decoder import DecodedImage
 from bot.prompt import build_recipe, make_remarks, parse
 from bot.prompt.capability_check import check_capabilities, check_start
-from bot.prompt.picture_flags import RequestedControl, RequestedReference
+from bot.prompt.part_flags import RequestedControl, RequestedReference
 from engine.contract import (
     Branch,
     ControlModel,

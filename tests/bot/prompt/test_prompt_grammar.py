@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from bot.domain.errors import UserError
 from bot.prompt import ParseResult, build_recipe, make_remarks, parse
+from bot.prompt.concepts import MAX_JOBS, expand_braces
 from bot.prompt.flags import IGNORED_FLAGS, OUR_FLAGS, prompt_title
 from bot.prompt.parsed_prompt import fit_size
-from bot.prompt.permutations import MAX_JOBS, expand_braces
 from engine.contract import ModelProfile, Recipe, decode, encode
 
 WARM = ModelProfile(

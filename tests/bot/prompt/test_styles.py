@@ -11,9 +11,8 @@ from bot.jobs.beginnings import BranchEdit, branch_recipe, remix_base, single_im
 from bot.jobs.model_catalog import SHIPPED_MODEL
 from bot.jobs.recipe import can_interpolate, interpolate_images, remix_recipe, reroll_recipe, vary_recipe
 from bot.prompt import build_recipe, parse
-from bot.prompt.loras import RequestedLora
 from bot.prompt.parsed_prompt import choose_styles
-from bot.prompt.picture_flags import RequestedReference
+from bot.prompt.part_flags import RequestedLora, RequestedReference
 from engine.contract import (
     TURBO_LORA,
     Amendment,

@@ -24,8 +24,7 @@ from bot.store.fairness.ledger import Ledger
 from bot.store.jobs import destinations, queries
 from bot.store.members import preferences
 from bot.store.moderation import incidents
-from bot.store.schema.deletion_tables import archived_charges
-from bot.store.schema.tables import accounts, metadata
+from bot.store.schema.tables import accounts, archived_charges, metadata
 from bot.store.schema.tables import jobs as job_rows
 from bot.store.transitions.job_admin import fail_unreadable_jobs
 from shared.stored_jobs import admit_job, finish_job, list_contents, make_new_job

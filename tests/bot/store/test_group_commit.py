@@ -12,8 +12,8 @@ from sqlalchemy import Connection, event, text
 from sqlalchemy.exc import IntegrityError, OperationalError
 
 from bot.domain.errors import UserError
-from bot.store.drivers.database import Database, select_driver
-from bot.store.drivers.group_commit import DatabaseUnavailable
+from bot.store.drivers.database import select_driver
+from bot.store.drivers.group_commit import Database, DatabaseUnavailable
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.may_block("acts of these tests wait, on the store's own thread")]
 

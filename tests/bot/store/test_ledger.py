@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -12,29 +13,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Connection, event
-from ulid import ULID
 
-from bot.domain.dto import Destination, Member
+from bot.domain.dto import Member
 from bot.domain.job_states import is_end
 from bot.policy.limits import DAY_SECONDS, MONTH_SECONDS
 from bot.policy.rules.catalogue import UsageScope
 from bot.store import JobRecord, NewJob, PickRequest, Store, Transition
 from bot.store.fairness.ledger import Ledger, run_with_ledger
-from engine.contract import Concept, Recipe
 from shared.migrated_database import make_migrated_database
+from shared.stored_jobs import make_new_job
 
 NOW = 1_800_000_000.0
-RECIPE = Recipe(
-    concepts=(Concept(text="a lamp"),),
-    model="embedded",
-    sampler="ddim",
-    steps=40,
-    seed=7,
-    guidance=3.0,
-    width=64,
-    height=64,
-    dtype="float32",
-)
 EVERYTHING = PickRequest("default", ("embedded",), member_limit=10**6)
 MEMBERS = [
     Member("ann", "Ann", "g", channel="a"),
@@ -46,21 +35,8 @@ COST = 10.0
 
 
 def draft(member: Member, **changes: Any) -> NewJob:
-    values: dict[str, Any] = {
-        "id": str(ULID()),
-        "action": "imagine",
-        "prompt": "a lamp",
-        "notes": (),
-        "task": RECIPE,
-        "member": member,
-        "destination": Destination("web", {"message": "1"}),
-        "pool": "default",
-        "model": "embedded",
-        "cost": COST,
-        "created": NOW,
-        "deadline": NOW + 3600,
-    }
-    return NewJob(**(values | changes))
+    new_job = replace(make_new_job(created_at=NOW), member=member, cost=COST, deadline=NOW + 3600)
+    return replace(new_job, **changes)
 
 
 def admit_all(drafts: Sequence[NewJob], _ledger: Ledger) -> Sequence[NewJob]:

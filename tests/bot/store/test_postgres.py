@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from importlib import import_module
 from typing import Any
 
@@ -14,52 +15,27 @@ import pytest
 import pytest_asyncio
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
-from ulid import ULID
 
-from bot.domain.dto import Destination, Member
+from bot.domain.dto import Member
 from bot.domain.errors import UserError
 from bot.policy.limits import check_job_count
 from bot.store import DatabaseUnavailable, NewJob, PickRequest, Store
 from bot.store.drivers.postgresql import READERS, PostgresDatabase, Timeouts
 from bot.store.fairness.ledger import Ledger
 from bot.store.jobs import queries
-from engine.contract import Concept, Recipe
 from shared.postgres_server import PASSWORD, Server
+from shared.stored_jobs import make_new_job
 
 pytestmark = pytest.mark.asyncio
 
-RECIPE = Recipe(
-    concepts=(Concept(text="a lamp"),),
-    model="embedded",
-    sampler="ddim",
-    steps=40,
-    seed=7,
-    guidance=3.0,
-    width=64,
-    height=64,
-    dtype="float32",
-)
 # Ends every session of a test.
 END_SESSIONS = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname ~ '^d'"
 SHORT = Timeouts(connect=1.0, lock=0.3, statement=1.0, commit_check=20.0)
 
 
 def draft(user: str = "ann", **more: Any) -> NewJob:
-    values: dict[str, Any] = {
-        "id": str(ULID()),
-        "action": "imagine",
-        "prompt": "a lamp",
-        "notes": (),
-        "task": RECIPE,
-        "member": Member(user, user, "g"),
-        "destination": Destination("web", {}),
-        "pool": "default",
-        "model": "embedded",
-        "cost": 1.0,
-        "created": 1000.0,
-        "deadline": 2000.0,
-    }
-    return NewJob(**(values | more))
+    new_job = replace(make_new_job(created_at=1000.0), member=Member(user, user, "g"), cost=1.0, deadline=2000.0)
+    return replace(new_job, **more)
 
 
 def admit_all(drafts: Sequence[NewJob], _ledger: Ledger) -> Sequence[NewJob]:

@@ -3,51 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, get_args
 
 import pytest
-from ulid import ULID
 
 from benchmarks.queue.job_picking import seed_queue
-from bot.domain.dto import Destination, Member
+from bot.domain.dto import Member
 from bot.policy.limits import DAY_SECONDS
 from bot.policy.rules.catalogue import UsageScope
 from bot.store import NewJob, PickRequest, Store
 from bot.store.deletion import deletion_steps
 from bot.store.fairness.ledger import Ledger
 from bot.store.jobs import queries
-from engine.contract import Concept, Recipe
 from shared.query_plans import StatementRecorder, explain_statements, list_plans
-
-RECIPE = Recipe(
-    concepts=(Concept(text="a lamp"),),
-    model="embedded",
-    sampler="ddim",
-    steps=40,
-    seed=7,
-    guidance=3.0,
-    width=64,
-    height=64,
-    dtype="float32",
-)
+from shared.stored_jobs import make_new_job
 
 
 def draft(user: str, channel: str, **changes: Any) -> NewJob:
-    return NewJob(
-        id=str(ULID()),
-        action="imagine",
-        prompt="a lamp",
-        notes=(),
-        task=RECIPE,
-        member=Member(user, user, "g", channel=channel),
-        destination=Destination("web", {}),
-        pool="default",
-        model="embedded",
-        cost=1.0,
-        created=1.0,
-        deadline=2.0,
-        **changes,
-    )
+    new_job = make_new_job(created_at=1.0, **changes)
+    return replace(new_job, member=Member(user, user, "g", channel=channel), cost=1.0, deadline=2.0)
 
 
 async def fill_queue(store: Store) -> None:

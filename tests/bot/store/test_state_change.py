@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import itertools
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,47 +13,22 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from sqlalchemy import Connection, create_engine, select
-from ulid import ULID
 
-from bot.domain.dto import Destination, Member
+from bot.domain.dto import Member
 from bot.domain.job_states import ACTIVE_STATES, END_STATES, TRANSITIONS
 from bot.policy.fair_queue import ancestor_paths
 from bot.store import NewJob, PickRequest
 from bot.store.schema.tables import accounts, jobs, metadata
 from bot.store.schema.tables import audit_lines as audit
 from bot.store.transitions import job_admin, job_transitions
-from engine.contract import Concept, Recipe
+from shared.stored_jobs import make_new_job
 
-RECIPE = Recipe(
-    concepts=(Concept(text="a lamp"),),
-    model="embedded",
-    sampler="ddim",
-    steps=40,
-    seed=7,
-    guidance=3.0,
-    width=64,
-    height=64,
-    dtype="float32",
-)
 STORE = Path(job_transitions.__file__).parents[1]
 POOLS = ("default", "other")
 
 
 def draft(user: str, tier: str, cost: float) -> NewJob:
-    return NewJob(
-        id=str(ULID()),
-        action="imagine",
-        prompt="a lamp",
-        notes=(),
-        task=RECIPE,
-        member=Member(user, user, "g", tier),
-        destination=Destination("web", {}),
-        pool="default",
-        model="embedded",
-        cost=cost,
-        created=0.0,
-        deadline=10.0**9,
-    )
+    return replace(make_new_job(), member=Member(user, user, "g", tier), cost=cost)
 
 
 class Jobs(RuleBasedStateMachine):
@@ -82,7 +58,7 @@ class Jobs(RuleBasedStateMachine):
 
     @rule(user=st.sampled_from(["ann", "bob"]), tier=st.sampled_from(["standard", "relaxed"]), cost=st.floats(0.5, 50))
     def admit(self, user: str, tier: str, cost: float) -> None:
-        job_transitions.insert_jobs(self.connection, [draft(user, tier, cost)], None, {})
+        job_transitions.insert_jobs(self.connection, [draft(user, tier, cost)], None)
 
     @rule(pool=st.sampled_from(POOLS), rows=st.sampled_from([0, 8, 16, 64]), seconds=st.floats(0, 400))
     def send(self, pool: str, rows: int, seconds: float) -> None:
@@ -93,7 +69,7 @@ class Jobs(RuleBasedStateMachine):
 
     @rule(job_index=st.integers(0, 9), pool=st.sampled_from(POOLS))
     def move_away(self, job_index: int, pool: str) -> None:
-        job_admin.reroute_job(self.connection, self._job(job_index), pool, {}, self.now)
+        job_admin.reroute_job(self.connection, self._job(job_index), pool, self.now)
 
     @rule(
         job_index=st.integers(0, 9),

@@ -27,19 +27,9 @@ from bot.store.schema.tables import jobs, metadata, models
 from bot.store.transitions import job_writes
 from bot.store.transitions.job_admin import fail_unreadable_jobs
 from bot.store.transitions.job_transitions import MAX_ATTEMPTS, POISON_ATTEMPTS
-from engine.contract import Concept, ModelProfile, Recipe
+from engine.contract import ModelProfile
+from shared.stored_jobs import RECIPE
 
-RECIPE = Recipe(
-    concepts=(Concept(text="a lamp"),),
-    model="embedded",
-    sampler="ddim",
-    steps=40,
-    seed=7,
-    guidance=3.0,
-    width=64,
-    height=64,
-    dtype="float32",
-)
 EVERYTHING = PickRequest("default", ("embedded",), member_limit=10**6)
 
 
@@ -59,6 +49,7 @@ def make_new_job(
         "cost": cost,
         "created": 1000.0,
         "deadline": 2000.0,
+        "weight": 3.0 if tier == "v" else 1.0,
     }
     return NewJob(**(values | changes))
 
@@ -370,7 +361,7 @@ requests = st.lists(
 
 def run_with_store(scenario, url: str) -> None:
     async def run_scenario() -> None:
-        store = await Store.open(url, {"v": 3.0})
+        store = await Store.open(url)
         try:
             await scenario(store)
         finally:

@@ -8,7 +8,7 @@ import aiohttp
 import pytest
 
 from bot.domain.dto import Destination, Member
-from bot.policy.permissions import ACTIONS, forbidden_reason
+from bot.policy.permissions import PERMISSIONS, forbidden_reason
 from tools.attack.route_table import ROUTES, UNKNOWN_JOB, Route
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ async def test_every_registered_route_has_a_row(server: WebServer) -> None:
         if route.method != "HEAD" and route.resource is not None
     }
     assert sorted((route.method, route.path) for route in ROUTES) == sorted(registered)
-    assert {route.action for route in ROUTES} <= {*ACTIONS, "-"}
+    assert {route.action for route in ROUTES} <= {*PERMISSIONS, "-"}
 
 
 async def test_only_those_who_may_ask_are_answered(open_server: OpenServer) -> None:

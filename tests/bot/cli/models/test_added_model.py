@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shlex
 from pathlib import Path
 from typing import Any, cast
 
@@ -35,34 +36,18 @@ def test_a_small_sdxl_and_a_control_network_are_added_and_draw(
     save_control(build_controlnet(pipeline), tmp_path / "canny")
     draw_sketch().save(tmp_path / "sketch.png")
     repositories = {name: make_repository(read_folder(tmp_path / name)) for name in ("tiny-sdxl", "canny")}
+
+    def run(command: str) -> None:
+        app([*shlex.split(command), "--data", str(data)], standalone_mode=False)
+
     with ModelHub(repositories).open() as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
-        app(["models", "add", "canny", "--data", str(data)], standalone_mode=False)
-        app(["models", "add", "tiny-sdxl", "--quantize", "int8", "--data", str(data)], standalone_mode=False)
-    app(
-        ["models", "default", "tiny-sdxl", "--steps", "3", "--sampler", "euler", "--data", str(data)],
-        standalone_mode=False,
-    )
-    app(["models", "default", "tiny-sdxl", "--data", str(data)], standalone_mode=False)
+        run("models add canny")
+        run("models add tiny-sdxl --quantize int8")
+    run("models default tiny-sdxl --steps 3 --sampler euler")
+    run("models default tiny-sdxl")
     capsys.readouterr()
-    app(
-        [
-            "imagine",
-            "a castle",
-            "--out",
-            str(out),
-            "--json",
-            "--seed",
-            "1",
-            "--count",
-            "1",
-            "--data",
-            str(data),
-            "--control",
-            f"canny:{tmp_path}/sketch.png",
-        ],
-        standalone_mode=False,
-    )
+    run(f"imagine 'a castle' --out '{out}' --json --seed 1 --count 1 --control 'canny:{tmp_path}/sketch.png'")
     captured = capsys.readouterr()
     result = json.loads(captured.out)
     assert "tiny-sdxl is loaded with its network in int8" in captured.err

@@ -25,7 +25,7 @@ from bot.discord.responses import PERMISSIONS_AFTER_TOKEN, SEND_IN_THREADS
 from bot.jobs.model_catalog import SHIPPED_MODEL
 from bot.jobs.preferences import NAMES as PREFERENCES
 from bot.jobs.preferences import Preference
-from bot.policy.permissions import ACTIONS
+from bot.policy.permissions import PERMISSIONS
 from bot.prompt import format_default_cost
 from engine.contract import SAMPLER_TITLES, Lora
 
@@ -141,7 +141,7 @@ def test_every_command_has_an_action_of_the_permission_table() -> None:
     }  # these commands check permissions themselves
     actions = list_command_actions()
     assert names == set(actions)
-    assert set(actions.values()) <= set(ACTIONS)
+    assert set(actions.values()) <= set(PERMISSIONS)
 
 
 def test_every_sampler_is_offered_with_advice() -> None:

@@ -24,8 +24,7 @@ from bot.domain.dto import PictureRef
 from bot.domain.errors import UserError
 from bot.domain.steering import SteeringRequest
 from bot.prompt import parse
-from bot.prompt.concepts import clean_prompt
-from bot.prompt.permutations import escape_braces
+from bot.prompt.concepts import clean_prompt, escape_braces
 from bot.services.front_end_actions import Report
 from bot.services.moderation.moderation import MAX_REASON
 from engine.contract import UpscaleTask

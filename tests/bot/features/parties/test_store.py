@@ -18,7 +18,7 @@ from bot.policy.permissions import PERMISSIONS
 from bot.services.data_deletion import DataDeletion
 from bot.services.front_end_actions import FrontEndActions
 from bot.store import Store
-from bot.store.members import export
+from bot.store.members import preferences
 from bot.store.schema.tables import metadata
 from shared.stored_jobs import finish_job, make_new_job
 
@@ -50,7 +50,7 @@ async def read_rows(store: Store) -> str:
 async def test_what_a_member_said_is_exported_and_deleted_with_their_data(store: Store, tmp_path: Any) -> None:
     pictures = await asyncio.to_thread(PictureStore, tmp_path / "pictures")
     job = await open_party(store, pictures)
-    choices = await store.query(export.read_choices, ANN)
+    choices = await store.query(preferences.read_choices, ANN)
     assert choices.added["parties"] == [{"job": job, "joined": 22.0, "said": f"a hat for {ANN}"}]
     assert BOB not in str(choices)
     deletion = DataDeletion(

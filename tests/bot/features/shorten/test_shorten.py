@@ -28,27 +28,10 @@ from bot.features.shorten.rules import (
 from bot.features.shorten.service import BATCH_SIZE, PromptShortener
 from engine.bus import NoWorkerAnswers
 
-VOCABULARY = [
-    "red",
-    "apple",
-    "upon",
-    "the",
-    "wooden",
-    "table,",
-    "in",
-    "soft",
-    "light;",
-    "very",
-    "old",
-    "@everyone",
-    "*bold*",
-    "`tick`",
-    "<@5>",
-    "日本",
-    "naïve",
-    "3.5",
-]
-prompts = st.lists(st.sampled_from(VOCABULARY), min_size=2, max_size=MAX_WORDS).map(" ".join)
+VOCABULARY = """
+    red apple upon the wooden table, in soft light; very old @everyone *bold* `tick` <@5> 日本 naïve 3.5
+"""
+prompts = st.lists(st.sampled_from(VOCABULARY.split()), min_size=2, max_size=MAX_WORDS).map(" ".join)
 
 
 async def embed_letters(texts: Sequence[str]) -> list[list[float]]:
