@@ -110,7 +110,6 @@ def load_parts(part: Part) -> Mapping[str, ModuleType]:
 
 
 def _find_packages() -> dict[str, str]:
-    """Return the package of each feature by the name of its folder."""
     folders = [
         {each.name: f"{package}.{each.name}" for each in pkgutil.iter_modules(import_module(package).__path__)}
         for package in PACKAGES

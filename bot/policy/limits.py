@@ -138,9 +138,8 @@ def check_shared_queue(
     sentence = f"{owner} queue is full: {usage.queued} of {max_waiting} waiting jobs are taken"
     sentence += f", and this makes {format_job_count(count)}." if count > 1 else "."
     qualifier = " at the earliest" if usage.next_free_at is not None else ""
-    raise UserError(
-        _join_sentences(sentence, f"You can submit again {usage.next_free_text(now)}{qualifier}.", set_by), 429
-    )
+    again = f"You can submit again {usage.next_free_text(now)}{qualifier}."
+    raise UserError(_join_sentences(sentence, again, set_by), 429)
 
 
 def check_cost(

@@ -31,7 +31,6 @@ def _allow_viewers(phrase: str, scope: KeyScope | None = "imagine") -> Permissio
 
 
 def _allow_author_and_moderators(phrase: str, scope: KeyScope | None = None) -> Permission:
-    """Return a row for a job's author and the moderators."""
     return Permission(phrase, others_role="moderator", private_role="moderator", operator_elsewhere=True, scope=scope)
 
 
@@ -79,49 +78,6 @@ CORE_PERMISSIONS: Mapping[Action, Permission] = MappingProxyType(
         "pause": _allow_author_and_moderators("pause this job", "imagine"),
         "delete": _allow_author_and_moderators("delete these pictures"),
         "report": Permission("report this", own_role=None, others_role="member"),  # authors delete their own instead
-        "approve": _allow_moderators("look at and show held pictures"),
-        "deny": _allow_moderators("keep held pictures hidden"),
-        "dismiss": _allow_moderators("dismiss a report"),
-        "settings": _allow_guild_role("look at this server's settings", "moderator"),
-        "explain": _allow_guild_role("see which rule decides", "moderator"),
-        "set": _allow_guild_role("change this server's settings", "admin"),
-        "close": _allow_guild_role("close or open this server", "owner"),
-        "budget": Permission("set what a whole server may spend", own_role="operator", concerns_jobs=False),
-    }
-)
-PERMISSIONS: Mapping[Action, Permission] = MappingProxyType(
-    {
-        "imagine": _allow_everyone("ask for pictures", "imagine"),
-        "blend": _allow_everyone("blend pictures", "imagine"),
-        "describe": _allow_everyone("have pictures described", "imagine"),
-        "queue": _allow_everyone("look at the queue", "read"),
-        "mine": _allow_everyone("look through their own jobs", "read"),
-        "info": _allow_everyone("look at their limits", "read"),
-        "prefer": _allow_everyone("set what they prefer", "imagine"),
-        "help": _allow_everyone("read the help", "read"),
-        "cancel": _allow_author_and_moderators("cancel this job", "imagine"),
-        "pause": _allow_author_and_moderators("pause this job", "imagine"),
-        "steer": Permission("steer this picture while it develops", joined_role="member", scope="imagine"),
-        "upscale": _allow_viewers("upscale this picture"),
-        "vary": _allow_viewers("vary this picture"),
-        "reroll": _allow_viewers("reroll this"),
-        "remix": _allow_viewers("remix this"),
-        "reproduce": _allow_viewers("reproduce this"),
-        "finish": _allow_viewers("finish this draft"),
-        "edit": _allow_viewers("change a part of this picture"),
-        "zoom": _allow_viewers("zoom out of this picture"),
-        "pan": _allow_viewers("pan this picture"),
-        "branch": _allow_viewers("branch off from this picture"),
-        "walk": _allow_viewers("walk between these pictures"),
-        "prompt": _allow_viewers("use this prompt"),
-        "film": _allow_viewers("see this film", "read"),
-        "details": _allow_viewers("see the details of this job", "read"),
-        "favourite": _allow_viewers("keep this picture as a favourite"),
-        "envelope": _allow_viewers("have these pictures sent to them", None),
-        "delete": _allow_author_and_moderators("delete these pictures"),
-        "report": Permission(
-            "report this", own_role=None, others_role="member"
-        ),  # authors delete their own pictures instead
         "approve": _allow_moderators("look at and show held pictures"),
         "deny": _allow_moderators("keep held pictures hidden"),
         "dismiss": _allow_moderators("dismiss a report"),
@@ -227,7 +183,6 @@ def scope_refusal(action: str, scopes: frozenset[KeyScope] | None) -> str | None
 
 
 def _unshared_reason(permission: Permission, relation: JobRelation, job: JobRef | None) -> str:
-    """Say why nobody may act on a job with this relation."""
     if relation == "private":
         return PRIVATE_JOB
     return OWN_JOB if job is None or relation == "own" else f"Only {job.author_name} may {permission.phrase}."

@@ -37,10 +37,7 @@ if TYPE_CHECKING:
 CANDIDATES_PER_PICTURE = 2  # with `best`
 FAST_STEPS = 30
 FAST_SAMPLER: Sampler = "dpmpp_2m"
-FULL_CHAIN_SAMPLERS: tuple[Sampler, ...] = (
-    "ddpm",
-    "ddim",
-)  # all of their steps are worth having; other samplers are good in few
+FULL_CHAIN_SAMPLERS: tuple[Sampler, ...] = ("ddpm", "ddim")  # all steps are worth having; others are good in few
 AUTO_EVALUATIONS = -1  # as many as usual, also where a remix would keep those of its parent
 DEFAULT_FRAMES = 12  # of an interpolation
 MAX_RATIO = 4

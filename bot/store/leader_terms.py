@@ -16,9 +16,8 @@ from bot.store.drivers.group_commit import DatabaseUnavailable
 from bot.store.schema.tables import leader_terms
 
 TERM_NAME = "bot"
-_SELECT_TERM = (
-    select(leader_terms.c.term).where(leader_terms.c.name == TERM_NAME).with_for_update(read=True)
-)  # run in each write transaction
+# run in each write transaction
+_SELECT_TERM = select(leader_terms.c.term).where(leader_terms.c.name == TERM_NAME).with_for_update(read=True)
 
 
 class NotLeader(DatabaseUnavailable):

@@ -159,9 +159,14 @@ def _to_rule(row: RowMapping) -> Rule:
 
 
 def _to_change(row: RowMapping) -> RuleChange:
-    steps = tuple(RuleStep(*step[:3], _to_value(step[3]), _to_value(step[4])) for step in row["steps"])
-    values = [row[name] for name in ("id", "guild", "at", "actor", "actor_name", "what")]
-    return RuleChange(*values, steps, row["undoes"], row["undone"])
+    steps = tuple(
+        RuleStep(scope, subject, setting, _to_value(before), _to_value(after))
+        for scope, subject, setting, before, after in row["steps"]
+    )
+    number, guild, changed_at, actor, actor_name, action = (
+        row[name] for name in ("id", "guild", "at", "actor", "actor_name", "what")
+    )
+    return RuleChange(number, guild, changed_at, actor, actor_name, action, steps, row["undoes"], row["undone"])
 
 
 def _to_json(value: RuleValue | None) -> Any:

@@ -140,7 +140,6 @@ def explain_decision(
 
 
 def _is_operator_rule(rule: Rule) -> bool:
-    """Return whether the operator set it."""
     return rule.scope == "operator" or rule.guild == EVERYWHERE
 
 

@@ -44,9 +44,8 @@ def check_scope(setting: Setting, guild: str, scope: Scope, subject: str) -> Non
         other_scope for other_scope in setting.scopes if guild != EVERYWHERE or other_scope in ("operator", "user")
     )
     if scope not in allowed_scopes:
-        offered_scopes = [
-            name for name in allowed_scopes if name != "operator" or guild == EVERYWHERE
-        ]  # ceilings: the operator alone
+        # ceilings: the operator alone
+        offered_scopes = [name for name in allowed_scopes if name != "operator" or guild == EVERYWHERE]
         scope_names = (
             ", ".join("server" if name == "guild" else name for name in offered_scopes) or "one server at a time"
         )

@@ -273,7 +273,6 @@ def find_first(text: str, root: TrieNode, budget: MatchBudget) -> str | None:
 def _start_matches(
     root: TrieNode, character: CharacterReadings, at_strict_boundary: bool, at_loose_boundary: bool
 ) -> Iterator[PartialMatch]:
-    """Yield the matches that begin with this character."""
     is_unbounded = character.kind in ("unspaced", "sign")
     for letter in character.letters:
         node = root.children.get(letter)
@@ -326,7 +325,6 @@ def _continue_with_gap(match: PartialMatch, is_space: bool) -> Iterator[PartialM
 def _is_word_end(
     match: PartialMatch, character: CharacterReadings, at_strict_boundary: bool, at_loose_boundary: bool
 ) -> bool:
-    """Return whether a listed word ends with this character."""
     node = match.node
     if (
         node.entry is None

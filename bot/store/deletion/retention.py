@@ -25,13 +25,8 @@ BATCH_SIZE = 200  # jobs in one transaction
 
 def list_expired(connection: Connection, ended_before: float, limit: int = BATCH_SIZE) -> list[str]:
     """Return removable jobs that ended at `ended_before` or earlier, the oldest first."""
-    query = (
-        select(jobs.c.id)
-        .where(jobs.c.ended <= ended_before, _is_removable(), _is_not_marked())
-        .order_by(jobs.c.ended)
-        .limit(limit)
-    )
-    return list(connection.execute(query).scalars())
+    query = select(jobs.c.id).where(jobs.c.ended <= ended_before, _is_removable(), _is_not_marked())
+    return list(connection.execute(query.order_by(jobs.c.ended).limit(limit)).scalars())
 
 
 def list_oldest(connection: Connection, ended_before: float, limit: int = BATCH_SIZE) -> list[tuple[str, int]]:
@@ -75,12 +70,9 @@ def list_marked(
 ) -> list[tuple[str, DeletionReason]]:
     """Return jobs after the first step whose rows still exist, in order, after id `after_job`."""
     query = select(deleted_jobs.c.job, deleted_jobs.c.why).join(jobs, jobs.c.id == deleted_jobs.c.job)
-    query = (
-        query.where(deleted_jobs.c.why.in_(reasons), deleted_jobs.c.job > after_job)
-        .order_by(deleted_jobs.c.job)
-        .limit(limit)
-    )
-    return [(row.job, cast(DeletionReason, row.why)) for row in connection.execute(query)]
+    query = query.where(deleted_jobs.c.why.in_(reasons), deleted_jobs.c.job > after_job)
+    rows = connection.execute(query.order_by(deleted_jobs.c.job).limit(limit))
+    return [(row.job, cast(DeletionReason, row.why)) for row in rows]
 
 
 def delete_rows(connection: Connection, ids: Sequence[str], now: float) -> list[str]:
@@ -118,9 +110,8 @@ def _is_removable() -> ColumnElement[bool]:
     )
     has_open_incident = exists().where(incidents.c.job == jobs.c.id, incidents.c.closed.is_(None))
     child = jobs.alias("child")
-    has_open_child = exists().where(
-        child.c.parent == jobs.c.id, child.c.state.in_(OPEN_STATES)
-    )  # an upscale reads its picture
+    # an upscale reads its picture
+    has_open_child = exists().where(child.c.parent == jobs.c.id, child.c.state.in_(OPEN_STATES))
     return and_(jobs.c.state.in_(END_STATES), ~is_favourite, ~is_undelivered, ~has_open_incident, ~has_open_child)
 
 

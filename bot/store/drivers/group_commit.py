@@ -61,7 +61,6 @@ class CommitBatch:
                 future.set_exception(wrap_stop_iteration(error))
 
     def _run_in_savepoint(self, connection: Connection, operation: Operation[T]) -> T:
-        """Run one of several operations in a savepoint. An exception undoes only this one."""
         connection.exec_driver_sql("SAVEPOINT act")
         try:
             result = operation(connection)

@@ -100,7 +100,6 @@ class Ledger:
         return scope != "member here" or guild == self._member.guild
 
     def _count_usage(self, scope: UsageScope) -> Usage:
-        """Count active and waiting jobs."""
         by_state: Counter[str] = Counter()
         for row in self._connection.execute(_build_count_query(scope), self._params()):
             by_state[row.state] += int(row.jobs) * self._is_counted(scope, row.guild)
@@ -151,9 +150,8 @@ class Ledger:
 
     def _find_release_time(self, charges: Subquery, excess: float) -> float:
         """Return the time of the charge whose expiry, with all older ones, frees `excess`."""
-        running_total: Any = func.sum(charges.c.charged).over(
-            order_by=charges.c.at
-        )  # charges of the same moment count together
+        # charges of the same moment count together
+        running_total: Any = func.sum(charges.c.charged).over(order_by=charges.c.at)
         totals = select(charges.c.at, running_total.label("gone")).subquery()
         query = select(func.min(totals.c.at)).where(totals.c.gone >= excess)
         released_at = self._connection.execute(query).scalar_one_or_none()

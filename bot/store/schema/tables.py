@@ -25,12 +25,15 @@ from sqlalchemy import (
 
 metadata = MetaData()
 
-ROW_NUMBER = BigInteger().with_variant(
-    Integer(), "sqlite"
-)  # SQLite numbers rows by INTEGER only, which is 64-bit there
-PATH_TYPE = String(512).with_variant(
-    String(512, collation="C"), "postgresql"
-)  # sorted by code points, as in `bot.policy.fair_queue`
+# SQLite numbers rows by INTEGER only, which is 64-bit there
+ROW_NUMBER = BigInteger().with_variant(Integer(), "sqlite")
+# sorted by code points, as in `bot.policy.fair_queue`
+PATH_TYPE = String(512).with_variant(String(512, collation="C"), "postgresql")
+
+
+def _partial_index(name: str, columns: tuple[str, ...], condition: str) -> Index:
+    return Index(name, *columns, sqlite_where=text(condition), postgresql_where=text(condition))
+
 
 jobs = Table(
     "jobs",
@@ -89,7 +92,7 @@ jobs = Table(
     Index("jobs_guild_created", "guild", "created", "channel", "charged"),
     Index("jobs_parent", "parent", "action"),
     Index("jobs_guild_state", "guild", "state", "channel"),
-    Index("jobs_deleted", "id", sqlite_where=text("deleted IS NOT NULL"), postgresql_where=text("deleted IS NOT NULL")),
+    _partial_index("jobs_deleted", ("id",), "deleted IS NOT NULL"),
     Index("jobs_channel", "guild", "channel", "id"),
     Index("jobs_member", "member", "id"),
     Index("jobs_ended", "ended"),
@@ -140,9 +143,7 @@ amendments = Table(  # what was asked to change in a job while it runs
     Column("text", Text, nullable=False),  # the change on one line, for members
     Column("cost", Float, nullable=False),  # reserved for it while it waits
     Index("amendments_member", "member", "at"),
-    Index(
-        "amendments_waiting", "job", sqlite_where=text("state = 'waiting'"), postgresql_where=text("state = 'waiting'")
-    ),
+    _partial_index("amendments_waiting", ("job",), "state = 'waiting'"),
 )
 
 accounts = Table(  # the fair order: pool → tier → guild → user
@@ -156,21 +157,8 @@ accounts = Table(  # the fair order: pool → tier → guild → user
     Column("queued", Integer, nullable=False),
     Column("active", Integer, nullable=False),
     Column("since", Float),  # member level only: since when the member waits for a turn, with any number of jobs
-    Index(
-        "accounts_order",
-        "parent",
-        "virtual",
-        "path",
-        sqlite_where=text("queued > 0"),
-        postgresql_where=text("queued > 0"),
-    ),
-    Index(
-        "accounts_since",
-        "since",
-        "path",
-        sqlite_where=text("queued > 0 AND since IS NOT NULL"),
-        postgresql_where=text("queued > 0 AND since IS NOT NULL"),
-    ),
+    _partial_index("accounts_order", ("parent", "virtual", "path"), "queued > 0"),
+    _partial_index("accounts_since", ("since", "path"), "queued > 0 AND since IS NOT NULL"),
 )
 
 leader_terms = Table(  # leader terms: each new leader raises the number, and older leaders' writes are refused

@@ -346,7 +346,6 @@ def _count_idle_attempts(old_row: RowMapping, step: int, is_retry: bool) -> int:
 
 
 def _count_other_starts(connection: Connection, job: str, epoch: int) -> int:
-    """Count the other claims that have started the job."""
     conditions = (audit_lines.c.job == job, audit_lines.c.target == "running", audit_lines.c.epoch != epoch)
     return int(connection.execute(select(func.count(audit_lines.c.epoch.distinct())).where(*conditions)).scalar_one())
 
@@ -370,7 +369,6 @@ def _fail_poison(
 
 
 def _done_fraction(old_row: RowMapping, step: int) -> float:
-    """Return the fraction of the job that is known to have run."""
     return decode_record(old_row).find_done_share(max(step, old_row["step"]))
 
 

@@ -75,7 +75,6 @@ def lock_job(connection: Connection, job: str) -> RowMapping | None:
 
 
 def _update_counts(connection: Connection, account: str, source: JobState, target: JobState) -> None:
-    """Update the accounts' job counts for a transition."""
 
     def count_state(state: JobState) -> tuple[int, int]:
         return (int(state == "queued"), int(state in ACTIVE_STATES))
