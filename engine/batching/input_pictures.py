@@ -15,8 +15,8 @@ from PIL import Image, ImageOps
 from engine.batching.model_inputs import slerp
 from engine.contract import Branch, ImageToImage, JobRejected, Ladder, MalformedMessage, Recipe, decode, map_step
 from engine.models.families.picture_editing import EditedPicture, EditedPictures, fit_edited_size, is_edit
-from engine.models.family import Family, TakesPictures, with_autoencoder
-from engine.models.picture_conditions import PictureConditions
+from engine.models.family import Family, with_autoencoder
+from engine.models.picture_conditions import PictureConditions, TakesPictures
 from engine.picture_files import open_image
 
 

@@ -54,11 +54,10 @@ from engine.models.family import (
     SkipsTextLayers,
     TakesEmbeddings,
     TakesLoras,
-    TakesPictures,
     find_judge,
     with_autoencoder,
 )
-from engine.models.picture_conditions import PictureConditions
+from engine.models.picture_conditions import PictureConditions, TakesPictures
 from engine.models.quantization import find_quantization
 from engine.pipelines.network_call import refuse_unsupported_recipe
 from engine.sampling import NotTabled, Plan, compose

@@ -14,7 +14,7 @@ import statistics
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import diffusers
 import msgspec
@@ -33,10 +33,9 @@ from engine.models.family import (
     TakesAutoencoders,
     TakesEmbeddings,
     TakesLoras,
-    TakesPictures,
     find_judge,
 )
-from engine.models.picture_conditions import PictureSupport
+from engine.models.picture_conditions import TakesPictures
 from engine.models.quantization import find_quantization
 from engine.process.system import write_atomically
 from engine.sampling import NotTabled
@@ -102,7 +101,6 @@ class Calibration(Struct, frozen=True, forbid_unknown_fields=True):
             quantization=find_quantization(family),
             embeddings=family.list_embeddings() if isinstance(family, TakesEmbeddings) else (),
             autoencoders=family.list_autoencoders() if isinstance(family, TakesAutoencoders) else (),
-            required=_find_required(family),
             max_clip_skip=family.max_clip_skip if isinstance(family, SkipsTextLayers) else 0,
             edits=isinstance(family, EditsPictures),
             max_edit_pictures=family.max_edit_pictures if isinstance(family, EditsPictures) else 1,
@@ -115,15 +113,12 @@ class Calibration(Struct, frozen=True, forbid_unknown_fields=True):
             controls=family.list_controls(),
             preprocessors=family.list_preprocessors(),
             references=family.list_references(),
+            required=family.required,
         )
 
     def with_current_costs(self, model_profile: ModelProfile) -> ModelProfile:
         """Return the announcement with these costs; it changes nothing that a recipe freezes."""
         return replace(model_profile, row_ms=self.row_ms, decode_ms=self.decode_ms)
-
-
-def _find_required(family: Family) -> Literal["", "mask", "picture"]:
-    return family.required if isinstance(family, PictureSupport) else ""
 
 
 def store_calibration(path: Path, family: Family, calibration: Calibration) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from engine.contract import Concept, Dtype, Recipe
-from engine.models.family import SMALL_MODEL_SIZE, Conditioning, Family, HasFormats, HasNetwork, TimedAtNativeSize
+from engine.models.family import SMALL_MODEL_SIZE, Conditioning, Family, HasFormats, HasSingleFormat, TimedAtNativeSize
 
 BUDGET_SECONDS = 2.5  # seconds; later parts are estimated, or left to the first job
 TIMED_BUCKETS = (1, 2, 4, 8, 16, 32)  # each doubles the one before; real work refines what lies between
@@ -110,11 +110,9 @@ class _Measurement:
             self._conditioning = self._family.encode_conditioning(text, self._recipe, negative=negative)
 
         first_ms = self._time_once(lambda: encode_text("", negative=True))
-        return (
-            self._time_once(lambda: encode_text(PROBE_PROMPT, negative=False))
-            if 10 * first_ms <= self._budget_left
-            else first_ms
-        )
+        if 10 * first_ms > self._budget_left:
+            return first_ms
+        return self._time_once(lambda: encode_text(PROBE_PROMPT, negative=False))
 
     def _estimate_row(self, dtype: Dtype) -> float:
         """Scale a small forward's time by pixels. Attention grows faster than that; reading weights does not grow."""
@@ -136,11 +134,9 @@ class _Measurement:
         if 2 * measured_ms <= self._budget_left:
             measured_ms = min(measured_ms, self._time_decode_at(side))
         measured_ms *= (native_side / side) ** 2
-        return (
-            measured_ms
-            if measured_ms > self._budget_left / 4
-            else min(self._time_decode_at(native_side) for _ in range(2))
-        )
+        if measured_ms > self._budget_left / 4:
+            return measured_ms
+        return min(self._time_decode_at(native_side) for _ in range(2))
 
     def _estimate_dtypes(self, first_ms: float) -> dict[Dtype, float]:
         first, *other_dtypes = self._dtypes
@@ -199,7 +195,7 @@ class _Measurement:
         x = torch.zeros((rows, *family.latent_shape(side, side)), device=family.device)
         t = torch.full((rows,), 500.0, device=family.device)
         conditioning = tuple(part.expand(rows, *part.shape) for part in self._conditioning)
-        if isinstance(family, HasNetwork):
+        if isinstance(family, HasSingleFormat):
             family.get_network(dtype)  # loading it is not part of the forward
         return self._time_once(lambda: family.denoise(x, t, conditioning, dtype))
 

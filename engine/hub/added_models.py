@@ -7,6 +7,7 @@ from, and the checksum of each. A download is in `.partial/NAME` until it is com
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta, Struct
 
-from engine.contract import Name
+from engine.contract import JobRejected, Name
 from engine.hub.catalogue import FOLDER_BY_KIND, PART_KINDS, WEIGHT_SUFFIXES, PartKind
 from engine.hub.repository import HubError, RepositoryFile, explain_disk_error, is_intact, is_safe
 from engine.process.model_settings import EMBEDDED_MODEL, read_model_settings
@@ -98,26 +99,16 @@ def find_place(data: Path, name: str, kind: PartKind = "model", suffix: str = ""
     return AddedPlace(data, name, kind, suffix)
 
 
-def read_manifest(folder: Path) -> ModelManifest | None:
-    """Return a folder's manifest; None where it has none, one that cannot be read, or one of files elsewhere."""
-    return _read_manifest(folder / MANIFEST_FILE)
-
-
 def read_place(place: AddedPlace) -> ModelManifest | None:
     """Return the manifest of what is there; None where nothing is that was added."""
-    manifest = _read_manifest(place.manifest_path)
+    manifest = read_manifest(place.manifest_path)
     if manifest is None or not place.suffix:
         return manifest
     is_its_own = [file.local_path for file in manifest.files] == [place.path.name]
     return manifest if is_its_own and place.path.is_file() else None  # without its file, the download has not ended
 
 
-def write_manifest(folder: Path, manifest: ModelManifest) -> None:
-    """Write a folder's manifest. Raises `HubError` where the disk refuses it."""
-    write_manifest_file(folder / MANIFEST_FILE, manifest)
-
-
-def write_manifest_file(path: Path, manifest: ModelManifest) -> None:
+def write_manifest(path: Path, manifest: ModelManifest) -> None:
     """Write a manifest. Raises `HubError` where the disk refuses it."""
     try:
         write_atomically(path, msgspec.json.format(msgspec.json.encode(manifest)))
@@ -174,7 +165,8 @@ def remove_place(place: AddedPlace) -> int:
     return freed
 
 
-def _read_manifest(path: Path) -> ModelManifest | None:
+def read_manifest(path: Path) -> ModelManifest | None:
+    """Return a manifest; None where there is none, one that cannot be read, or one of files elsewhere."""
     try:
         manifest = msgspec.json.decode(path.read_bytes(), type=ModelManifest)
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
@@ -240,3 +232,27 @@ def _is_here(data: Path, name: str) -> bool:
     path = data / MODELS_FOLDER / name
     is_file = any(path.with_name(f"{name}{suffix}").is_file() for suffix in WEIGHT_SUFFIXES)
     return name == EMBEDDED_MODEL or path.is_dir() or is_file
+
+
+REVISIONS_FILE = "hub-revisions.json"
+
+
+def read_revisions(data: Path) -> dict[str, str]:
+    """Return the remembered revisions by hub id. Raises `JobRejected` where the file cannot be read."""
+    path = data / REVISIONS_FILE
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=dict[str, str])
+    except FileNotFoundError:
+        return {}
+    except msgspec.DecodeError as error:  # the newest revision instead would be what the file guards against
+        raise JobRejected(
+            f"The file {path} cannot be read: mend it, or delete it to take the newest revisions.", "worker"
+        ) from error
+
+
+def remember_revision(data: Path, hub_id: str, revision: str) -> None:
+    """Write a revision down, unless it is remembered already. Raises `JobRejected` or OSError."""
+    revisions = read_revisions(data)
+    if revisions.get(hub_id) != revision:
+        content = json.dumps(revisions | {hub_id: revision}, indent=1).encode() + b"\n"
+        write_atomically(data / REVISIONS_FILE, content)

@@ -17,14 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal, Protocol, cast
 from urllib.parse import quote
 
-from engine.hub.added_models import (
-    MANIFEST_FILE,
-    AddedPlace,
-    ModelManifest,
-    read_manifest,
-    write_manifest,
-    write_manifest_file,
-)
+from engine.hub.added_models import MANIFEST_FILE, AddedPlace, ModelManifest, read_manifest, write_manifest
 from engine.hub.catalogue import WEIGHT_SUFFIXES
 from engine.hub.repository import (
     LIBRARY_NAME,
@@ -124,7 +117,7 @@ def run_download(download: Download, on_progress: OnProgress, licence: str = "")
     manifest = ModelManifest(download.repository.hub_id, download.repository.revision, download.files, licence)
     with _explained(download.repository), lock_folder(download.folder, download.place.key):
         _drop_other_files(download.folder, download.files)
-        write_manifest(download.folder, manifest)
+        write_manifest(download.folder / MANIFEST_FILE, manifest)
         for file in download.files:
             _fetch_file(download, file, on_progress)
         if download.place.suffix:
@@ -136,7 +129,7 @@ def run_download(download: Download, on_progress: OnProgress, licence: str = "")
 
 def read_partial_revision(place: AddedPlace, hub_id: str) -> str | None:
     """Return the revision of a download of this model that has not ended; None without one."""
-    manifest = read_manifest(place.partial)
+    manifest = read_manifest(place.partial / MANIFEST_FILE)
     return manifest.revision if manifest is not None and manifest.hub_id == hub_id else None
 
 
@@ -206,7 +199,6 @@ def _transfer(
 
 
 def _count_present(path: Path, file: RepositoryFile) -> int:
-    """Return the bytes of a file that are there, whole or in part."""
     for each in (path, path.with_name(path.name + PART_SUFFIX)):
         if each.is_file():
             return min(each.stat().st_size, file.size)
@@ -214,7 +206,6 @@ def _count_present(path: Path, file: RepositoryFile) -> int:
 
 
 def _drop_other_files(folder: Path, files: Iterable[RepositoryFile]) -> None:
-    """Delete what an earlier try of another revision left."""
     names = {MANIFEST_FILE, *(name for file in files for name in (file.local_path, file.local_path + PART_SUFFIX))}
     for path in [each for each in folder.rglob("*") if each.is_file()]:
         if path.relative_to(folder).as_posix() not in names:
@@ -233,7 +224,7 @@ def _put_in_place(partial: Path, target: Path) -> None:
 
 def _put_file_in_place(place: AddedPlace, manifest: ModelManifest) -> None:
     """Write the manifest first: a file without one would be somebody else's."""
-    write_manifest_file(place.manifest_path, manifest)
+    write_manifest(place.manifest_path, manifest)
     (place.partial / place.path.name).replace(place.path)
     shutil.rmtree(place.partial, ignore_errors=True)
 

@@ -100,7 +100,6 @@ def _select_pipeline(repository: Repository, path: str) -> Sequence[RepositoryFi
 
 
 def _select_folder(repository: Repository, path: str, stem: str, target: str = "") -> list[RepositoryFile]:
-    """Return configuration and weights of a folder, at the top of `target` here."""
     files = _list_folder(repository, path)
     weights = choose_weights([name for name in files if name.startswith(stem) and name.endswith(SAFETENSORS_SUFFIX)])
     where = f"The folder {path} of {repository.hub_id}" if path else repository.hub_id
@@ -152,7 +151,6 @@ def _find_only_file(repository: Repository, path: str, kind: PartKind) -> Reposi
 
 
 def _list_folder(repository: Repository, path: str) -> dict[str, RepositoryFile]:
-    """Return the files of a folder by their names, without those of its folders."""
     prefix = _join(path, "")
     files = {file.path.removeprefix(prefix): file for file in repository.files if file.path.startswith(prefix)}
     return {name: file for name, file in files.items() if "/" not in name}

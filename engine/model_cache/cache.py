@@ -27,7 +27,8 @@ from engine.contract import Dtype, JobRejected, ModelProfile, ModelProgress, Rec
 from engine.device.core_turns import limit_to_one_core
 from engine.device.memory import is_out_of_memory
 from engine.model_cache.loaded_models import LoadedModels
-from engine.models.family import Family, HasSingleFormat, TakesAutoencoders, TakesPictures
+from engine.models.family import Family, HasSingleFormat, TakesAutoencoders
+from engine.models.picture_conditions import TakesPictures
 from engine.process.load_progress import ProgressLines, format_size
 
 if TYPE_CHECKING:
@@ -161,7 +162,6 @@ class ModelCache:
         return family is not None and (not isinstance(family, HasSingleFormat) or family.has_format(dtype))
 
     async def _count_additions(self, model: ModelEntry, recipe: Recipe | None) -> AddedBytes:
-        """Return the bytes that a recipe adds to the model, by the headers of files. Raises `JobRejected`."""
         if recipe is None or not (recipe.autoencoder or recipe.controls or recipe.references):
             return AddedBytes(0, 0)
         return await asyncio.to_thread(count_added_bytes, self.families[model.name], recipe)
@@ -180,7 +180,6 @@ class ModelCache:
         return self._loaded_models.reserve(model.name, size + added.total, self._list_protected(), added.shared)
 
     async def _release_others(self, model: ModelEntry, recipe: Recipe | None, added: AddedBytes) -> bool:
-        """Drop what other recipes added to an idle model; return whether there was any."""
         if recipe is None or added.total <= added.own or self._loaded_models.count_users(model.name):
             return False
         await asyncio.to_thread(release_other_additions, self.families[model.name], recipe)
@@ -232,8 +231,6 @@ class ModelCache:
         )
 
     def _load_in_thread(self, model: ModelEntry, report_activity: Callable[[], None]) -> tuple[Family, ModelProfile]:
-        """Load the model, in the loader's thread."""
-
         def on_progress(fraction: float) -> None:
             if not model.waiting_jobs:
                 raise LoadAbandoned
@@ -274,7 +271,6 @@ class ModelCache:
             self._wait_starts.pop(waiter, None)
 
     def _list_protected(self) -> frozenset[str]:
-        """Return models that were loaded for a job that has not used them yet."""
         return frozenset(model.name for model in self._models.values() if model.is_unused)
 
     def _notify_change(self) -> None:

@@ -199,7 +199,6 @@ def _describe(
 
 
 def _log_quantization(model: _FoundModel, choice: LoadChoice, context: LoadContext) -> None:
-    """Log a quantisation that `auto` chose, or that was asked for, in one sentence."""
     if not choice.quantization or model.inspected is None:
         return
     log.info(
@@ -217,21 +216,18 @@ def _load_family(
     """Load the files found at the start: a hub name is not looked up again."""
     if source is None:
         return models.load_model(EMBEDDED_MODEL, context.data, device=context.device, resolver=context.resolver)
-    family = models.load_source(
+    return models.load_source(
         source,
         context.device,
         context.resolver,
         on_progress,
+        offload=choice.offload,
         quantization=choice.quantization,
-        offload=models.make_pipeline_offload(choice.offload, context.device, context.data),
+        data=context.data,
     )
-    if isinstance(family, DiffusersFamily):
-        family.use_data_folder(context.data)
-    return family
 
 
 def _configure_family(family: Family, context: LoadContext) -> Family:
-    """Apply another autoencoder and CUDA graphs where the model supports them."""
     if isinstance(family, DiffusersFamily):
         if context.autoencoder:
             _replace_autoencoder(family, context.autoencoder)
@@ -255,7 +251,6 @@ def _load_or_read_entry(
     *,
     must_load: bool,
 ) -> CalibratedModel:
-    """Return the entry of a model; load it where there is none, or if it `must_load`."""
     if model.catalog_entry is not None and not must_load:
         log.info("%s is loaded when a job needs it", model.name)
         return model.catalog_entry

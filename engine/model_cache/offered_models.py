@@ -41,7 +41,6 @@ def choose_models(names: Sequence[str], context: LoadContext, budget: int) -> li
 
 
 def _check(name: str, context: LoadContext, budget: int) -> None:
-    """Raise `JobRejected` where a model cannot be used."""
     with _without_choices_in_log():
         [model] = discover_models([name], context)
     if model.size > budget:

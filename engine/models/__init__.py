@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
 
-    from engine.contract import Dtype
     from engine.models.families.diffusers_family import DiffusersFamily
     from engine.models.family import Family
     from engine.models.files.model_source import ModelSource
     from engine.models.loading.pipeline_loader import LoadedPipeline, OnProgress
-    from engine.models.network.pipeline_offload import PipelineOffload
     from engine.models.quantization import PartQuantization
     from engine.process.memory_requests import Offload
     from engine.upscaling.super_resolver import SuperResolver
@@ -36,19 +36,15 @@ def load_model(
     `FormatChooser`. `offload`: what stays off the device. `quantization`: None keeps the weights as they are. The
     embedded model is too small for either. Raises `JobRejected`.
     """
-    from engine.models.families.diffusers_family import DiffusersFamily
     from engine.models.families.embedded import EMBEDDED_MODEL, load_embedded
     from engine.models.files.model_source import find_model
 
     if name_or_path == EMBEDDED_MODEL:
-        family: Family = load_embedded(device, resolver=resolver)
-    else:
-        source = find_model(name_or_path, data)
-        pipeline_offload = make_pipeline_offload(offload, device, data)
-        family = load_source(source, device, resolver, on_progress, large_threshold, pipeline_offload, quantization)
-    if isinstance(family, DiffusersFamily):
+        family = load_embedded(device, resolver=resolver)
         family.use_data_folder(data)
-    return family
+        return family
+    source = find_model(name_or_path, data)
+    return load_source(source, device, resolver, on_progress, large_threshold, offload, quantization, data)
 
 
 def load_folder(
@@ -71,16 +67,21 @@ def load_source(
     resolver: SuperResolver | None = None,
     on_progress: OnProgress | None = None,
     large_threshold: int | None = None,
-    offload: PipelineOffload | None = None,
+    offload: Offload = "none",
     quantization: PartQuantization | None = None,
+    data: Path | None = None,
 ) -> Family:
-    """Load a located model. Raises `JobRejected` where it is no model in safetensors."""
+    """Load a located model. Raises `JobRejected` where it is no model in safetensors.
+
+    `data`: the folder with LoRAs and other added files, and of offloaded layers; needed where something is offloaded.
+    """
     import torch
 
     from engine.models.families.diffusers_family import DiffusersFamily
     from engine.models.family import CanBeOffloaded
     from engine.models.loading.pipeline_loader import LARGE_PARAMETERS, FormatChooser, load_folder_pipeline
     from engine.models.loading.single_file import is_network_file, load_file_pipeline, load_network_file_pipeline
+    from engine.models.network.pipeline_offload import offload_parts
     from engine.models.quantization import HasQuantization, PartQuantization
 
     threshold = LARGE_PARAMETERS if large_threshold is None else large_threshold
@@ -92,10 +93,16 @@ def load_source(
     else:
         load = load_file_pipeline
     loaded = load(source.path, source.name, format_chooser, on_progress)
-    loaded = loaded if offload is None else _offload_parts(loaded, offload)
+    if offload != "none":
+        assert data is not None, "layers may wait there"
+        offload_all = partial(offload_parts, mode=offload, device=torch.device(device), data=data)
+        load_again = loaded.reload
+        loaded = replace(
+            loaded, pipeline=offload_all(loaded.pipeline), reload=lambda dtype: offload_all(load_again(dtype))
+        )
     family = _make_family(loaded, source, device, resolver)
-    if offload is not None and isinstance(family, CanBeOffloaded):
-        family.offload = offload.mode
+    if isinstance(family, CanBeOffloaded):
+        family.offload = offload
     if isinstance(family, HasQuantization):
         family.quantization = loaded.quantization.network
     if isinstance(family, DiffusersFamily):
@@ -103,29 +110,9 @@ def load_source(
         add_conditioners(family)
         if loaded.single_format is not None:
             family.use_single_format(loaded.single_format, loaded.reload)
+        if data is not None:
+            family.use_data_folder(data)
     return family
-
-
-def make_pipeline_offload(offload: Offload, device: torch.device | str, data: Path) -> PipelineOffload | None:
-    """Return how to offload a model; None where all of it stays on the device."""
-    import torch
-
-    from engine.models.network.pipeline_offload import PipelineOffload
-
-    return None if offload == "none" else PipelineOffload(offload, torch.device(device), data)
-
-
-def _offload_parts(loaded: LoadedPipeline, offload: PipelineOffload) -> LoadedPipeline:
-    """Offload the loaded pipeline, before anything moves to the device, and whenever it is loaded again."""
-    from dataclasses import replace
-
-    def reload(dtype: Dtype) -> Any:
-        pipeline = loaded.reload(dtype)
-        offload.offload_parts(pipeline)
-        return pipeline
-
-    offload.offload_parts(loaded.pipeline)
-    return replace(loaded, reload=reload)
 
 
 def _make_family(
@@ -173,13 +160,6 @@ def _make_revision(source: ModelSource, quantization: PartQuantization) -> str:
     from engine.models.files.model_source import combine_fingerprints
 
     fingerprint = source.compute_fingerprint()
-    return (
-        fingerprint if quantization.text == "none" else combine_fingerprints(fingerprint, f"text {quantization.text}")
-    )
-
-
-def make_model_name(name_or_path: str) -> str:
-    """Return a name that `Name` allows: the last part of a path or hub name, without a suffix."""
-    from engine.models.files.model_source import make_model_name
-
-    return make_model_name(name_or_path)
+    if quantization.text == "none":
+        return fingerprint
+    return combine_fingerprints(fingerprint, f"text {quantization.text}")

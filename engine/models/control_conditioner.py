@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -29,6 +29,7 @@ from engine.models.picture_conditions import (
     ForwardInputs,
     OpenPicture,
     PictureCondition,
+    PictureConditioner,
     PictureConditions,
     PictureRows,
     PictureSlot,
@@ -39,7 +40,7 @@ from engine.models.preprocessors import Preprocessors
 NameTexts = Callable[[Conditioning], Mapping[str, Any]]
 
 
-class ControlConditioner(ABC):
+class ControlConditioner(PictureConditioner):
     """Finds and loads control networks, and prepares their pictures.
 
     Both halves of guidance get the control, as in diffusers' pipelines without their guess mode.
@@ -47,9 +48,12 @@ class ControlConditioner(ABC):
 
     kinds: tuple[SlotKind, ...] = ("control", "adapter")
 
-    def __init__(self, collection: ControlCollection, preprocessors: Preprocessors) -> None:
-        self.collection = collection
-        self.preprocessors = preprocessors
+    def __init__(self, pipeline: Any, network: Any, device: torch.device) -> None:
+        """`network`: the pipeline's, which the control networks have to fit."""
+        channels = int(pipeline.vae.config.latent_channels)
+        target = TargetNetwork(type(network).__name__, network.config, channels, int(pipeline.vae_scale_factor))
+        self.collection = ControlCollection(target, device)
+        self.preprocessors = Preprocessors(device)
 
     def use_data_folder(self, data: Path) -> None:
         self.collection.folder = data / CONTROL_FOLDER
@@ -109,18 +113,14 @@ class ControlConditioner(ABC):
         return [self.collection.find(each) for each in recipe.controls]
 
     def _encode(self, network: ControlNetwork, control_image: Image.Image) -> tuple[torch.Tensor, ...]:
-        """Return what a forward needs of a control image."""
         return network.encode_picture(control_image)
-
-    @abstractmethod
-    def make_additions(self, inputs: ForwardInputs, pictures: Sequence[PictureRows]) -> Additions: ...
 
 
 class UNetControlConditioner(ControlConditioner):
     """`name_texts` names the texts of a forward as a ControlNet's forward takes them."""
 
-    def __init__(self, collection: ControlCollection, preprocessors: Preprocessors, name_texts: NameTexts) -> None:
-        super().__init__(collection, preprocessors)
+    def __init__(self, pipeline: Any, device: torch.device, name_texts: NameTexts) -> None:
+        super().__init__(pipeline, pipeline.unet, device)
         self._name_texts = name_texts
 
     def make_additions(self, inputs: ForwardInputs, pictures: Sequence[PictureRows]) -> Additions:
@@ -138,18 +138,6 @@ class UNetControlConditioner(ControlConditioner):
         network = cast(ControlNet, picture.network)
         texts = self._name_texts(tuple(picture.select(part) for part in inputs.conditioning))
         return network.compute_residuals(picture.select(inputs.x), picture.select(inputs.t), picture.tensors[0], texts)
-
-
-def make_unet_conditioner(pipeline: Any, device: torch.device, name_texts: NameTexts) -> UNetControlConditioner:
-    """Return the conditioner of a pipeline with a U-Net."""
-    return UNetControlConditioner(make_collection(pipeline, pipeline.unet, device), Preprocessors(device), name_texts)
-
-
-def make_collection(pipeline: Any, network: Any, device: torch.device) -> ControlCollection:
-    """Return the control networks for a pipeline's network."""
-    channels = int(pipeline.vae.config.latent_channels)
-    factor = int(pipeline.vae_scale_factor)
-    return ControlCollection(TargetNetwork(type(network).__name__, network.config, channels, factor), device)
 
 
 def name_unet_inputs(additions: Additions) -> dict[str, Any]:
@@ -190,14 +178,8 @@ Samples = Sequence[torch.Tensor]
 class TransformerControlConditioner(ControlConditioner):
     """A ControlNet reads the latents of its control image: the autoencoder's mean, as for init images."""
 
-    def __init__(
-        self,
-        collection: ControlCollection,
-        preprocessors: Preprocessors,
-        encode_image: EncodeImage,
-        name_inputs: NameInputs,
-    ) -> None:
-        super().__init__(collection, preprocessors)
+    def __init__(self, pipeline: Any, device: torch.device, encode_image: EncodeImage, name_inputs: NameInputs) -> None:
+        super().__init__(pipeline, pipeline.transformer, device)
         self._encode_image = encode_image
         self._name_inputs = name_inputs
 
@@ -251,13 +233,13 @@ class FluxControlConditioner(TransformerControlConditioner):
 
     def __init__(
         self,
-        collection: ControlCollection,
-        preprocessors: Preprocessors,
+        pipeline: Any,
+        device: torch.device,
         encode_image: EncodeImage,
         name_inputs: NameInputs,
         pack: Callable[[torch.Tensor], torch.Tensor],
     ) -> None:
-        super().__init__(collection, preprocessors, encode_image, name_inputs)
+        super().__init__(pipeline, device, encode_image, name_inputs)
         self._pack = pack
 
     @property
@@ -281,18 +263,11 @@ class FluxControlConditioner(TransformerControlConditioner):
 
 
 class SD3ControlConditioner(TransformerControlConditioner):
-    """`shift`: of the model's latents. InstantX's ControlNets were trained without it, and without pooled texts."""
+    """InstantX's ControlNets were trained without the shift of the model's latents, and without pooled texts."""
 
-    def __init__(
-        self,
-        collection: ControlCollection,
-        preprocessors: Preprocessors,
-        encode_image: EncodeImage,
-        name_inputs: NameInputs,
-        shift: float,
-    ) -> None:
-        super().__init__(collection, preprocessors, encode_image, name_inputs)
-        self._shift = shift
+    def __init__(self, pipeline: Any, device: torch.device, encode_image: EncodeImage, name_inputs: NameInputs) -> None:
+        super().__init__(pipeline, device, encode_image, name_inputs)
+        self._shift = get_shift(pipeline.vae.config) * float(pipeline.vae.config.scaling_factor)
 
     @property
     def _block_counts(self) -> Mapping[str, int]:
@@ -307,26 +282,6 @@ class SD3ControlConditioner(TransformerControlConditioner):
         if network.config.force_zeros_for_pooled_projection:
             arguments["pooled_projections"] = torch.zeros_like(arguments["pooled_projections"])
         return {"block_controlnet_hidden_states": network(**arguments)[0]}
-
-
-def make_flux_conditioner(
-    pipeline: Any,
-    device: torch.device,
-    encode_image: EncodeImage,
-    name_inputs: NameInputs,
-    pack: Callable[[torch.Tensor], torch.Tensor],
-) -> FluxControlConditioner:
-    collection = make_collection(pipeline, pipeline.transformer, device)
-    return FluxControlConditioner(collection, Preprocessors(device), encode_image, name_inputs, pack)
-
-
-def make_sd3_conditioner(
-    pipeline: Any, device: torch.device, encode_image: EncodeImage, name_inputs: NameInputs
-) -> SD3ControlConditioner:
-    collection = make_collection(pipeline, pipeline.transformer, device)
-    config = pipeline.vae.config
-    shift = get_shift(config) * float(config.scaling_factor)
-    return SD3ControlConditioner(collection, Preprocessors(device), encode_image, name_inputs, shift)
 
 
 def _align(samples: Sequence[Samples], block_count: int) -> Sequence[Samples]:

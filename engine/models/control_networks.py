@@ -20,13 +20,13 @@ from diffusers.models.controlnets.controlnet import ControlNetModel
 from diffusers.models.controlnets.controlnet_flux import FluxControlNetModel
 from diffusers.models.controlnets.controlnet_sd3 import SD3ControlNetModel
 from PIL import Image
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 from engine.contract import ControlImage, ControlModel, Dtype, JobRejected, Preprocessor
 from engine.models.family import TORCH_DTYPES
 from engine.models.files.added_kind import AddedEntry, AddedKind, cache_while_unchanged
 from engine.models.files.model_source import combine_fingerprints, fingerprint_file
-from engine.models.files.pipeline_parts import count_parameters, find_weight_files
+from engine.models.files.pipeline_parts import count_parameters, find_weight_files, read_header
 from engine.models.files.tensor_reader import read_tensors
 from engine.models.network.network_copies import place_network, substitute_layers
 from engine.models.picture_conditions import SlotKind
@@ -39,7 +39,7 @@ class ControlNetwork(Protocol):
     nbytes: int
 
     def encode_picture(self, control_image: Image.Image) -> tuple[torch.Tensor, ...]:
-        """Return what a forward needs of a control image (RGB) at the picture's size."""
+        """Return what a forward needs of a control image (RGB): tensors `[channels, height, width]`."""
         ...
 
 
@@ -140,8 +140,6 @@ def _count_bytes(network: torch.nn.Module) -> int:
 
 
 MAX_CONTROLS = 64  # announced control networks, the limit of `engine.contract.ModelProfile`
-
-
 MAX_KEPT = 4  # networks that stay in memory after their last picture
 
 
@@ -166,9 +164,7 @@ class ControlCollection:
 
     def find(self, control: ControlImage) -> ControlFile:
         """Return a control picture's network. Raises `JobRejected`: missing, unfit or of another revision."""
-        file = CONTROL_KIND.find(self.folder, control.name)
-        if control.revision and control.revision != file.revision:
-            raise JobRejected(f"This worker has another version of the control network {control.name}.", "worker")
+        file = CONTROL_KIND.find(self.folder, control.name, control.revision)
         if not self._is_compatible(file):
             raise JobRejected(f"The control network {control.name} does not fit this model.", "model")
         return file
@@ -263,7 +259,6 @@ def _read_control(entry: AddedEntry) -> ControlFile:
 
 
 def _read_config(entry: AddedEntry) -> str:
-    """Return the configuration as text."""
     try:
         text = entry.read_config(MAX_CONFIG_BYTES).decode()
         config: object = json.loads(text)
@@ -388,7 +383,6 @@ def _find_transformer_mismatch(config: Mapping[str, Any], target: Mapping[str, A
 
 
 def _list_residuals(config: Mapping[str, Any]) -> list[int]:
-    """Return the channels of each residual of the way down."""
     widths: Sequence[int] = config["block_out_channels"]
     layers: Any = config["layers_per_block"]
     per_block: Sequence[int] = [layers] * len(widths) if isinstance(layers, int) else layers
@@ -449,9 +443,5 @@ def _refuse_many_repeats(config: Mapping[str, Any]) -> None:
 
 def _read_headers(file: ControlFile) -> Tensors:
     """Return each weight as a tensor without memory. Raises `SafetensorError` or OSError."""
-    tensors: Tensors = {}
-    for path in file.weights:
-        with cast(Any, safe_open)(path, framework="pt") as handle:
-            for key in handle.keys():  # noqa: SIM118 - not a mapping
-                tensors[key] = torch.empty(handle.get_slice(key).get_shape(), device="meta")
-    return tensors
+    headers = (entry for path in file.weights for entry in read_header(path).items())
+    return {name: torch.empty(each.shape, device="meta") for name, each in headers}

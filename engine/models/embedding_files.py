@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import logging
 from collections import OrderedDict
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -20,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 
 from engine.contract import JobRejected, ModelPart, compile_embedding_names
 from engine.models.files.added_kind import AddedEntry, AddedKind, cache_while_unchanged, log_once, reject_added
+from engine.models.files.pipeline_parts import read_header
 
 NOUN = "textual inversion"
 MAX_FILE_BYTES = 8 * 2**20  # 64 vectors of SDXL are 0.5 MB
@@ -59,7 +59,6 @@ def read_vectors(file: EmbeddingFile) -> dict[str, torch.Tensor]:
 
 
 def _read_embedding(entry: AddedEntry) -> EmbeddingFile:
-    """Return the textual inversion, its header checked."""
     entry.check_links([entry.path])
     if entry.path.stat().st_size > MAX_FILE_BYTES:
         raise entry.reject(f"has more than {MAX_FILE_BYTES >> 20} MiB, so it is no textual inversion")
@@ -73,15 +72,13 @@ def _inspect(path: Path) -> tuple[str, dict[str, int]]:
 
     Raises `JobRejected`, OSError or `SafetensorError`.
     """
-    with cast(Any, safe_open)(path, framework="pt") as file:
-        slices = {name: file.get_slice(name) for name in list(file.keys())}
-        widths = {name: _read_width(path.stem, part.get_shape(), part.get_dtype()) for name, part in slices.items()}
+    widths = {name: _read_width(path.stem, *each) for name, each in read_header(path).items()}
     if not 1 <= len(widths) <= MAX_TENSORS:
         raise reject_added(NOUN, path.stem, "is no textual inversion")
     return hashlib.sha256(path.read_bytes()).hexdigest()[:12], widths
 
 
-def _read_width(name: str, shape: list[int], dtype: str) -> int:
+def _read_width(name: str, shape: torch.Size, dtype: str) -> int:
     vectors, features = (1, *shape)[-2:] if 1 <= len(shape) <= 2 else (0, 0)
     if dtype not in _FLOAT_DTYPES or not 1 <= vectors <= MAX_VECTORS or features < 1:
         raise reject_added(NOUN, name, f"is no textual inversion of at most {MAX_VECTORS} vectors")
@@ -110,7 +107,7 @@ class ExtendedEmbedding(torch.nn.Module):
 
 @contextmanager
 def added_tokens(encoder: Any, first_id: int, vectors: torch.Tensor) -> Generator[None]:
-    """Add the tokens to a transformers encoder. Hold the lock on its pipeline meanwhile."""
+    """Add tokens, `vectors` `[tokens, features]`, to an encoder. Hold the lock on its pipeline meanwhile."""
     original = encoder.get_input_embeddings()
     encoder.set_input_embeddings(ExtendedEmbedding(original, first_id, vectors))
     try:
@@ -118,8 +115,6 @@ def added_tokens(encoder: Any, first_id: int, vectors: torch.Tensor) -> Generato
     finally:
         encoder.set_input_embeddings(original)
 
-
-log = logging.getLogger(__name__)
 
 MAX_ANNOUNCED = 256  # the limit of `engine.contract.ModelProfile`
 MAX_VOCABULARIES = 8  # combinations of words whose tokenizers are kept
@@ -155,12 +150,7 @@ class EmbeddingCollection:
     def list_fitting(self) -> tuple[ModelPart, ...]:
         """Return all that fit this model."""
         files = find_embeddings(self.folder) if self._slots else []
-        mismatches = [self.find_mismatch(file) for file in files]
-        for file, mismatch in zip(files, mismatches, strict=True):
-            if mismatch:
-                log.info("left out: the textual inversion %s does not fit: %s", file.name, mismatch)
-        fitting = [file for file, mismatch in zip(files, mismatches, strict=True) if not mismatch]
-        return tuple(ModelPart(file.name, file.revision) for file in fitting[:MAX_ANNOUNCED])
+        return EMBEDDING_KIND.list_fitting(files, self.find_mismatch)[:MAX_ANNOUNCED]
 
     def find_mismatch(self, file: EmbeddingFile) -> str:
         """Return why a file does not fit, as the end of a sentence; empty: it fits."""
@@ -179,9 +169,7 @@ class EmbeddingCollection:
         """Return the same with revisions. Raises `JobRejected` where one is missing, unfit or of another revision."""
         resolved: dict[str, ModelPart] = {}
         for part in parts:
-            file = EMBEDDING_KIND.find(self.folder, part.name)
-            if part.revision not in ("", file.revision):
-                raise JobRejected(f"This worker has another version of the textual inversion {part.name}.", "worker")
+            file = EMBEDDING_KIND.find(self.folder, part.name, part.revision)
             if mismatch := self.find_mismatch(file):
                 raise JobRejected(f"The textual inversion {part.name} does not fit this model: {mismatch}.", "model")
             resolved.setdefault(part.name.lower(), ModelPart(part.name, file.revision))
@@ -207,16 +195,13 @@ class EmbeddingCollection:
 
     def _get_vocabularies(self, parts: tuple[ModelPart, ...]) -> list[_Vocabulary]:
         if parts not in self._vocabularies:
-            vectors = {part.name: read_vectors(self._find_file(part)) for part in parts}
+            self.resolve(parts)
+            vectors = {part.name: read_vectors(EMBEDDING_KIND.find(self.folder, part.name)) for part in parts}
             self._vocabularies[parts] = [self._make_vocabulary(slot, vectors) for slot in self._slots]
         self._vocabularies.move_to_end(parts)
         while len(self._vocabularies) > MAX_VOCABULARIES:
             self._vocabularies.popitem(last=False)
         return self._vocabularies[parts]
-
-    def _find_file(self, part: ModelPart) -> EmbeddingFile:
-        self.resolve((part,))
-        return EMBEDDING_KIND.find(self.folder, part.name)
 
     def _make_vocabulary(self, slot: EmbeddingSlot, vectors: dict[str, dict[str, torch.Tensor]]) -> _Vocabulary:
         tokenizer = copy.deepcopy(getattr(self._pipeline, slot.tokenizer))

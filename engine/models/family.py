@@ -8,18 +8,8 @@ from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 import torch
 from PIL import Image
 
-from engine.contract import (
-    ControlModel,
-    Dtype,
-    GuidanceKind,
-    JobRejected,
-    Lora,
-    ModelPart,
-    Preprocessor,
-    Recipe,
-    Sampler,
-)
-from engine.models.picture_conditions import OpenPicture, PictureConditions, PictureRows
+from engine.contract import Dtype, GuidanceKind, JobRejected, Lora, ModelPart, Recipe, Sampler
+from engine.models.picture_conditions import PictureRows
 from engine.process.memory_requests import Offload
 from engine.sampling import Plan
 
@@ -120,13 +110,6 @@ def is_loaded(family: Family) -> bool:
 
 
 @runtime_checkable
-class HasNetwork(Protocol):
-    """A family that can prepare its network for a number format."""
-
-    def get_network(self, dtype: Dtype) -> object: ...
-
-
-@runtime_checkable
 class TimedAtNativeSize(Protocol):
     """A family whose timing forward always has its native size."""
 
@@ -214,66 +197,6 @@ class SkipsTextLayers(Protocol):
     max_clip_skip: int
 
 
-@runtime_checkable
-class TakesPictures(Protocol):
-    """A family whose networks may take pictures beside the prompt."""
-
-    def list_controls(self) -> tuple[ControlModel, ...]:
-        """Return the control networks that fit."""
-        ...
-
-    def list_references(self) -> tuple[ControlModel, ...]:
-        """Return the reference adapters that fit."""
-        ...
-
-    def list_preprocessors(self) -> tuple[Preprocessor, ...]:
-        """Return what can make its control images."""
-        ...
-
-    def needs_pictures(self, recipe: Recipe) -> bool:
-        """Return whether a recipe has pictures for the networks."""
-        ...
-
-    def check_pictures(self, recipe: Recipe) -> None:
-        """Raise `JobRejected` where a picture's network is missing, unfit or of another revision; load nothing."""
-        ...
-
-    def count_picture_bytes(self, recipe: Recipe, *, with_kept: bool = True) -> int:
-        """Return the bytes of the recipe's networks, `with_kept`: and of those in memory. Loads nothing."""
-        ...
-
-    def list_shared_bytes(self, recipe: Recipe, *, with_kept: bool = True) -> Mapping[str, int]:
-        """Return the part of these bytes whose networks other models share, by a key for each network."""
-        ...
-
-    def release_other_networks(self, recipe: Recipe) -> None:
-        """Drop the networks for pictures that the recipe does not use. Raises `JobRejected`."""
-        ...
-
-    def load_picture_networks(self, recipe: Recipe) -> None:
-        """Load the networks that the recipe's pictures need, in its number format. Raises `JobRejected`."""
-        ...
-
-    def prepare_pictures(self, recipe: Recipe, open_picture: OpenPicture) -> PictureConditions:
-        """Return the recipe's pictures as the networks take them. Raises `JobRejected`.
-
-        It runs networks, so call it only in the decode worker's thread.
-        """
-        ...
-
-    def denoise(
-        self,
-        x: torch.Tensor,
-        t: torch.Tensor,
-        conditioning: Conditioning,
-        dtype: Dtype,
-        loras: tuple[Lora, ...] = (),
-        pictures: tuple[PictureRows, ...] = (),
-    ) -> torch.Tensor:
-        """Return the network's output `[rows, …]` as `Family.denoise` does, with the pictures of some rows."""
-        ...
-
-
 def denoise(
     family: Family,
     x: torch.Tensor,
@@ -283,21 +206,15 @@ def denoise(
     loras: tuple[Lora, ...],
     pictures: tuple[PictureRows, ...],
 ) -> torch.Tensor:
-    """Return the network's output, with pictures where a row has any."""
+    """Return the network's output `[rows, channels, height, width]`, with pictures where a row has any."""
     if not pictures:
         return family.denoise(x, t, conditioning, dtype, loras)
-    return cast(TakesPictures, family).denoise(x, t, conditioning, dtype, loras, pictures)  # it prepared them
-
-
-@runtime_checkable
-class HasJudge(Protocol):
-    """A family that may have a judge, which says how near pictures are to a prompt."""
-
-    judge: PromptJudge | None
+    return cast(Any, family).denoise(x, t, conditioning, dtype, loras, pictures)  # it prepared them
 
 
 def find_judge(family: Family) -> PromptJudge | None:
-    return family.judge if isinstance(family, HasJudge) else None
+    """Return what says how near pictures are to a prompt, if the family has it."""
+    return getattr(family, "judge", None)
 
 
 @runtime_checkable

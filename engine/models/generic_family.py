@@ -10,7 +10,6 @@ import inspect
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from threading import RLock
 from typing import Any, cast
 
@@ -68,14 +67,7 @@ class GenericFamily:
         self.pipeline_lock = RLock()
         self.upscale_factor = 1
         self.upscaler = ""
-        traits = PipelineTraits.from_pipeline(pipeline, name)
-        self.size = traits.size
-        self.multiple = traits.multiple
-        self.tokens = traits.tokens
-        self.guides: GuidanceKind = traits.guides
-        self.guidance = traits.guidance
-        self.samplers = traits.samplers
-        self.default_sampling: tuple[int, Sampler] = traits.steps, self.samplers[0]
+        self._read_traits()
         self.max_pixels = (2 * self.size) ** 2
         self._vae = _find_previewable_vae(pipeline)
         self._image_processor: Any = getattr(pipeline, "image_processor", None) or VaeImageProcessor()
@@ -85,10 +77,34 @@ class GenericFamily:
             fit_to_memory(vae)
         self._test_call, self._timed_network = self._run_test_image()
 
+    def _read_traits(self) -> None:
+        """Raises `JobRejected` where the pipeline takes no prompt, or has no network that runs step by step."""
+        pipeline = self.pipeline
+        parameters = inspect.signature(type(pipeline).__call__).parameters
+        network = find_network(pipeline)
+        if "prompt" not in parameters or network is None:
+            raise JobRejected(
+                f"The model {self.name} is a {type(pipeline).__name__}, which cannot draw from a prompt.", "model"
+            )
+        config = network.config
+        factor = int(getattr(pipeline, "vae_scale_factor", 8))
+        self.multiple = math.lcm(MIN_MULTIPLE, factor * (_read_side(config, "patch_size") or 1))
+        latents = _read_side(cast(dict[str, Any], vars(pipeline)), "default_sample_size") or _read_side(
+            config, "sample_size"
+        )
+        self.size = max(self.multiple, (latents * factor or DEFAULT_SIDE) // self.multiple * self.multiple)
+        self.tokens = int(min(4096, _read_default(parameters, DEFAULT_TOKENS, "max_sequence_length")))
+        self.guides: GuidanceKind = "network" if config.get("guidance_embeds") else "rows"
+        guidance = _read_default(parameters, DEFAULT_GUIDANCE, "true_cfg_scale", "guidance_scale")
+        self.guidance = min(MAX_GUIDANCE, max(1.0, guidance))
+        self.samplers = _list_samplers(pipeline)
+        steps = int(min(1000, max(1, _read_default(parameters, DEFAULT_STEPS, "num_inference_steps"))))
+        self.default_sampling: tuple[int, Sampler] = steps, self.samplers[0]
+
     @property
     def dtypes(self) -> tuple[Dtype, ...]:
         """Number formats worth timing: of a large or quantised network the format in which it is in memory."""
-        network = next(part for each in NETWORK_NAMES if (part := getattr(self.pipeline, each, None)) is not None)
+        network = find_network(self.pipeline)
         stored_dtype = next(network.parameters()).dtype
         if is_quantized(network):
             return tuple(name for name, dtype in TORCH_DTYPES.items() if dtype == stored_dtype)
@@ -245,44 +261,9 @@ DEFAULT_STEPS = 25
 MIN_MULTIPLE = 16  # pixels; sides are multiples of this
 
 
-@dataclass(frozen=True)
-class PipelineTraits:
-    """Named as in `Family`."""
-
-    size: int
-    multiple: int
-    tokens: int
-    guides: GuidanceKind
-    guidance: float
-    samplers: tuple[Sampler, ...]
-    steps: int
-
-    @classmethod
-    def from_pipeline(cls, pipeline: Any, name: str) -> PipelineTraits:
-        """Read the traits. Raises `JobRejected` where it takes no prompt, or has no network that runs step by step."""
-        parameters = inspect.signature(type(pipeline).__call__).parameters
-        network = next((part for each in NETWORK_NAMES if (part := getattr(pipeline, each, None)) is not None), None)
-        if "prompt" not in parameters or network is None:
-            raise JobRejected(
-                f"The model {name} is a {type(pipeline).__name__}, which cannot draw from a prompt.", "model"
-            )
-        config = network.config
-        factor = int(getattr(pipeline, "vae_scale_factor", 8))
-        multiple = math.lcm(MIN_MULTIPLE, factor * (_read_side(config, "patch_size") or 1))
-        native_latents = _read_side(cast(dict[str, Any], vars(pipeline)), "default_sample_size") or _read_side(
-            config, "sample_size"
-        )
-        side = native_latents * factor or DEFAULT_SIDE
-        guidance = _read_default(parameters, DEFAULT_GUIDANCE, "true_cfg_scale", "guidance_scale")
-        return cls(
-            size=max(multiple, side // multiple * multiple),
-            multiple=multiple,
-            tokens=int(min(4096, _read_default(parameters, DEFAULT_TOKENS, "max_sequence_length"))),
-            guides="network" if config.get("guidance_embeds") else "rows",
-            guidance=min(MAX_GUIDANCE, max(1.0, guidance)),
-            samplers=_list_samplers(pipeline),
-            steps=int(min(1000, max(1, _read_default(parameters, DEFAULT_STEPS, "num_inference_steps")))),
-        )
+def find_network(pipeline: Any) -> Any:
+    """Return the pipeline's network that runs at each step; None where it has none."""
+    return next((part for each in NETWORK_NAMES if (part := getattr(pipeline, each, None)) is not None), None)
 
 
 def _list_samplers(pipeline: Any) -> tuple[Sampler, ...]:

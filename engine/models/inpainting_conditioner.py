@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Self
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from engine.contract import ControlModel, ImageToImage, JobRejected, Preprocessor, Recipe
+from engine.contract import ImageToImage, JobRejected, Recipe
 from engine.models.family import with_autoencoder
 from engine.models.picture_conditions import (
     Additions,
     ForwardInputs,
     OpenPicture,
     PictureCondition,
+    PictureConditioner,
     PictureConditions,
     PictureRows,
     PictureSlot,
@@ -26,26 +26,16 @@ from engine.models.picture_conditions import (
 MASK_THRESHOLD = 128  # as in diffusers: lighter parts of a mask are painted anew
 
 
-class InpaintingConditioner:
-    """A `PictureConditioner` for a family with a U-Net of nine channels."""
+class InpaintingConditioner(PictureConditioner):
+    """For a family with a U-Net of nine channels."""
 
     kinds: tuple[SlotKind, ...] = ("inpaint",)
 
     def __init__(self, family: Any) -> None:
         self._family = family
 
-    def with_family(self, family: Any) -> InpaintingConditioner:
-        """Return the same for a copy of its family with another autoencoder."""
-        return InpaintingConditioner(family)
-
-    def use_data_folder(self, data: Path) -> None:
-        """It needs no files but the model's."""
-
-    def list_networks(self) -> tuple[ControlModel, ...]:
-        return ()
-
-    def list_preprocessors(self) -> tuple[Preprocessor, ...]:
-        return ()
+    def with_family(self, family: Any) -> Self:
+        return type(self)(family)
 
     def needs_pictures(self, recipe: Recipe) -> bool:
         return True
@@ -57,15 +47,6 @@ class InpaintingConditioner:
             raise JobRejected(f"{name} paints inside a mask: it needs a picture to begin with, and a mask.", "member")
         if recipe.start.pictures[1:]:
             raise JobRejected(f"{self._family.name} paints in one picture, not in a blend of several.", "member")
-
-    def count_bytes(self, recipe: Recipe, *, with_kept: bool = True) -> int:
-        return 0
-
-    def list_shared_bytes(self, recipe: Recipe, *, with_kept: bool = True) -> Mapping[str, int]:
-        return {}
-
-    def load_networks(self, recipe: Recipe) -> None:
-        """It needs none but the autoencoder."""
 
     def prepare_pictures(self, recipe: Recipe, open_picture: OpenPicture) -> PictureConditions:
         """Return mask and masked picture as channels `[channels, height, width]`. Raises `JobRejected`."""
@@ -89,12 +70,6 @@ class InpaintingConditioner:
         (rows,) = pictures
         (channels,) = rows.tensors
         return {ADDITION: (rows.spread(channels, len(inputs.x)).to(inputs.x.dtype),)}
-
-    def release_others(self, recipe: Recipe) -> None:
-        """There is nothing to drop."""
-
-    def release(self) -> None:
-        """There is nothing to drop."""
 
 
 def _fit(picture: Image.Image, size: tuple[int, int]) -> Image.Image:

@@ -175,7 +175,6 @@ def read_labels(folder: Path) -> tuple[str, ...]:
 
 
 def _read_listing(folder: Path) -> dict[str, Any]:
-    """Read and check the labels file. Raises FileNotFoundError, or ValueError for an invalid file."""
     try:
         listing = json.loads((folder / LABELS_FILE).read_text())
         labels, widths, own_scores = (listing[part] for part in ("labels", "widths", "own"))

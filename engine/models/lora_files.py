@@ -19,11 +19,12 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from diffusers.utils.state_dict_utils import convert_unet_state_dict_to_peft
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 from engine.contract import TURBO_LORA, JobRejected, Lora
 from engine.device.memory import is_out_of_memory
 from engine.models.files.added_kind import AddedEntry, AddedKind, cache_while_unchanged, log_once
+from engine.models.files.pipeline_parts import read_header
 from engine.models.library_logging import silence_libraries
 from engine.models.network.pipeline_offload import copy_without_offload, find_offload, offload_like, remove_hooks
 from engine.models.quantization import find_compute_dtype, find_weight_shape
@@ -56,11 +57,11 @@ def has_turbo(model_folder: Path | None) -> bool:
     return model_folder is not None and (model_folder / TURBO_LORA / DEFAULT_FILE_NAME).is_file()
 
 
-def find_lora(folder: Path | None, name: str, model_folder: Path | None = None) -> LoraFile:
+def find_lora(folder: Path | None, name: str, model_folder: Path | None = None, revision: str = "") -> LoraFile:
     """Return the LoRA of this name: the model's own before one in the folder of LoRAs. Raises `JobRejected`."""
     if name == TURBO_LORA and has_turbo(model_folder):
-        return _TURBO_KIND.find(model_folder, name)
-    return LORA_KIND.find(folder, name)
+        return _TURBO_KIND.find(model_folder, name, revision)
+    return LORA_KIND.find(folder, name, revision)
 
 
 def _read_lora(entry: AddedEntry) -> LoraFile | None:
@@ -109,7 +110,6 @@ def is_compatible(pipeline: Any, network_name: str, lora: LoraFile) -> bool:
 
 
 def _read_matrices(pipeline: Any, lora: LoraFile) -> dict[str, torch.Tensor]:
-    """Return the matrices for this pipeline's parts, by diffusers' names."""
     result: Any = pipeline.lora_state_dict(
         str(lora.path.parent),
         weight_name=lora.path.name,
@@ -126,14 +126,9 @@ def _read_matrices(pipeline: Any, lora: LoraFile) -> dict[str, torch.Tensor]:
 
 
 def _select_part(matrices: dict[str, torch.Tensor], part: str) -> dict[str, torch.Tensor]:
-    part_matrices = {
-        name.removeprefix(f"{part}."): value for name, value in matrices.items() if name.startswith(f"{part}.")
-    }
-    return (
-        part_matrices
-        if any("lora_A" in name for name in part_matrices)
-        else cast(Any, convert_unet_state_dict_to_peft)(part_matrices)
-    )
+    prefix = f"{part}."
+    own = {name.removeprefix(prefix): value for name, value in matrices.items() if name.startswith(prefix)}
+    return own if any("lora_A" in name for name in own) else cast(Any, convert_unet_state_dict_to_peft)(own)
 
 
 def _find_mismatch(network: Any, matrices: dict[str, torch.Tensor]) -> str:
@@ -194,9 +189,7 @@ class LoraCollection:
         """Return the same with revisions. Raises `JobRejected` where one is missing, unfit or of another revision."""
         weights: LoraWeights = {}
         for lora in loras:
-            file = find_lora(self.folder, lora.name, self.model_folder)
-            if lora.revision and lora.revision != file.revision:
-                raise JobRejected(f"This worker has another version of the LoRA {lora.name}.", "worker")
+            file = find_lora(self.folder, lora.name, self.model_folder, lora.revision)
             if is_peft_available() and (not count_layers(file) or self._is_compatible(file) is False):
                 raise JobRejected(f"The LoRA {lora.name} does not fit this model.", "model")
             weights[file] = weights.get(file, 0.0) + lora.weight
@@ -289,7 +282,6 @@ class LoraPipeline:
         return all(lora.revision in self._loaded_revisions for lora in loras)
 
     def _reset(self) -> None:
-        """Make fresh copies without LoRAs."""
         self.pipeline = copy.copy(self._original)
         self._loaded_revisions: set[str] = set()
         self._active_weights: tuple[tuple[LoraFile, float], ...] = ()
@@ -349,8 +341,7 @@ def _make_adapter_name(lora: LoraFile) -> str:
 def count_layers(lora: LoraFile) -> int:
     """Return how many layers its file changes. Raises `JobRejected` where it is unreadable."""
     try:
-        with cast(Any, safe_open)(lora.path, framework="pt") as file:
-            return sum(_LAYER_KEY.search(key) is not None for key in list(file.keys()))
+        return sum(_LAYER_KEY.search(name) is not None for name in read_header(lora.path))
     except (OSError, SafetensorError) as error:
         raise JobRejected(f"The LoRA {lora.name} cannot be read as safetensors.", "worker") from error
 

@@ -10,7 +10,8 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple, Protocol, Self, cast, runtime_checkable
 
 import torch
 from PIL import Image
@@ -102,6 +103,7 @@ class PictureRows:
 
 
 Additions = Mapping[str, tuple[torch.Tensor, ...]]  # further inputs of a network, by their name in its forward
+NO_INPUTS: Additions = MappingProxyType({})
 
 
 class ForwardInputs(NamedTuple):
@@ -113,74 +115,70 @@ class ForwardInputs(NamedTuple):
     dtype: Dtype
 
 
-@runtime_checkable
-class UsesAutoencoder(Protocol):
-    """A conditioner that encodes pictures with its family's autoencoder."""
-
-    def with_family(self, family: Any) -> PictureConditioner:
-        """Return the same for a copy of its family with another autoencoder."""
-        ...
-
-
 class PictureConditioner(Protocol):
     """Prepares a recipe's pictures of `kinds`, and turns those of a forward's rows into additional inputs."""
 
     kinds: tuple[SlotKind, ...]
 
+    def with_family(self, family: Any) -> Self:
+        """Return the same for a copy of its family with another autoencoder."""
+        return self
+
     def use_data_folder(self, data: Path) -> None:
         """From now on, find networks in the worker's data folder."""
-        ...
 
     def list_networks(self) -> tuple[ControlModel, ...]:
         """Return the networks that fit the model."""
-        ...
+        return ()
 
     def list_preprocessors(self) -> tuple[Preprocessor, ...]:
         """Return the preprocessors that may make its pictures."""
-        ...
+        return ()
 
+    @abstractmethod
     def needs_pictures(self, recipe: Recipe) -> bool:
         """Return whether the recipe has such pictures."""
         ...
 
+    @abstractmethod
     def check_pictures(self, recipe: Recipe) -> None:
         """Raise `JobRejected` where it cannot take them; load nothing."""
         ...
 
     def count_bytes(self, recipe: Recipe, *, with_kept: bool = True) -> int:
         """Return the bytes of the recipe's networks, `with_kept`: and of those in memory. Loads nothing."""
-        ...
+        return 0
 
     def list_shared_bytes(self, recipe: Recipe, *, with_kept: bool = True) -> Mapping[str, int]:
         """Return the part of these bytes whose networks other models share, by a key for each network."""
-        ...
+        return {}
 
     def load_networks(self, recipe: Recipe) -> None:
         """Load the networks that they need, in the recipe's number format. It may run on any thread."""
-        ...
 
+    @abstractmethod
     def prepare_pictures(self, recipe: Recipe, open_picture: OpenPicture) -> PictureConditions:
         """Return them as conditions. Raises `JobRejected`."""
         ...
 
+    @abstractmethod
     def make_additions(self, inputs: ForwardInputs, pictures: Sequence[PictureRows]) -> Additions:
-        """Return the additional inputs of a forward with these pictures, for all of its rows."""
+        """Return the additional inputs of a forward with these pictures, each `[rows, …]` for all of its rows."""
         ...
 
     def release_others(self, recipe: Recipe) -> None:
         """Drop the networks that the recipe does not use. Raises `JobRejected`."""
-        ...
 
     def release(self) -> None:
         """Drop all networks."""
-        ...
 
 
 Predict = Callable[[Any, tuple[torch.Tensor, ...]], torch.Tensor]
 
 
-class PictureSupport:
-    """Implements `engine.models.family.TakesPictures` for a family; `conditioners`: what its networks take.
+@runtime_checkable
+class TakesPictures(Protocol):
+    """A family whose networks may take pictures beside the prompt, by its `conditioners`.
 
     `required`: what it cannot draw without; empty: it can.
     """
@@ -189,18 +187,16 @@ class PictureSupport:
     conditioners: tuple[PictureConditioner, ...] = ()
     required: Literal["", "mask", "picture"] = ""
 
-    def _use_picture_folders(self, data: Path) -> None:
-        """Find the networks for pictures in a worker's data folder."""
-        for conditioner in self.conditioners:
-            conditioner.use_data_folder(data)
-
     def list_controls(self) -> tuple[ControlModel, ...]:
+        """Return the control networks that fit."""
         return self._list_networks("control")
 
     def list_references(self) -> tuple[ControlModel, ...]:
+        """Return the reference adapters that fit."""
         return self._list_networks("reference")
 
     def list_preprocessors(self) -> tuple[Preprocessor, ...]:
+        """Return what can make its control images."""
         listed: dict[Preprocessor, None] = {"none": None}
         for conditioner in self.conditioners:
             listed |= dict.fromkeys(conditioner.list_preprocessors())
@@ -210,9 +206,11 @@ class PictureSupport:
         return tuple(model for each in self.conditioners if kind in each.kinds for model in each.list_networks())
 
     def needs_pictures(self, recipe: Recipe) -> bool:
+        """Return whether a recipe has pictures for the networks."""
         return any(each.needs_pictures(recipe) for each in self.conditioners)
 
     def check_pictures(self, recipe: Recipe) -> None:
+        """Raise `JobRejected` where a picture's network is missing, unfit or of another revision; load nothing."""
         kinds = {kind for each in self.conditioners for kind in each.kinds}
         if recipe.controls and "control" not in kinds:
             raise JobRejected(f"{self.name} takes no control pictures.", "model")
@@ -222,25 +220,33 @@ class PictureSupport:
             conditioner.check_pictures(recipe)
 
     def count_picture_bytes(self, recipe: Recipe, *, with_kept: bool = True) -> int:
+        """Return the bytes of the recipe's networks, `with_kept`: and of those in memory. Loads nothing."""
         return sum(each.count_bytes(recipe, with_kept=with_kept) for each in self.conditioners)
 
     def list_shared_bytes(self, recipe: Recipe, *, with_kept: bool = True) -> Mapping[str, int]:
+        """Return the part of these bytes whose networks other models share, by a key for each network."""
         shared: dict[str, int] = {}
         for conditioner in self.conditioners:
             shared |= conditioner.list_shared_bytes(recipe, with_kept=with_kept)
         return shared
 
     def release_other_networks(self, recipe: Recipe) -> None:
+        """Drop the networks for pictures that the recipe does not use. Raises `JobRejected`."""
         for conditioner in self.conditioners:
             conditioner.release_others(recipe)
 
     def load_picture_networks(self, recipe: Recipe) -> None:
+        """Load the networks that the recipe's pictures need, in its number format. Raises `JobRejected`."""
         for conditioner in self.conditioners:
             if conditioner.needs_pictures(recipe):
                 conditioner.load_networks(recipe)
 
     @torch.inference_mode()
     def prepare_pictures(self, recipe: Recipe, open_picture: OpenPicture) -> PictureConditions:
+        """Return the recipe's pictures as the networks take them. Raises `JobRejected`.
+
+        It runs networks, so call it only in the decode worker's thread.
+        """
         chosen = [each for each in self.conditioners if each.needs_pictures(recipe)]
         return tuple(condition for each in chosen for condition in each.prepare_pictures(recipe, open_picture))
 
@@ -264,13 +270,7 @@ class PictureSupport:
             x, t, *rest = tensors
             remaining = iter(rest[count:])
             named = {name: tuple(next(remaining) for _ in range(length)) for name, length in layout}
-            return self._run_network_with(net, x, t, tuple(rest[:count]), named)
+            return cast(Any, self)._run_network(net, x, t, tuple(rest[:count]), named)
 
         added = (tensor for each in additions.values() for tensor in each)
         return (inputs.x, inputs.t, *inputs.conditioning, *added), layout, predict
-
-    @abstractmethod
-    def _run_network_with(
-        self, net: Any, x: torch.Tensor, t: torch.Tensor, conditioning: tuple[torch.Tensor, ...], additions: Additions
-    ) -> torch.Tensor:
-        """Run one forward of the network with additional inputs, which its conditioners made."""

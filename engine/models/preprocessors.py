@@ -116,7 +116,6 @@ class Preprocessors:
         self.release_others(())
 
     def _predict_bytes(self, name: Preprocessor) -> int:
-        """Return the bytes of a network, in float32, by its file's header. Raises `JobRejected`."""
         self.check(name)
         assert self.folder is not None, "only then is it available"
         folder = self.folder / name

@@ -233,15 +233,9 @@ def quantize_in_place(module: nn.Module, quantization: Quantization, device: tor
 
 
 GROUP_SIZE = 64  # weights of a row that share one scale and zero point in int4
-
-
 # to which a GPU's layout of int4 pads a matrix
 TILE_COLUMNS = 1024
-
-
 TILE_ROWS = 8
-
-
 _EMBEDDING = re.compile(
     r"(?:token_embedding|position_embedding|embed_tokens|shared|relative_attention_bias|wte|wpe|embeddings\.\w+"
     r"|class_embedding|patch_embedding|context_embedder_embedding|pos_embed)\.weight$"
@@ -367,7 +361,6 @@ def choose_quantizations(models: Sequence[Sequence[SizedQuantization]], budget: 
 
 
 def _choose_alone(candidates: Sequence[SizedQuantization], budget: int) -> SizedQuantization:
-    """Return the best candidate that fits alone; the smallest if none does."""
     return next((each for each in candidates if each.size <= budget), min(candidates, key=lambda each: each.size))
 
 

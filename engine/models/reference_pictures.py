@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from transformers.models.clip.image_processing_clip import CLIPImageProcessor
 from transformers.models.clip.modeling_clip import CLIPVisionModelWithProjection
 
-from engine.contract import ControlModel, Dtype, JobRejected, Preprocessor, Recipe
+from engine.contract import ControlModel, Dtype, JobRejected, Recipe
 from engine.hub.catalogue import SAFETENSORS_SUFFIX
 from engine.models.family import TORCH_DTYPES
 from engine.models.files.added_kind import (
@@ -35,7 +35,7 @@ from engine.models.files.added_kind import (
     reject_added,
 )
 from engine.models.files.model_source import combine_fingerprints, fingerprint_file
-from engine.models.files.pipeline_parts import list_parts
+from engine.models.files.pipeline_parts import list_parts, read_header
 from engine.models.library_logging import silence_libraries
 from engine.models.loading.pipeline_loader import LOAD_ERRORS, guard_default_dtype
 from engine.models.network.network_copies import ADDITION, list_attention_layers
@@ -45,6 +45,7 @@ from engine.models.picture_conditions import (
     ForwardInputs,
     OpenPicture,
     PictureCondition,
+    PictureConditioner,
     PictureConditions,
     PictureRows,
     PictureSlot,
@@ -56,8 +57,8 @@ log = logging.getLogger(__name__)
 MAX_ANNOUNCED = 16  # adapters, the limit of `engine.contract.ModelProfile`
 
 
-class ReferenceConditioner:
-    """A `PictureConditioner` for the U-Net of a family: its pipeline's, in one number format where that is large."""
+class ReferenceConditioner(PictureConditioner):
+    """For the U-Net of a family: its pipeline's, in one number format where that is large."""
 
     kinds: tuple[SlotKind, ...] = ("reference",)
 
@@ -79,18 +80,13 @@ class ReferenceConditioner:
         fitting = [file for file in REFERENCE_KIND.find_all(self.folder) if self.find_mismatch(file) == ""]
         return tuple(ControlModel(file.name, file.revision) for file in fitting[:MAX_ANNOUNCED])
 
-    def list_preprocessors(self) -> tuple[Preprocessor, ...]:
-        return ()
-
     def needs_pictures(self, recipe: Recipe) -> bool:
         return bool(recipe.references)
 
     def check_pictures(self, recipe: Recipe) -> None:
         """Raise `JobRejected` where an adapter is missing, unfit or of another revision; load nothing."""
         for reference in recipe.references:
-            file = REFERENCE_KIND.find(self.folder, reference.name)
-            if reference.revision and reference.revision != file.revision:
-                raise JobRejected(f"This worker has another version of the reference adapter {file.name}.", "worker")
+            file = REFERENCE_KIND.find(self.folder, reference.name, reference.revision)
             if self.find_mismatch(file):
                 raise JobRejected(f"The reference adapter {file.name} does not fit this model.", "model")
 
@@ -99,9 +95,6 @@ class ReferenceConditioner:
         files = {REFERENCE_KIND.find(self.folder, reference.name) for reference in recipe.references}
         kept_bytes = self._kept_bytes if with_kept else 0
         return max(kept_bytes, *(self._count_bytes(file, self._choose_dtype(recipe)) for file in files), 0)
-
-    def list_shared_bytes(self, recipe: Recipe, *, with_kept: bool = True) -> Mapping[str, int]:
-        return {}
 
     def load_networks(self, recipe: Recipe) -> None:
         """Load the first picture's adapter and image encoder; the next one's replace them. Raises `JobRejected`."""
@@ -273,8 +266,7 @@ class AdapterFile:
 def read_shapes(adapter: AdapterFile) -> dict[str, tuple[int, ...]]:
     """Return the shape of each tensor, from the file's header. Raises `JobRejected`."""
     try:
-        with cast(Any, safe_open)(adapter.path, framework="pt") as file:
-            return {key: tuple(file.get_slice(key).get_shape()) for key in list(file.keys())}
+        return {name: tuple(each.shape) for name, each in read_header(adapter.path).items()}
     except (OSError, SafetensorError) as error:
         raise reject_added(NOUN, adapter.name, "cannot be read as safetensors") from error
 
@@ -313,7 +305,6 @@ def _read_encoder_config(entry: AddedEntry, path: Path) -> EncoderConfig:
 
 
 def _find_weights(entry: AddedEntry) -> Path:
-    """Return the only file of weights. Raises `JobRejected` for a pickle, several files or none."""
     weights = entry.list_weights()
     if len(weights) == 1:
         return weights[0]

@@ -11,8 +11,7 @@ from typing import Any
 
 from engine.models import families
 from engine.models.families.diffusers_family import DiffusersFamily
-from engine.models.families.sdxl import as_stable_diffusion_xl
-from engine.models.families.stable_diffusion import as_stable_diffusion
+from engine.models.families.stable_diffusion import as_stable_diffusion, as_stable_diffusion_xl
 
 # `_make_family` builds these itself: StableDiffusionPipeline may take a super-resolver.
 STABLE_DIFFUSION = "StableDiffusionPipeline"

@@ -53,17 +53,11 @@ class DepthEstimator:
 
 
 WEIGHTS_FILE = "model.safetensors"
-
-
 MAX_WEIGHTS_BYTES = 256 * 2**20
-
-
 WIDTHS = (64, 128, 256)
 
 
 RESIDUAL_BLOCKS = 3
-
-
 FACTOR = 2 ** (len(WIDTHS) - 1)  # the sides of its pictures are multiples of this
 
 
@@ -145,8 +139,6 @@ def _surround(convolution: nn.Module, width: int) -> tuple[nn.Module, nn.Module,
 
 
 MAX_CONFIG_BYTES = 256 * 1024
-
-
 CONFIG_FILE = "config.json"
 
 

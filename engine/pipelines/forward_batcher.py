@@ -57,11 +57,9 @@ class ForwardBatcher:
         trial_key = self._make_trial_key(calls, padding)
         if trial_key not in self._is_joinable:
             return self._run_trial(calls, padding, trial_key)
-        return (
-            self._run_joined(calls, padding)
-            if self._is_joinable[trial_key]
-            else [self._run_single(call) for call in calls]
-        )
+        if self._is_joinable[trial_key]:
+            return self._run_joined(calls, padding)
+        return [self._run_single(call) for call in calls]
 
     def _make_trial_key(self, calls: list[NetworkCall], padding: int) -> Hashable:
         """Return the key of a trial. It compares timesteps only until such a trial has run."""
@@ -109,7 +107,6 @@ class ForwardBatcher:
 
 
 def _group_calls(calls: Sequence[NetworkCall]) -> list[list[int]]:
-    """Return the indices of calls of equal signature, in order."""
     groups: dict[Hashable, list[int]] = {}
     for index, call in enumerate(calls):
         groups.setdefault(call.signature, []).append(index)

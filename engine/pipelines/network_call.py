@@ -88,7 +88,6 @@ class CallAnalyzer:
         )
 
     def _make_signature(self, value: Any, rows: int, path: str) -> Hashable:
-        """Return the part of the signature for this part of the arguments."""
         if is_timestep(value, path):
             return "time"  # integers and floats can be joined: every network makes floats of them
         if isinstance(value, torch.Tensor):
@@ -108,12 +107,9 @@ class CallAnalyzer:
         return (kind, value if isinstance(value, Hashable) else id(value))
 
     def _make_entry_signature(self, value: Any, path: str) -> Hashable:
-        """Return the same for one entry of a list with one entry per row."""
-        return (
-            (value.shape, str(value.dtype))
-            if isinstance(value, torch.Tensor)
-            else self._make_signature(value, -1, path)
-        )
+        if isinstance(value, torch.Tensor):
+            return value.shape, str(value.dtype)
+        return self._make_signature(value, -1, path)
 
     def _digest_tensor(self, tensor: torch.Tensor, path: str) -> str:
         """Return a digest of a *one for all* tensor (positions, say). It waits for the device, so it is cached."""
@@ -261,9 +257,8 @@ def make_arguments(pipeline: Any, recipe: Recipe, image: int, output_type: str, 
     """
     parameters = inspect.signature(type(pipeline).__call__).parameters
     scale = recipe.guidance - 1.0 + no_guidance
-    has_guidance_rows = (
-        "true_cfg_scale" in parameters and recipe.guidance_kind == "rows"
-    )  # guidance_scale is then an input of the network
+    # guidance_scale is then an input of the network
+    has_guidance_rows = "true_cfg_scale" in parameters and recipe.guidance_kind == "rows"
     arguments: dict[str, Any] = {
         "prompt": " ".join(strip_emphasis(concept.text) for concept in recipe.concepts),
         "negative_prompt": strip_emphasis(recipe.negative) or _choose_empty_negative(pipeline),
@@ -290,13 +285,7 @@ def _choose_empty_negative(pipeline: Any) -> str | None:
     return None if pipeline.config.get("force_zeros_for_empty_prompt") else ""
 
 
-NETWORK_NAMES = (
-    "unet",
-    "transformer",
-    "transformer_2",
-    "prior",
-    "decoder",
-)  # the networks that a pipeline runs at each step
+NETWORK_NAMES = ("unet", "transformer", "transformer_2", "prior", "decoder")  # that a pipeline runs at each step
 TEXT_ENCODER_PREFIX = "text_encoder"  # of the names of a pipeline's text encoders
 X0_SCHEDULERS = (  # schedulers whose result tuple ends with x0
     "DDIMScheduler",
@@ -375,9 +364,8 @@ class _PipelineCloner:
 
 
 def _is_pipeline(part: Any) -> bool:
-    from diffusers.pipelines.pipeline_utils import (
-        DiffusionPipeline,
-    )  # takes seconds to import, which a worker without pipelines need not wait
+    # it takes seconds to import, for which a worker without pipelines need not wait
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
     return isinstance(part, DiffusionPipeline)
 

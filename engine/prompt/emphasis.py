@@ -61,9 +61,8 @@ class _Parser:
     """
 
     texts: list[str] = field(default_factory=list)
-    open_brackets: dict[str, list[int]] = field(
-        default_factory=lambda: {"(": [], "[": []}
-    )  # entries that are not closed yet
+    # entries that are not closed yet
+    open_brackets: dict[str, list[int]] = field(default_factory=lambda: {"(": [], "[": []})
     spans: dict[int, tuple[int, float]] = field(default_factory=dict)  # first entry → end entry, factor
     last_word: int = -1  # the last entry with a word or a literal bracket in it
 
@@ -118,7 +117,6 @@ class _Parser:
             self.spans[opening] = (len(self.texts), factor)
 
     def _find_opening(self, kind: str) -> int:
-        """Return the nearest open bracket of this kind; -1 if there is none."""
         return self.open_brackets[kind][-1] if self.open_brackets[kind] else -1
 
 

@@ -24,10 +24,9 @@ from engine.worker.run import ActiveRuns, JobEngine, JobRun
 from engine.worker.run_control import SnapshotSaver, WatchedJobs
 from engine.worker.worker_life import (
     Heartbeats,
-    SignalHandlers,
     Watchdog,
     WorkerProfile,
-    act_on_parent_exit,
+    drain_at_end,
     make_build_label,
     run_shutdown_steps,
     run_until_stopped,
@@ -195,12 +194,10 @@ async def _run_jobs(bus: Bus, backend: Backend, settings: WorkerSettings, wanted
     state = ConnectionState(backend, settings.backend.kind, times, wanted)
     profile = make_worker_profile(settings, has_check=verdicts.has_check)
     worker = BackendWorker(bus, backend, profile, state, verdicts)
-    with SignalHandlers(worker.drain):
-        parent_watch = asyncio.create_task(act_on_parent_exit(settings.parent, worker.drain))
+    async with drain_at_end(worker.drain, settings.parent):
         try:
             await worker.run()
         finally:
-            parent_watch.cancel()
             verdicts.close()
 
 

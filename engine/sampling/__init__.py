@@ -84,11 +84,8 @@ def _plan(scheduler_config: str, sampler: str, steps: int, eta: float, timing: T
         # At zero terminal SNR, DDIM with eta 1 takes the root of 1 - a - s², which is 0 ± rounding: diffusers itself
         # returns NaN there. Slightly less noise avoids it.
         table_plan = probe(scheduler, steps, eta, timing)
-        table_plan = (
-            probe(build_scheduler(config, sampler), steps, eta * (1 - 1e-6), timing)
-            if eta and not table_plan
-            else table_plan
-        )
+        if eta and not table_plan:
+            table_plan = probe(build_scheduler(config, sampler), steps, eta * (1 - 1e-6), timing)
     except (NotTabled, TimestepError):
         raise
     except _PROBE_ERRORS as error:  # diffusers raises these for too many steps or a bad configuration

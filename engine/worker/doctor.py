@@ -14,10 +14,10 @@ from engine.contract import JobRejected, ModelProfile, Quantization
 from engine.device.memory import choose_device
 from engine.model_cache.catalog_file import read_catalog
 from engine.model_cache.discovery import choose_for_one
-from engine.models.autoencoder.autoencoder_files import AUTOENCODER_KIND
+from engine.models.autoencoder.autoencoder_files import AUTOENCODER_KIND, AutoencoderFile
 from engine.models.control_conditioner import ControlConditioner
 from engine.models.control_networks import CONTROL_KIND, ControlFile, explain_mismatch
-from engine.models.embedding_files import EMBEDDING_KIND
+from engine.models.embedding_files import EMBEDDING_KIND, EmbeddingFile
 from engine.models.families.diffusers_family import AddedFiles
 from engine.models.family import Family
 from engine.models.files.added_kind import (
@@ -124,6 +124,14 @@ class AddedCheck(NamedTuple):
     explain: Callable[[AddedFiles, Any], str]
 
 
+def _explain_embedding(family: AddedFiles, file: EmbeddingFile) -> str:
+    return family.embeddings.find_mismatch(file)
+
+
+def _explain_autoencoder(family: AddedFiles, file: AutoencoderFile) -> str:
+    return family.autoencoders.find_mismatch(file)
+
+
 def _explain_control(family: AddedFiles, file: ControlFile) -> str:
     conditioners = [each for each in family.conditioners if isinstance(each, ControlConditioner)]
     if not conditioners:
@@ -137,10 +145,10 @@ def _explain_reference(family: AddedFiles, file: AdapterFile) -> str:
 
 
 CHECKS = (
-    AddedCheck("embedding", EMBEDDING_KIND, EMBEDDING_FOLDER, "embeddings", AddedFiles.explain_embedding),
+    AddedCheck("embedding", EMBEDDING_KIND, EMBEDDING_FOLDER, "embeddings", _explain_embedding),
     AddedCheck("control", CONTROL_KIND, CONTROL_FOLDER, "controls", _explain_control),
     AddedCheck("reference", REFERENCE_KIND, REFERENCE_FOLDER, "references", _explain_reference),
-    AddedCheck("vae", AUTOENCODER_KIND, AUTOENCODER_FOLDER, "autoencoders", AddedFiles.explain_autoencoder),
+    AddedCheck("vae", AUTOENCODER_KIND, AUTOENCODER_FOLDER, "autoencoders", _explain_autoencoder),
 )
 
 

@@ -30,15 +30,7 @@ from engine.process.settings import PictureCheckSettings, SimulationSettings, Wo
 from engine.process.system import exempt_from_collection, limit_heap_arenas
 from engine.upscaling.super_resolver import SuperResolver
 from engine.worker.worker import Worker
-from engine.worker.worker_life import (
-    DEADLINES,
-    SignalHandlers,
-    Stuck,
-    Watchdog,
-    WorkerProfile,
-    act_on_parent_exit,
-    make_build_label,
-)
+from engine.worker.worker_life import DEADLINES, Stuck, Watchdog, WorkerProfile, drain_at_end, make_build_label
 
 if TYPE_CHECKING:
     from engine.model_cache.discovery import DiscoveredModel, LoadContext, ReportProgress
@@ -257,12 +249,8 @@ async def _run_jobs(bus: Bus, loaded: WorkerModels, settings: WorkerSettings) ->
         model_cache,
         loaded.calibrations,
     )
-    with SignalHandlers(worker.drain):
-        parent_watch = asyncio.create_task(act_on_parent_exit(settings.parent, worker.drain))
-        try:
-            await worker.run()
-        finally:
-            parent_watch.cancel()
+    async with drain_at_end(worker.drain, settings.parent):
+        await worker.run()
 
 
 PROGRESS_SECONDS = 0.5  # between two progress messages of a start

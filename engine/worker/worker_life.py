@@ -13,8 +13,8 @@ import signal
 import statistics
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Literal
@@ -163,19 +163,17 @@ async def act_on_parent_exit(parent: int, on_exit: Callable[[], None]) -> None:
     on_exit()
 
 
-class SignalHandlers:
-    """While active, SIGTERM and SIGINT call `on_signal` and do not end the process."""
-
-    def __init__(self, on_signal: Callable[[], None]) -> None:
-        self._on_signal = on_signal
-
-    def __enter__(self) -> None:
-        loop = asyncio.get_running_loop()
-        for signal_number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(signal_number, self._on_signal)
-
-    def __exit__(self, *_: object) -> None:
-        loop = asyncio.get_running_loop()
+@asynccontextmanager
+async def drain_at_end(drain: Callable[[], None], parent: int) -> AsyncGenerator[None]:
+    """In the body, SIGTERM, SIGINT and the end of the parent process call `drain`, and do not end this process."""
+    loop = asyncio.get_running_loop()
+    for signal_number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(signal_number, drain)
+    parent_watch = asyncio.create_task(act_on_parent_exit(parent, drain))
+    try:
+        yield
+    finally:
+        parent_watch.cancel()
         for signal_number in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(signal_number)
 

@@ -26,6 +26,8 @@ from engine.hub.added_models import (
     find_place,
     is_name,
     read_place,
+    read_revisions,
+    remember_revision,
 )
 from engine.hub.catalogue import (
     PART_KINDS,
@@ -43,7 +45,6 @@ from engine.hub.catalogue import (
 from engine.hub.download import Download, check_disk_space, plan_download, read_partial_revision, run_download
 from engine.hub.part_selection import Selection, WantedPart, select_part, select_rest
 from engine.hub.repository import HubError, Repository, fetch_repository, get_endpoint
-from engine.hub.revisions import read_revisions, remember_revision
 from engine.process.load_progress import format_size
 from engine.process.memory_requests import QuantizationRequest
 from engine.process.model_settings import ModelSettings, read_model_settings, write_model_settings

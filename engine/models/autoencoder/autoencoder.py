@@ -105,7 +105,7 @@ class PatchedAutoencoder(LatentAdapter):
         super().__init__(autoencoder, config.latent_channels * PATCH**2, (decoder_widths[0], *decoder_widths))
 
     def normalize(self, latents: torch.Tensor) -> torch.Tensor:
-        """Return patched, normalised latents of the autoencoder's own."""
+        """Return latents `[rows, 4·channels, height/2, width/2]`, normalised, of the autoencoder's own."""
         mean, deviation = self._get_statistics(latents)
         return (pixel_unshuffle(latents, PATCH) - mean) / deviation
 
@@ -285,7 +285,7 @@ def estimate_encode_bytes(vae: Any, pixels: torch.Tensor) -> int:
 
 
 def encode_tiles(encode: Encode, pixels: torch.Tensor, factor: int) -> torch.Tensor:
-    """Return the latents of a picture whose sides are multiples of `factor` (pixels a latent), encoded in tiles."""
+    """Return latents `[1, channels, h, w]` of pixels `[1, 3, factor·h, factor·w]`, encoded in tiles."""
     height, width = (side // factor for side in pixels.shape[-2:])
     tile = max(2, TILE // factor)
     overlap = max(1, OVERLAP // factor)

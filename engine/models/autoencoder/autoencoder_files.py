@@ -6,7 +6,6 @@ Loads no weights. Configurations and headers are bounded and checked before anyt
 from __future__ import annotations
 
 import json
-import logging
 import math
 import re
 import threading
@@ -20,12 +19,13 @@ import msgspec
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from msgspec import Meta
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 from engine.contract import JobRejected, ModelPart
 from engine.device.memory import is_out_of_memory
 from engine.models.files.added_kind import AddedEntry, AddedKind, cache_while_unchanged, reject_added
 from engine.models.files.model_source import combine_fingerprints, fingerprint_file
+from engine.models.files.pipeline_parts import read_header
 from engine.models.files.tensor_reader import read_tensors
 from engine.models.library_logging import silence_libraries
 
@@ -81,7 +81,6 @@ def reject_autoencoder(name: str, reason: str) -> JobRejected:
 
 
 def _read_autoencoder(entry: AddedEntry) -> AutoencoderFile | None:
-    """Return the autoencoder, its header and configuration checked."""
     files = _choose_weights(entry.list_weights(f"{WEIGHTS_NAME}*"))
     if not files:
         return None
@@ -117,17 +116,15 @@ def _inspect(path: Path) -> tuple[str, LatentLayout]:
             channels = shape[1]
         if match := _LEVEL.match(key):
             levels = max(levels, int(match[1]) + 1)
-        parameters += torch.Size(shape).numel()
+        parameters += shape.numel()
     return fingerprint_file(path), LatentLayout(channels, levels, parameters)
 
 
-def _read_shapes(path: Path) -> Mapping[str, list[int]]:
-    """Return the shapes of an autoencoder's tensors, by their names without the prefix of a whole model."""
-    with cast(Any, safe_open)(path, framework="pt") as file:
-        names: list[str] = list(file.keys())
-        if len(names) > MAX_TENSORS:
-            raise reject_autoencoder(path.stem, "has too many tensors")
-        shapes = {_PREFIX.sub("", name): file.get_slice(name).get_shape() for name in names}
+def _read_shapes(path: Path) -> Mapping[str, torch.Size]:
+    header = read_header(path)
+    if len(header) > MAX_TENSORS:
+        raise reject_autoencoder(path.stem, "has too many tensors")
+    shapes = {_PREFIX.sub("", name): each.shape for name, each in header.items()}
     return {name: shape for name, shape in shapes.items() if _OWN_KEY.match(name)}
 
 
@@ -143,8 +140,6 @@ def _join_layouts(name: str, layouts: list[LatentLayout]) -> LatentLayout:
 
 AUTOENCODER_KIND = AddedKind(NOUN, _read_autoencoder)
 
-
-log = logging.getLogger(__name__)
 
 MAX_ANNOUNCED = 32  # the limit of `engine.contract.ModelProfile`
 MAX_LOADED = 2  # autoencoders of one model beside its own; beyond that the one used longest ago is dropped
@@ -181,12 +176,7 @@ class AutoencoderCollection:
     def list_fitting(self) -> tuple[ModelPart, ...]:
         """Return all that fit this model."""
         files = AUTOENCODER_KIND.find_all(self.folder) if self._own_class == AUTOENCODER_CLASS else []
-        mismatches = [self.find_mismatch(file) for file in files]
-        for file, mismatch in zip(files, mismatches, strict=True):
-            if mismatch:
-                log.info("left out: the autoencoder %s does not fit: %s", file.name, mismatch)
-        fitting = [file for file, mismatch in zip(files, mismatches, strict=True) if not mismatch]
-        return tuple(ModelPart(file.name, file.revision) for file in fitting[:MAX_ANNOUNCED])
+        return AUTOENCODER_KIND.list_fitting(files, self.find_mismatch)[:MAX_ANNOUNCED]
 
     def find_mismatch(self, file: AutoencoderFile) -> str:
         """Return why a file does not fit, as the end of a sentence; empty: it fits."""
@@ -211,9 +201,7 @@ class AutoencoderCollection:
 
     def resolve(self, part: ModelPart) -> AutoencoderFile:
         """Return the file. Raises `JobRejected` where it is missing, unfit or of another revision."""
-        file = AUTOENCODER_KIND.find(self.folder, part.name)
-        if part.revision not in ("", file.revision):
-            raise JobRejected(f"This worker has another version of the autoencoder {part.name}.", "worker")
+        file = AUTOENCODER_KIND.find(self.folder, part.name, part.revision)
         if mismatch := self.find_mismatch(file):
             raise JobRejected(f"The autoencoder {part.name} does not fit {self._model_name}: {mismatch}.", "model")
         return file

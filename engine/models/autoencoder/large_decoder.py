@@ -75,7 +75,7 @@ class LargeDecoder(ModelMixin, ConfigMixin):
         return self.decoder(latents if self.post_quant_conv is None else self.post_quant_conv(latents))
 
     def decode(self, latents: torch.Tensor, return_dict: bool = False) -> tuple[torch.Tensor]:
-        """Return the pixels as diffusers' autoencoders do."""
+        """Return pixels `[n, 3, 4·…]` as diffusers' autoencoders do; see `forward`."""
         return (self(latents),)
 
     @classmethod

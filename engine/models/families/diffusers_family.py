@@ -21,8 +21,8 @@ from PIL import Image
 
 from engine.contract import Dtype, GuidanceKind, Lora, ModelPart, Quantization, Recipe, Sampler, find_embeddings
 from engine.models.autoencoder.autoencoder import decode_latents, encode_pixels, make_latent_space
-from engine.models.autoencoder.autoencoder_files import AutoencoderCollection, AutoencoderFile
-from engine.models.embedding_files import EmbeddingCollection, EmbeddingFile, EmbeddingSlot, spell_words
+from engine.models.autoencoder.autoencoder_files import AutoencoderCollection
+from engine.models.embedding_files import EmbeddingCollection, EmbeddingSlot, spell_words
 from engine.models.family import TORCH_DTYPES, Conditioning
 from engine.models.files.added_kind import AUTOENCODER_FOLDER, EMBEDDING_FOLDER, LORA_FOLDER
 from engine.models.files.model_source import combine_fingerprints
@@ -38,21 +38,14 @@ from engine.models.network.network_copies import (
     replace_modules,
 )
 from engine.models.network.pipeline_offload import is_offloaded
-from engine.models.picture_conditions import (
-    Additions,
-    ForwardInputs,
-    PictureConditioner,
-    PictureRows,
-    PictureSupport,
-    UsesAutoencoder,
-)
-from engine.models.pipeline_support import WholePipelineSupport
+from engine.models.picture_conditions import ForwardInputs, PictureConditioner, PictureRows, TakesPictures
 from engine.models.prompt_chunks import PromptKey, TextCache, list_texts
+from engine.pipelines.network_call import TEXT_ENCODER_PREFIX, NetworkForward
 from engine.preview_maps.latent_map import MODEL_MAP_FILE, LatentSpace
 from engine.process.memory_requests import Offload
 from engine.prompt.emphasis import strip_emphasis
 from engine.prompt.style_guide import replace_nouns
-from engine.sampling import Plan, plan, samplers_for
+from engine.sampling import Plan, build_scheduler, plan, samplers_for
 
 
 class AddedFiles:
@@ -69,18 +62,20 @@ class AddedFiles:
 
     def _init_added_files(self, pipeline: Any, name: str) -> None:
         self._loras = LoraCollection(pipeline, self.network_name)
-        self._embeddings = EmbeddingCollection(pipeline, self.embedding_slots, name)
-        self._autoencoders = AutoencoderCollection(pipeline.vae, name)
+        self.embeddings = EmbeddingCollection(pipeline, self.embedding_slots, name)
+        self.autoencoders = AutoencoderCollection(pipeline.vae, name)
 
     def list_loras(self) -> tuple[Lora, ...]:
         """Return the LoRAs that fit this model."""
         return self._loras.list_compatible()
 
     def use_data_folder(self, data: Path) -> None:
-        """Find LoRAs, textual inversions and autoencoders in a worker's data folder."""
+        """Find LoRAs, control networks and other added files in a worker's data folder."""
         self.lora_folder = data / LORA_FOLDER
-        self._embeddings.folder = data / EMBEDDING_FOLDER
-        self._autoencoders.folder = data / AUTOENCODER_FOLDER
+        self.embeddings.folder = data / EMBEDDING_FOLDER
+        self.autoencoders.folder = data / AUTOENCODER_FOLDER
+        for conditioner in self.conditioners:
+            conditioner.use_data_folder(data)
 
     @property
     def lora_folder(self) -> Path | None:
@@ -109,50 +104,40 @@ class AddedFiles:
 
     def list_embeddings(self) -> tuple[ModelPart, ...]:
         """Return the textual inversions that fit this model."""
-        return self._embeddings.list_fitting()
+        return self.embeddings.list_fitting()
 
     def with_embeddings(self, recipe: Recipe) -> Recipe:
-        return msgspec.structs.replace(recipe, embeddings=self._embeddings.resolve(recipe.embeddings))
+        return msgspec.structs.replace(recipe, embeddings=self.embeddings.resolve(recipe.embeddings))
 
     def list_autoencoders(self) -> tuple[ModelPart, ...]:
         """Return the autoencoders that fit this model."""
-        return self._autoencoders.list_fitting()
-
-    def explain_embedding(self, file: EmbeddingFile) -> str:
-        """Return why a textual inversion does not fit, as the end of a sentence; empty: it fits."""
-        return self._embeddings.find_mismatch(file)
-
-    def explain_autoencoder(self, file: AutoencoderFile) -> str:
-        """Return why an autoencoder does not fit, as the end of a sentence; empty: it fits."""
-        return self._autoencoders.find_mismatch(file)
+        return self.autoencoders.list_fitting()
 
     def count_autoencoder_bytes(self, part: ModelPart | None, *, with_kept: bool = True) -> int:
-        return self._autoencoders.count_bytes(part, self._vae.dtype, with_kept=with_kept)
+        return self.autoencoders.count_bytes(part, self._vae.dtype, with_kept=with_kept)
 
     def release_other_autoencoders(self, part: ModelPart | None) -> None:
-        self._autoencoders.release_others(part)
+        self.autoencoders.release_others(part)
 
     def with_autoencoder(self, part: ModelPart) -> Self:
         """Return a copy that shares all but the autoencoder. Raises `JobRejected`."""
         view = copy.copy(self)
-        view._vae = self._autoencoders.load(part, self._vae, self.device)
+        view._vae = self.autoencoders.load(part, self._vae, self.device)
         view.pipeline = copy.copy(self.pipeline)
         vars(view.pipeline)["vae"] = view._vae
-        view.conditioners = tuple(
-            each.with_family(view) if isinstance(each, UsesAutoencoder) else each for each in self.conditioners
-        )
+        view.conditioners = tuple(each.with_family(view) for each in self.conditioners)
         return view
 
     def use_autoencoder(self, name: str) -> None:
         """From now on take this autoencoder as the model's own. The revision covers it. Raises `JobRejected`."""
-        file = self._autoencoders.resolve(ModelPart(name))
+        file = self.autoencoders.resolve(ModelPart(name))
         self._chosen_autoencoder = ModelPart(file.name, file.revision)
         self._load_chosen_autoencoder()
         self.revision = combine_fingerprints(self.revision, file.revision)
 
     def _load_chosen_autoencoder(self) -> None:
         if self._chosen_autoencoder is not None:
-            self._vae = self._autoencoders.load_alone(self._chosen_autoencoder, self._vae, self.device)
+            self._vae = self.autoencoders.load_alone(self._chosen_autoencoder, self._vae, self.device)
             self.pipeline.vae = self._vae
 
 
@@ -177,21 +162,24 @@ def find_few_step_sampling(
     return (DISTILLED_STEPS, "euler") if match and "euler" in samplers else None
 
 
-class DiffusersFamily(AddedFiles, WholePipelineSupport, PictureSupport, ABC):
+class DiffusersFamily(AddedFiles, TakesPictures, ABC):
     """A `Family` over a pipeline: small, in float32 with a copy of its network for each dtype, or large.
 
-    A large one is in memory in one dtype (`use_single_format`). `guidance` is the default. A subclass sets `size`,
-    `multiple` and `tokens`.
+    A large one is in memory in one dtype (`use_single_format`). `guidance` is the default. For samplers that have no
+    plan it is a `engine.batching.pipeline_images.PipelineSource`, whose pipeline returns latents.
     """
 
     pipelines: ClassVar[tuple[str, ...]] = ()  # names of the classes of diffusers that this class itself runs
     network_name: ClassVar[str] = "transformer"  # the pipeline's attribute
     channels_last: ClassVar[bool] = False  # memory format of a small model's autoencoder
     supports_emphasis: ClassVar[bool] = False  # supports emphasis brackets (`emphasis`); else they are removed
-    prompt_arguments: ClassVar[tuple[str, ...]] = (
-        "prompt_embeds",
-        "pooled_prompt_embeds",
-    )  # conditions, as arguments of its call
+    # conditions, as arguments of its call
+    prompt_arguments: ClassVar[tuple[str, ...]] = ("prompt_embeds", "pooled_prompt_embeds")
+    default_guidance: ClassVar[float] = 7.5  # without one in the model's name
+    has_fixed_shapes: ClassVar[bool] = True  # else lengths vary inside, and a packed copy or a graph would fix them
+    no_guidance: ClassVar[float] = 1.0  # the pipeline's value for our guidance of 1
+    output_type: ClassVar[str] = "latent"
+    unsupported_samplers: ClassVar[tuple[Sampler, ...]] = ()  # whose schedulers do not accept the pipeline's sigmas
     max_clip_skip: int = 0  # how many last layers its text encoder may skip
     guides: GuidanceKind = "rows"
     offload: Offload = "none"
@@ -203,13 +191,13 @@ class DiffusersFamily(AddedFiles, WholePipelineSupport, PictureSupport, ABC):
     tokens: int
 
     def __init__(
-        self, pipeline: Any, name: str, revision: str, device: torch.device | str = "cpu", guidance: float = 7.5
+        self, pipeline: Any, name: str, revision: str, device: torch.device | str = "cpu", guidance: float | None = None
     ) -> None:
         self.name = name
         self.revision = revision
         self.device = torch.device(device)
-        self.guidance = guidance
         self.pipeline = pipeline
+        self.guidance = self._choose_guidance() if guidance is None else guidance
         self.pipeline_lock = RLock()
         self.scheduler_config: Mapping[str, Any] = dict(pipeline.scheduler.config)
         self.samplers: tuple[Sampler, ...] = tuple(
@@ -222,11 +210,18 @@ class DiffusersFamily(AddedFiles, WholePipelineSupport, PictureSupport, ABC):
         self.latent_channels = int(self._vae.config.latent_channels)  # of the latents
         self.latent_space: LatentSpace = make_latent_space(self._vae.config, self.pixels_per_latent)
         self.forward_runner = ForwardRunner(self._loaded_network, self.device)
-        if is_offloaded(self._loaded_network):
-            self.forward_runner.disable_optimizations()  # they keep weights, which come and go
+        if not self.has_fixed_shapes or is_offloaded(self._loaded_network):  # whose weights come and go
+            self.forward_runner.disable_optimizations()
         self._networks: Networks = NetworkCopies(self._loaded_network, self.device)
         self.text_cache = TextCache()
         self._init_added_files(pipeline, name)
+        self._set_up(pipeline)
+
+    def _set_up(self, pipeline: Any) -> None:
+        """Set `size`, `multiple`, `tokens`, and whatever else the pipeline says about a model of this family."""
+
+    def _choose_guidance(self) -> float:
+        return choose_guidance(self.name, self.default_guidance)
 
     @property
     def dtypes(self) -> tuple[Dtype, ...]:
@@ -262,10 +257,11 @@ class DiffusersFamily(AddedFiles, WholePipelineSupport, PictureSupport, ABC):
         self._vae: Any = self._adapt_autoencoder(self.pipeline.vae).eval().requires_grad_(False).to(self.device)
         if self.channels_last:
             self._vae.to(memory_format=torch.channels_last)
-        for encoder in self._list_text_encoders():
-            encoder.eval().requires_grad_(False)
-            if not is_offloaded(encoder):
-                encoder.to(self.device)
+        for part, encoder in self.pipeline.components.items():
+            if part.startswith(TEXT_ENCODER_PREFIX) and encoder is not None:
+                encoder.eval().requires_grad_(False)
+                if not is_offloaded(encoder):
+                    encoder.to(self.device)
 
     def _adapt_autoencoder(self, autoencoder: Any) -> Any:
         """Return the pipeline's autoencoder in the form of AutoencoderKL."""
@@ -273,23 +269,13 @@ class DiffusersFamily(AddedFiles, WholePipelineSupport, PictureSupport, ABC):
 
     def _release_weights(self) -> None:
         self._loras.release()
-        self._autoencoders.release()
+        self.autoencoders.release()
         for conditioner in self.conditioners:
             conditioner.release()
         self.forward_runner.release()
         self.text_cache.clear()
         self._loaded_network = self._vae = None
         drop_modules(self.pipeline)
-
-    def _list_text_encoders(self) -> list[Any]:
-        """Return the pipeline's text encoders."""
-        parts = self.pipeline.components.items()
-        return [module for part, module in parts if part.startswith("text_encoder") and module is not None]
-
-    def use_data_folder(self, data: Path) -> None:
-        """Find LoRAs, control networks and other added files in a worker's data folder."""
-        super().use_data_folder(data)
-        self._use_picture_folders(data)
 
     @property
     def max_pixels(self) -> int:
@@ -356,18 +342,15 @@ class DiffusersFamily(AddedFiles, WholePipelineSupport, PictureSupport, ABC):
 
     def _make_expansion(self, pipeline: Any, tokenizer: Any, embeddings: tuple[ModelPart, ...]) -> Callable[[str], str]:
         """Return what writes the tokens of textual inversions in place of their names; several vectors, several."""
-        return (
-            (lambda text: pipeline.maybe_convert_prompt(spell_words(text, embeddings), tokenizer))
-            if embeddings
-            else str
-        )
+        if not embeddings:
+            return str
+        return lambda text: pipeline.maybe_convert_prompt(spell_words(text, embeddings), tokenizer)
 
     def _make_extra_conditioning(self, recipe: Recipe) -> Conditioning:
         """Return the conditions beside the prompt; none by default."""
         return ()
 
     def _get_conditioning(self, prompt: PromptKey) -> Conditioning:
-        """Return a text's conditions, encoded at their first use."""
         if (kept := self.text_cache.find(prompt)) is not None:
             return kept
         text = prompt.text if self.supports_emphasis else strip_emphasis(prompt.text)
@@ -375,7 +358,7 @@ class DiffusersFamily(AddedFiles, WholePipelineSupport, PictureSupport, ABC):
         supported_prompt = prompt._replace(text=replace_nouns(text, self.substitutes, inversion_names))
         with torch.inference_mode(), self.pipeline_lock:
             text_pipeline = self.get_text_pipeline(prompt.loras)
-            with self._embeddings.with_words(text_pipeline, prompt.embeddings) as pipeline:
+            with self.embeddings.with_words(text_pipeline, prompt.embeddings) as pipeline:
                 return self.text_cache.keep(prompt, self._encode_text(pipeline, supported_prompt))
 
     @torch.inference_mode()
@@ -408,11 +391,6 @@ class DiffusersFamily(AddedFiles, WholePipelineSupport, PictureSupport, ABC):
     def _run_network(self, net: Any, x: torch.Tensor, t: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
         """Run one forward of the network; every input but the timesteps is in its dtype."""
 
-    def _run_network_with(
-        self, net: Any, x: torch.Tensor, t: torch.Tensor, conditioning: Conditioning, additions: Additions
-    ) -> torch.Tensor:
-        raise TypeError(f"a {type(self).__name__} has no conditioners")
-
     @torch.inference_mode()
     def decode(self, latents: torch.Tensor) -> Image.Image:
         return self._decode_with(self._vae, latents)
@@ -437,3 +415,25 @@ class DiffusersFamily(AddedFiles, WholePipelineSupport, PictureSupport, ABC):
         if loras:
             return getattr(self._loras.apply(loras, dtype, self.get_network(dtype)), self.network_name)
         return self._networks.get_network(dtype)
+
+    def make_scheduler(self, sampler: str) -> Any:
+        if sampler in self.unsupported_samplers:
+            raise ValueError(f"This model's pipeline cannot run the sampler {sampler}.")
+        return build_scheduler(self.scheduler_config, sampler)
+
+    def make_forward(self, attribute: str, net: Any, dtype: Dtype, loras: tuple[Lora, ...]) -> NetworkForward:
+        own_network = self.get_network(dtype) if attribute == self.network_name and not loras else net
+        return NetworkForward(own_network, None if dtype == "float32" else TORCH_DTYPES[dtype])
+
+    def extract_latents(self, output: Any, width: int, height: int) -> torch.Tensor:
+        return self._unpack(output, width, height)[0].float()
+
+    def to_preview_latents(self, x0: torch.Tensor, width: int, height: int) -> torch.Tensor | None:
+        return self._unpack(x0, width, height)[0].float()
+
+    def final_to_preview_latents(self, final_latents: torch.Tensor) -> torch.Tensor:
+        return final_latents
+
+    def _unpack(self, latents: torch.Tensor, width: int, height: int) -> torch.Tensor:
+        """Return latents `[1, channels, height, width]` from the pipeline's layout."""
+        return latents

@@ -11,15 +11,13 @@ from typing import Any, cast
 import torch
 
 from engine.contract import Recipe
-from engine.models.control_conditioner import make_flux_conditioner
-from engine.models.families.diffusers_family import choose_guidance
+from engine.models.control_conditioner import FluxControlConditioner
 from engine.models.families.flow_matching import FlowMatchingFamily
 from engine.models.families.picture_editing import NeedsPicture, split_pictures
 from engine.models.family import Conditioning
-from engine.models.picture_conditions import Additions, PictureConditioner
+from engine.models.picture_conditions import NO_INPUTS, Additions, PictureConditioner
 from engine.models.prompt_chunks import PromptKey
 
-GUIDANCE = 3.5  # the pipeline's own default
 TOKENS = 512  # of T5
 
 
@@ -27,24 +25,24 @@ class Flux(FlowMatchingFamily):
     """Conditions: T5's states, CLIP's pooled text, and guidance where it is an input."""
 
     pipelines = ("FluxPipeline",)
+    default_guidance = 3.5  # the pipeline's own
+    tokens = TOKENS
     unsupported_samplers = ("heun", "dpmpp_3m")
 
-    def __init__(
-        self, pipeline: Any, name: str, revision: str, device: torch.device | str = "cpu", guidance: float | None = None
-    ) -> None:
-        self._takes_guidance = bool(pipeline.transformer.config.get("guidance_embeds"))
-        default_guidance = choose_guidance(name, GUIDANCE) if self._takes_guidance else 1.0
-        super().__init__(pipeline, name, revision, device, guidance or default_guidance)
+    def _set_up(self, pipeline: Any) -> None:
+        self._takes_guidance = _has_guidance_input(pipeline)
         self.guides = "network" if self._takes_guidance else "rows"
-        self.tokens = TOKENS
         self.size = int(pipeline.default_sample_size) * self.pixels_per_latent
         self.multiple = 2 * self.pixels_per_latent
         self.conditioners = self._make_conditioners(pipeline)
         self._position_ids: dict[tuple[int, int, torch.dtype], torch.Tensor] = {}
 
+    def _choose_guidance(self) -> float:
+        return super()._choose_guidance() if _has_guidance_input(self.pipeline) else 1.0
+
     def _make_conditioners(self, pipeline: Any) -> tuple[PictureConditioner, ...]:
         """Return what takes pictures beside the prompt: ControlNets of Flux."""
-        conditioner = make_flux_conditioner(
+        conditioner = FluxControlConditioner(
             pipeline,
             self.device,
             self.encode_image,
@@ -63,11 +61,8 @@ class Flux(FlowMatchingFamily):
     def _unpack(self, latents: torch.Tensor, width: int, height: int) -> torch.Tensor:
         return cast(Any, type(self.pipeline))._unpack_latents(latents, height, width, self.pixels_per_latent)
 
-    def _run_network(self, net: Any, x: torch.Tensor, t: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
-        return self._run_network_with(net, x, t, conditioning, {})
-
-    def _run_network_with(
-        self, net: Any, x: torch.Tensor, t: torch.Tensor, conditioning: Conditioning, additions: Additions
+    def _run_network(
+        self, net: Any, x: torch.Tensor, t: torch.Tensor, conditioning: Conditioning, additions: Additions = NO_INPUTS
     ) -> torch.Tensor:
         height, width = x.shape[-2:]
         out = net(**self._name_inputs(x, t, conditioning), **additions, return_dict=False)[0]
@@ -99,6 +94,10 @@ class Flux(FlowMatchingFamily):
         return self._position_ids[key]
 
 
+def _has_guidance_input(pipeline: Any) -> bool:
+    return bool(pipeline.transformer.config.get("guidance_embeds"))
+
+
 class FluxKontext(NeedsPicture, Flux):
     """The picture is encoded at the size of the new one; its pipeline scales it to one of a few sizes instead."""
 
@@ -123,20 +122,16 @@ class FluxKontext(NeedsPicture, Flux):
         }
 
 
-CHROMA_GUIDANCE = 5.0  # the pipeline's own default
-
-
 class Chroma(Flux):
     """Conditions: T5's states, and a mask of the tokens that count."""
 
     pipelines = ("ChromaPipeline",)
+    default_guidance = 5.0  # the pipeline's own
     prompt_arguments = ("prompt_embeds", "prompt_attention_mask")
     unsupported_samplers = ("heun", "unipc", "dpmpp_3m")
 
-    def __init__(
-        self, pipeline: Any, name: str, revision: str, device: torch.device | str = "cpu", guidance: float | None = None
-    ) -> None:
-        super().__init__(pipeline, name, revision, device, guidance or choose_guidance(name, CHROMA_GUIDANCE))
+    def _choose_guidance(self) -> float:
+        return FlowMatchingFamily._choose_guidance(self)
 
     def _encode_text(self, pipeline: Any, prompt: PromptKey) -> Conditioning:
         states, _, mask, *_ = pipeline.encode_prompt(

@@ -13,13 +13,12 @@ from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu
 
 from engine.contract import Recipe
 from engine.models.autoencoder.autoencoder import PATCH, PatchedAutoencoder
-from engine.models.families.diffusers_family import DISTILLED_STEPS, choose_guidance
+from engine.models.families.diffusers_family import DISTILLED_STEPS
 from engine.models.families.flow_matching import FlowMatchingFamily
 from engine.models.families.picture_editing import PictureEditing, split_pictures
 from engine.models.family import Conditioning
 from engine.models.prompt_chunks import PromptKey
 
-GUIDANCE = 4.0  # the pipelines' own default
 TOKENS = 512
 
 
@@ -27,22 +26,21 @@ class Flux2(PictureEditing, FlowMatchingFamily):
     """Conditions: the text's states, and guidance where it is an input."""
 
     pipelines = ("Flux2Pipeline", "Flux2KleinPipeline")
+    default_guidance = 4.0  # the pipelines' own
+    tokens = TOKENS
     unsupported_samplers = ("heun", "dpmpp_3m")
 
-    def __init__(
-        self, pipeline: Any, name: str, revision: str, device: torch.device | str = "cpu", guidance: float | None = None
-    ) -> None:
-        is_distilled = bool(pipeline.config.get("is_distilled"))
-        default_guidance = 1.0 if is_distilled else choose_guidance(name, GUIDANCE)
-        super().__init__(pipeline, name, revision, device, guidance or default_guidance)
+    def _set_up(self, pipeline: Any) -> None:
         self._takes_guidance = bool(pipeline.transformer.config.guidance_embeds)
         self.guides = "network" if self._takes_guidance else "rows"
-        self.tokens = TOKENS
         self.size = int(pipeline.default_sample_size) * int(pipeline.vae_scale_factor)
         self.multiple = self.pixels_per_latent
-        if is_distilled:
+        if pipeline.config.get("is_distilled"):
             self.default_sampling = DISTILLED_STEPS, "euler"
         self._positions: dict[tuple[int, int, int], torch.Tensor] = {}
+
+    def _choose_guidance(self) -> float:
+        return 1.0 if self.pipeline.config.get("is_distilled") else super()._choose_guidance()
 
     @property
     def pixels_per_latent(self) -> int:

@@ -9,12 +9,10 @@ from typing import Any
 
 import torch
 
-from engine.models.families.diffusers_family import choose_guidance
 from engine.models.families.flow_matching import FlowMatchingFamily, compute_mu
 from engine.models.family import Conditioning
 from engine.models.prompt_chunks import PromptKey
 
-GUIDANCE = 5.0  # the pipeline's own default
 TOKENS = 128
 
 
@@ -22,20 +20,17 @@ class HiDream(FlowMatchingFamily):
     """Conditions: T5's states, Llama's states `[layers, tokens, features]`, and the CLIPs' pooled texts."""
 
     pipelines = ("HiDreamImagePipeline",)
+    default_guidance = 5.0  # the pipeline's own
+    tokens = TOKENS
+    has_fixed_shapes = False  # how many tokens an expert gets varies
     unsupported_samplers = ("heun", "unipc", "dpmpp_3m")
     has_even_sigmas = False
 
-    def __init__(
-        self, pipeline: Any, name: str, revision: str, device: torch.device | str = "cpu", guidance: float | None = None
-    ) -> None:
-        super().__init__(pipeline, name, revision, device, guidance or choose_guidance(name, GUIDANCE))
+    def _set_up(self, pipeline: Any) -> None:
         network = pipeline.transformer
-        self.tokens = TOKENS
         self._max_patches = int(network.max_seq)
         self.size = int(network.config.max_resolution[0]) * self.pixels_per_latent
         self.multiple = self.pixels_per_latent * int(network.config.patch_size)
-        # how many tokens an expert gets varies inside, and a packed copy or a graph would fix it
-        self.forward_runner.disable_optimizations()
 
     @property
     def max_pixels(self) -> int:

@@ -9,12 +9,10 @@ from typing import Any
 
 import torch
 
-from engine.models.families.diffusers_family import choose_guidance
 from engine.models.families.flow_matching import FlowMatchingFamily, compute_mu
 from engine.models.family import Conditioning
 from engine.models.prompt_chunks import PromptKey
 
-GUIDANCE = 4.0  # the pipeline's own default
 TOKENS = 256
 
 
@@ -22,18 +20,15 @@ class Lumina2(FlowMatchingFamily):
     """Conditions: the text's states, and a mask of the tokens that are text."""
 
     pipelines = ("Lumina2Pipeline",)
+    default_guidance = 4.0  # the pipeline's own
+    tokens = TOKENS
+    has_fixed_shapes = False
     prompt_arguments = ("prompt_embeds", "prompt_attention_mask")
     unsupported_samplers = ("heun", "unipc", "dpmpp_3m")
 
-    def __init__(
-        self, pipeline: Any, name: str, revision: str, device: torch.device | str = "cpu", guidance: float | None = None
-    ) -> None:
-        super().__init__(pipeline, name, revision, device, guidance or choose_guidance(name, GUIDANCE))
-        self.tokens = TOKENS
+    def _set_up(self, pipeline: Any) -> None:
         self.size = int(pipeline.default_sample_size) * self.pixels_per_latent
         self.multiple = self.pixels_per_latent * int(pipeline.transformer.config.patch_size)
-        # text lengths vary inside, and a packed copy or a graph would fix them
-        self.forward_runner.disable_optimizations()
 
     def _compute_mu(self, width: int, height: int, steps: int) -> float:
         return compute_mu(self.scheduler_config, self.latent_channels)  # its pipeline counts channels as tokens

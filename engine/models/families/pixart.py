@@ -11,23 +11,19 @@ from typing import Any
 import torch
 
 from engine.contract import Recipe
-from engine.models.families.diffusers_family import DiffusersFamily, choose_guidance
+from engine.models.families.diffusers_family import DiffusersFamily
 from engine.models.family import Conditioning
 from engine.models.prompt_chunks import PromptKey
-
-GUIDANCE = 4.5  # the pipelines' own default
 
 
 class PixArt(DiffusersFamily):
     """Conditions: the text's states, a mask of the tokens that are text, and for some models sizes and their ratio."""
 
     pipelines = ("PixArtAlphaPipeline", "PixArtSigmaPipeline")
+    default_guidance = 4.5  # the pipelines' own
     prompt_arguments = ("prompt_embeds", "prompt_attention_mask")
 
-    def __init__(
-        self, pipeline: Any, name: str, revision: str, device: torch.device | str = "cpu", guidance: float | None = None
-    ) -> None:
-        super().__init__(pipeline, name, revision, device, guidance or choose_guidance(name, GUIDANCE))
+    def _set_up(self, pipeline: Any) -> None:
         network = pipeline.transformer.config
         self.tokens = int(inspect.signature(type(pipeline).__call__).parameters["max_sequence_length"].default)
         self.size = int(network.sample_size) * self.pixels_per_latent

@@ -14,14 +14,12 @@ from torch.nn.functional import avg_pool2d, interpolate, pad
 
 from engine.contract import MAX_INIT_IMAGES, Recipe
 from engine.models.autoencoder.autoencoder import StillAutoencoder
-from engine.models.families.diffusers_family import choose_guidance
 from engine.models.families.flow_matching import FlowMatchingFamily
 from engine.models.families.picture_editing import EditedPictures, NeedsPicture, split_pictures
 from engine.models.family import Conditioning
 from engine.models.prompt_chunks import PromptKey
 from engine.prompt.emphasis import strip_emphasis
 
-GUIDANCE = 4.0  # the pipeline's own default
 TOKENS = 1024
 PATCH = 2
 PLUS_SIDE = 384  # pixels along a side of the area at which the Plus pipelines' language model sees a picture
@@ -34,17 +32,14 @@ class QwenImage(FlowMatchingFamily):
     """
 
     pipelines = ("QwenImagePipeline",)
+    default_guidance = 4.0  # the pipeline's own
+    tokens = TOKENS
+    has_fixed_shapes = False
     unsupported_samplers = ("heun", "unipc", "dpmpp_3m")
 
-    def __init__(
-        self, pipeline: Any, name: str, revision: str, device: torch.device | str = "cpu", guidance: float | None = None
-    ) -> None:
-        super().__init__(pipeline, name, revision, device, guidance or choose_guidance(name, GUIDANCE))
-        self.tokens = TOKENS
+    def _set_up(self, pipeline: Any) -> None:
         self.size = int(pipeline.default_sample_size) * self.pixels_per_latent
         self.multiple = PATCH * self.pixels_per_latent
-        # text lengths vary inside, and a packed copy or a graph would fix them
-        self.forward_runner.disable_optimizations()
 
     def _adapt_autoencoder(self, autoencoder: Any) -> StillAutoencoder:
         return StillAutoencoder(autoencoder)
@@ -112,7 +107,6 @@ class QwenImageEdit(NeedsPicture, QwenImage):
         return (*self._pad_states(states[0]), *(picture.latents for picture in pictures))
 
     def _show(self, images: list[Image.Image]) -> Any:
-        """Return what the language model sees."""
         return images[0]
 
 
@@ -132,7 +126,6 @@ def _pack(pipeline: Any, latents: torch.Tensor) -> torch.Tensor:
 
 
 def _count_patches(latents: torch.Tensor) -> tuple[int, int, int]:
-    """Return frames, rows and columns of packed latents."""
     return 1, latents.shape[-2] // PATCH, latents.shape[-1] // PATCH
 
 

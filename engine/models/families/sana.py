@@ -13,11 +13,10 @@ import torch
 from PIL import Image
 
 from engine.models.autoencoder.autoencoder import encode_within_memory
-from engine.models.families.diffusers_family import DiffusersFamily, choose_guidance
+from engine.models.families.diffusers_family import DiffusersFamily
 from engine.models.family import Conditioning
 from engine.models.prompt_chunks import PromptKey
 
-GUIDANCE = 4.5  # the pipeline's own default
 TOKENS = 300
 MULTIPLE = 32  # the pipeline accepts no other sides
 
@@ -26,14 +25,12 @@ class Sana(DiffusersFamily):
     """Conditions: the text's states, and a mask of the tokens that are text."""
 
     pipelines = ("SanaPipeline",)
+    default_guidance = 4.5  # the pipeline's own
+    tokens = TOKENS
     prompt_arguments = ("prompt_embeds", "prompt_attention_mask")
 
-    def __init__(
-        self, pipeline: Any, name: str, revision: str, device: torch.device | str = "cpu", guidance: float | None = None
-    ) -> None:
-        super().__init__(pipeline, name, revision, device, guidance or choose_guidance(name, GUIDANCE))
+    def _set_up(self, pipeline: Any) -> None:
         network = pipeline.transformer.config
-        self.tokens = TOKENS
         self.size = int(network.sample_size) * self.pixels_per_latent
         self.multiple = math.lcm(MULTIPLE, self.pixels_per_latent * int(network.patch_size))
         # The pipeline's default instruction for Gemma.

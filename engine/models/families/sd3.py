@@ -7,15 +7,13 @@ from typing import Any
 import torch
 
 from engine.contract import JobRejected, Sampler
-from engine.models.control_conditioner import make_sd3_conditioner
-from engine.models.families.diffusers_family import choose_guidance
+from engine.models.control_conditioner import SD3ControlConditioner
 from engine.models.families.flow_matching import FlowMatchingFamily
 from engine.models.family import Conditioning
-from engine.models.picture_conditions import Additions, ForwardInputs
+from engine.models.picture_conditions import NO_INPUTS, Additions, ForwardInputs
 from engine.models.prompt_chunks import PromptKey
 from engine.sampling import Plan
 
-GUIDANCE = 7.0  # the pipeline's own default
 TOKENS = 256  # of T5; the CLIPs read 77
 
 
@@ -23,17 +21,15 @@ class StableDiffusion3(FlowMatchingFamily):
     """Conditions: token states of all three text encoders, concatenated, and the CLIPs' pooled texts."""
 
     pipelines = ("StableDiffusion3Pipeline",)
+    default_guidance = 7.0  # the pipeline's own
     has_even_sigmas = False
 
-    def __init__(
-        self, pipeline: Any, name: str, revision: str, device: torch.device | str = "cpu", guidance: float | None = None
-    ) -> None:
-        super().__init__(pipeline, name, revision, device, guidance or choose_guidance(name, GUIDANCE))
+    def _set_up(self, pipeline: Any) -> None:
         network = pipeline.transformer.config
         self.tokens = TOKENS if pipeline.text_encoder_3 is not None else int(pipeline.tokenizer.model_max_length)
         self.size = int(network.sample_size) * self.pixels_per_latent
         self.multiple = self.pixels_per_latent * int(network.patch_size)
-        self.conditioners = (make_sd3_conditioner(pipeline, self.device, self.encode_image, _name_inputs),)
+        self.conditioners = (SD3ControlConditioner(pipeline, self.device, self.encode_image, _name_inputs),)
         self._max_side = int(network.pos_embed_max_size) * self.multiple
 
     def plan(self, sampler: Sampler, steps: int, eta: float, width: int, height: int) -> Plan:
@@ -47,11 +43,8 @@ class StableDiffusion3(FlowMatchingFamily):
         )
         return states[0].float(), pooled[0].float()
 
-    def _run_network(self, net: Any, x: torch.Tensor, t: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
-        return self._run_network_with(net, x, t, conditioning, {})
-
-    def _run_network_with(
-        self, net: Any, x: torch.Tensor, t: torch.Tensor, conditioning: Conditioning, additions: Additions
+    def _run_network(
+        self, net: Any, x: torch.Tensor, t: torch.Tensor, conditioning: Conditioning, additions: Additions = NO_INPUTS
     ) -> torch.Tensor:
         return net(**_name_inputs(ForwardInputs(x, t, conditioning, "float32")), **additions, return_dict=False)[0]
 

@@ -10,12 +10,10 @@ from typing import Any, cast
 import torch
 from torch.nn.functional import pad
 
-from engine.models.families.diffusers_family import choose_guidance
 from engine.models.families.flow_matching import FlowMatchingFamily
 from engine.models.family import Conditioning
 from engine.models.prompt_chunks import PromptKey
 
-GUIDANCE = 6.0  # the pipeline's default of 5, as our G
 TOKENS = 512
 NATIVE_LATENTS = 128  # latents along a native side: the pipeline's 1024 pixels
 PATCH = 2
@@ -28,18 +26,15 @@ class ZImage(FlowMatchingFamily):
     """
 
     pipelines = ("ZImagePipeline",)
+    default_guidance = 6.0  # the pipeline's default of 5, as our G
+    tokens = TOKENS
+    has_fixed_shapes = False
     no_guidance = 0.0
     unsupported_samplers = ("heun", "unipc", "dpmpp_3m")
 
-    def __init__(
-        self, pipeline: Any, name: str, revision: str, device: torch.device | str = "cpu", guidance: float | None = None
-    ) -> None:
-        super().__init__(pipeline, name, revision, device, guidance or choose_guidance(name, GUIDANCE))
-        self.tokens = TOKENS
+    def _set_up(self, pipeline: Any) -> None:
         self.size = NATIVE_LATENTS * self.pixels_per_latent
         self.multiple = PATCH * self.pixels_per_latent
-        # text lengths vary inside, and a packed copy or a graph would fix them
-        self.forward_runner.disable_optimizations()
 
     def _encode_text(self, pipeline: Any, prompt: PromptKey) -> Conditioning:
         (states,), _ = pipeline.encode_prompt(

@@ -12,11 +12,11 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, Literal, NamedTuple, TypeVar
+from typing import Generic, Literal, NamedTuple, Protocol, TypeVar
 
 from safetensors import SafetensorError
 
-from engine.contract import JobRejected
+from engine.contract import JobRejected, ModelPart
 from engine.hub.catalogue import FOLDER_BY_KIND, PICKLE_SUFFIXES, SAFETENSORS_SUFFIX
 
 log = logging.getLogger(__name__)
@@ -25,8 +25,17 @@ CONFIG_FILE = "config.json"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # as `engine.contract.Name`
 
 Form = Literal["file", "folder"]
-File = TypeVar("File")
+File = TypeVar("File", bound="AddedFile")
 Result = TypeVar("Result")
+
+
+class AddedFile(Protocol):
+    """What a kind reads of an entry. `revision` changes with its content."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def revision(self) -> str: ...
 
 
 class AddedEntry(NamedTuple):
@@ -99,8 +108,18 @@ class AddedKind(Generic[File]):
                 log_once(folder, f"left out: {rejection.sentence}")
         return found
 
-    def find(self, folder: Path | None, name: str) -> File:
-        """Return the entry of this name. Raises `JobRejected`."""
+    def list_fitting(self, files: Iterable[File], find_mismatch: Callable[[File], str]) -> tuple[ModelPart, ...]:
+        """Return the files that fit a model; log why others do not."""
+        fitting = list[ModelPart]()
+        for file in files:
+            if mismatch := find_mismatch(file):
+                log.info("left out: the %s %s does not fit: %s", self.noun, file.name, mismatch)
+            else:
+                fitting.append(ModelPart(file.name, file.revision))
+        return tuple(fitting)
+
+    def find(self, folder: Path | None, name: str, revision: str = "") -> File:
+        """Return the entry of this name, and revision if one is given. Raises `JobRejected`."""
         if folder is None or not _NAME.fullmatch(name):
             raise self._reject_missing(name)
         try:
@@ -112,6 +131,8 @@ class AddedKind(Generic[File]):
             raise self.reject(name, "cannot be read") from error
         if file is None:
             raise self._reject_missing(name)
+        if revision and revision != file.revision:
+            raise JobRejected(f"This worker has another version of the {self.noun} {name}.", "worker")
         return file
 
     def list_names(self, folder: Path | None) -> list[str]:

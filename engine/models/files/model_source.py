@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from engine.contract import JobRejected
-from engine.hub.added_models import list_places
+from engine.hub.added_models import list_places, read_revisions, remember_revision
 from engine.hub.catalogue import GGUF_SUFFIX, PICKLE_SUFFIXES, SAFETENSORS_SUFFIX, WEIGHT_SUFFIXES, find_entry
-from engine.hub.revisions import read_revisions, remember_revision
 
 _HUB_NAME = re.compile(
     r"([A-Za-z0-9][A-Za-z0-9._-]*(?:/[A-Za-z0-9][A-Za-z0-9._-]*)?)(?:@([A-Za-z0-9][A-Za-z0-9._-]*))?"
@@ -49,16 +48,8 @@ class ModelSource:
 def find_model(name_or_path: str, data: Path) -> ModelSource:
     """Locate a model. Raises `JobRejected` with one sentence where there is none of that name, or only a pickle."""
     models_folder = data / "models"
-    candidates = (
-        (
-            *(models_folder / f"{name_or_path}{suffix}" for suffix in WEIGHT_SUFFIXES),
-            models_folder / name_or_path,
-            Path(name_or_path),
-        )
-        if name_or_path
-        else ()
-    )
-    for path in candidates:
+    files = [models_folder / f"{name_or_path}{suffix}" for suffix in WEIGHT_SUFFIXES]
+    for path in [*files, models_folder / name_or_path, Path(name_or_path)] if name_or_path else []:
         if _exists(path):
             _refuse_other_files(path)
             return ModelSource(make_model_name(name_or_path), path)
@@ -143,25 +134,13 @@ def _download(hub_name: str, revision: str | None = None) -> Path:
         raise JobRejected(sentence, "model") from error
 
 
-FINGERPRINT_PATTERNS = (
-    "*.json",
-    "*.safetensors",
-    "merges.txt",
-    "vocab.txt",
-    "*.model",
-)  # configurations, weights, tokenizers
+# configurations, weights, tokenizers
+FINGERPRINT_PATTERNS = ("*.json", "*.safetensors", "merges.txt", "vocab.txt", "*.model")
 FULL_HASH_BYTES = 128 * 2**20
 MAX_HEADER_BYTES = 100_000_000  # bytes, the format's limit
 EDGE_BYTES = 4096  # bytes hashed at either end of each weight of a larger file
-PART_FOLDERS = (
-    "decoder",
-    "scheduler",
-    "substitutes",
-    "text_encoder",
-    "tokenizer",
-    "unet",
-    "vae",
-)  # hashed folders: a trained model's folder also holds its run
+# hashed folders: a trained model's folder also holds its run
+PART_FOLDERS = ("decoder", "scheduler", "substitutes", "text_encoder", "tokenizer", "unet", "vae")
 _PART_NAME = re.compile(r"[A-Za-z0-9_]+")  # other names may lead out of the model's folder
 UNUSED_PARTS = ("feature_extractor", "image_encoder", "safety_checker")
 

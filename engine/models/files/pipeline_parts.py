@@ -36,12 +36,8 @@ from engine.models.quantization import (
 )
 
 LIBRARIES = ("diffusers", "transformers")
-AUTO_CLASSES = (
-    "AutoTokenizer",
-    "AutoProcessor",
-    "AutoImageProcessor",
-    "AutoFeatureExtractor",
-)  # classes without weights that pick another class
+# classes without weights that pick another class
+AUTO_CLASSES = ("AutoTokenizer", "AutoProcessor", "AutoImageProcessor", "AutoFeatureExtractor")
 PICKLE_PATTERNS = ("*.bin", "*.ckpt", "*.pt", "*.pth")
 SAFETENSORS_DTYPES: dict[str, Dtype] = {"BF16": "bfloat16", "F16": "float16"}
 _ITEMSIZES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "BF16": 2, "F16": 2, "I16": 2, "U16": 2}
@@ -64,6 +60,13 @@ class Part:
     def fixed_quantization(self) -> Quantization | None:
         """How the part is stored whatever is asked for, since only its library opens it; None: as is asked for."""
         return self.packed.quantization if self.packed is not None and self.packed.library else None
+
+
+class HeaderTensor(NamedTuple):
+    """A tensor in a file; `dtype` as safetensors names it."""
+
+    shape: torch.Size
+    dtype: str
 
 
 class WeightCount(NamedTuple):
@@ -135,20 +138,26 @@ def refuse_pickles(folder: Path, part_classes: Mapping[str, Any]) -> None:
             raise JobRejected(f"The folder {name} of the model's configurations holds a pickle, {reason}.", "model")
 
 
+def read_header(path: Path) -> dict[str, HeaderTensor]:
+    """Return what the header of a safetensors file says of each tensor. Raises `SafetensorError` or OSError."""
+    with cast(Any, safe_open)(path, framework="pt") as file:
+        slices = {name: file.get_slice(name) for name in list(file.keys())}
+        return {name: HeaderTensor(torch.Size(each.get_shape()), each.get_dtype()) for name, each in slices.items()}
+
+
 def count_parameters(files: list[Path]) -> WeightCount:
     """Count the files' parameters. Raises `SafetensorError` or OSError."""
     counts = Counter[str]()
-    matrices = list[Matrix]()
-    for path in files:
-        with cast(Any, safe_open)(path, framework="pt") as file:
-            for key in file.keys():  # noqa: SIM118 - not a mapping
-                tensor = file.get_slice(key)
-                shape = torch.Size(tensor.get_shape())
-                counts[tensor.get_dtype()] += shape.numel()
-                if (matrix := find_matrix(key, shape)) is not None:
-                    matrices.append(matrix)
-    most_common = counts.most_common(1)[0][0] if counts else ""
-    return WeightCount(sum(counts.values()), SAFETENSORS_DTYPES.get(most_common, "float32"), tuple(matrices))
+    matrices = list[Matrix | None]()
+    for name, (shape, dtype) in (entry for path in files for entry in read_header(path).items()):
+        counts[dtype] += shape.numel()
+        matrices.append(find_matrix(name, shape))
+    return WeightCount(sum(counts.values()), find_most_common(counts), tuple(each for each in matrices if each))
+
+
+def find_most_common(counts: Counter[str]) -> Dtype:
+    """Return the most common number format of weights, counted by its name in safetensors."""
+    return SAFETENSORS_DTYPES.get(counts.most_common(1)[0][0] if counts else "", "float32")
 
 
 def _is_allowed_class(part_class: type) -> bool:
@@ -182,23 +191,14 @@ def _inspect_part(folder: Path, part_class: Any) -> Part | None:
 
 
 def _count_packed_part(files: list[Path], stored: PackedWeights) -> tuple[WeightCount, PackedWeights]:
-    """Count the files of a part that is quantised already. Raises `SafetensorError` or OSError."""
-    dtypes = dict[str, str]()
-    sizes = list[TensorSize]()
-    for path in files:
-        with cast(Any, safe_open)(path, framework="pt") as file:
-            for key in file.keys():  # noqa: SIM118 - not a mapping
-                tensor = file.get_slice(key)
-                dtypes[key] = tensor.get_dtype()
-                sizes.append(TensorSize(key, torch.Size(tensor.get_shape()).numel(), _ITEMSIZES.get(dtypes[key], 1)))
+    header = {name: each for path in files for name, each in read_header(path).items()}
+    sizes = [TensorSize(name, each.shape.numel(), _ITEMSIZES.get(each.dtype, 1)) for name, each in header.items()]
     packed = count_packed(sizes, stored)
     counts = Counter[str]()
-    for size in sizes:
-        if not is_packed_tensor(size.name, dtypes):
-            counts[dtypes[size.name]] += size.numel
-    most_common = counts.most_common(1)[0][0] if counts else ""
-    stored_dtype = SAFETENSORS_DTYPES.get(most_common, "float32")
-    return WeightCount(sum(counts.values()) + packed.parameters, stored_dtype, ()), packed
+    for name, (shape, dtype) in header.items():
+        if not is_packed_tensor(name, header):
+            counts[dtype] += shape.numel()
+    return WeightCount(sum(counts.values()) + packed.parameters, find_most_common(counts), ()), packed
 
 
 def _check_config(folder: Path) -> PackedWeights | None:

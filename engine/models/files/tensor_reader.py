@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from engine.contract import Dtype, JobRejected
-from engine.models.files.pipeline_parts import SAFETENSORS_DTYPES, Part
+from engine.models.files.pipeline_parts import Part, find_most_common, read_header
 from engine.models.quantization import Matrix, PackedWeights, find_matrix
 
 SLICE_BYTES = 256 * 2**20  # bytes mapped at once
@@ -46,13 +46,10 @@ def _split_keys(path: Path, is_selected: Callable[[str], bool]) -> Iterator[list
     """Yield names of a file's tensors, about `SLICE_BYTES` at a time."""
     keys = list[str]()
     size = 0
-    with cast(Any, safe_open)(path, framework="pt") as file:
-        lengths: dict[str, int] = {
-            key: 4 * torch.Size(file.get_slice(key).get_shape()).numel()
-            for key in file.keys()  # noqa: SIM118 - the handle is no mapping
-            if is_selected(key)
-        }
-    for key, length in lengths.items():
+    for key, (shape, _) in read_header(path).items():
+        if not is_selected(key):
+            continue
+        length = 4 * shape.numel()
         if keys and size + length > SLICE_BYTES:
             yield keys
             keys = []
@@ -113,34 +110,23 @@ class WeightGroup:
 
     def make_part(self, name: str, part_class: Any = None, files: tuple[Path, ...] = ()) -> Part:
         """Return the part. One that is mostly float8 counts as bfloat16, in which it would be computed."""
-        most_common = self.counts.most_common(1)[0][0]
-        stored_dtype: Dtype = "bfloat16" if most_common == FLOAT8 else SAFETENSORS_DTYPES.get(most_common, "float32")
-        float8_count = self.counts[FLOAT8]
-        packed = PackedWeights("float8", float8_count, float8_count) if most_common == FLOAT8 else None
-        return Part(
-            name,
-            part_class,
-            sum(self.counts.values()),
-            stored_dtype,
-            files=files,
-            matrices=tuple(self.matrices),
-            packed=packed,
-        )
+        is_float8 = self.counts.most_common(1)[0][0] == FLOAT8
+        stored_dtype: Dtype = "bfloat16" if is_float8 else find_most_common(self.counts)
+        packed = PackedWeights("float8", self.counts[FLOAT8], self.counts[FLOAT8]) if is_float8 else None
+        total = sum(self.counts.values())
+        return Part(name, part_class, total, stored_dtype, None, files, tuple(self.matrices), packed)
 
 
 def read_groups(path: Path, name: str) -> dict[PartGroup, WeightGroup]:
     """Return the groups that the file has. Raises `JobRejected` where it cannot be read, or its weights are scaled."""
     groups: dict[PartGroup, WeightGroup] = {}
     try:
-        with cast(Any, safe_open)(path, framework="pt") as file:
-            for key in file.keys():  # noqa: SIM118 - not a mapping
-                _refuse_scale(key, name)
-                tensor = file.get_slice(key)
-                group = groups.setdefault(find_group(key), WeightGroup())
-                shape = torch.Size(tensor.get_shape())
-                group.counts[tensor.get_dtype()] += shape.numel()
-                if (matrix := find_matrix(key, shape)) is not None:
-                    group.matrices.append(matrix)
+        for key, (shape, dtype) in read_header(path).items():
+            _refuse_scale(key, name)
+            group = groups.setdefault(find_group(key), WeightGroup())
+            group.counts[dtype] += shape.numel()
+            if (matrix := find_matrix(key, shape)) is not None:
+                group.matrices.append(matrix)
     except (OSError, SafetensorError) as error:
         raise JobRejected(f"The model {name} cannot be read: its file is no safetensors.", "model") from error
     return groups
@@ -198,8 +184,6 @@ def _list_tensors(
     files: Sequence[Path], dtype: torch.dtype, unchanged_names: Collection[str]
 ) -> Iterator[tuple[str, StreamedTensor]]:
     for path in files:
-        with cast(Any, safe_open)(path, framework="pt") as file:
-            for key in file.keys():  # noqa: SIM118 - not a mapping
-                is_unchanged = any(name in key for name in unchanged_names)
-                shape = torch.Size(file.get_slice(key).get_shape())
-                yield key, StreamedTensor(path, key, None if is_unchanged else dtype, shape)
+        for key, (shape, _) in read_header(path).items():
+            is_unchanged = any(name in key for name in unchanged_names)
+            yield key, StreamedTensor(path, key, None if is_unchanged else dtype, shape)

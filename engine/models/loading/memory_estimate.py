@@ -7,16 +7,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 from engine.contract import Dtype, JobRejected, Quantization
 from engine.hub.catalogue import GGUF_SUFFIX
 from engine.models.autoencoder.large_decoder import LARGE_DECODER_FOLDER
 from engine.models.files.model_source import ModelSource, find_configs_folder
-from engine.models.files.pipeline_parts import Part, count_parameters, read_index
+from engine.models.files.pipeline_parts import Part, count_parameters, read_header, read_index
 from engine.models.loading.pipeline_loader import FormatChooser, PartFormats, choose_training_formats, inspect_folder
 from engine.models.loading.single_file import inspect_file, inspect_network_file, is_in_part, is_network_file
 from engine.models.network.pipeline_offload import LayerSizes, measure_layers
@@ -33,11 +32,20 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class LoadChoice:
-    """How a model is loaded: its quantisation, what stays off the device, and the bytes that it takes there."""
+    """How a model is loaded: its quantisation, what stays off the device, its bytes there, whether they fit."""
 
     quantization: PartQuantization
     offload: Offload
     size: int
+    fits: bool = True
+
+    def describe(self, name: str, budget: int) -> str:
+        """Return one sentence for the log."""
+        weights = f"with its {self.quantization}" if self.quantization else "in full"
+        takes = f"it takes about {format_size(self.size)}, and models may take {format_size(budget)}"
+        if not self.fits:
+            return f"{name} does not fit: even {weights}, {takes}"
+        return f"{name} is loaded {weights}, {_OFFLOAD_TEXTS[self.offload]}: {takes}"
 
 
 @dataclass(frozen=True)
@@ -133,7 +141,7 @@ class InspectedModel:
             raise JobRejected(str(error), "worker") from error
         if len(offloads) > 1:
             log.info("%s", choice.describe(self.source.name, budget))
-        return LoadChoice(choice.quantization, choice.offload, choice.device_bytes)
+        return choice
 
 
 def estimate_bytes(source: ModelSource, format_chooser: FormatChooser) -> int:
@@ -159,7 +167,6 @@ def estimate_embedded_bytes(weights: Path = WEIGHTS_FOLDER) -> int:
 
 
 def _inspect_source(source: ModelSource) -> tuple[str, list[Part]]:
-    """Return the pipeline's class name (empty where no configuration says it) and its parts."""
     configs = find_configs_folder(source.path) if source.is_file else source.path
     parts = _choose_inspection(source)(source.path, source.name)
     class_name = read_index(configs, source.name)["_class_name"] if configs else ""
@@ -226,9 +233,7 @@ def _read_layers(part: Part, source: ModelSource) -> LayerSizes:
 
 def _count_by_name(files: Iterable[Path]) -> Iterable[tuple[str, int]]:
     for path in files:
-        with cast(Any, safe_open)(path, framework="pt") as file:
-            for key in file.keys():  # noqa: SIM118 - not a mapping
-                yield key, torch.Size(file.get_slice(key).get_shape()).numel()
+        yield from ((name, each.shape.numel()) for name, each in read_header(path).items())
 
 
 MOVABLE_LAYERS: dict[str, tuple[Quantization, ...]] = {  # by the device's type: weights whose layers can be offloaded
@@ -266,26 +271,6 @@ class WeightBytes:
         return self.network + texts + self.others
 
 
-@dataclass(frozen=True)
-class MemoryChoice:
-    """The chosen quantisation and offload, the predicted bytes on the device, and whether they fit the budget."""
-
-    quantization: PartQuantization
-    offload: Offload
-    device_bytes: int
-    fits: bool
-
-    def describe(self, name: str, budget: int) -> str:
-        """Return one sentence for the log."""
-        weights = f"with its {self.quantization}" if self.quantization else "in full"
-        if not self.fits:
-            return f"{name} does not fit: even {weights}, it takes {self._compare(budget)}"
-        return f"{name} is loaded {weights}, {_OFFLOAD_TEXTS[self.offload]}: it takes {self._compare(budget)}"
-
-    def _compare(self, budget: int) -> str:
-        return f"about {format_size(self.device_bytes)}, and models may take {format_size(budget)}"
-
-
 def list_offloads(request: OffloadRequest, device_type: str, *, is_large: bool) -> tuple[Offload, ...]:
     """Return the ways of offloading that an operator's request leaves; a small model is not worth offloading.
 
@@ -307,7 +292,7 @@ def can_offload(quantization: PartQuantization, offload: Offload, device_type: s
 
 def choose_memory(
     weights: Mapping[PartQuantization, WeightBytes], offloads: Sequence[Offload], budget: int, device_type: str
-) -> MemoryChoice:
+) -> LoadChoice:
     """Choose the first option that fits `budget` bytes; where none does, the smallest one.
 
     `weights` are the quantisations that may be used, best first; `offloads` the ways of offloading that may be used. A
@@ -315,7 +300,7 @@ def choose_memory(
     where no offloading of these is possible.
     """
     choices = [
-        MemoryChoice(quantization, offload, size := each.count_device_bytes(offload), size <= budget)
+        LoadChoice(quantization, offload, size := each.count_device_bytes(offload), size <= budget)
         for group in (_QUICK_OFFLOADS, _SLOW_OFFLOADS)
         for quantization, each in weights.items()
         for offload in group
@@ -325,4 +310,4 @@ def choose_memory(
         networks = " or ".join(dict.fromkeys(each.network for each in weights))
         raise ValueError(f"Layers of {networks} weights cannot be offloaded on this device.")
     fitting = [choice for choice in choices if choice.fits]
-    return fitting[0] if fitting else min(choices, key=lambda choice: choice.device_bytes)
+    return fitting[0] if fitting else min(choices, key=lambda choice: choice.size)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -87,13 +88,23 @@ def load_folder_pipeline(
     """Load a folder's pipeline for generation. Raises `JobRejected` where it is no such model in safetensors."""
     parts = inspect_folder(folder, name)
     class_name = read_index(folder, name)["_class_name"]
+    return load_in_formats(class_name, parts, format_chooser, on_progress, partial(_load, folder, name))
+
+
+def load_in_formats(
+    class_name: str,
+    parts: Sequence[Part],
+    format_chooser: FormatChooser,
+    on_progress: OnProgress | None,
+    load: Callable[[PartFormats, OnProgress | None], Any],
+) -> LoadedPipeline:
+    """Choose the number formats of a pipeline and load it in them."""
     formats = format_chooser.choose_formats(class_name, parts)
 
     def reload(dtype: Dtype) -> Any:
-        return _load(folder, name, format_chooser.make_single_formats(dtype, class_name, parts), None)
+        return load(format_chooser.make_single_formats(dtype, class_name, parts), None)
 
-    pipeline = _load(folder, name, formats, on_progress)
-    return LoadedPipeline(pipeline, formats.single_format, reload, formats.quantization)
+    return LoadedPipeline(load(formats, on_progress), formats.single_format, reload, formats.quantization)
 
 
 def _load(folder: Path, name: str, formats: PartFormats, on_progress: OnProgress | None) -> Any:
@@ -163,11 +174,9 @@ def load_part(folder: Path, part: Part, formats: PartFormats, name: str) -> Any:
         options["quantization_config"] = _make_quantization_config(part, quantization, dtype, formats.device)
     is_converted = bool(options) or dtype != TORCH_DTYPES[part.stored_dtype]
     converted_files = part.files if is_converted and not part.fixed_quantization else ()
-    part_class = (
-        part.part_class
-        if dtype == torch.float32 and not converted_files
-        else guard_default_dtype(part.part_class, dtype, converted_files, is_streamed=bool(options))
-    )
+    part_class = part.part_class
+    if dtype != torch.float32 or converted_files:
+        part_class = guard_default_dtype(part_class, dtype, converted_files, is_streamed=bool(options))
     try:
         with silence_libraries():
             module = part_class.from_pretrained(

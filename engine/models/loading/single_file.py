@@ -18,7 +18,7 @@ from diffusers.quantizers.quantization_config import GGUFQuantizationConfig
 from huggingface_hub import snapshot_download
 from torch import nn
 
-from engine.contract import Dtype, JobRejected
+from engine.contract import JobRejected
 from engine.hub.catalogue import GGUF_SUFFIX
 from engine.models.family import TORCH_DTYPES
 from engine.models.files.model_source import find_configs_folder
@@ -38,6 +38,7 @@ from engine.models.loading.pipeline_loader import (
     LoadedPipeline,
     OnProgress,
     PartFormats,
+    load_in_formats,
     load_part,
     load_parts,
     load_pipeline,
@@ -65,14 +66,8 @@ def load_file_pipeline(
     configs = find_configs(path, name)
     index = read_index(configs, name)
     parts = inspect_file(path, name, index)
-    class_name = index["_class_name"]
-    formats = format_chooser.choose_formats(class_name, parts)
-
-    def reload(dtype: Dtype) -> Any:
-        return _load(path, name, configs, format_chooser.make_single_formats(dtype, class_name, parts), None)
-
-    pipeline = _load(path, name, configs, formats, on_progress)
-    return LoadedPipeline(pipeline, formats.single_format, reload, formats.quantization)
+    load = functools.partial(_load, path, name, configs)
+    return load_in_formats(index["_class_name"], parts, format_chooser, on_progress, load)
 
 
 def _load(path: Path, name: str, configs: Path, formats: PartFormats, on_progress: OnProgress | None) -> Any:
@@ -182,23 +177,19 @@ def load_network_file_pipeline(
     folder = _find_folder(path, name)
     parts = inspect_network_file(path, name)
     class_name = read_index(folder, name)["_class_name"]
-    formats = format_chooser.choose_formats(class_name, parts)
 
     def load(formats: PartFormats, on_progress: OnProgress | None) -> Any:
         def load_one(part: Part) -> Any:
-            is_network = part.files == (path,)
-            return (
-                _load_network(path, part, formats, folder, name)
-                if is_network
-                else load_part(folder, part, formats, name)
-            )
+            if part.files != (path,):
+                return load_part(folder, part, formats, name)
+            try:
+                return load_file_part(path, part, formats, folder)
+            except LOAD_ERRORS as error:
+                raise make_load_error(name) from error
 
         return load_pipeline(folder, name, parts, load_one, on_progress)
 
-    def reload(dtype: Dtype) -> Any:
-        return load(format_chooser.make_single_formats(dtype, class_name, parts), None)
-
-    return LoadedPipeline(load(formats, on_progress), formats.single_format, reload, formats.quantization)
+    return load_in_formats(class_name, parts, format_chooser, on_progress, load)
 
 
 def _find_folder(path: Path, name: str) -> Path:
@@ -214,13 +205,6 @@ def _inspect_network(path: Path, name: str) -> Part:
         return read_groups(path, name)["network"].make_part("")
     count, packed = count_gguf_weights(path, name)
     return Part("", None, count, "bfloat16", packed=packed)
-
-
-def _load_network(path: Path, part: Part, formats: PartFormats, folder: Path, name: str) -> Any:
-    try:
-        return load_file_part(path, part, formats, folder)
-    except LOAD_ERRORS as error:
-        raise make_load_error(name) from error
 
 
 def load_file_part(

@@ -28,10 +28,8 @@ class ForwardRunner:
         self._may_record = device.type == "cuda"
         self._packed_copies = PackedCopies() if device.type == "cpu" and can_pack(net) else None
         self._graphs: GraphCache | None = None
-        self._last_conditioning: tuple[Inputs, Inputs] = (
-            (),
-            (),
-        )  # the last conditions, and the same in the network's dtype
+        # the last conditions, and the same in the network's dtype
+        self._last_conditioning: tuple[Inputs, Inputs] = ((), ())
 
     def disable_optimizations(self) -> None:
         """Disable packing and recording."""
@@ -238,7 +236,6 @@ def _is_packable(module: nn.Module) -> bool:
 
 
 def _make_packed_copy(net: Any, shapes: dict[str, torch.Size], text_modules: Sequence[str] = ()) -> Any:
-    """Return a copy that shares the parameters, with packable layers and readers of texts replaced."""
     packed = copy.deepcopy(net, {id(each): each for each in (*net.parameters(), *net.buffers())})
     for name, shape in shapes.items():
         parent, _, attribute = name.rpartition(".")

@@ -31,40 +31,25 @@ from engine.process.memory_requests import Offload
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class PipelineOffload:
-    """How one model is offloaded from `device`; on a processor, files of its layers wait in a folder of `data`."""
+def offload_parts(pipeline: Any, mode: Offload, device: torch.device, data: Path) -> Any:
+    """Offload the parts of a pipeline before they are moved to `device`, and return it. Raises `JobRejected`.
 
-    mode: Offload
-    device: torch.device
-    data: Path
-
-    def offload_parts(self, pipeline: Any) -> None:
-        """Offload the parts of a pipeline before they are moved to the device. Raises `JobRejected`."""
-        for name, part in _iterate_parts(pipeline):
-            part.eval().requires_grad_(False)
-            if name in NETWORK_NAMES:
-                self.offload_network(part)
-            elif name.startswith(TEXT_ENCODER_PREFIX):
-                self._offload_text_encoder(part)
-
-    def offload_network(self, network: Any) -> None:
-        """Offload a network or a copy of one, where its layers are to be offloaded."""
-        if self.mode != "layers":
-            return
-        if self.device.type == "cpu" and not _has_plain_weights(network):
-            log.warning("quantised weights cannot wait in files: those of a %s stay in memory", type(network).__name__)
-            return
-        offload_layers(network, self.device, self.data)
-
-    def _offload_text_encoder(self, encoder: Any) -> None:
-        """Offload a text encoder layer by layer; as a whole where its weights are quantised."""
-        if self.mode == "none" or (self.mode == "text" and self.device.type == "cpu"):
-            return
-        if _has_plain_weights(encoder):
-            offload_layers(encoder, self.device, self.data)
-        elif self.device.type != "cpu":
-            offload_to_cpu(encoder, self.device)
+    `data`: the folder in which, on a processor, files of layers wait.
+    """
+    for name, part in _iterate_parts(pipeline):
+        part.eval().requires_grad_(False)
+        is_plain = _has_plain_weights(part)
+        if name in NETWORK_NAMES and mode == "layers":
+            if device.type == "cpu" and not is_plain:
+                log.warning("quantised weights cannot wait in files: those of a %s stay in memory", type(part).__name__)
+            else:
+                offload_layers(part, device, data)
+        elif name.startswith(TEXT_ENCODER_PREFIX) and (mode == "layers" or device.type != "cpu"):
+            if is_plain:
+                offload_layers(part, device, data)
+            elif device.type != "cpu":
+                offload_to_cpu(part, device)
+    return pipeline
 
 
 def _iterate_parts(pipeline: Any) -> Iterator[tuple[str, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from io import BytesIO
 
 import pytest
@@ -16,20 +16,16 @@ from engine.batching.input_pictures import load_pictures
 from engine.batching.job_images import build_images
 from engine.batching.model_inputs import ModelInputs
 from engine.batching.trajectory import Trajectory
-from engine.contract import (
-    Concept,
-    ControlImage,
-    ControlModel,
-    Dtype,
-    Job,
-    JobRejected,
-    Lora,
-    Preprocessor,
-    Recipe,
-    ReferenceImage,
-)
+from engine.contract import Concept, ControlImage, Dtype, Job, JobRejected, Lora, Recipe, ReferenceImage
 from engine.models.family import Conditioning
-from engine.models.picture_conditions import OpenPicture, PictureCondition, PictureConditions, PictureRows, PictureSlot
+from engine.models.picture_conditions import (
+    OpenPicture,
+    PictureCondition,
+    PictureConditions,
+    PictureRows,
+    PictureSlot,
+    TakesPictures,
+)
 from engine.picture_files import MAX_PIXELS
 from shared.engine_fixtures import SCHEDULE, Affine
 from shared.picture_files import make_png
@@ -40,7 +36,7 @@ JobMaker = Callable[..., Job]
 RecipeMaker = Callable[..., Recipe]
 
 
-class PictureAffine(Affine):
+class PictureAffine(Affine, TakesPictures):
     """An affine network that adds each row's scaled pictures, and records which rows had which."""
 
     def __init__(self) -> None:
@@ -51,28 +47,7 @@ class PictureAffine(Affine):
         return bool(recipe.controls or recipe.references)
 
     def check_pictures(self, recipe: Recipe) -> None:
-        return None
-
-    def list_controls(self) -> tuple[ControlModel, ...]:
-        return ()
-
-    def list_references(self) -> tuple[ControlModel, ...]:
-        return ()
-
-    def list_preprocessors(self) -> tuple[Preprocessor, ...]:
-        return ("none",)
-
-    def count_picture_bytes(self, recipe: Recipe, *, with_kept: bool = True) -> int:
-        return 0
-
-    def list_shared_bytes(self, recipe: Recipe, *, with_kept: bool = True) -> Mapping[str, int]:
-        return {}
-
-    def release_other_networks(self, recipe: Recipe) -> None:
-        return None
-
-    def load_picture_networks(self, recipe: Recipe) -> None:
-        return None
+        """It takes all pictures."""
 
     def prepare_pictures(self, recipe: Recipe, open_picture: OpenPicture) -> PictureConditions:
         shape = self.latent_shape(recipe.width, recipe.height)

@@ -13,6 +13,7 @@ import pytest
 
 from engine.hub import download as downloads
 from engine.hub.added_models import (
+    MANIFEST_FILE,
     ModelManifest,
     find_damaged,
     find_place,
@@ -133,7 +134,7 @@ def test_another_revision_takes_the_place_of_the_first(hub: ModelHub, tmp_path: 
     add(tmp_path)
     second = repository.add_revision(FILES | {"unet/config.json": b'{"new": 1}'})
     add(tmp_path)
-    manifest = read_manifest(tmp_path / "models" / "small")
+    manifest = read_manifest(tmp_path / "models" / "small" / MANIFEST_FILE)
     assert manifest is not None
     assert manifest.revision == second
     add(tmp_path, revision=first)
@@ -143,7 +144,7 @@ def test_another_revision_takes_the_place_of_the_first(hub: ModelHub, tmp_path: 
 def test_damaged_and_missing_files_are_found(hub: ModelHub, tmp_path: Path) -> None:
     add(tmp_path)
     folder = tmp_path / "models" / "small"
-    manifest = read_manifest(folder)
+    manifest = read_manifest(folder / MANIFEST_FILE)
     assert manifest is not None
     assert find_damaged(folder, manifest) == []
     (folder / WEIGHTS_PATH).write_bytes(WEIGHTS[:-1] + b"?")
@@ -173,10 +174,10 @@ def test_a_manifest_of_files_elsewhere_counts_as_none(tmp_path: Path, hub_id: st
         ModelManifest(each_id, "a" * 40, (RepositoryFile(each_path, 1),))
         for each_id, each_path in (("owner/small", "unet/config.json"), (hub_id, path))
     )
-    write_manifest(folder, good)
-    assert read_manifest(folder) == good
-    write_manifest(folder, crafted)
-    assert read_manifest(folder) is None
+    write_manifest(folder / MANIFEST_FILE, good)
+    assert read_manifest(folder / MANIFEST_FILE) == good
+    write_manifest(folder / MANIFEST_FILE, crafted)
+    assert read_manifest(folder / MANIFEST_FILE) is None
     assert list_added(tmp_path) == {}
 
 

@@ -14,6 +14,7 @@ from engine.contract import Dtype, JobRejected, ModelPart
 from engine.model_cache import cache as model_cache
 from engine.model_cache.cache import ModelCache, ModelEntry
 from engine.model_cache.loaded_models import LoadedModels
+from engine.models.picture_conditions import TakesPictures
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.may_block]
 
@@ -150,7 +151,7 @@ async def test_another_autoencoder_needs_room_and_holds_nothing_while_it_waits()
     assert await small.acquire("x", "bfloat16")
 
 
-class FamilyWithPictures(SingleFormatFamily):
+class FamilyWithPictures(SingleFormatFamily, TakesPictures):
     """A stand-in for a family whose control pictures come of a preprocessor of two bytes, which models share."""
 
     def needs_pictures(self, recipe: Any) -> bool:
@@ -161,11 +162,6 @@ class FamilyWithPictures(SingleFormatFamily):
 
     def list_shared_bytes(self, recipe: Any, *, with_kept: bool = True) -> dict[str, int]:
         return {"depth": 2}
-
-    def _leave(self, *_: Any) -> None: ...
-
-    list_controls = list_references = list_preprocessors = check_pictures = release_other_networks = _leave
-    load_picture_networks = prepare_pictures = denoise = _leave
 
 
 async def test_models_that_share_a_preprocessor_have_room_for_it_once() -> None:

@@ -12,7 +12,7 @@ import torch
 
 from benchmarks.fixtures.small_pipelines import save_small_pipeline
 from engine.contract import JobRejected
-from engine.hub.added_models import ModelManifest, list_offered, write_manifest
+from engine.hub.added_models import MANIFEST_FILE, ModelManifest, list_offered, write_manifest
 from engine.model_cache.discovery import LoadContext, discover_models, load_models
 from engine.model_cache.loaded_models import LoadedModels
 from engine.model_cache.offered_models import choose_models
@@ -26,7 +26,7 @@ def data(tmp_path: Path) -> Path:
     for name in ("good", "broken", "own"):
         save_small_pipeline("sd", tmp_path / "models" / name)
     for name in ("good", "broken"):
-        write_manifest(tmp_path / "models" / name, ModelManifest(f"owner/{name}", "a" * 40, ()))
+        write_manifest(tmp_path / "models" / name / MANIFEST_FILE, ModelManifest(f"owner/{name}", "a" * 40, ()))
     shutil.rmtree(tmp_path / "models" / "broken" / "unet")
     return tmp_path
 

@@ -1,4 +1,4 @@
-"""Fixture of the tests of model families: small models of random weights, each with its unmodified pipeline."""
+"""Fixtures of the tests of model families: small models of random weights, each with its unmodified pipeline."""
 
 from __future__ import annotations
 
@@ -28,3 +28,21 @@ def load_small(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tupl
         return loaded_models[kind]
 
     return open_kind
+
+
+@pytest.fixture
+def watch_rows(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], list[int]]:
+    """Returns the rows of each forward that a family runs from now on."""
+
+    def watch(family: Any) -> list[int]:
+        rows: list[int] = []
+        denoise = family.denoise
+
+        def count_rows(x: Any, *arguments: Any) -> Any:
+            rows.append(len(x))
+            return denoise(x, *arguments)
+
+        monkeypatch.setattr(family, "denoise", count_rows)
+        return rows
+
+    return watch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -12,16 +13,24 @@ from engine.contract import JobRejected
 from engine.models.files.added_kind import AddedEntry, AddedKind, Form
 
 
-def _read(entry: AddedEntry) -> list[str] | None:
-    """Return the names of the tensors of an entry."""
+class Thing(NamedTuple):
+    """What an entry holds: the names of its tensors."""
+
+    name: str
+    tensors: list[str]
+    revision: str = "one"
+
+
+def _read(entry: AddedEntry) -> Thing | None:
     files = entry.list_weights()
     entry.check_links(files)
     if entry.is_folder and files:
         entry.read_config(10)
-    return sorted(name for file in files for name in load_file(file)) or None
+    names = sorted(name for file in files for name in load_file(file))
+    return Thing(entry.name, names) if names else None
 
 
-def make_kind(*forms: Form) -> AddedKind[list[str]]:
+def make_kind(*forms: Form) -> AddedKind[Thing]:
     return AddedKind("thing", _read, forms or ("file", "folder"))
 
 
@@ -49,7 +58,12 @@ def test_usable_entries_are_found_and_each_refusal_is_logged_once(
     folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     kind = make_kind()
-    assert kind.find_all(folder) == kind.find_all(folder) == [["things"], ["things"], ["own"]]  # near, one, own
+    assert [(each.name, each.tensors) for each in kind.find_all(folder)] == [
+        ("near", ["things"]),
+        ("one", ["things"]),
+        ("own", ["own"]),
+    ]
+    assert len(kind.find_all(folder)) == 3
     pickle = "exists only as a pickle, which can run code when it is opened: convert it to safetensors."
     assert caplog.messages == [
         "left out: This worker has no thing called empty.",
@@ -68,6 +82,12 @@ def test_a_kind_of_one_form_looks_at_no_other(folder: Path) -> None:
         make_kind("folder").find(folder, "old")
     with pytest.raises(JobRejected, match="no thing called own"):
         make_kind("file").find(folder, "own")
+
+
+def test_another_revision_is_refused(folder: Path) -> None:
+    assert make_kind().find(folder, "one", "one") == make_kind().find(folder, "one")
+    with pytest.raises(JobRejected, match=r"^This worker has another version of the thing one\.$"):
+        make_kind().find(folder, "one", "two")
 
 
 @pytest.mark.parametrize("name", ["../one", "own/../one", ".hidden", "", "o" * 65, "one\n"])

@@ -222,7 +222,7 @@ def test_an_init_image_and_a_control_equal_the_pipeline(
 
 @pytest.mark.parametrize("kind", ["sd", "sdxl"])
 def test_rows_with_and_without_controls_share_forwards(
-    open_small: Callable[[str], Small], recipe: Make, job: Make, kind: str, monkeypatch: pytest.MonkeyPatch
+    open_small: Callable[[str], Small], recipe: Make, job: Make, kind: str, watch_rows: Make
 ) -> None:
     small = open_small(kind)
     lines = ControlImage("lines-canny", SHA, scale=0.7)
@@ -237,14 +237,7 @@ def test_rows_with_and_without_controls_share_forwards(
         )
     ]
     alone = [run_job(each, BLOBS, small.family)[0].latents for each in jobs]
-    rows: list[int] = []
-    denoise = small.family.denoise
-
-    def count_rows(x: torch.Tensor, *arguments: Any) -> torch.Tensor:
-        rows.append(len(x))
-        return denoise(x, *arguments)
-
-    monkeypatch.setattr(small.family, "denoise", count_rows)
+    rows = watch_rows(small.family)
     together = run_together(jobs, small.family)
     assert len(rows) == 4, "one forward a step for all four"
     for each, expected in zip(jobs, alone, strict=True):

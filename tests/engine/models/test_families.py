@@ -81,17 +81,10 @@ def test_prompts_and_guidance_change_the_latents_of_the_small_models(
 @pytest.mark.sampled
 @pytest.mark.parametrize("kind", KINDS)
 def test_users_share_forwards_and_get_the_pipelines_latents(
-    load_small: Make, recipe: Make, job: Make, finish: Make, kind: str, monkeypatch: pytest.MonkeyPatch
+    load_small: Make, recipe: Make, job: Make, finish: Make, kind: str, watch_rows: Make
 ) -> None:
     family, pipeline = load_small(kind)
-    rows = []
-    denoise = family.denoise
-
-    def count_rows(x: torch.Tensor, *arguments: Any) -> torch.Tensor:
-        rows.append(len(x))
-        return denoise(x, *arguments)
-
-    monkeypatch.setattr(family, "denoise", count_rows)
+    rows = watch_rows(family)
     first = job(build_recipe(recipe, family, steps=5, guidance=4.0), user="ann")
     second = job(build_recipe(recipe, family, "a longer text of trees", steps=3, guidance=2.0, seed=3), user="bea")
     engine = Engine({kind: family})

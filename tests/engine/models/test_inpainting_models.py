@@ -109,19 +109,12 @@ def test_another_autoencoder_encodes_the_masked_picture_too(
 @pytest.mark.sampled
 @pytest.mark.parametrize("kind", KINDS)
 def test_users_share_forwards_with_their_own_masks(
-    load_small: Make, recipe: Make, job: Make, kind: str, monkeypatch: pytest.MonkeyPatch
+    load_small: Make, recipe: Make, job: Make, kind: str, watch_rows: Make
 ) -> None:
     family, pipeline = load_small(kind)
     built = [build(recipe, family, strength, seed=seed) for seed, strength in ((1, 1.0), (2, 0.7), (3, 1.0))]
     jobs = [job(one, user=f"user{number}") for number, (one, _) in enumerate(built)]
-    row_counts = list[int]()
-    denoise = family.denoise
-
-    def count_rows(x: torch.Tensor, *arguments: Any) -> torch.Tensor:
-        row_counts.append(len(x))
-        return denoise(x, *arguments)
-
-    monkeypatch.setattr(family, "denoise", count_rows)
+    row_counts = watch_rows(family)
     blobs = built[0][1]
     together = run_picture_jobs(jobs, blobs, family, buckets=(8,))
     assert row_counts == [8] * 5  # six rows and two of padding; the second job's fewer steps rode along

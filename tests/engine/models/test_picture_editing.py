@@ -68,23 +68,10 @@ def add_edit(engine: Engine, family: Any, each: Job, picture: Image.Image) -> No
 @pytest.mark.sampled
 @pytest.mark.parametrize("kind", KINDS)
 def test_edits_share_forwards_and_equal_the_pipelines(
-    load_small: Make,
-    native_area: None,
-    recipe: Make,
-    job: Make,
-    finish: Make,
-    kind: str,
-    monkeypatch: pytest.MonkeyPatch,
+    load_small: Make, native_area: None, recipe: Make, job: Make, finish: Make, kind: str, watch_rows: Make
 ) -> None:
     family, pipeline = load_small(kind)
-    rows = []
-    denoise = family.denoise
-
-    def count_rows(x: torch.Tensor, *arguments: Any) -> torch.Tensor:
-        rows.append(len(x))
-        return denoise(x, *arguments)
-
-    monkeypatch.setattr(family, "denoise", count_rows)
+    rows = watch_rows(family)
     pictures = draw_picture(1), draw_picture(2)
     first = job(build_edit(recipe, kind, family, pictures[0], steps=4, guidance=3.0), user="ann")
     second = job(

@@ -120,7 +120,7 @@ def test_several_references_add_up_as_several_adapters_do(load_small: Make, reci
 @pytest.mark.sampled
 @pytest.mark.parametrize("kind", KINDS)
 def test_rows_with_and_without_references_share_forwards(
-    load_small: Make, recipe: Make, job: Make, kind: str, monkeypatch: pytest.MonkeyPatch
+    load_small: Make, recipe: Make, job: Make, kind: str, watch_rows: Make
 ) -> None:
     family, data, folder = load_small(kind)
     recipes = [
@@ -130,14 +130,7 @@ def test_rows_with_and_without_references_share_forwards(
         build(recipe, family, make_reference("plain", 0, 1.2), seed=4, guidance=1.0),
     ]
     jobs = [job(each, user=f"user{number}") for number, each in enumerate(recipes)]
-    row_counts = list[int]()
-    denoise = family.denoise
-
-    def count_rows(x: torch.Tensor, *arguments: Any) -> torch.Tensor:
-        row_counts.append(len(x))
-        return denoise(x, *arguments)
-
-    monkeypatch.setattr(family, "denoise", count_rows)
+    row_counts = watch_rows(family)
     together = run_picture_jobs(jobs, BLOBS, family, buckets=(8,))
     assert row_counts == [8] * 4  # one forward a step: 7 rows and one of padding
     for each in jobs:
