@@ -122,8 +122,12 @@ def test_a_recipe_goes_to_a_pool_that_has_its_parts_and_stores_weights_as_it_say
     other = msgspec.structs.replace(control, revision="c2")
     assert models.choose_pool("embedded", recipe=msgspec.structs.replace(RECIPE, controls=(other,))) is None
     stored = msgspec.structs.replace(RECIPE, quantization="int8")
-    assert (stored_entry := models.find_entry_for(stored)) and stored_entry.pool_for(stored) == "c-small"
-    assert (whole_entry := models.find_entry_for(RECIPE)) and whole_entry.profile.quantization == "none"
+    stored_entry = models.find_entry_for(stored)
+    assert stored_entry is not None
+    assert stored_entry.pool_for(stored) == "c-small"
+    whole = models.find_profile_for(RECIPE)
+    assert whole is not None
+    assert whole.quantization == "none"
     gone = msgspec.structs.replace(RECIPE, quantization="nf4")
     assert models.find_entry_for(gone) == entry, "nobody has it so: a note says that it will differ"
 
