@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
 
+    from engine.contract import Dtype
     from engine.models.families.diffusers_family import DiffusersFamily
     from engine.models.family import Family
     from engine.models.files.model_source import ModelSource
@@ -97,9 +98,11 @@ def load_source(
         assert data is not None, "layers may wait there"
         offload_all = partial(offload_parts, mode=offload, device=torch.device(device), data=data)
         load_again = loaded.reload
-        loaded = replace(
-            loaded, pipeline=offload_all(loaded.pipeline), reload=lambda dtype: offload_all(load_again(dtype))
-        )
+
+        def reload(dtype: Dtype) -> Any:
+            return offload_all(load_again(dtype))
+
+        loaded = replace(loaded, pipeline=offload_all(loaded.pipeline), reload=reload)
     family = _make_family(loaded, source, device, resolver)
     if isinstance(family, CanBeOffloaded):
         family.offload = offload
