@@ -7,11 +7,11 @@ not speed, and the same seed gives the same figures on every machine.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from importlib.util import find_spec
 
 from benchmarks.report.figure_row import FigureRow
-from benchmarks.report.measures import jain_index
+from benchmarks.report.measures import jain_index, percentile
 from benchmarks.simulation.arrivals import Arrival, generate_day
 from benchmarks.simulation.simulated_device import (
     BATCH_LIMIT,
@@ -40,16 +40,9 @@ def compare_orders(arrivals: Sequence[Arrival]) -> list[FigureRow]:
     sequential = SequentialSimulation(arrivals).run()
     finished_in_both = sorted(batched.finish_seconds.keys() & sequential.finish_seconds.keys())
     isolated_seconds = {arrival.job_id: compute_isolated_seconds(arrival) for arrival in arrivals}
-    rows = [
-        FigureRow(
-            "simulated day: jobs that finished",
-            len(finished_in_both),
-            None,
-            "",
-            f"of {len(arrivals)}; the others cancelled",
-            len(finished_in_both),
-        )
-    ]
+    note = f"of {len(arrivals)}; the others cancelled"
+    count = len(finished_in_both)
+    rows = [FigureRow("simulated day: jobs that finished", count, None, "", note, count)]
     for name, result in (("ours", batched), ("one after another", sequential)):
         slowdowns = [result.finish_seconds[job_id] / isolated_seconds[job_id] for job_id in finished_in_both]
         preview_seconds = [result.preview_seconds[job_id] for job_id in finished_in_both]
@@ -58,11 +51,10 @@ def compare_orders(arrivals: Sequence[Arrival]) -> list[FigureRow]:
                 ("first preview", preview_seconds, "s"),
                 ("time in the system / time alone", slowdowns, "×"),
             ):
-                figure = percentile(values, percent)
+                figure = percentile(values, percent / 100)
                 rows.append(FigureRow(f"{quantity} p{percent}, {name}", figure, None, unit, samples=len(values)))
-        rows.append(
-            FigureRow(f"rows filled while busy, {name}", fill_percent(result), None, "%", f"of {BATCH_LIMIT} a forward")
-        )
+        name = f"rows filled while busy, {name}"
+        rows.append(FigureRow(name, fill_percent(result), None, "%", f"of {BATCH_LIMIT} a forward"))
     return rows
 
 
@@ -80,9 +72,8 @@ def measure_slowdown(image_count: int) -> float:
     """Return how many times longer a job takes when another user's twenty jobs are already running."""
     flood = [Arrival(f"flood {number}", 0.0, "flood", "guild") for number in range(20)]
     lone_arrival = Arrival("lone", 10.0, "lone", "guild", images=image_count)
-    return BatchedSimulation([*flood, lone_arrival]).run().finish_seconds["lone"] / compute_isolated_seconds(
-        lone_arrival
-    )
+    seconds = BatchedSimulation([*flood, lone_arrival]).run().finish_seconds["lone"]
+    return seconds / compute_isolated_seconds(lone_arrival)
 
 
 def _measure_share_equality(size_text: str, sizes: Sequence[int]) -> FigureRow:
@@ -99,12 +90,6 @@ def measure_cost_shares(sizes: Sequence[int]) -> list[float]:
         for number in range(3)
     ]
     return [*BatchedSimulation(jobs, end_time=HOUR_SECONDS).run().cost_by_member.values()]
-
-
-def percentile(values: Iterable[float], percent: int) -> float:
-    """Return the smallest value that is at least as large as `percent` % of the values; NaN if there are none."""
-    ordered = sorted(values)
-    return ordered[max(0, -(-percent * len(ordered) // 100) - 1)] if ordered else math.nan
 
 
 def fill_percent(result: SimulationResult) -> float:

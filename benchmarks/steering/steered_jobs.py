@@ -18,8 +18,8 @@ from typing import Any
 
 import aiohttp
 
-from benchmarks.queue.figures import percentile
 from benchmarks.report.figure_row import FigureRow
+from benchmarks.report.measures import percentile
 from benchmarks.steering.page_reader import PageReader
 from bot.domain.errors import UserError
 
@@ -67,15 +67,8 @@ class RunningJobs:
 
     async def _submit(self) -> str:
         """Two parts mixed into one text, guidance and evaluation in every step: no change changes a step's rows."""
-        body = {
-            "prompt": "fox::1 terrier::1",
-            "mix": True,
-            "steps": STEPS,
-            "evaluations": "all",
-            "count": 1,
-            "interval": "0-1",
-            "guidance": 4.0,
-        }
+        body = {"prompt": "fox::1 terrier::1", "mix": True, "steps": STEPS, "evaluations": "all", "count": 1}
+        body |= {"interval": "0-1", "guidance": 4.0}
         async with self.client.post("/api/jobs", json=body) as response:
             response.raise_for_status()
             return str((await response.json())["id"])
@@ -162,11 +155,11 @@ async def _press(jobs: RunningJobs, reader: PageReader) -> Response | None:
     if number is None or not await reader.wait_until(lambda: (job, number) in reader.answers, TIMEOUT_SECONDS):
         return None
     answered_at, step = reader.answers[job, number]
-    if step is None or not await reader.wait_until(
-        lambda: reader.find_frame_after(job, step) is not None, TIMEOUT_SECONDS
-    ):
+    if step is None:
         return None
-    return Response(answered_at - start, (reader.find_frame_after(job, step) or start) - start)
+    await reader.wait_until(lambda: reader.find_frame_after(job, step) is not None, TIMEOUT_SECONDS)
+    seen_at = reader.find_frame_after(job, step)
+    return None if seen_at is None else Response(answered_at - start, seen_at - start)
 
 
 def build_rows(responses: list[Response], step_times: list[float], planned: int) -> list[FigureRow]:
@@ -179,18 +172,12 @@ def build_rows(responses: list[Response], step_times: list[float], planned: int)
         f"{JOBS} jobs run, a step takes {1000 * step_seconds:.0f} ms; p50 {1000 * percentile(waits, 0.5):.0f} ms, "
         f"p99 {1000 * slowest:.0f} ms until the page has the answer"
     )
-    counts = {"samples": len(responses) if step_times else 0, "planned": planned}
     ratio = slowest / (step_seconds + ALLOWANCE_SECONDS)
+    frame_note = f"p50 {percentile(frames, 0.5):.2f} s; {JOBS} jobs on the page"
+    samples = len(responses) if step_times else 0
     return [
-        FigureRow(STEP_NAME, ratio, "≤ 1", "", note, **counts),
-        FigureRow(
-            FRAME_NAME,
-            percentile(frames, 0.99),
-            "≤ 0.5",
-            "s",
-            f"p50 {percentile(frames, 0.5):.2f} s; {JOBS} jobs on the page",
-            **counts,
-        ),
+        FigureRow(STEP_NAME, ratio, "≤ 1", "", note, samples, planned),
+        FigureRow(FRAME_NAME, percentile(frames, 0.99), "≤ 0.5", "s", frame_note, samples, planned),
     ]
 
 

@@ -11,7 +11,7 @@ import gc
 import os
 import sys
 import tempfile
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -20,10 +20,12 @@ from pathlib import Path
 import aiohttp
 from pydantic import SecretStr
 
+from benchmarks.queue.system.job_watch import JobWatch
 from bot.app.settings import Settings, load_settings
 from bot.app.wiring import App, open_app
 from bot.domain.dto import Destination, Member
 from bot.domain.errors import UserError
+from bot.store.jobs import queries
 from bot.web.app import build_app, run_server
 from bot.web.auth import terminal_key
 from engine.bus import Bus
@@ -50,6 +52,14 @@ class BenchSystem:
         """Submit one prompt; return the id of the admitted job."""
         [accepted] = await self.app.services.jobs.imagine(prompt, member, WEB_DESTINATION)
         return accepted.job
+
+    async def measure_cost(self, watch: JobWatch, jobs: Sequence[str]) -> float:
+        """Return the device-seconds of these jobs so far: of running ones, by the newest step in a preview."""
+        records = (await self.app.store.query(queries.get_jobs, jobs)).values()
+        return sum(
+            record.cost * (1.0 if record.state == "finished" else watch.latest_steps.get(record.id, 0) / record.steps)
+            for record in records
+        )
 
 
 def make_member(number: int, guild: int = 0) -> Member:
@@ -94,9 +104,8 @@ def cpu_seconds(pids: Mapping[str, int | None]) -> dict[str, float]:
             fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         except OSError:
             continue
-        seconds[name] = (
-            int(fields[11]) + int(fields[12])
-        ) / TICKS_PER_SECOND  # utime and stime (proc_pid_stat(5), 14 and 15)
+        # utime and stime (proc_pid_stat(5), 14 and 15)
+        seconds[name] = (int(fields[11]) + int(fields[12])) / TICKS_PER_SECOND
     return seconds
 
 
