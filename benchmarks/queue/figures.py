@@ -42,7 +42,7 @@ def make_row(name: str, figure: float | None, note: str, samples: int, planned: 
 
 def name_database(rows: Sequence[FigureRow], database: str) -> list[FigureRow]:
     """Return the rows with the database in their names, and with its own goals."""
-    goals = {} if database == SQLITE else POSTGRESQL_GOALS
+    goals: Mapping[str, str] = {} if database == SQLITE else POSTGRESQL_GOALS
     return [replace(row, name=f"{row.name} ({database})", goal=goals.get(row.name, row.goal)) for row in rows]
 
 
