@@ -102,31 +102,16 @@ def write_sheet(page: Image.Image, path: Path) -> None:
 
 
 DOGS = ("dog", "dog face", "guide dog", "service dog", "poodle")
-CATS = (
-    "cat",
-    "cat face",
-    "black cat",
-    "cat with tears of joy",
-    "cat with wry smile",
-    "crying cat",
-    "grinning cat",
-    "grinning cat with smiling eyes",
-    "kissing cat",
-    "pouting cat",
-    "smiling cat with heart-eyes",
-    "weary cat",
+CAT_TEXT = (
+    "cat; cat face; black cat; cat with tears of joy; cat with wry smile; crying cat; grinning cat; "
+    "grinning cat with smiling eyes; kissing cat; pouting cat; smiling cat with heart-eyes; weary cat"
 )
-CARS = (
-    "car",
-    "oncoming car",
-    "taxi",
-    "oncoming taxi",
-    "police car",
-    "oncoming police car",
-    "racing car",
-    "sport utility vehicle",
-    "pickup truck",
+CAR_TEXT = (
+    "car; oncoming car; taxi; oncoming taxi; police car; oncoming police car; racing car; sport utility vehicle; "
+    "pickup truck"
 )
+CATS = tuple(CAT_TEXT.split("; "))
+CARS = tuple(CAR_TEXT.split("; "))
 BOATS = ("ship", "passenger ship", "sailboat", "motor boat", "speedboat", "ferry", "canoe")
 ACCEPTED_LABELS = {
     "puppy": DOGS,
@@ -143,71 +128,21 @@ PROMPT_TEMPLATES = (
     "{word}, looking up, cute, white background",
     "a {word}, 3d render",
 )
-
-
-FREE_SENTENCES = (
-    "a happy dog with its tongue out",
-    "a sleepy cat on a cushion",
-    "an astronaut floating in space",
-    "a wizard with a long white beard",
-    "the last slice of pizza",
-    "a cup of coffee in the morning",
-    "a robot that wants to be friends",
-    "a haunted house at night",
-    "a very angry chicken",
-    "my birthday cake with candles",
-    "an old pirate ship",
-    "a dragon breathing fire",
-    "a small red car",
-    "a lighthouse by the sea",
-    "a cosy cabin in the snow",
-    "a bowl of ramen noodles",
-    "a knight's sword",
-    "a golden crown with jewels",
-    "a bee on a flower",
-    "a tired student",
-    "a rainy day",
-    "a magic potion",
-    "a treasure map",
-    "a spooky skeleton",
-    "a juicy burger with fries",
-    "a princess with red hair",
-    "a whale under water",
-    "a penguin in winter",
-    "a bunch of grapes, purple",
-    "a broken heart",
-    "fireworks over the city",
-    "a vintage camera",
-    "an electric guitar",
-    "a bicycle, side view",
-    "a train in the mountains",
-    "a slice of watermelon",
-    "a cactus in a pot",
-    "an owl in the moonlight",
-    "a detective looking for clues",
-    "a chef cooking dinner",
-    "a monkey eating a banana",
-    "a green frog, smiling",
-    "a snowman with a hat",
-    "a football player",
-    "a rocket flying to the moon",
-    "a teddy bear, cute, 3d render",
-    "a blue butterfly, flat design",
-    "a strawberry with a face",
-    "a mushroom in the forest",
-    "a goldfish in a bowl",
-    "a huge wave",
-    "a volcano erupting",
-    "a desert island with a palm tree",
-    "a shooting star",
-    "a laptop on a desk",
-    "a pair of sunglasses",
-    "a red umbrella",
-    "a love letter",
-    "a trophy for the winner",
-    "a baby sleeping",
-    "an alien from another planet",
-    "a unicorn on a rainbow",
-    "a vampire laughing",
-    "santa claus, white background",
+SENTENCE_TEXT = (
+    "a happy dog with its tongue out; a sleepy cat on a cushion; an astronaut floating in space; "
+    "a wizard with a long white beard; the last slice of pizza; a cup of coffee in the morning; "
+    "a robot that wants to be friends; a haunted house at night; a very angry chicken; my birthday cake with candles; "
+    "an old pirate ship; a dragon breathing fire; a small red car; a lighthouse by the sea; a cosy cabin in the snow; "
+    "a bowl of ramen noodles; a knight's sword; a golden crown with jewels; a bee on a flower; a tired student; "
+    "a rainy day; a magic potion; a treasure map; a spooky skeleton; a juicy burger with fries; "
+    "a princess with red hair; a whale under water; a penguin in winter; a bunch of grapes, purple; a broken heart; "
+    "fireworks over the city; a vintage camera; an electric guitar; a bicycle, side view; a train in the mountains; "
+    "a slice of watermelon; a cactus in a pot; an owl in the moonlight; a detective looking for clues; "
+    "a chef cooking dinner; a monkey eating a banana; a green frog, smiling; a snowman with a hat; a football player; "
+    "a rocket flying to the moon; a teddy bear, cute, 3d render; a blue butterfly, flat design; "
+    "a strawberry with a face; a mushroom in the forest; a goldfish in a bowl; a huge wave; a volcano erupting; "
+    "a desert island with a palm tree; a shooting star; a laptop on a desk; a pair of sunglasses; a red umbrella; "
+    "a love letter; a trophy for the winner; a baby sleeping; an alien from another planet; a unicorn on a rainbow; "
+    "a vampire laughing; santa claus, white background"
 )
+FREE_SENTENCES = tuple(SENTENCE_TEXT.split("; "))
