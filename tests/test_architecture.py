@@ -100,10 +100,8 @@ PURE = [
     "engine.model_cache.loaded_models",
     "engine.batching.group",
     "engine.batching.share_tree",
-    "benchmarks.simulation.arrivals",
-    "benchmarks.simulation.simulated_device",
+    "benchmarks.simulated_day",
     "training.lab.tensor_math",
-    "training.lab.contact_sheet",
     "training.lab.word_sums",
 ]
 IO = {

@@ -46,7 +46,7 @@ def _measure_rows(models: ComparedModels, quick: bool) -> Iterator[FigureRow]:
     from benchmarks.engine.suite import measure_all_rows, measure_quick_rows
     from benchmarks.engine.throughput import measure_gpu_rows
     from benchmarks.report.figure_row import print_progress
-    from benchmarks.simulation.simulated_day import simulate_day_rows
+    from benchmarks.simulated_day import simulate_day_rows
 
     yield from measure_quick_rows(models) if quick else measure_all_rows(models)
     if not quick:

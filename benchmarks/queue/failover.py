@@ -12,8 +12,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from benchmarks.queue.figures import make_row
-from benchmarks.queue.system.installation import BenchSystem, make_member
-from benchmarks.queue.system.job_watch import watch_jobs
+from benchmarks.queue.system.installation import BenchSystem, make_member, watch_jobs
 from benchmarks.report.figure_row import FigureRow
 from benchmarks.report.measures import percentile
 from engine.bus import Bus

@@ -14,8 +14,7 @@ import statistics
 import time
 
 from benchmarks.queue.figures import make_row
-from benchmarks.queue.system.installation import BenchSystem, make_member
-from benchmarks.queue.system.job_watch import JobWatch, watch_jobs
+from benchmarks.queue.system.installation import BenchSystem, JobWatch, make_member, watch_jobs
 from benchmarks.report.figure_row import FigureRow
 from benchmarks.report.measures import jain_index, percentile
 

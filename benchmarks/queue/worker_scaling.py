@@ -12,8 +12,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 
-from benchmarks.queue.system.installation import BenchSystem, cpu_seconds, make_member, open_system
-from benchmarks.queue.system.job_watch import TIMEOUT_SECONDS
+from benchmarks.queue.system.installation import TIMEOUT_SECONDS, BenchSystem, cpu_seconds, make_member, open_system
 from benchmarks.report.figure_row import FigureRow, make_parser, print_progress, print_rows
 from benchmarks.report.measures import rate_per_second
 from bot.store.jobs import queries

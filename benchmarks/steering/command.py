@@ -9,12 +9,17 @@ import sys
 from collections.abc import Sequence
 from random import Random
 
-from benchmarks.discord.command import ROOT, find_obstacle, make_environment
+from benchmarks.loopback_discord import ROOT, find_obstacle, make_environment
 from benchmarks.queue.system.installation import open_client, open_system
 from benchmarks.report.figure_row import FigureRow, make_parser, missing_rows, print_rows
 from benchmarks.steering import steered_jobs
-from benchmarks.steering.page_reader import open_page
-from benchmarks.steering.steered_jobs import THROUGHPUT_NAME, RunningJobs, measure_responses, measure_steered_throughput
+from benchmarks.steering.steered_jobs import (
+    THROUGHPUT_NAME,
+    RunningJobs,
+    measure_responses,
+    measure_steered_throughput,
+    open_page,
+)
 from bot.domain.errors import UserError
 
 REPLAY_NAME = "a steered run against its recipe drawn anew, exact: equal to the bit"

@@ -14,11 +14,11 @@ import pytest
 import torch
 from PIL import Image
 
+from benchmarks import simulated_day
 from benchmarks.engine import evaluations, parity, resumption, step_overhead, suite, throughput, users_plot, workload
 from benchmarks.engine.users_plot import UserMeasurement
 from benchmarks.engine.workload import SAMPLER_MIX, Workload, time_engine
 from benchmarks.report.figure_row import FigureRow
-from benchmarks.simulation import simulated_day
 from engine.batching.engine import Engine
 from engine.calibration.calibration import Calibration
 from engine.contract import Recipe, count_row_steps

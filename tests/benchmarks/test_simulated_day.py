@@ -7,21 +7,21 @@ import sys
 
 import pytest
 
-from benchmarks.simulation.arrivals import DAY_SECONDS, Arrival, generate_day
-from benchmarks.simulation.simulated_day import (
+from benchmarks.simulated_day import (
+    BATCH_LIMIT,
+    DAY_SECONDS,
+    Arrival,
+    BatchedSimulation,
+    SequentialSimulation,
     compare_orders,
+    compute_forward_ms,
+    compute_isolated_seconds,
     fill_percent,
+    generate_day,
     jain_index,
     measure_fairness,
     percentile,
     simulate_day_rows,
-)
-from benchmarks.simulation.simulated_device import (
-    BATCH_LIMIT,
-    BatchedSimulation,
-    SequentialSimulation,
-    compute_forward_ms,
-    compute_isolated_seconds,
 )
 
 ARRIVALS = generate_day(3)[:400]

@@ -11,8 +11,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 import aiohttp
 
-from benchmarks.queue.system.installation import BenchSystem, make_member, open_client, open_system
-from benchmarks.queue.system.job_watch import JobWatch, watch_jobs
+from benchmarks.queue.system.installation import (
+    BenchSystem,
+    JobWatch,
+    make_member,
+    open_client,
+    open_system,
+    watch_jobs,
+)
 from benchmarks.report.figure_row import FigureRow, make_parser, missing_rows, print_rows
 from benchmarks.report.measures import jain_index
 from bot.domain.errors import UserError
