@@ -8,6 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -80,12 +82,19 @@ def load_model(source: str) -> LoadedModel:
             )
         return LoadedModel(pipeline, folder, fingerprint_folder(folder))
     refuse_incomplete(source, folder)
-    try:
+    with refuse_unreadable(f"{source} is no model that diffusers can load from safetensors."):
         pipeline = build_pipeline(folder)  # only our parts, as in `engine/weights`
-    except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
-        raise ValueError(f"{source} is no model that diffusers can load from safetensors.") from error
     _, pipeline.text_encoder = load_text_encoder(with_pooler=True)
     return LoadedModel(pipeline, folder, fingerprint_folder(folder))
+
+
+@contextmanager
+def refuse_unreadable(sentence: str) -> Generator[None]:
+    """Raise ValueError with a sentence if diffusers cannot load what is loaded meanwhile."""
+    try:
+        yield
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
+        raise ValueError(sentence) from error
 
 
 def refuse_incomplete(source: str, folder: Path) -> None:

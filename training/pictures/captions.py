@@ -69,15 +69,9 @@ def clean_description(label: str, tags: Iterable[str]) -> Description:
         clean_label = re.sub(rf"\b{word}\b", replacement, clean_label)
     if has_held_out_word(clean_label):
         raise ValueError(f"the label {label!r} has a held-out word and no other name")
-    clean_tags = (_normalise(tag) for tag in tags)
-    return Description(
-        clean_label,
-        tuple(
-            tag
-            for tag in clean_tags
-            if re.search(r"[a-z]{2}", tag) and not has_held_out_word(tag) and tag != clean_label
-        ),
-    )
+    clean_tags = [_normalise(tag) for tag in tags]
+    usable = [tag for tag in clean_tags if re.search(r"[a-z]{2}", tag) and not has_held_out_word(tag)]
+    return Description(clean_label, tuple(tag for tag in usable if tag != clean_label))
 
 
 def is_held_out_pair(hue: str, description: Description) -> bool:
