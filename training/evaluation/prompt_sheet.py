@@ -9,6 +9,7 @@ people write them.
 from __future__ import annotations
 
 import io
+import itertools
 import textwrap
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -39,9 +40,8 @@ def choose_words(words: Collection[str], seed: int, count: int = PROMPT_COUNT) -
 def choose_mixed_prompts(labels: Sequence[str], seed: int, count: int = PROMPT_COUNT) -> list[str]:
     """Choose the prompts of the mixed sheet; the same for the same labels and seed."""
     rng = np.random.default_rng([seed, 6])
-    word_prompts = [
-        PROMPT_TEMPLATES[i % len(PROMPT_TEMPLATES)].format(word=word) for i, word in enumerate(ACCEPTED_LABELS)
-    ]
+    templates = itertools.cycle(PROMPT_TEMPLATES)
+    word_prompts = [template.format(word=word) for word, template in zip(ACCEPTED_LABELS, templates, strict=False)]
     sheet_labels = rng.choice(labels, max(0, count - len(word_prompts)), replace=count > len(labels))
     return [*word_prompts, *(_random_prompt(str(label), rng) for label in sheet_labels)][:count]
 
@@ -54,9 +54,8 @@ def _random_prompt(label: str, rng: np.random.Generator) -> str:
     has_hue = rng.random() < 0.25
     has_style = rng.random() < 0.25
     subject = f"{hue} {label}" if has_hue and COLOURS.isdisjoint(label.split()) else label
-    return ", ".join(
-        [subject, *([style] if has_style else []), f"{background if has_background else 'white'} background"]
-    )
+    background_text = f"{background if has_background else 'white'} background"
+    return ", ".join([subject, *([style] if has_style else []), background_text])
 
 
 def draw_sheet(pictures: Sequence[Image.Image], captions: Sequence[str]) -> Image.Image:
@@ -71,14 +70,8 @@ def draw_sheet(pictures: Sequence[Image.Image], captions: Sequence[str]) -> Imag
         thumbnail = picture.convert("RGB").resize((CELL_SIDE - 4, CELL_SIDE - 4), Image.Resampling.LANCZOS)
         page.paste(thumbnail, (left + 2, top + 2))
         wrapped_caption = "\n".join(textwrap.wrap(caption, CELL_SIDE // 7, max_lines=2, placeholder=" …"))
-        pen.multiline_text(
-            (left + CELL_SIDE / 2, top + CELL_SIDE),
-            wrapped_caption,
-            fill="black",
-            font=font,
-            anchor="ma",
-            align="center",
-        )
+        place = (left + CELL_SIDE / 2, top + CELL_SIDE)
+        pen.multiline_text(place, wrapped_caption, fill="black", font=font, anchor="ma", align="center")
     return page
 
 
