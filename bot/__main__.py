@@ -13,13 +13,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bot.cli import api_keys, steer, visitors
+from bot.cli import api_keys, rules, steer, visitors
 from bot.cli.imagine import command as imagine_command
 from bot.cli.jobs import commands as job_commands
 from bot.cli.models import commands as model_commands
-from bot.cli.options import OFFLOAD_HELP, QUANTIZE_HELP, QUANTIZE_TEXT_HELP, AsJson, Data, EngineOptions
-from bot.cli.rules import commands as rule_commands
-from bot.cli.rules import kill_switch
+from bot.cli.options import AsJson, Data, EngineOptions, OffloadOption, QuantizeOption, QuantizeTextOption
 from bot.domain.errors import UserError
 from bot.domain.feature import load_parts
 from engine.process.backend_kinds import list_forms
@@ -35,9 +33,7 @@ app = typer.Typer(
     help="A picture bot of your own: `darkroom up` opens the chatroom, `darkroom imagine` draws in the terminal.",
 )
 
-rule_commands.app.command("close")(kill_switch.close)
-rule_commands.app.command("open")(kill_switch.reopen)
-app.add_typer(rule_commands.app, name="rules")
+app.add_typer(rules.app, name="rules")
 app.add_typer(job_commands.app, name="jobs")
 app.add_typer(visitors.app, name="visitors")
 app.add_typer(model_commands.app, name="models")
@@ -54,9 +50,6 @@ Memory = Annotated[
 Vae = Annotated[
     str, typer.Option(metavar="NAME", help="An autoencoder in vaes/ for the models that it fits (DARKROOM_VAE).")
 ]
-Quantize = Annotated[str, typer.Option(metavar="HOW", help=QUANTIZE_HELP)]
-QuantizeText = Annotated[str, typer.Option(metavar="HOW", help=QUANTIZE_TEXT_HELP)]
-Offload = Annotated[str, typer.Option(metavar="WHAT", help=OFFLOAD_HELP)]
 Backend = Annotated[
     str, typer.Option(metavar="KIND=ADDRESS", help=f"Let another server draw: {list_forms()} (DARKROOM_BACKEND).")
 ]
@@ -77,9 +70,9 @@ def up(
     model: Model = None,
     memory: Memory = "",
     vae: Vae = "",
-    quantize: Quantize = "",
-    quantize_text: QuantizeText = "",
-    offload: Offload = "",
+    quantize: QuantizeOption = "",
+    quantize_text: QuantizeTextOption = "",
+    offload: OffloadOption = "",
     backend: Backend = "",
     check: Annotated[
         Path | None,
@@ -119,9 +112,9 @@ def doctor(
     nats: Nats = None,
     remeasure: Annotated[bool, typer.Option("--remeasure", help="Measure the device anew.")] = False,
     model: Annotated[str, typer.Option(help="Load this model in place of the embedded one.")] = "embedded",
-    quantize: Quantize = "",
-    quantize_text: QuantizeText = "",
-    offload: Offload = "",
+    quantize: QuantizeOption = "",
+    quantize_text: QuantizeTextOption = "",
+    offload: OffloadOption = "",
     as_json: AsJson = False,
 ) -> None:
     """Check what works on this machine, one line each, with the fix for what does not."""

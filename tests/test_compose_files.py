@@ -86,12 +86,12 @@ def test_the_broker_of_the_compose_file_is_the_tested_version() -> None:
 
 
 def test_the_broker_of_the_compose_file_syncs_and_knows_two_accounts() -> None:
-    from engine.bus import worker_permissions
+    from engine.bus import worker_keys
 
     text = (ROOT / "docker" / "nats.conf").read_text()
     assert "sync_interval: always" in text
-    assert f"exports: {json.dumps(worker_permissions.build_exports())}\n" in text
-    name, account = worker_permissions.build_account("PUBLIC", "engine", ["default"])
+    assert f"exports: {json.dumps(worker_keys.build_exports())}\n" in text
+    name, account = worker_keys.build_account("PUBLIC", "engine", ["default"])
     assert f"{json.dumps(name)} {json.dumps(account)}\n".replace('"PUBLIC"', "$DARKROOM_ENGINE_PUBLIC") in text
     assert 'users: [ { user: "darkroom", password: $DARKROOM_NATS_TOKEN } ]' in text
 

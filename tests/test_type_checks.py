@@ -29,7 +29,7 @@ UNTYPED_LIBRARIES = {
     "diffusers": ("engine/models/families/flow_matching.py", "calculate_shift"),
     "discord": ("bot/discord/commands/reproduce.py", "autocomplete"),
     "huggingface_hub": ("engine/models/loading/single_file.py", "snapshot_download"),
-    "nats": ("engine/bus/streams.py", "add_stream"),
+    "nats": ("engine/bus/subjects.py", "add_stream"),
     "nkeys": ("engine/bus/worker_keys.py", "from_seed"),
     "obstore": ("bot/pictures/picture_store.py", "list"),
     "peft": ("training/commands/run_lora.py", "get_peft_model_state_dict"),

@@ -22,7 +22,7 @@ from bot.policy.permissions import ACTIONS, PERMISSIONS, ROLE_TITLES, ROLES, Job
 from bot.policy.rules.catalogue import DEFAULT_RULES, MEMBER_SCOPES, SETTINGS, Setting, SettingKind
 from bot.policy.rules.presets import PRESETS
 from bot.policy.rules.value_parser import format_setting_value
-from engine.contract.samplers import SAMPLER_ROWS
+from engine.contract.fields import SAMPLER_ROWS
 from engine.process.setting_sources import FILE_NAME, FILE_VARIABLE, list_secrets, list_settings, name_variable
 from engine.process.settings import BotSettings, SharedSettings, WorkerSettings
 

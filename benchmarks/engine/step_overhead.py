@@ -26,7 +26,7 @@ from engine.output.previewer import fit_preview_map
 from engine.preview_maps.latent_map import MapStore
 
 ROUNDS = 3
-SNAPSHOT_SECONDS = 2.0  # seconds between two snapshots, as in `engine.worker.snapshot_saver`
+SNAPSHOT_SECONDS = 2.0  # seconds between two snapshots, as in `engine.worker.run_control`
 PREVIEW_SECONDS = 0.5  # seconds between two frames of an image: more often than Discord's budget allows
 
 

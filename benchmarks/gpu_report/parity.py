@@ -38,9 +38,8 @@ from engine.models.files.added_kind import CONTROL_FOLDER
 from engine.models.files.model_source import ModelSource
 from engine.models.generic_family import GenericFamily
 from engine.models.loading.memory_estimate import InspectedModel
-from engine.models.loading.number_formats import FormatChooser
-from engine.models.quantization.choice import PartQuantization, find_quantization
-from engine.models.quantization.stored_quantization import find_obstacle
+from engine.models.loading.pipeline_loader import FormatChooser
+from engine.models.quantization import PartQuantization, find_obstacle, find_quantization
 from engine.sampling import build_scheduler
 
 STEPS = 4

@@ -32,7 +32,7 @@ from engine.batching.input_pictures import load_pictures
 from engine.calibration.calibration import calibrate
 from engine.contract import ControlImage, Dtype, Recipe, ReferenceImage
 from engine.device.memory import choose_device
-from engine.models.control.control_networks import ControlNet
+from engine.models.control_networks import ControlNet
 from engine.models.families.diffusers_family import DiffusersFamily
 from engine.models.family import TORCH_DTYPES
 from engine.models.files.added_kind import CONTROL_FOLDER, REFERENCE_FOLDER

@@ -25,13 +25,13 @@ from engine.batching.engine import Engine, JobFailure, LatentsDone
 from engine.calibration.calibration import calibrate
 from engine.contract import Job, ModelProfile, Quantization, ReferenceImage
 from engine.device.memory import choose_device
-from engine.models.autoencoder import tiled_decode
+from engine.models.autoencoder import autoencoder
 from engine.models.families.diffusers_family import DiffusersFamily
 from engine.models.family import Family
 from engine.models.files.model_source import find_model
 from engine.models.loading.memory_estimate import estimate_bytes
-from engine.models.loading.number_formats import FormatChooser
-from engine.models.quantization.choice import PartQuantization
+from engine.models.loading.pipeline_loader import FormatChooser
+from engine.models.quantization import PartQuantization
 from engine.output.decode_worker import DecodeWorker
 
 
@@ -62,7 +62,7 @@ def _fix_decode_memory(free_bytes: int) -> None:
     def return_free_bytes(device: torch.device) -> int:
         return free_bytes
 
-    tiled_decode.memory_for_pictures = return_free_bytes
+    autoencoder.memory_for_pictures = return_free_bytes
 
 
 def _use_reference(family: Family, reference: dict[str, Any]) -> tuple[tuple[ReferenceImage, ...], dict[str, bytes]]:

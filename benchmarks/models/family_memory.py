@@ -27,7 +27,7 @@ from engine.device.memory import choose_device
 from engine.models.family import HasFormats
 from engine.models.files.model_source import find_model
 from engine.models.loading.memory_estimate import estimate_bytes
-from engine.models.loading.number_formats import FormatChooser
+from engine.models.loading.pipeline_loader import FormatChooser
 
 GOAL = "0.9 to 1.1"
 # of the picture that is drawn first: some weights are read from the files only then

@@ -31,7 +31,7 @@ from engine.device.memory import choose_device
 from engine.models.family import HasFormats
 from engine.models.files.model_source import find_model
 from engine.models.loading.memory_estimate import estimate_weights
-from engine.models.loading.number_formats import LARGE_PARAMETERS, FormatChooser
+from engine.models.loading.pipeline_loader import LARGE_PARAMETERS, FormatChooser
 from engine.process.system import trim_heap
 
 SAMPLED_OPERATORS = ("linear", "addmm", "mm", "conv2d", "convolution", "embedding")  # those that read large weights

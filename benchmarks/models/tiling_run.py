@@ -21,7 +21,7 @@ import torch
 from benchmarks.models.diffusers_run import print_output_line, read_memory, synchronize_gpu
 from benchmarks.models.memory_run import reset_peak_memory
 from engine.device.memory import choose_device
-from engine.models.autoencoder import tiled_decode
+from engine.models.autoencoder import autoencoder
 from engine.models.autoencoder.autoencoder import avoid_overflow
 from engine.models.network.network_copies import detach_from_file
 
@@ -33,11 +33,11 @@ def main(run_spec: dict[str, Any]) -> None:
         run_spec["folder"], subfolder="vae", dtype=getattr(torch, run_spec["dtype"])
     )
     vae = detach_from_file(vae.to(device))
-    factor = tiled_decode.get_pixels_per_latent(vae)
+    factor = autoencoder.get_pixels_per_latent(vae)
     side = run_spec["side"]
     pixels = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0)).to(device, vae.dtype) * 2 - 1
-    tiled_decode.TILE = tile
-    tiled_decode.OVERLAP = tile // 4
+    autoencoder.TILE = tile
+    autoencoder.OVERLAP = tile // 4
 
     def decode(part: torch.Tensor) -> torch.Tensor:
         return vae.decode(part, return_dict=False)[0].float()
@@ -50,15 +50,15 @@ def main(run_spec: dict[str, Any]) -> None:
         encode(pixels[..., :tile, :tile])  # builds the kernels
         latents = _measure(
             "encode",
-            tiled_decode.estimate_encode_bytes(vae, pixels),
+            autoencoder.estimate_encode_bytes(vae, pixels),
             lambda: encode(pixels),
-            lambda: tiled_decode.encode_tiles(encode, pixels, factor),
+            lambda: autoencoder.encode_tiles(encode, pixels, factor),
         ).to(vae.dtype)
         _measure(
             "decode",
-            tiled_decode.estimate_decode_bytes(vae, latents),
+            autoencoder.estimate_decode_bytes(vae, latents),
             lambda: decode(latents),
-            lambda: tiled_decode.decode_tiles(decode, latents, factor),
+            lambda: autoencoder.decode_tiles(decode, latents, factor),
         )
 
 

@@ -147,9 +147,7 @@ class Leader:
         store.ends_term_on_close = True  # not earlier: a bot that follows at once would not know of the old leader
 
     async def _read_free_term(self, store: Store) -> LeaderTerm:
-        """Return the newest term if its holder no longer leads. Raises `DatabaseUnavailable`, and `UserError` if it
-        still leads.
-        """
+        """Return the newest term. Raises `DatabaseUnavailable`, and `UserError` if its holder still leads."""
         newest = await store.query(leader_terms.read_newest_term)
         if not (newest.is_ended or newest.holder in self._earlier_holders) and await is_leader_alive(store):
             name = f" ({newest.holder})" if newest.holder else ""

@@ -110,9 +110,7 @@ class Metrics:
         self._requeues.labels("reclaimed").inc()
 
     def observe_first_preview(self, record: JobRecord, now: float) -> None:
-        """Observe the time to a job's first preview. Skips jobs older than this process: their first preview may be
-        long past.
-        """
+        """Observe the time to a job's first preview. An older job than this process may have had it long ago."""
         if record.attempt == 1 and record.created >= self._started_at:
             self._preview_seconds.observe(max(0.0, now - record.created))
 

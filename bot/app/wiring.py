@@ -26,7 +26,6 @@ from bot.app.settings import Settings
 from bot.domain.errors import UserError
 from bot.domain.events import Feed
 from bot.domain.feature import load_parts, merge_rows
-from bot.domain.texts import format_startup
 from bot.jobs.admission import Admission, AdmittingTransaction
 from bot.jobs.attended_requests import AttendedRequests
 from bot.jobs.control import JobControl
@@ -35,11 +34,10 @@ from bot.jobs.drawing import JobService
 from bot.jobs.edits import EditService
 from bot.jobs.history import History
 from bot.jobs.init_images import InitImageLoader, PageAddresses
-from bot.jobs.originals import Originals
 from bot.jobs.preferences import Preferences
-from bot.jobs.retention import OrphanFiles, Retention, RetentionLimits
+from bot.jobs.retention import FileCleanup, OrphanFiles, Retention, RetentionLimits
 from bot.jobs.steering import SteeringService
-from bot.jobs.variations import UploadUpscaler, VariationService
+from bot.jobs.variations import VariationService
 from bot.jobs.views import Deliveries, JobViews
 from bot.jobs.word_filter import WordFilter
 from bot.pictures.film_cache import FILMS, FilmCache
@@ -108,7 +106,7 @@ class App:
             "moderation-sweep": self.services.moderation.run_sweeps(),
             "retention": self.retention.run(),
             "orphan-files": self.orphan_files.run(),
-            "data-deletion": self.services.data_deletion.run(),
+            "data-deletion": self.services.get(DataDeletion).run(),
         }
         return merge_rows(tasks, {name: run() for name, run in self.feature_tasks.items()})
 
@@ -214,8 +212,9 @@ async def _open_features(app: App) -> AsyncGenerator[App]:
         modules = (await asyncio.to_thread(load_parts, "service")).values()
         running = [await stack.enter_async_context(module.open_service(app)) for module in modules]
         added: dict[type, object] = {type(feature.service): feature.service for feature in running}
+        by_class = {**app.services.by_class, **added}
         tasks = {name: run for feature in running for name, run in feature.tasks.items()}
-        yield replace(app, services=replace(app.services, added=added), feature_tasks=tasks)
+        yield replace(app, services=replace(app.services, by_class=by_class), feature_tasks=tasks)
 
 
 @asynccontextmanager
@@ -252,118 +251,82 @@ def wire_services(
 ) -> Services:
     """Build the services."""
     store = core.store
-    bus = core.bus
     clock = core.clock
     catalog = queue.catalog
     limits = core.settings.limits
-    job_views = JobViews(store, queue.active_jobs, queue.forecast, limits=limits, clock=clock)
-    ladder_decoder = LadderDecoder(bus.decode, core.live_workers, core.worker_decoder)
+    active_jobs = queue.active_jobs
+    job_views = JobViews(store, active_jobs, queue.forecast, limits=limits, clock=clock)
+    ladder_decoder = LadderDecoder(core.bus.decode, core.live_workers, core.worker_decoder)
     films = FilmCache(core.settings.data / FILMS)
     gallery = Gallery(store, core.picture_store, ladder_decoder.decode, films, clock=clock)
     loader = InitImageLoader(store, core.picture_store, gallery, job_views, upload_decoder, fetch_upload)
     preferences = Preferences(store)
+    aliases = preferences.load_flag_aliases
     page_addresses = PageAddresses()
     word_filter = WordFilter(store, filter_thread, limits=limits, clock=clock)
-    admission = _wire_admission(core, queue, job_views, word_filter, loader)
-    originals = Originals(catalog, job_views, gallery)
-    rule_admin = RuleAdmin(store, queue.canceller.cancel, limits=limits, clock=clock)
-    aliases = preferences.load_flag_aliases
-    jobs = JobService(
-        catalog, admission, loader, aliases, rule_admin.effective_rules, page_addresses, core.style_guides
-    )
-    job_control = JobControl(bus, queue.active_jobs, job_views, queue.canceller, clock=clock)
-    front_end, moderation, data_deletion = _wire_deletion(core, queue, rule_admin, films)
-    return Services(
-        jobs=jobs,
-        job_control=job_control,
-        variations=VariationService(catalog, job_views, gallery, loader, aliases, originals, admission),
-        edits=EditService(catalog, gallery, admission, loader, aliases, originals),
-        init_image_loader=loader,
-        upload_upscaler=UploadUpscaler(catalog, admission, loader),
-        model_choices=ModelChoices(store),
-        job_views=job_views,
-        gallery=gallery,
-        catalog=catalog,
-        feed=core.feed,
-        live_workers=core.live_workers,
-        startup_notice=lambda: format_startup(bus.get_startup_progress()),
-        page_addresses=page_addresses,
-        attended_requests=AttendedRequests(jobs, job_control, job_views, gallery, core.feed),
-        preferences=preferences,
-        front_end=front_end,
-        deliveries=Deliveries(store, job_views, clock=clock),
-        rule_admin=rule_admin,
-        word_filter=word_filter,
-        worker_decoder=core.worker_decoder,
-        picture_review=PictureReview(store, job_views, gallery, clock=clock),
-        history=History(store, job_views),
-        moderation=moderation,
-        data_deletion=data_deletion,
-        sessions=Sessions(store, clock=clock),
-        steering=_wire_steering(core, queue, job_views, word_filter),
-        api_keys=ApiKeys(store, clock=clock),
-    )
-
-
-def _wire_admission(
-    core: Core, queue: Queue, job_views: JobViews, word_filter: WordFilter, loader: InitImageLoader
-) -> Admission:
-    settings = core.settings
-    return Admission(
-        AdmittingTransaction(core.store, job_views, core.live_workers, settings.limits),
+    admission = Admission(
+        AdmittingTransaction(store, job_views, core.live_workers, limits),
         job_views,
         word_filter,
         LoadCosts(queue.forecast.estimate_load),
         loader,
-        max_age=settings.max_job_age,
+        max_age=core.settings.max_job_age,
         on_admitted=queue.dispatcher.wake,
-        clock=core.clock,
+        clock=clock,
     )
-
-
-def _wire_steering(core: Core, queue: Queue, job_views: JobViews, word_filter: WordFilter) -> SteeringService:
-    return SteeringService(
-        core.store,
-        job_views,
-        word_filter,
-        queue.catalog,
-        queue.active_jobs,
-        queue.amendment_sender,
-        limits=core.settings.limits,
-        clock=core.clock,
-    )
-
-
-def _wire_deletion(
-    core: Core, queue: Queue, rule_admin: RuleAdmin, films: FilmCache
-) -> tuple[FrontEndActions, Moderation, DataDeletion]:
-    """Build what deletes pictures and posts reports, and the actions that it asks of a front end."""
+    shared = (catalog, job_views, gallery, loader, aliases, admission)
+    rule_admin = RuleAdmin(store, queue.canceller.cancel, limits=limits, clock=clock)
+    rules = rule_admin.effective_rules
+    jobs = JobService(catalog, admission, loader, aliases, rules, page_addresses, core.style_guides)
+    job_control = JobControl(core.bus, active_jobs, job_views, queue.canceller, clock=clock)
     front_end = FrontEndActions()
 
     async def drop_copies(hashes: Collection[str]) -> None:
         await films.forget(hashes)
         await queue.blobs.drop(hashes)
 
-    moderation = Moderation(
-        core.store,
-        core.picture_store,
-        queue.canceller,
-        core.feed,
-        rule_admin.effective_rules,
+    remove_files = FileCleanup(store, core.picture_store, drop_copies)
+    added = (
+        AttendedRequests(jobs, job_control, job_views, gallery, core.feed),
+        DataDeletion(
+            store,
+            queue.canceller.cancel,
+            remove_files,
+            core.feed,
+            front_end,
+            waits_for_discord=core.settings.discord_token is not None,
+            clock=clock,
+        ),
+        PictureReview(store, job_views, gallery, clock=clock),
+        Sessions(store, clock=clock),
+        ApiKeys(store, clock=clock),
+        ModelChoices(store),
+        core.worker_decoder,
+        loader,
+        page_addresses,
+        word_filter,
         front_end,
-        drop_copies=drop_copies,
-        clock=core.clock,
     )
-    data_deletion = DataDeletion(
-        core.store,
-        queue.canceller.cancel,
-        moderation.remove_files,
-        core.feed,
-        front_end,
-        waits_for_discord=core.settings.discord_token is not None,
-        clock=core.clock,
+    return Services(
+        jobs=jobs,
+        job_control=job_control,
+        variations=VariationService(*shared),
+        edits=EditService(*shared),
+        steering=SteeringService(
+            store, job_views, word_filter, catalog, active_jobs, queue.amendment_sender, limits=limits, clock=clock
+        ),
+        job_views=job_views,
+        gallery=gallery,
+        catalog=catalog,
+        feed=core.feed,
+        live_workers=core.live_workers,
+        deliveries=Deliveries(store, job_views, clock=clock),
+        preferences=preferences,
+        rule_admin=rule_admin,
+        history=History(store, job_views),
+        moderation=Moderation(store, queue.canceller, core.feed, rules, front_end, remove_files, clock=clock),
+        by_class={type(each): each for each in added},
     )
-    return front_end, moderation, data_deletion
 
 
 def read_model_choices(data: Path) -> ModelSettingsFile:

@@ -8,34 +8,23 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bot.cli.options import AsJson, Data
+from bot.cli.options import AsJson, Data, format_minute
 from bot.domain.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from bot.app.settings import Settings
     from bot.policy.limits import Limits
     from bot.store import Store
     from bot.store.members.api_keys import ApiKey
 
 BUDGET_SETTINGS = {"day": "cost_day", "month": "cost_month"}
 MAX_SECONDS = 3653 * 86_400
-
-
-@dataclass(frozen=True)
-class _NewKey:
-    """A key with its secret. `budgets`: setting → the effective value. `notes`: of features, on an older such key."""
-
-    key: ApiKey
-    secret: str
-    budgets: dict[str, str]
-    notes: list[str]
 
 
 def api_key(
@@ -56,42 +45,19 @@ def api_key(
     settings = load_store_settings(data)
     if list_keys:
         typer.echo(_format_list(run_with_store(settings.database, _list_keys), as_json))
-    elif revoke:
+        return
+    if revoke:
         notes = run_with_store(settings.database, lambda store: _revoke_key(store, name))
-        typer.echo(_format_revoked(name, notes, as_json))
-    else:
-        typer.echo(_create_key(settings, name, _split_names(scopes), budget, expires, as_json))
-
-
-def _create_key(
-    settings: Settings, name: str, scopes: Collection[str], budget: str, expires: str, as_json: bool
-) -> str:
-    from bot.cli.store_session import run_with_store
-
+        revoked = {"name": name, "revoked": True, "notes": notes}
+        typer.echo(json.dumps(revoked) if as_json else "\n\n".join([f"The key {name} is revoked.", *notes]))
+        return
+    scope_names = [scope.strip() for scope in scopes.split(",") if scope.strip()]
     rule = _parse_budget(budget)
     seconds = parse_time("--expires", expires)
-    new_key = run_with_store(
-        settings.database, lambda store: _write_key(store, settings.limits, name, scopes, rule, seconds)
+    key, new = run_with_store(
+        settings.database, lambda store: _write_key(store, settings.limits, name, scope_names, rule, seconds)
     )
-    key = new_key.key
-    secret = new_key.secret
-    budgets = new_key.budgets
-    if as_json:
-        return json.dumps(_to_dict(key) | {"key": secret, "budgets": budgets, "notes": new_key.notes}, indent=1)
-    until = "" if key.expires is None else f" until {_format_day(key.expires)}"
-    budget_note = (
-        f"Its device time: {budgets['cost_day']} a day, {budgets['cost_month']} a month. "
-        f"`darkroom rules explain {key.member}` says why."
-    )
-    return "\n\n".join(
-        [
-            f"The key {name}, for {', '.join(sorted(key.scopes))}{until}. It is shown only now, and stored nowhere:",
-            f"  {secret}",
-            "Programs send it as `Authorization: Bearer KEY`, or as the password of `Basic`, with any user name.",
-            budget_note,
-            *new_key.notes,
-        ]
-    )
+    typer.echo(json.dumps(_to_dict(key) | new, indent=1) if as_json else _format_new(key, **new))
 
 
 async def _write_key(
@@ -101,12 +67,13 @@ async def _write_key(
     scopes: Collection[str],
     rule: tuple[str, str] | None,
     seconds: float | None,
-) -> _NewKey:
+) -> tuple[ApiKey, dict[str, Any]]:
     """Set the budget, then add the key: at no moment is it without one.
 
-    An older key of its name may have left budgets, which still hold, and what its features say of it.
+    Return the key with its secret, its effective budgets by setting, and what features say of an older key of its name.
+    Such a key may have left budgets, which still hold.
     """
-    from bot.cli.rules.commands import operator_member, refuse_cancel
+    from bot.cli.rules import operator_member, refuse_cancel
     from bot.domain.dto import Member
     from bot.services.api_keys import ApiKeys
     from bot.services.rule_admin import RuleAdmin
@@ -124,7 +91,22 @@ async def _write_key(
         for setting in BUDGET_SETTINGS.values()
         for explanation in await rule_admin.explain(GUILD, member, setting)
     }
-    return _NewKey(key, secret, budgets, await keys.list_notes(name))
+    return key, {"key": secret, "budgets": budgets, "notes": await keys.list_notes(name)}
+
+
+def _format_new(api_key: ApiKey, key: str, budgets: dict[str, str], notes: list[str]) -> str:
+    until = "" if api_key.expires is None else f" until {_format_day(api_key.expires)}"
+    scopes = ", ".join(sorted(api_key.scopes))
+    device_time = f"Its device time: {budgets['cost_day']} a day, {budgets['cost_month']} a month."
+    return "\n\n".join(
+        [
+            f"The key {api_key.name}, for {scopes}{until}. It is shown only now, and stored nowhere:",
+            f"  {key}",
+            "Programs send it as `Authorization: Bearer KEY`, or as the password of `Basic`, with any user name.",
+            f"{device_time} `darkroom rules explain {api_key.member}` says why.",
+            *notes,
+        ]
+    )
 
 
 async def _list_keys(store: Store) -> list[ApiKey]:
@@ -140,16 +122,6 @@ async def _revoke_key(store: Store, name: str) -> list[str]:
     keys = ApiKeys(store, clock=time.time)
     await keys.revoke(name)
     return await keys.list_notes(name)
-
-
-def _format_revoked(name: str, notes: list[str], as_json: bool) -> str:
-    if as_json:
-        return json.dumps({"name": name, "revoked": True, "notes": notes})
-    return "\n\n".join([f"The key {name} is revoked.", *notes])
-
-
-def _split_names(names: str) -> list[str]:
-    return [name for name in (part.strip() for part in names.split(",")) if name]
 
 
 def _parse_budget(text: str) -> tuple[str, str] | None:
@@ -177,30 +149,19 @@ def parse_time(option: str, text: str) -> float | None:
 def _format_list(keys: list[ApiKey], as_json: bool) -> str:
     if as_json:
         return json.dumps([_to_dict(key) for key in keys], indent=1)
-    if not keys:
-        return "No program has a key."
-    heads = _format_row("name", "may", "made", "last used", "state")
-    return "\n".join([heads, *(_format_key(key) for key in keys)])
-
-
-def _format_key(key: ApiKey) -> str:
-    used = "never" if key.used is None else _format_minute(key.used)
-    state = "valid" if key.expires is None else f"until {_format_day(key.expires)}"
-    if not key.is_valid(time.time()):
-        state = "expired" if key.revoked is None else f"revoked {_format_day(key.revoked)}"
-    return _format_row(key.name, ",".join(sorted(key.scopes)), _format_minute(key.issued), used, state)
-
-
-def _format_row(name: str, scopes: str, issued: str, used: str, state: str) -> str:
-    return f"{name:24}  {scopes:21}  {issued:16}  {used:16}  {state}"
-
-
-def _format_minute(at: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M", time.localtime(at))
+    rows = [("name", "may", "made", "last used", "state")]
+    for key in keys:
+        used = "never" if key.used is None else format_minute(key.used)
+        state = "valid" if key.expires is None else f"until {_format_day(key.expires)}"
+        if not key.is_valid(time.time()):
+            state = "expired" if key.revoked is None else f"revoked {_format_day(key.revoked)}"
+        rows.append((key.name, ",".join(sorted(key.scopes)), format_minute(key.issued), used, state))
+    lines = (f"{name:24}  {scopes:21}  {issued:16}  {used:16}  {state}" for name, scopes, issued, used, state in rows)
+    return "\n".join(lines) if keys else "No program has a key."
 
 
 def _format_day(at: float) -> str:
-    return time.strftime("%Y-%m-%d", time.localtime(at))
+    return format_minute(at).partition(" ")[0]
 
 
 def _to_dict(key: ApiKey) -> dict[str, Any]:

@@ -5,11 +5,13 @@ Each check is a function from the settings to one `Finding`. None of them change
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -96,23 +98,15 @@ def check_disk(data: Path) -> Finding:
     existing_folder = next(folder for folder in (data, *data.parents) if folder.exists())
     free_bytes = shutil.disk_usage(existing_folder).free
     summary = f"{free_bytes / 1024**3:.1f} GiB free in {data}"
-    if not _is_writable(existing_folder):
+    if not existing_folder.is_dir() or not os.access(existing_folder, os.W_OK | os.X_OK):
         return Finding("disk", False, f"{existing_folder} cannot be written", "Name another folder with DARKROOM_DATA.")
     if free_bytes < MIN_FREE_BYTES:
         return Finding("disk", False, summary, "Make room, or name another folder with DARKROOM_DATA.")
     return Finding("disk", True, summary)
 
 
-def _is_writable(folder: Path) -> bool:
-    import os
-
-    return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
-
-
 def check_database(settings: Settings) -> Finding:
     """Check which database keeps the jobs, and that it answers."""
-    import asyncio
-
     from bot.store import DatabaseUnavailable
     from bot.store.ping import check_database
 
@@ -125,8 +119,6 @@ def check_database(settings: Settings) -> Finding:
 
 def check_chatroom_port(settings: Settings) -> Finding:
     """Check the chatroom's port: free, or held by our own `up`."""
-    import asyncio
-
     from bot.cli.imagine.http_client import is_darkroom_running
 
     instance = find_instance(settings.data)
@@ -141,8 +133,6 @@ def check_chatroom_port(settings: Settings) -> Finding:
 
 def check_discord(settings: Settings) -> Finding:
     """Ask Discord whom the token belongs to. No token is fine: the chatroom works without."""
-    import asyncio
-
     if settings.discord_token is None or not settings.discord_token.get_secret_value():
         return Finding("discord", True, "no token", "DISCORD_TOKEN=… connects it; the chatroom works without.")
     return asyncio.run(_check_token(str(settings.discord_api), settings.discord_token.get_secret_value()))
@@ -170,26 +160,20 @@ async def _check_token(api: str, token: str) -> Finding:
 
 def check_workers(settings: Settings) -> Iterator[Finding]:
     """Report what the running bot refused of its workers; report nothing if no bot runs."""
-    import asyncio
+    from bot.cli.imagine.http_client import ask_running
 
-    from bot.cli.imagine.http_client import fetch_refusals, is_darkroom_running
-    from bot.web.auth import terminal_key
-
-    instance = find_instance(settings.data)
-    if instance is None or not asyncio.run(is_darkroom_running(instance.url)):
+    answer = asyncio.run(ask_running(settings.data, "/api/rejections"))
+    if answer is None:
         return
-    refusals = asyncio.run(fetch_refusals(instance.url, terminal_key(settings.data)))
-    if refusals is None:
-        return
+    refusals = answer["rejections"]
     if not refusals:
         yield Finding("workers", True, "no message from them was refused in the last minute")
     remedy = "Update or repair that worker; the bot's log has the message too."
-    for sender, reason in refusals[:MAX_REFUSED_LINES]:
-        yield Finding("workers", False, escape(f"{sender}, which this bot refuses: {reason}"), remedy)
-    if len(refusals) > MAX_REFUSED_LINES:
-        yield Finding(
-            "workers", False, f"{len(refusals) - MAX_REFUSED_LINES} more were refused", "The bot's log has them."
-        )
+    for refusal in refusals[:MAX_REFUSED_LINES]:
+        summary = f"{refusal['sender']}, which this bot refuses: {refusal['reason']}"
+        yield Finding("workers", False, escape(summary), remedy)
+    if (more := len(refusals) - MAX_REFUSED_LINES) > 0:
+        yield Finding("workers", False, f"{more} more were refused", "The bot's log has them.")
 
 
 def check_engine(settings: Settings, check: EngineCheck) -> Iterator[Finding]:
@@ -213,8 +197,5 @@ def check_engine(settings: Settings, check: EngineCheck) -> Iterator[Finding]:
 
 def findings_to_json(findings: Sequence[Finding]) -> str:
     """Return the findings as JSON; programs read its keys, so they stay."""
-    rows = [
-        {"name": finding.name, "ok": finding.ok, "says": finding.summary, "mend": finding.remedy}
-        for finding in findings
-    ]
+    rows = [dict(zip(("name", "ok", "says", "mend"), astuple(finding), strict=True)) for finding in findings]
     return json.dumps(rows, indent=1, ensure_ascii=False)

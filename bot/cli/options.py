@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,13 +22,24 @@ Data = Annotated[Path | None, typer.Option(help="Folder of the store and the pic
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print JSON on the standard output, all else on the error output.")
 ]
-
-QUANTIZE_HELP = "Store networks as int8, int4, fp8 or nf4, not at all (none), or as fits (auto; DARKROOM_QUANTIZE)."
-OFFLOAD_HELP = (
-    "Keep off the device but while they run: text encoders (text), also networks (layers), none, or what must be "
-    "(auto; DARKROOM_OFFLOAD)."
-)
-QUANTIZE_TEXT_HELP = "The same for text encoders (DARKROOM_QUANTIZE_TEXT, else auto)."
+QuantizeOption = Annotated[
+    str,
+    typer.Option(
+        metavar="HOW",
+        help="Store networks as int8, int4, fp8 or nf4, not at all (none), or as fits (auto; DARKROOM_QUANTIZE).",
+    ),
+]
+QuantizeTextOption = Annotated[
+    str, typer.Option(metavar="HOW", help="The same for text encoders (DARKROOM_QUANTIZE_TEXT, else auto).")
+]
+OffloadOption = Annotated[
+    str,
+    typer.Option(
+        metavar="WHAT",
+        help="Keep off the device but while they run: text encoders (text), also networks (layers), none, or what must "
+        "be (auto; DARKROOM_OFFLOAD).",
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -45,18 +59,26 @@ class EngineOptions:
 
     def list_arguments(self) -> list[str]:
         """Return them as the engine's command line takes them."""
-        options = {
-            "--memory": self.memory,
-            "--vae": self.vae,
-            "--quantize": self.quantize,
-            "--quantize-text": self.quantize_text,
-            "--offload": self.offload,
-            "--backend": self.backend,
-        }
-        return [part for option, value in options.items() if value for part in (option, value)]
+        values = asdict(self).items()
+        return [part for name, value in values if value for part in (f"--{name.replace('_', '-')}", value)]
 
 
 AS_CONFIGURED = EngineOptions()
+
+
+def list_given(options: Mapping[str, object]) -> dict[str, object]:
+    """Return the options that were typed: no None, no flag that is off, no empty list."""
+    return {name: value for name, value in options.items() if value is not None and value is not False and value != []}
+
+
+def format_minute(at: float) -> str:
+    """Return a time (seconds since 1970) by this machine's clock, as 2026-03-01 17:05."""
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(at))
+
+
+def print_json(value: Any) -> None:
+    """Print a value as indented JSON."""
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
 
 
 def load_engine(settings: Settings, options: EngineOptions = AS_CONFIGURED) -> WorkerSettings:

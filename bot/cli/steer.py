@@ -11,26 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from bot.cli.options import AsJson, Data
+from bot.cli.options import AsJson, Data, list_given
 from bot.domain.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-Job = Annotated[str, typer.Argument(metavar="JOB", help="The job's id, or its beginning.")]
-Say = Annotated[str, typer.Option(metavar="WORDS", help="Add words to the prompt.")]
-Weight = Annotated[float | None, typer.Option(help="Their weight, as a part of their own.")]
-Prompt = Annotated[str | None, typer.Option(metavar="WORDS", help="Replace the prompt; it may have weights and --no.")]
-Weigh = Annotated[
-    list[str] | None, typer.Option(metavar="PART=WEIGHT", help="Weigh a part of the prompt anew, as in 2=0.6.")
-]
-No = Annotated[str | None, typer.Option(metavar="WORDS", help="What to steer away from.")]
-Guidance = Annotated[float | None, typer.Option(help="How closely to follow the prompt, 1 to 30.")]
-Interval = Annotated[str | None, typer.Option(metavar="FROM-TO", help="In which part of the steps guidance holds.")]
-Keep = Annotated[list[int] | None, typer.Option(metavar="N", help="Keep only this picture; repeatable.")]
-Drop = Annotated[list[int] | None, typer.Option(metavar="N", help="Drop this picture; repeatable.")]
-Split = Annotated[str | None, typer.Option(metavar="N:COUNT", help="Go on with a picture as so many, as in 2:3.")]
-Fade = Annotated[int, typer.Option(metavar="STEPS", help="Go over to the new words within so many steps.")]
 
 NOT_RUNNING = "No Darkroom is running on this data folder, so no picture develops."
 ANSWER_SECONDS = 15.0
@@ -38,48 +23,54 @@ POLL_SECONDS = 0.25
 
 
 def steer(
-    job: Job,
-    say: Say = "",
-    weight: Weight = None,
-    prompt: Prompt = None,
-    weigh: Weigh = None,
-    no: No = None,
-    guidance: Guidance = None,
-    interval: Interval = None,
-    keep: Keep = None,
-    drop: Drop = None,
-    split: Split = None,
-    fade: Fade = 0,
+    job: Annotated[str, typer.Argument(metavar="JOB", help="The job's id, or its beginning.")],
+    say: Annotated[str, typer.Option(metavar="WORDS", help="Add words to the prompt.")] = "",
+    weight: Annotated[float | None, typer.Option(help="Their weight, as a part of their own.")] = None,
+    prompt: Annotated[
+        str | None, typer.Option(metavar="WORDS", help="Replace the prompt; it may have weights and --no.")
+    ] = None,
+    weigh: Annotated[
+        list[str] | None, typer.Option(metavar="PART=WEIGHT", help="Weigh a part of the prompt anew, as in 2=0.6.")
+    ] = None,
+    no: Annotated[str | None, typer.Option(metavar="WORDS", help="What to steer away from.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="How closely to follow the prompt, 1 to 30.")] = None,
+    interval: Annotated[
+        str | None, typer.Option(metavar="FROM-TO", help="In which part of the steps guidance holds.")
+    ] = None,
+    keep: Annotated[list[int] | None, typer.Option(metavar="N", help="Keep only this picture; repeatable.")] = None,
+    drop: Annotated[list[int] | None, typer.Option(metavar="N", help="Drop this picture; repeatable.")] = None,
+    split: Annotated[
+        str | None, typer.Option(metavar="N:COUNT", help="Go on with a picture as so many, as in 2:3.")
+    ] = None,
+    fade: Annotated[int, typer.Option(metavar="STEPS", help="Go over to the new words within so many steps.")] = 0,
     as_json: AsJson = False,
     data: Data = None,
 ) -> None:
     """Change a picture while it develops: its words, guidance, or which pictures go on."""
     from bot.app.settings import load_settings
-    from bot.cli.imagine import http_client
+    from bot.cli.imagine.http_client import find_running
     from bot.cli.imagine.result import GenerationError
-    from bot.cli.instance_lock import find_instance
-    from bot.web.auth import terminal_key
 
-    values: dict[str, object] = {
-        "say": say or None,
-        "weight": weight,
-        "prompt": prompt,
-        "weights": parse_weights(weigh or ()) or None,
-        "negative": no,
-        "guidance": guidance,
-        "interval": parse_interval(interval),
-        "keep": keep or None,
-        "drop": drop or None,
-        "split": parse_split(split),
-        "fade": fade or None,
-    }
-    body = {name: value for name, value in values.items() if value is not None}
-    folder = load_settings(data).data
-    instance = find_instance(folder)
-    if instance is None or not asyncio.run(http_client.is_darkroom_running(instance.url)):
+    body = list_given(
+        {
+            "say": say or None,
+            "weight": weight,
+            "prompt": prompt,
+            "weights": parse_weights(weigh or ()) or None,
+            "negative": no,
+            "guidance": guidance,
+            "interval": parse_interval(interval),
+            "keep": keep or None,
+            "drop": drop or None,
+            "split": parse_split(split),
+            "fade": fade or None,
+        }
+    )
+    running = asyncio.run(find_running(load_settings(data).data))
+    if running is None:
         raise UserError(NOT_RUNNING)
     try:
-        answer = asyncio.run(send_changes(instance.url, terminal_key(folder), job, body))
+        answer = asyncio.run(send_changes(*running, job, body))
     except GenerationError as error:
         typer.echo(f"darkroom: {error}", err=True)
         raise typer.Exit(1) from None
@@ -98,15 +89,11 @@ async def send_changes(url: str, key: str, prefix: str, body: dict[str, object])
         changes = (await send_request(session, "POST", f"{path}/amend", body))["amendments"]
         numbers = {change["number"] for change in changes}
         end = asyncio.get_running_loop().time() + ANSWER_SECONDS
-        while _is_waiting(changes) and asyncio.get_running_loop().time() < end:
+        while any(change["state"] == "waiting" for change in changes) and asyncio.get_running_loop().time() < end:
             await asyncio.sleep(POLL_SECONDS)
             known = (await send_request(session, "GET", f"{path}/amendments"))["amendments"]
             changes = [change for change in known if change["number"] in numbers]
     return {"id": job, "changes": changes}
-
-
-def _is_waiting(changes: Sequence[dict[str, Any]]) -> bool:
-    return any(change["state"] == "waiting" for change in changes)
 
 
 def choose_job(prefix: str, jobs: Sequence[dict[str, Any]]) -> str:

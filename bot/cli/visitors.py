@@ -14,16 +14,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bot.cli.options import AsJson, Data
+from bot.cli.options import AsJson, Data, format_minute
 from bot.domain.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from bot.app.settings import Settings
     from bot.store import Store
-    from bot.store.members.sessions import VisitorSession
 
 
 app = typer.Typer(
@@ -46,7 +44,10 @@ def list_visitors(as_json: AsJson = False, data: Data = None) -> None:
         typer.echo(json.dumps([asdict(session) for session in sessions_now], indent=1))
     elif sessions_now:
         typer.echo(_format_row("visitor", "kind", "signed in", "last used", "until"))
-        typer.echo("\n".join(_format_session(session) for session in sessions_now))
+        for session in sessions_now:
+            issued, used, until = map(format_minute, (session.issued, session.used, session.expires))
+            kind = "visitor" if session.kind == "open" else session.kind
+            typer.echo(_format_row(session.visitor, kind, issued, used, until.partition(" ")[0]))
     else:
         typer.echo("Nobody is signed in.")
 
@@ -66,7 +67,8 @@ def revoke(
     if bool(visitors) == everybody:
         raise UserError("Name visitors by their ids, or ask for --all.")
     settings = load_store_settings(data)
-    if everybody and not asyncio.run(_void_invitations(settings.data)):  # first: nobody may use one meanwhile
+    # first: nobody may use one meanwhile
+    if everybody and asyncio.run(_change_invitations("DELETE", settings.data)) is None:
         typer.echo("No bot answers on this machine: one-time addresses of another stay valid until it starts anew.")
     count = run_with_store(settings.database, lambda store: _revoke(store, visitors or []))
     typer.echo(f"{count} {'browser is' if count == 1 else 'browsers are'} signed out.")
@@ -80,7 +82,12 @@ def invite(
     """Print a one-time address of the running bot: it signs one browser in, as the operator."""
     from bot.app.settings import load_settings
 
-    typer.echo(asyncio.run(_invite(load_settings(data), guest)))
+    settings = load_settings(data)
+    answer = asyncio.run(_change_invitations("POST", settings.data, {"for_operator": not guest}))
+    if answer is None:
+        raise UserError(f"No Darkroom runs on {settings.data}: start it with `darkroom up`, which prints an address.")
+    url, reply = answer
+    typer.echo(f"{settings.public_url.rstrip('/') or url}{reply['path']}")
 
 
 async def _revoke(store: Store, id_prefixes: list[str]) -> int:
@@ -101,48 +108,18 @@ def _match_visitor(prefix: str, known_ids: set[str]) -> str:
     return matches[0]
 
 
-async def _invite(settings: Settings, is_guest: bool) -> str:
-    url = await _find_running_url(settings.data)
-    if url is None:
-        raise UserError(f"No Darkroom runs on {settings.data}: start it with `darkroom up`, which prints an address.")
-    reply = await _change_invitations("POST", url, settings.data, {"for_operator": not is_guest})
-    return f"{settings.public_url.rstrip('/') or url}{reply['path']}"
-
-
-async def _void_invitations(folder: Path) -> bool:
-    """Make the running bot's unused one-time addresses worthless. False: none answers here."""
-    url = await _find_running_url(folder)
-    if url is not None:
-        await _change_invitations("DELETE", url, folder)
-    return url is not None
-
-
-async def _find_running_url(folder: Path) -> str | None:
-    from bot.cli.imagine.http_client import is_darkroom_running
-    from bot.cli.instance_lock import find_instance
-
-    instance = find_instance(folder)
-    return instance.url if instance is not None and await is_darkroom_running(instance.url) else None
-
-
 async def _change_invitations(
-    method: str, url: str, folder: Path, body: Mapping[str, object] | None = None
-) -> dict[str, Any]:
-    from bot.cli.imagine.http_client import request_json
+    method: str, folder: Path, body: Mapping[str, object] | None = None
+) -> tuple[str, dict[str, Any]] | None:
+    """Make one-time addresses of the running bot, or void them. Return its address and answer; None: none answers."""
+    from bot.cli.imagine.http_client import find_running, request_json
     from bot.cli.imagine.result import GenerationError
-    from bot.web.auth import terminal_key
 
-    key = await asyncio.to_thread(terminal_key, folder)
+    running = await find_running(folder)
     try:
-        return await request_json(method, url, key, "/api/invitations", body)
+        return running and (running[0], await request_json(method, *running, "/api/invitations", body))
     except GenerationError as error:
         raise UserError(str(error)) from error
-
-
-def _format_session(session: VisitorSession) -> str:
-    issued, used = (time.strftime("%Y-%m-%d %H:%M", time.localtime(at)) for at in (session.issued, session.used))
-    until = time.strftime("%Y-%m-%d", time.localtime(session.expires))
-    return _format_row(session.visitor, "visitor" if session.kind == "open" else session.kind, issued, used, until)
 
 
 def _format_row(visitor: str, kind: str, issued: str, used: str, until: str) -> str:

@@ -10,7 +10,7 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import discord
 from cachetools import TTLCache
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from bot.services import Services
 
 VOICE_WARNINGS = ("warn_nacl", "warn_dave")  # discord.py warns once that voice needs more packages; we use no voice
+
+Interaction: TypeAlias = "discord.Interaction[DarkroomClient]"
 
 
 class ButtonCard(Protocol):

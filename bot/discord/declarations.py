@@ -1,17 +1,19 @@
 """Commands, buttons and menus are declared where they are handled; the lists of all of them are derived.
 
 A command of discord.py carries its row (`extras=declare(…)`). The core's are in `MODULES`, those of a feature in its
-`discord` module, which may have `PREFERENCES` too.
+`discord` module. That may also have `PREFERENCES`, `BUTTONS` under jobs and `REACTIONS` by their emoji. Its
+`extend_progress` and `extend_final` change the cards of jobs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
+import discord
 from discord import app_commands, ui
 
 from bot.domain.feature import load_parts, merge_rows
@@ -31,10 +33,9 @@ MODULES = (
     "bot.discord.commands.context_menus",
     "bot.discord.components.buttons",
     "bot.discord.components.branches",
-    "bot.discord.components.more_menu",
     "bot.discord.components.steering",
     "bot.discord.settings.commands",
-    "bot.discord.settings.moderation_commands",
+    "bot.discord.settings.moderation",
 )
 
 
@@ -106,3 +107,65 @@ def _is_declared(value: object) -> bool:
 
 def _name_first(command: AnyCommand) -> str:
     return command.commands[0].qualified_name if isinstance(command, app_commands.Group) else command.qualified_name
+
+
+if TYPE_CHECKING:
+    from bot.discord.cards.button_layout import Button
+    from bot.discord.cards.job_cards import Card
+    from bot.discord.cards.pictures import PictureFile
+    from bot.discord.components.forms import FormSubmission
+    from bot.domain.dto import JobView, Member
+    from bot.services import Services
+
+    Check = Callable[[Action], Awaitable[None]]  # raises `UserError` if the member may not act on the job
+    Reaction = Callable[[Services, JobView, Member, Check], Awaitable[None]]
+
+
+@dataclass(frozen=True)
+class ButtonDeclaration:
+    """A button under a job. `kind`: letters, the beginning of its id.
+
+    `action`: its row in the table of permissions, asked about the job. `submit`: takes the form that is named as the
+    button. Both functions raise `UserError`.
+    """
+
+    kind: str
+    action: Action
+    press: Callable[[Any, Button, Any], Awaitable[None]]
+    submit: Callable[[Any, FormSubmission, JobView], Awaitable[None]] | None = None
+    style: discord.ButtonStyle = discord.ButtonStyle.secondary
+
+
+@cache
+def load_feature_buttons() -> Mapping[str, ButtonDeclaration]:
+    """Return the buttons of all features by their kind."""
+    return merge_rows({}, *({button.kind: button} for buttons in _list_attributes("BUTTONS") for button in buttons))
+
+
+@cache
+def load_feature_reactions() -> Mapping[str, Reaction]:
+    """Return what features do with reactions to a job's message, by their emoji."""
+    return merge_rows({}, *_list_attributes("REACTIONS"))
+
+
+async def extend_progress(services: Services, view: JobView, card: Card, now: float) -> Card:
+    """Return the card of a developing picture with what features add to it."""
+    for extend in _list_attributes("extend_progress"):
+        card = await extend(services, view, card, now)
+    return card
+
+
+async def extend_final(
+    services: Services, view: JobView, card: Card, limit: int
+) -> tuple[Card, tuple[PictureFile, ...]]:
+    """Return the card of finished pictures with what features add to it, and their files of at most `limit` bytes."""
+    files: tuple[PictureFile, ...] = ()
+    for extend in _list_attributes("extend_final"):
+        card, added = await extend(services, view, card, limit)
+        files += added
+    return card, files
+
+
+def _list_attributes(name: str) -> list[Any]:
+    """Return what is called so in the features' `discord` modules."""
+    return [getattr(module, name) for module in load_parts("discord").values() if hasattr(module, name)]

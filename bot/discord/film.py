@@ -15,20 +15,26 @@ from discord import app_commands
 from discord.app_commands import Choice, Range, locale_str
 
 from bot.discord.cards.job_cards import MAX_ALT, NO_PROMPT
-from bot.discord.checks import reply_on_error, require_permission
 from bot.discord.declarations import declare
 from bot.discord.job_choice import recent_jobs_autocomplete
-from bot.discord.permissions import check_can_attach
-from bot.discord.responses import NO_MENTIONS, destination_of, member_of
+from bot.discord.responses import (
+    NO_MENTIONS,
+    check_can_attach,
+    destination_of,
+    member_of,
+    reply_on_error,
+    require_permission,
+)
 from bot.domain.errors import UserError
 from bot.domain.texts import escape_discord, shorten
+from bot.jobs.word_filter import WordFilter
 from bot.pictures.animation import check_film_format, parse_film_format
 from bot.pictures.gallery import NO_FILM
 from bot.services.moderation.visibility import can_publish
 from engine.contract import MAX_COUNT
 
 if TYPE_CHECKING:
-    from bot.discord.client import DarkroomClient
+    from bot.discord.client import Interaction
     from bot.domain.dto import JobView
     from bot.pictures.animation import FilmFormat
 
@@ -76,7 +82,7 @@ class FilmRequest:
 )
 @app_commands.choices(format=FORMATS, kind=FILM_TYPES)
 async def film(
-    interaction: discord.Interaction[DarkroomClient],
+    interaction: Interaction,
     job: Range[str, 1, 300],
     format: str = "webp",
     kind: str = "developing",
@@ -89,32 +95,26 @@ async def film(
         await send_film(interaction, view, FilmRequest(film_type, parse_film_format(format), picture - 1))
 
 
-@film.autocomplete("job")
-async def suggest_jobs(
-    interaction: discord.Interaction[DarkroomClient], current: str
-) -> list[app_commands.Choice[str]]:
-    return await recent_jobs_autocomplete(_has_film)(interaction, current)
-
-
 def _has_film(view: JobView) -> bool:
     return view.state == "finished" and bool(view.ladder_images) and view.deleted_at is None
 
 
-async def _is_public(interaction: discord.Interaction[DarkroomClient], view: JobView) -> bool:
+film.autocomplete("job")(recent_jobs_autocomplete(_has_film))
+
+
+async def _is_public(interaction: Interaction, view: JobView) -> bool:
     """Return whether everybody here may see the film; False if the rules do not load in time."""
     member = member_of(interaction)
     services = interaction.client.services
     try:
         async with asyncio.timeout(RULES_TIMEOUT):
             rules = await services.rule_admin.effective_rules(member)
-            return await can_publish(view, member, rules, services.word_filter)
+            return await can_publish(view, member, rules, services.get(WordFilter))
     except TimeoutError:
         return False
 
 
-async def send_film(
-    interaction: discord.Interaction[DarkroomClient], view: JobView, request: FilmRequest = FilmRequest()
-) -> None:
+async def send_film(interaction: Interaction, view: JobView, request: FilmRequest = FilmRequest()) -> None:
     """Send the film as the response to a command or a press, ephemeral where the rules do not allow it in public.
 
     Raises `UserError`.
@@ -153,7 +153,7 @@ def _can_make_film(view: JobView, request: FilmRequest) -> bool:
     return _has_film(view)
 
 
-async def _render_film(interaction: discord.Interaction[DarkroomClient], view: JobView, request: FilmRequest) -> bytes:
+async def _render_film(interaction: Interaction, view: JobView, request: FilmRequest) -> bytes:
     gallery = interaction.client.services.gallery
     limit = interaction.filesize_limit - UPLOAD_MARGIN
     async with gallery.wait_turn(member_of(interaction).id):

@@ -14,18 +14,15 @@ import discord
 from discord.app_commands import Choice
 
 from bot.discord.cards.job_cards import NO_PROMPT
-from bot.discord.permissions import with_channel_privacy
-from bot.discord.responses import member_of
+from bot.discord.responses import member_of, with_channel_privacy
 from bot.domain import texts
 from bot.domain.errors import UserError
 from bot.domain.job_states import is_end
 from bot.domain.texts import shorten
 
 if TYPE_CHECKING:
-    from bot.discord.client import DarkroomClient
+    from bot.discord.client import Interaction
     from bot.domain.dto import JobView
-
-    Interaction = discord.Interaction[DarkroomClient]
 
 # Discord's limits: choices, and characters in one
 MAX_CHOICES = 25

@@ -1,7 +1,14 @@
-"""The first response to an interaction, within Discord's three seconds: a card for each job, or a refusal.
+"""From an interaction to its first response: who asks, what they and the bot may do here, and what is shown.
 
-The job service records the job before the response goes out; then its message id is recorded. If that fails or comes
-late, the courier finds the message by itself. Also reads from an interaction who asked, and where the response goes.
+The first response goes out within Discord's three seconds: a card for each job, or a refusal. The job service records
+the job before; then its message id is recorded. If that fails or comes late, the courier finds the message by itself.
+
+The interaction's token edits a response for fifteen minutes, whatever the bot's permissions are; only its picture needs
+one. Later edits, and every new message, need the bot's own permissions. Slow mode does not limit bots.
+
+Jobs of channels that a member cannot see count as private ones for them. A public thread counts as its channel. Jobs of
+a private thread are for those who act inside it: Discord tells the bot no members of a thread. Nobody knows who saw a
+deleted channel: its jobs are for admins.
 """
 
 from __future__ import annotations
@@ -9,28 +16,29 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from logging import Logger
+from typing import TYPE_CHECKING, Protocol
+from urllib.parse import quote
 
 import discord
 
 from bot.discord.cards import job_cards
-from bot.discord.cards.job_cards import message_link
-from bot.discord.permissions import (
-    can_see_channel,
-    check_can_attach,
-    guild_permissions,
-    permission_warning,
-    private_thread_of,
-)
+from bot.discord.cards.job_cards import LONG_JOB_SECONDS, message_link
 from bot.domain.dto import AcceptedJob, Destination, Member
 from bot.domain.errors import UserError
+from bot.domain.texts import format_duration
+from bot.jobs.init_images import RemoteFile
+from bot.pictures.uploads.upload_decoder import MAX_UPLOAD_BYTES
+from bot.policy.limits import too_often
+from bot.policy.permissions import PRIVATE_JOB, Action, forbidden_reason, job_ref
 
 if TYPE_CHECKING:
-    from bot.discord.client import DarkroomClient
-
-    Interaction = discord.Interaction[DarkroomClient]
+    from bot.discord.client import Interaction
+    from bot.domain.dto import JobView
 
 log = logging.getLogger(__name__)
 JobSubmitter = Callable[[Member, Destination], Awaitable[Sequence[AcceptedJob]]]
@@ -221,3 +229,181 @@ async def send_ephemeral(interaction: Interaction, text: str) -> None:
     await interaction.edit_original_response(content="…", allowed_mentions=NO_MENTIONS)
     await interaction.followup.send(text, ephemeral=True, allowed_mentions=NO_MENTIONS)
     await interaction.delete_original_response()
+
+
+PERMISSIONS_AFTER_TOKEN = {  # needed once the token has expired or its message is gone; the values are Discord's names
+    "view_channel": "View Channel",
+    "send_messages": "Send Messages",
+    "read_message_history": "Read Message History",
+}
+SEND_IN_THREADS = "Send Messages in Threads"  # replaces Send Messages
+
+
+def check_can_attach(interaction: Interaction) -> None:
+    """Raise `UserError` (403) if the bot may not attach pictures here."""
+    if interaction.guild_id is not None and not interaction.app_permissions.attach_files:
+        raise UserError("I may not show pictures here: I need the permission Attach Files in this channel.", 403)
+
+
+def permission_warning(interaction: Interaction, eta: float | None, token_seconds: float) -> str:
+    """Return what will not work here for a job that ends in `eta` seconds (None: unknown); empty if all will.
+
+    `token_seconds`: for how many seconds the response can be edited without any permission.
+    """
+    missing_names = missing_permissions(interaction)
+    if not missing_names or (eta is not None and eta < LONG_JOB_SECONDS):
+        return ""
+    *first_names, last_name = missing_names
+    names = f"{', '.join(first_names)} and {last_name}" if first_names else last_name
+    return (
+        f"I lack {names} here: I cannot ping you when it is done, and a job that takes longer than "
+        f"{format_duration(token_seconds)} comes to you as a direct message instead."
+    )
+
+
+def missing_permissions(interaction: Interaction) -> list[str]:
+    """Return the permissions that the bot lacks here for later, as Discord names them."""
+    if interaction.guild_id is None:
+        return []
+    app_permissions = interaction.app_permissions
+    channel = interaction.channel
+    in_thread = isinstance(channel, discord.Thread)
+    required_permissions = dict(PERMISSIONS_AFTER_TOKEN)
+    if in_thread:
+        del required_permissions["send_messages"]
+        required_permissions["send_messages_in_threads"] = SEND_IN_THREADS
+        if channel.locked:
+            required_permissions["manage_threads"] = "Manage Threads (this one is locked)"
+    return [title for name, title in required_permissions.items() if not getattr(app_permissions, name)]
+
+
+def guild_permissions(user: discord.abc.User) -> discord.Permissions:
+    """Return a member's permissions in their server; none in direct conversations, or if its roles are not cached."""
+    if not isinstance(user, discord.Member) or user.guild.get_role(user.guild.id) is None:
+        return discord.Permissions.none()
+    return user.guild_permissions
+
+
+CHANNEL_HIDDEN = "That job belongs to a channel that you cannot see."
+THREAD_HIDDEN = "That job belongs to a private thread: only its members may use it, and only there."
+
+
+def can_see_channel(user: discord.abc.User, channel: str) -> bool:
+    """Return whether a member can view a channel of their server, as far as its channels are cached."""
+    if not isinstance(user, discord.Member) or not channel.isdecimal():
+        return True  # a direct conversation, or a job whose interaction named no channel
+    guild_channel = user.guild.get_channel_or_thread(int(channel))
+    try:
+        return (
+            user.guild_permissions.administrator
+            if guild_channel is None
+            else guild_channel.permissions_for(user).view_channel
+        )
+    except discord.ClientException:  # a thread whose channel is not cached
+        return False
+
+
+def private_thread_of(channel: object) -> str:
+    """Return the id of a private thread; empty for every other channel."""
+    return str(channel.id) if isinstance(channel, discord.Thread) and channel.is_private() else ""
+
+
+def with_channel_privacy(view: JobView, member: Member) -> JobView:
+    """Return the job as this member may see it: private if they cannot see its channel or thread, unless it is theirs.
+
+    Another check refuses jobs of other servers.
+    """
+    if (
+        view.is_private
+        or view.member_id == member.id
+        or view.guild != member.guild
+        or member.can_see_place(view.channel, view.thread)
+    ):
+        return view
+    return replace(view, is_private=True)
+
+
+def refusal_reason(reason: str, view: JobView | None) -> str:
+    """Return the sentence for a refusal about a job that `with_channel_privacy` may have made private."""
+    if reason != PRIVATE_JOB or view is None or view.is_private:
+        return reason
+    return THREAD_HIDDEN if view.thread else CHANNEL_HIDDEN
+
+
+CHARGED = "charged"  # in an interaction's extras: its member's rate has paid for it
+# They make jobs, or cost as much: the services check the rules.
+SELF_CHECKED_ACTIONS: tuple[Action, ...] = ("imagine", "blend", "describe", "reproduce")
+
+
+def check_rate(interaction: Interaction, action: Action) -> None:
+    """Charge the interaction to its member's rate, once. Raises `UserError` (429)."""
+    if interaction.extras.get(CHARGED):
+        return
+    if wait_seconds := interaction.client.token_buckets.take(f"discord:{interaction.user.id}", action):
+        raise too_often(wait_seconds)
+    interaction.extras[CHARGED] = True
+
+
+async def require_permission(interaction: Interaction, action: Action, view: JobView | None = None) -> Member:
+    """Return the member if they may do this (to this job), so soon. Raises `UserError` (403 or 429)."""
+    check_rate(interaction, action)
+    member = member_of(interaction)
+    subject = None if view is None else job_ref(with_channel_privacy(view, member))
+    if reason := forbidden_reason(action, member, subject, in_direct_message=interaction.guild_id is None):
+        raise UserError(refusal_reason(reason, view), 403)
+    if action not in SELF_CHECKED_ACTIONS:
+        await interaction.client.services.rule_admin.check_command(member, action)
+    return member
+
+
+@asynccontextmanager
+async def reply_on_error(interaction: Interaction) -> AsyncGenerator[None]:
+    """Catch a `UserError` from the body and show it to the member only."""
+    try:
+        yield
+    except UserError as error:
+        await send_refusal(interaction, error.sentence)
+
+
+@asynccontextmanager
+async def report_errors(interaction: Interaction, log: Logger, message: str, *args: object) -> AsyncGenerator[None]:
+    """As `reply_on_error`; also log any other error of the body and apologise: discord.py would not respond."""
+    try:
+        async with reply_on_error(interaction):
+            yield
+    except Exception:
+        log.exception(message, *args)
+        await send_error(interaction)
+
+
+MAX_FILE_BYTES = MAX_UPLOAD_BYTES  # bytes of one picture
+DOWNLOAD_FAILED = "Discord did not let me download {}. Please send it again."
+
+
+class DiscordFile(Protocol):
+    """Discord's description of a file: size in bytes and address."""
+
+    @property
+    def url(self) -> str: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def filename(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class UploadedFile:
+    """A file from a submitted form."""
+
+    url: str
+    size: int
+    filename: str
+
+
+def to_remote_file(file: DiscordFile) -> RemoteFile:
+    """Return a reference that the services fetch later. Raises `UserError` (413) for a file that is too large."""
+    if file.size > MAX_FILE_BYTES:
+        text = f"{file.filename[:60]} has {file.size / 2**20:.1f} MiB, and the limit is {MAX_FILE_BYTES // 2**20} MiB."
+        raise UserError(text, 413)
+    ascii_url = "".join(letter if letter.isascii() else quote(letter) for letter in file.url)  # as HTTP sends it
+    return RemoteFile(ascii_url, file.size, DOWNLOAD_FAILED.format(file.filename[:60] or "the file"))

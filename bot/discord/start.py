@@ -21,7 +21,7 @@ from discord.http import Route
 from bot.discord.client import ButtonCard, DarkroomClient
 from bot.discord.commands import context_menus
 from bot.discord.commands.command_tree import CommandTranslator, DarkroomCommandTree
-from bot.discord.components import reports
+from bot.discord.components import review_buttons
 from bot.discord.components.buttons import build_view, handle_job_form
 from bot.discord.components.deletion import delete_message
 from bot.discord.components.reactions import Reactions
@@ -29,9 +29,9 @@ from bot.discord.declarations import list_commands, list_dynamic_items
 from bot.discord.delivery.courier import Courier, EditContent, RequestCounter, count_nothing
 from bot.discord.delivery.discord_api import MessageClient, trace_rate_limits
 from bot.discord.delivery.edit_policy import EditPolicy
-from bot.discord.settings import HANDLERS
 from bot.discord.settings.responses import dispatch_press
 from bot.domain.concurrency import race
+from bot.services.front_end_actions import FrontEndActions
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -68,8 +68,8 @@ class RunningClient(DarkroomClient):
 
     async def setup_hook(self) -> None:
         self.add_dynamic_items(*list_dynamic_items())
-        self.services.front_end.connect(
-            post_report=partial(reports.post_report, self),
+        self.services.get(FrontEndActions).connect(
+            post_report=partial(review_buttons.post_report, self),
             delete_message=partial(delete_message, self, raise_unreachable=True),
         )
         self.operator_ids = operator_ids_of(await self.application_info())
@@ -84,7 +84,9 @@ class RunningClient(DarkroomClient):
 
     async def on_interaction(self, interaction: discord.Interaction[Any]) -> None:
         """Handle settings cards and forms, which keep no state here: their custom ids identify them."""
-        await dispatch_press(interaction, HANDLERS)
+        if interaction.type not in (discord.InteractionType.component, discord.InteractionType.modal_submit):
+            return
+        await dispatch_press(interaction)
         await handle_job_form(interaction)
         await context_menus.handle_prompt_form(interaction)
 

@@ -6,7 +6,7 @@ name and loads where it needs them, so the shell starts without SQL and HTTP:
 - `store`: its SQL tables and its SQL, with functions that the core calls inside a transaction (`load_hooks`).
 - `settings`: `SETTINGS`, the class of what its operator sets (`bot.app.settings`).
 - `service`: `open_service`, an async context manager over the wired application that yields a `RunningFeature`.
-- `discord`: its commands, lasting buttons and more (`bot.discord.declarations`, `bot.discord.extension`). `cli`:
+- `discord`: its commands, lasting buttons and more (`bot.discord.declarations`). `cli`:
   `COMMANDS`, its shell commands by name, with `CONTEXT_SETTINGS`.
 - `web`: `ROUTES`, and what its addresses need (`bot.web.routes`).
 

@@ -141,7 +141,7 @@ def drop_one_time_notes(notes: Sequence[str]) -> tuple[str, ...]:
 
 
 def format_cost(count: int, cost: float) -> str:
-    """Say what was queued and what it costs, in device-seconds as in `engine.contract.cost`."""
+    """Say what was queued and what it costs, in device-seconds as in `engine.contract.presence`."""
     return f"{format_job_count(count)}, about {format_duration(cost)} of device time{'' if count == 1 else ' in all'}."
 
 

@@ -131,8 +131,7 @@ class ActiveJobs:
             self._add_cost(active_job, active_job.remaining_cost - old_cost)
 
     def record_frame(self, frame: Frame, now: float) -> ActiveJob | None:
-        """Take a frame as a heartbeat. None if it does not fit: unknown job, another epoch, or a step beyond its
-        recipe.
+        """Take a frame as a heartbeat. None for an unknown job, another epoch, or a step beyond its recipe.
 
         Before a worker's start is reported, the sender is unknown: the frame is shown, but its step does not count.
         """
@@ -160,9 +159,7 @@ class ActiveJobs:
         return active_job
 
     def record_loading(self, loading: JobModelLoading, now: float) -> ActiveJob | None:
-        """Take a model's loading progress as a heartbeat. None if it does not fit: unknown job, other model, older
-        epoch, or overtaken by a preview.
-        """
+        """Take a model's loading progress as a heartbeat. None if it does not fit the job, or a preview overtook it."""
         active_job = self.by_id.get(loading.job)
         if (
             active_job is None
@@ -182,8 +179,7 @@ class ActiveJobs:
         return max(0.0, self._remaining_costs.get(pool, 0.0)) if self.by_id else 0.0
 
     def count_paused_rows(self, pool: str, rows: int, free_rows: int, now: float) -> int:
-        """Return the rows of paused jobs that other jobs may use. The pool's workers have `rows`, `free_rows` of them
-        free.
+        """Return the rows of paused jobs that other jobs may use, of a pool whose workers have `rows` and `free_rows`.
 
         The rows of a job that waits for its next attempt count: nobody runs it. Counts a paused row only if the workers
         report it as free: a worker may have ended a pause long ago.

@@ -10,7 +10,7 @@ import secrets
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from ulid import ULID
@@ -21,7 +21,6 @@ from bot.domain.texts import INIT_IMAGE_GONE, format_cost
 from bot.jobs.costs import LoadCosts
 from bot.jobs.init_images import InitImageLoader
 from bot.jobs.model_catalog import CatalogEntry
-from bot.jobs.preferences import known_preferences
 from bot.jobs.quota import QueueState, apply_rules, check_before_content
 from bot.jobs.recipe import check_fits, member_key
 from bot.jobs.views import JobViews
@@ -111,8 +110,7 @@ class AdmittingTransaction:
 
         def check(ledger: Ledger, queue_state: QueueState) -> None:
             rules = resolve(ledger.load_rules(), member, self._limits)
-            preference = known_preferences(ledger.load_preferences())
-            check_before_content(action, count, rules, ledger, preference, queue_state, relaxed=relaxed)
+            check_before_content(action, count, rules, ledger, queue_state, relaxed=relaxed)
 
         async with self._date_refusals(member, now, check) as check_once:
             await self._store.query(run_with_ledger, member, now, check_once)
@@ -127,8 +125,7 @@ class AdmittingTransaction:
             if any(_is_input_gone(new_job, ledger) for new_job in new_jobs):
                 raise UserError(INIT_IMAGE_GONE, 404)
             rules = resolve(ledger.load_rules(), member, self._limits)
-            preference = known_preferences(ledger.load_preferences())
-            admitted_jobs = apply_rules(new_jobs, rules, ledger, preference, queue_state, relaxed=relaxed)
+            admitted_jobs = apply_rules(new_jobs, rules, ledger, queue_state, relaxed=relaxed)
             return [_with_picture_check(new_job, workers) for new_job in admitted_jobs]
 
         async with self._date_refusals(member, now, decide) as decide_once:
@@ -138,8 +135,8 @@ class AdmittingTransaction:
     async def _date_refusals(
         self, member: Member, now: float, check: Callable[[Ledger, QueueState], T]
     ) -> AsyncGenerator[Callable[[Ledger], T]]:
-        """Yield `check` for one transaction in the body. If it finds too many jobs or too much cost, it runs again
-        afterwards, on what the ledger has read: only then the refusal says when a place becomes free.
+        """Yield `check` for one transaction in the body. If a free place would help, it runs again on what the ledger
+        read, and then says when that will be.
         """
         ledgers = list[Ledger]()
         has_workers = bool(self._workers())
@@ -175,29 +172,18 @@ def _with_picture_check(new_job: NewJob, workers: Mapping[str, Presence]) -> New
     )
 
 
+@dataclass(eq=False)
 class Admission:
     """Admits jobs that live at most `max_age` seconds; it calls `on_admitted` after it admitted some."""
 
-    def __init__(
-        self,
-        transaction: AdmittingTransaction,
-        job_views: JobViews,
-        word_filter: WordFilter,
-        load_costs: LoadCosts,
-        init_image_loader: InitImageLoader,
-        *,
-        max_age: float,
-        on_admitted: Callable[[], None],
-        clock: Callable[[], float] = time.time,
-    ) -> None:
-        self._transaction = transaction
-        self._job_views = job_views
-        self._word_filter = word_filter
-        self._load_costs = load_costs
-        self._init_image_loader = init_image_loader
-        self._max_age = max_age
-        self._on_admitted = on_admitted
-        self._clock = clock
+    transaction: AdmittingTransaction
+    job_views: JobViews
+    word_filter: WordFilter
+    load_costs: LoadCosts
+    init_image_loader: InitImageLoader
+    max_age: float
+    on_admitted: Callable[[], None]
+    clock: Callable[[], float] = time.time
 
     async def admit(
         self, new_jobs: Sequence[NewJob], key: str | None, new_contents: dict[str, bytes] | None = None
@@ -209,26 +195,26 @@ class Admission:
         """
         if not (inputs := [file for new_job in new_jobs for file in new_job.inputs]):
             return await self._admit(new_jobs, key)
-        async with self._init_image_loader.protect_files(inputs, new_contents):
+        async with self.init_image_loader.protect_files(inputs, new_contents):
             return await self._admit(new_jobs, key)
 
     async def _admit(self, new_jobs: Sequence[NewJob], key: str | None) -> list[AcceptedJob]:
         member = new_jobs[0].member
-        now = self._clock()
+        now = self.clock()
         short_named = replace(member, name=member.name[:MAX_NAME])
         dated_jobs = [
-            replace(each, member=short_named, created=now, deadline=now + self._max_age)
+            replace(each, member=short_named, created=now, deadline=now + self.max_age)
             for each in _add_total_cost(new_jobs)
         ]
-        priced_jobs = self._load_costs.add_shares(dated_jobs)
+        priced_jobs = self.load_costs.add_shares(dated_jobs)
         for new_job in priced_jobs:
             check_fits(new_job)
-        await self._word_filter.check_words(priced_jobs, member)
-        records, is_new = await self._transaction.write_jobs(priced_jobs, member_key(key, member), now)
+        await self.word_filter.check_words(priced_jobs, member)
+        records, is_new = await self.transaction.write_jobs(priced_jobs, member_key(key, member), now)
         if is_new:
-            self._load_costs.count_payers(priced_jobs)
-            self._on_admitted()
-        return [await self._job_views.accepted_job(record) for record in records]
+            self.load_costs.count_payers(priced_jobs)
+            self.on_admitted()
+        return [await self.job_views.accepted_job(record) for record in records]
 
     async def check_before_content(
         self, action: JobAction, member: Member, key: str | None, prompt: str, *, count: int = 1, relaxed: bool = False
@@ -237,12 +223,12 @@ class Admission:
 
         Raises `UserError` if the rules would refuse any such request for `count` jobs.
         """
-        if earlier_jobs := await self._transaction.find_earlier(member_key(key, member)):
-            return [await self._job_views.accepted_job(record) for record in earlier_jobs]
+        if earlier_jobs := await self.transaction.find_earlier(member_key(key, member)):
+            return [await self.job_views.accepted_job(record) for record in earlier_jobs]
         try:
-            await self._transaction.check_usage(action, member, count, self._clock(), relaxed=relaxed)
+            await self.transaction.check_usage(action, member, count, self.clock(), relaxed=relaxed)
         except UserError as error:
             if error.status != TOO_MANY:
-                await self._word_filter.note_blocked_attempt(member, prompt)
+                await self.word_filter.note_blocked_attempt(member, prompt)
             raise
         return []

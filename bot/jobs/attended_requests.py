@@ -97,9 +97,7 @@ class AttendedRequest:
         self._views: dict[str, JobView] = {}  # of ended jobs
 
     async def follow_events(self) -> AsyncIterator[JobEvent]:
-        """Yield the jobs' events as they come, until all have ended. The jobs of one request run one after the other
-        or at once: their events come in the order of the jobs. Raises `FeedClosed`.
-        """
+        """Yield the jobs' events until all have ended, in the order of the jobs. Raises `FeedClosed`."""
         for accepted, subscription in zip(self.jobs, self._subscriptions, strict=True):
             if await self._note_end(accepted.job):
                 continue

@@ -50,9 +50,7 @@ NO_STEPS_LEFT = "Of {} steps none remains after step {} of {}: use more --steps 
 
 
 def with_input_aspect(parsed: ParsedPrompt, loaded_images: LoadedInitImages | None) -> ParsedPrompt:
-    """Return the prompt with the aspect ratio of the init image, else of the control picture, clamped to the allowed
-    range, unless it has its own.
-    """
+    """Return the prompt with the aspect ratio of the init image, else of the control picture, unless it has its own."""
     if loaded_images is None or loaded_images.size is None or parsed.ar:
         return parsed
     width, height = loaded_images.size
@@ -68,7 +66,7 @@ def is_edit_requested(parsed: ParsedPrompt, model_profile: ModelProfile) -> bool
 def with_init_images(
     recipe: Recipe, parsed: ParsedPrompt, loaded_images: LoadedInitImages | None, model_profile: ModelProfile
 ) -> Recipe:
-    """Return the recipe with its init images, if there are any. Raises `UserError` for an edit that cannot be one.
+    """Return the recipe with its init images. Raises `UserError` for an edit that cannot be one.
 
     An edit is at full strength: the pictures are conditions, and the new one starts from noise.
     """
@@ -220,9 +218,7 @@ class BranchEdit:
 
 
 def expand_aliases(text: str, aliases: Mapping[str, str]) -> tuple[str, tuple[str, ...]]:
-    """Expand a member's flag aliases in a text for one job; with a note on each. Raises `UserError` for several
-    permutations.
-    """
+    """Expand flag aliases in a text for one job, with a note on each. Raises `UserError` for several permutations."""
     if not aliases:
         return text, ()
     first, *further = expand_braces(clean_prompt(text))
@@ -279,9 +275,8 @@ def _refuse_lost_picture(base: Recipe, model_profile: ModelProfile) -> None:
 
 
 def _move_branch_point(step: int, parent: Recipe, branch: Recipe, branch_point: Branch) -> Branch:
-    """Move the branch point into the schedule of the branch. Raises `UserError` if no step remains after it.
-
-    Where the evaluation before it is not the parent's, it is moved to the same step: its x0 corrects nothing.
+    """Move the branch point into the branch's schedule, where its last evaluation differs: an x0 from there corrects
+    nothing. Raises `UserError` if no step remains after it.
     """
     unmoved = msgspec.structs.replace(branch, start=branch_point)
     if branch.steps == parent.steps and find_last_evaluation(parent, step) == find_last_evaluation(unmoved, step):

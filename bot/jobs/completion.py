@@ -10,7 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from bot.domain.events import Feed, JobEnded
@@ -29,50 +29,39 @@ log = logging.getLogger(__name__)
 RequeueCause = Literal["lost", "unclaimed", "failed", "incomplete", "operator"]  # why a job is queued again
 
 
+@dataclass(eq=False)
 class JobCompletion:
     """Methods that make a transition return it, or None if the job was over, unknown, or of a newer epoch.
 
     It calls `on_end` at each end, and `on_requeue` at each requeue.
     """
 
-    def __init__(
-        self,
-        store: Store,
-        bus: Bus,
-        active_jobs: ActiveJobs,
-        feed: Feed,
-        *,
-        clock: Callable[[], float] = time.time,
-        on_end: Callable[[Transition], None] = lambda _: None,
-        on_requeue: Callable[[RequeueCause], None] = lambda _: None,
-        blobs: BrokerBlobs,
-    ) -> None:
-        self._store = store
-        self._bus = bus
-        self._active_jobs = active_jobs
-        self._feed = feed
-        self._clock = clock
-        self._on_end = on_end
-        self._on_requeue = on_requeue
-        self._blobs = blobs
+    store: Store
+    bus: Bus
+    active_jobs: ActiveJobs
+    feed: Feed
+    blobs: BrokerBlobs
+    clock: Callable[[], float] = time.time
+    on_end: Callable[[Transition], None] = lambda _: None
+    on_requeue: Callable[[RequeueCause], None] = lambda _: None
 
     async def load_active(self) -> list[JobRecord]:
         """Load the active jobs from SQL, and return sent and running jobs, oldest first. Unreadable jobs fail."""
-        for job in await self._store.write(fail_unreadable_jobs, self._clock()):
+        for job in await self.store.write(fail_unreadable_jobs, self.clock()):
             log.error("job %s: failed, since its row cannot be read", job)
-            self._active_jobs.remove(job)
-            self._feed.publish(JobEnded(job, "failed", UNREADABLE_TEXT))
-        records = await self._store.query(queries.list_active)
+            self.active_jobs.remove(job)
+            self.feed.publish(JobEnded(job, "failed", UNREADABLE_TEXT))
+        records = await self.store.query(queries.list_active)
         for record in records:
-            if record.id not in self._active_jobs.by_id:
-                self._active_jobs.put(record, self._clock())
+            if record.id not in self.active_jobs.by_id:
+                self.active_jobs.put(record, self.clock())
         return records
 
     async def fail(self, job: str, reason: str, blame: Blame, *, epoch: int | None = None) -> Transition | None:
         """Fail a job. The reserved cost is refunded unless the member is to blame."""
         actual_cost = None if blame == "member" else 0.0
-        transition = await self._store.end_job(
-            "fail", job, self._clock(), actual_cost, epoch=epoch, audit_note=blame, reason=reason, blame=blame
+        transition = await self.store.end_job(
+            "fail", job, self.clock(), actual_cost, epoch=epoch, audit_note=blame, reason=reason, blame=blame
         )
         return await self.announce_and_clear(transition)
 
@@ -86,14 +75,14 @@ class JobCompletion:
         audit_note: str = "",
     ) -> Transition | None:
         """Cancel a job, and charge `actual_cost` device-seconds; None: `done_share` of its price."""
-        transition = await self._store.end_job(
-            "cancel", job, self._clock(), actual_cost, done_share=done_share, epoch=epoch, audit_note=audit_note
+        transition = await self.store.end_job(
+            "cancel", job, self.clock(), actual_cost, done_share=done_share, epoch=epoch, audit_note=audit_note
         )
         return await self.announce_and_clear(transition)
 
     async def request_cancel(self, job: str) -> JobRecord | None:
         """Cancel a waiting job at once, or flag a sent one. Return the job now, None if unknown."""
-        record, transition = await self._store.request_cancel(job, self._clock())
+        record, transition = await self.store.request_cancel(job, self.clock())
         await self.announce_and_clear(
             transition, tombstone=transition is not None and transition.record.epoch > 0
         )  # an earlier worker may still run it
@@ -114,8 +103,8 @@ class JobCompletion:
 
         `is_suspect`: False if nothing points at the job.
         """
-        transition = await self._store.requeue_job(
-            job, self._clock(), step=step, audit_note=audit_note, reason=reason, epoch=epoch, is_suspect=is_suspect
+        transition = await self.store.requeue_job(
+            job, self.clock(), step=step, audit_note=audit_note, reason=reason, epoch=epoch, is_suspect=is_suspect
         )
         if transition is None or is_end(transition.record.state):
             return await self.announce_and_clear(transition)
@@ -124,26 +113,26 @@ class JobCompletion:
 
     async def announce_requeue(self, record: JobRecord, audit_note: str, cause: RequeueCause) -> None:
         """Tell active jobs, broker and listeners that SQL has queued a job again."""
-        active_job = self._active_jobs.by_id.get(record.id)
+        active_job = self.active_jobs.by_id.get(record.id)
         if (
             active_job is not None and active_job.record.attempt < record.attempt
         ):  # otherwise the dispatcher has sent this attempt meanwhile
-            self._active_jobs.remove(record.id)
+            self.active_jobs.remove(record.id)
         pause = retry_pause(record.id, record.attempts_without_progress)
-        self._active_jobs.next_attempt_at.pop(record.id, None)
+        self.active_jobs.next_attempt_at.pop(record.id, None)
         if pause:
-            self._active_jobs.next_attempt_at[record.id] = self._clock() + pause
-        self._on_requeue(cause)
+            self.active_jobs.next_attempt_at[record.id] = self.clock() + pause
+        self.on_requeue(cause)
         log.warning(
             "job %s: queued again as attempt %d, after %.0f s: %s", record.id, record.attempt, pause, audit_note
         )
         await self.clear_attempt(replace(record, attempt=record.attempt - 1))
-        self._active_jobs.on_rows_freed()
+        self.active_jobs.on_rows_freed()
 
     async def revoke_claim(self, job: str, epoch: int) -> None:
         """Revoke the claim of this epoch. Its worker stops at its next heartbeat without a report."""
         try:
-            await self._bus.revoke_claim(job, epoch)
+            await self.bus.revoke_claim(job, epoch)
         except BrokerUnreachable as error:  # the worker continues, and its results are accepted
             log.warning("job %s: %s", job, error)
 
@@ -158,17 +147,17 @@ class JobCompletion:
     def announce_end(self, transition: Transition) -> None:
         """Announce a committed end to active jobs, feed and listeners."""
         record = transition.record
-        self._active_jobs.remove(record.id)
-        self._active_jobs.next_attempt_at.pop(record.id, None)
-        self._on_end(transition)
-        self._feed.publish(JobEnded(record.id, record.state, record.reason))
-        self._active_jobs.on_rows_freed()
+        self.active_jobs.remove(record.id)
+        self.active_jobs.next_attempt_at.pop(record.id, None)
+        self.on_end(transition)
+        self.feed.publish(JobEnded(record.id, record.state, record.reason))
+        self.active_jobs.on_rows_freed()
         log.info("job %s: %s %s", record.id, record.state, record.reason)
 
     async def clear_attempt(self, record: JobRecord) -> None:
         """Remove one attempt's message from the broker, but not the next attempt's, which may follow at any moment."""
         try:
-            await self._bus.remove_dispatched(record.to_job())
+            await self.bus.remove_dispatched(record.to_job())
         except BrokerUnreachable as error:  # two attempts are queued; the claim lets only one run
             log.warning("job %s: %s", record.id, error)
 
@@ -176,9 +165,9 @@ class JobCompletion:
         """Remove a job's messages and input pictures from the broker. `tombstone`: also stop a worker that runs it."""
         try:
             if tombstone:
-                await self._bus.cancel(record.id)
-            await self._bus.remove_dispatched(record.to_job(), every_attempt=True)
-            await self._blobs.drop(required_blobs(record.task))
+                await self.bus.cancel(record.id)
+            await self.bus.remove_dispatched(record.to_job(), every_attempt=True)
+            await self.blobs.drop(required_blobs(record.task))
         except BrokerUnreachable as error:
             log.warning("job %s: %s", record.id, error)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from typing import cast
 
 from bot.domain.concurrency import run_periodically
@@ -33,42 +34,35 @@ from engine.process.log_format import log_context
 log = logging.getLogger(__name__)
 
 
+@dataclass(eq=False)
 class JobCanceller:
     """Cancels one job at a time, whoever asks."""
 
-    def __init__(
-        self,
-        store: Store,
-        bus: Bus,
-        active_jobs: ActiveJobs,
-        completion: JobCompletion,
-        workers: Callable[[], Mapping[str, Presence]],
-    ) -> None:
-        self._store = store
-        self._bus = bus
-        self._active_jobs = active_jobs
-        self._completion = completion
-        self._workers = workers
+    store: Store
+    bus: Bus
+    active_jobs: ActiveJobs
+    completion: JobCompletion
+    workers: Callable[[], Mapping[str, Presence]]
 
     async def cancel(self, job: str) -> str:
         """Cancel a job, and return a sentence on the outcome. Raises `UserError` (404) for an unknown job."""
-        record = await self._completion.request_cancel(job)
+        record = await self.completion.request_cancel(job)
         if record is None:
             raise UserError("There is no such job.", 404)
         if record.state == "cancelled":
             return "Cancelled before it began; nothing was charged." if record.started is None else "Cancelled."
         if is_end(record.state):
             return f"Too late: it has {record.state} already."
-        active_job = self._active_jobs.by_id.get(job)
+        active_job = self.active_jobs.by_id.get(job)
         if active_job is not None:
             active_job.record = record
         try:
-            await self._bus.cancel(job)
+            await self.bus.cancel(job)
         except BrokerUnreachable as error:  # SQL has the flag, and the patrol repeats the tombstone
             log.warning("job %s: %s", job, error)
-        if record.pool not in group_by_pool(self._workers()):
+        if record.pool not in group_by_pool(self.workers()):
             done_share = active_job.done_share if active_job else 0.0
-            await self._completion.cancel(job, None, done_share=done_share, audit_note="no worker is alive")
+            await self.completion.cancel(job, None, done_share=done_share, audit_note="no worker is alive")
             return "Cancelled; no worker was online."
         return "Cancelling: it stops at its next step, and only the steps it ran are charged."
 
@@ -81,28 +75,20 @@ WAITING_TEXT = "It has not begun, so it cannot be paused or prioritised yet."
 BROKER_AWAY_TEXT = "The workers cannot be reached just now. Try again in a moment."
 
 
+@dataclass(eq=False)
 class JobControl:
     """What members do to jobs under way. Methods return a sentence, or raise `UserError`."""
 
-    def __init__(
-        self,
-        bus: Bus,
-        active_jobs: ActiveJobs,
-        job_views: JobViews,
-        canceller: JobCanceller,
-        *,
-        clock: Callable[[], float] = time.time,
-    ) -> None:
-        self._bus = bus
-        self._active_jobs = active_jobs
-        self._job_views = job_views
-        self._canceller = canceller
-        self._clock = clock
+    bus: Bus
+    active_jobs: ActiveJobs
+    job_views: JobViews
+    canceller: JobCanceller
+    clock: Callable[[], float] = time.time
 
     async def cancel(self, job: str, member: Member) -> str:
         """Cancel the member's own job, or as a moderator one of their guild."""
         await self._load_permitted(job, "cancel", member)
-        return await self._canceller.cancel(job)
+        return await self.canceller.cancel(job)
 
     async def pause(self, job: str, member: Member) -> str:
         """Pause a running job, for a quarter of an hour at most. It needs the permission to cancel.
@@ -112,14 +98,14 @@ class JobControl:
         """
         record = await self._load_permitted(job, "pause", member)
         await self._send(record, ControlMessage(job=job, action="pause"))
-        self._active_jobs.paused_since.setdefault(job, self._clock())
+        self.active_jobs.paused_since.setdefault(job, self.clock())
         return PAUSED_TEXT
 
     async def resume(self, job: str, member: Member) -> str:
         """End the pause of a job."""
         record = await self._load_permitted(job, "pause", member)
         await self._send(record, ControlMessage(job=job, action="resume"))
-        self._active_jobs.paused_since.pop(job, None)
+        self.active_jobs.paused_since.pop(job, None)
         return RESUMED_TEXT
 
     async def set_priority(self, job: str, weight: float) -> str:
@@ -127,7 +113,7 @@ class JobControl:
 
         For the operator. Nothing stores it.
         """
-        await self._send(await self._job_views.load_record(job), ControlMessage(job=job, action="weigh", weight=weight))
+        await self._send(await self.job_views.load_record(job), ControlMessage(job=job, action="weigh", weight=weight))
         return PRIORITY_TEXT.format(weight)
 
     async def set_pace(self, record: JobRecord, seconds: float) -> None:
@@ -135,7 +121,7 @@ class JobControl:
         await self._send(record, ControlMessage(job=record.id, action="pace", pace=min(seconds, MAX_PACE_SECONDS)))
 
     async def _load_permitted(self, job: str, action: Action, member: Member) -> JobRecord:
-        record = await self._job_views.load_record(job)
+        record = await self.job_views.load_record(job)
         if reason := forbidden_reason(action, member, make_job_ref(record)):
             raise UserError(reason, 403)
         return record
@@ -148,7 +134,7 @@ class JobControl:
         if record.state != "running":
             raise UserError(WAITING_TEXT)
         try:
-            await self._bus.send_control(message)
+            await self.bus.send_control(message)
         except BrokerUnreachable as error:
             raise UserError(BROKER_AWAY_TEXT) from error
 

@@ -90,9 +90,7 @@ def upscale_notes(task: UpscaleTask, width: int, height: int) -> tuple[str, ...]
 def upscale_cost(
     task: UpscaleTask, width: int, height: int, ms_per_megapixel: float = SUPER_RESOLVER_MS_PER_MP
 ) -> float:
-    """Return the estimated device-seconds of an upscale. `ms_per_megapixel`: the super-resolver's time per megapixel of
-    the source.
-    """
+    """Return the estimated device-seconds of an upscale. `ms_per_megapixel`: of the source, by the super-resolver."""
     megapixels = width * height / 1e6
     resolver_seconds = ms_per_megapixel * megapixels / 1000 if task.method == "gan" else 0.0
     return resolver_seconds + LANCZOS_SECONDS_PER_MP * (1.0 + megapixels * task.factor**2)

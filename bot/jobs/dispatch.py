@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 
 import msgspec
 
@@ -52,26 +53,17 @@ def overbook_share(rows: int) -> float:
     return max(1.0, min(MAX_OVERBOOK_SHARE, MAX_OVERBOOK_ROWS / max(1, rows)))
 
 
+@dataclass(eq=False)
 class JobSender:
     """Publishes jobs that SQL has as sent, each with its input pictures."""
 
-    def __init__(
-        self,
-        store: Store,
-        bus: Bus,
-        active_jobs: ActiveJobs,
-        feed: Feed,
-        models: ModelCatalog,
-        blobs: BrokerBlobs,
-        completion: JobCompletion,
-    ) -> None:
-        self._store = store
-        self._bus = bus
-        self._active_jobs = active_jobs
-        self._feed = feed
-        self._models = models
-        self._blobs = blobs
-        self._completion = completion
+    store: Store
+    bus: Bus
+    active_jobs: ActiveJobs
+    feed: Feed
+    models: ModelCatalog
+    blobs: BrokerBlobs
+    completion: JobCompletion
 
     async def republish(self) -> None:
         """Submit every sent or running job again; the broker ignores those that it has.
@@ -80,9 +72,9 @@ class JobSender:
         is submitted all the same: its claim is lost, and its worker has stopped. A running job on probation is not:
         the patrol brings it back once its worker is lost.
         """
-        reported_jobs = await self._bus.list_reported_jobs()
-        first_epoch = await self._bus.read_first_epoch()
-        for record in await self._completion.load_active():
+        reported_jobs = await self.bus.list_reported_jobs()
+        first_epoch = await self.bus.read_first_epoch()
+        for record in await self.completion.load_active():
             is_lost = 0 < record.epoch < first_epoch
             is_left_to_patrol = record.state == "running" and is_on_probation(record.attempts_without_progress)
             if not record.cancelling and (is_lost or not (record.id in reported_jobs or is_left_to_patrol)):
@@ -97,7 +89,7 @@ class JobSender:
             raise
         except Exception:
             log.exception("job %s: cannot be handed to a worker", record.id)
-            await self._completion.fail(record.id, "It could not be handed to a worker.", "us")
+            await self.completion.fail(record.id, "It could not be handed to a worker.", "us")
 
     async def submit(self, record: JobRecord) -> None:
         """Publish this attempt, with its input pictures. Idempotent.
@@ -105,23 +97,23 @@ class JobSender:
         A job that waits for its next attempt is left to the patrol, which submits it then. Raises `BrokerUnreachable`
         or `DatabaseUnavailable`.
         """
-        if record.id in self._active_jobs.next_attempt_at:
+        if record.id in self.active_jobs.next_attempt_at:
             return
         try:
             for sha256 in required_blobs(record.task):
-                await self._blobs.put(sha256)
+                await self.blobs.put(sha256)
         except ContentMissing:
-            await self._completion.fail(record.id, INIT_IMAGE_GONE, "us")
+            await self.completion.fail(record.id, INIT_IMAGE_GONE, "us")
             return
         except BrokerUnreachable:
             raise
         except OSError as error:  # the patrol submits it again; the jobs behind it do not wait
             log.warning("job %s: not sent yet: %s", record.id, error)
             return
-        if await self._bus.dispatch(await self._to_current_job(record)) and record.state == "running":
+        if await self.bus.dispatch(await self._to_current_job(record)) and record.state == "running":
             log.warning("job %s: published again after the broker lost it", record.id)
-        if self._feed.is_watched(record.id):
-            await self._bus.request_previews(record.id)
+        if self.feed.is_watched(record.id):
+            await self.bus.request_previews(record.id)
         log.info("job %s: sent, attempt %d", record.id, record.attempt)
 
     async def _to_current_job(self, record: JobRecord) -> Job:
@@ -129,11 +121,11 @@ class JobSender:
 
         Its cost is that of its recipe: the worker adds what waiting changes cost once they hold.
         """
-        cost = await self._store.query(read_recipe_cost, record.id)
+        cost = await self.store.query(read_recipe_cost, record.id)
         job = msgspec.structs.replace(record.to_job(), cost=cost)
         if isinstance(job.task, Recipe) and not record.step:
             with suppress(KeyError):
-                task, notes = renew_recipe(job.task, self._models.find_entry(job.task.model))
+                task, notes = renew_recipe(job.task, self.models.find_entry(job.task.model))
                 if notes:
                     log.warning("job %s: %s", record.id, notes[0])
                 return msgspec.structs.replace(job, task=task)
@@ -183,32 +175,23 @@ def _is_same_place(old: QueueMoved | None, new: QueueMoved) -> bool:
     )
 
 
+@dataclass(eq=False)
 class Dispatcher:
     """Run `run` as a task. `limits`: the defaults."""
 
-    def __init__(
-        self,
-        store: Store,
-        bus: Bus,
-        active_jobs: ActiveJobs,
-        models: ModelCatalog,
-        sender: JobSender,
-        places: PlaceAnnouncer,
-        *,
-        limits: Limits,
-        clock: Callable[[], float] = time.time,
-    ) -> None:
-        self._store = store
-        self._bus = bus
-        self._active_jobs = active_jobs
-        self._models = models
-        self._sender = sender
-        self._places = places
-        self._limits = limits
-        self._clock = clock
+    store: Store
+    bus: Bus
+    active_jobs: ActiveJobs
+    models: ModelCatalog
+    sender: JobSender
+    places: PlaceAnnouncer
+    limits: Limits
+    clock: Callable[[], float] = time.time
+
+    def __post_init__(self) -> None:
         self._bypass = QueueBypass()
         self._wake_event = asyncio.Event()
-        active_jobs.on_rows_freed = self.wake
+        self.active_jobs.on_rows_freed = self.wake
         self._must_republish = True  # the broker may lack jobs that SQL has as sent
 
     def wake(self) -> None:
@@ -217,16 +200,16 @@ class Dispatcher:
 
     async def handle_reconnect(self) -> None:
         """Publish everything again, since the broker was away."""
-        self._active_jobs.losses.record_outage(self._clock())
+        self.active_jobs.losses.record_outage(self.clock())
         self._must_republish = True
         self.wake()
 
     async def prepare(self) -> None:
         """Load models and workers before the first request. Raises `BrokerUnreachable`, `DatabaseUnavailable`."""
-        self._active_jobs.losses.record_outage(self._clock())  # nobody saw what broke while no bot ran
-        await self._models.load()
-        self._bus.add_reconnect_callback(self.handle_reconnect)
-        await self._bus.watch_workers(self.wake)
+        self.active_jobs.losses.record_outage(self.clock())  # nobody saw what broke while no bot ran
+        await self.models.load()
+        self.bus.add_reconnect_callback(self.handle_reconnect)
+        await self.bus.watch_workers(self.wake)
 
     async def run(self) -> None:
         """Dispatch until cancelled. Wait out an outage of broker or database."""
@@ -250,58 +233,50 @@ class Dispatcher:
     async def run_round(self) -> None:
         """Dispatch all that fits now. Raises `BrokerUnreachable` and `DatabaseUnavailable`."""
         if self._must_republish:
-            await self._bus.declare()  # after the reconnection this may have failed, for example on a full disk
-            await self._sender.republish()
+            await self.bus.declare()  # after the reconnection this may have failed, for example on a full disk
+            await self.sender.republish()
             self._must_republish = False
-        await self._models.refresh()
-        self._active_jobs.guild_limits = await self._store.query(rules.load_guild_limits)
-        for pool_info in group_by_pool(self._bus.workers).values():
+        await self.models.refresh()
+        self.active_jobs.guild_limits = await self.store.query(rules.load_guild_limits)
+        for pool_info in group_by_pool(self.bus.workers).values():
             while transition := await self._pick_next(pool_info):
-                self._active_jobs.put(transition.record, self._clock())
-                await self._sender.submit_or_fail(transition.record)
-        await self._places.publish()
+                self.active_jobs.put(transition.record, self.clock())
+                await self.sender.submit_or_fail(transition.record)
+        await self.places.publish()
 
     async def _pick_next(self, pool_info: PoolSummary) -> Transition | None:
         """Mark the pool's next job as sent in SQL, and return the transition."""
-        now = self._clock()
+        now = self.clock()
         loaded_models = self._bypass.bypass_models(pool_info.pool, pool_info.loaded_models, now)
         request = PickRequest(
             pool_info.pool,
             pool_info.models,
-            self._limits.running,
-            running_limits=self._active_jobs.guild_limits,
+            self.limits.running,
+            running_limits=self.active_jobs.guild_limits,
             bypass=self._bypass,
-            paused_rows=self._active_jobs.count_paused_rows(pool_info.pool, pool_info.rows, pool_info.free_rows, now),
+            paused_rows=self.active_jobs.count_paused_rows(pool_info.pool, pool_info.rows, pool_info.free_rows, now),
             loaded_models=None if pool_info.models <= loaded_models else pool_info.models & loaded_models,
         )
-        return await self._store.pick_job(request, pool_info.rows, overbook_share(pool_info.rows), now)
+        return await self.store.pick_job(request, pool_info.rows, overbook_share(pool_info.rows), now)
 
 
 INTERVAL_SECONDS = 2.0
 ANY_MODEL = frozenset({""})  # the empty model name: any worker of the pool can run the job
 
 
+@dataclass(eq=False)
 class JobRerouter:
     """Run `run` as a task."""
 
-    def __init__(
-        self,
-        store: Store,
-        bus: Bus,
-        active_jobs: ActiveJobs,
-        completion: JobCompletion,
-        models: ModelCatalog,
-        workers: Callable[[], Mapping[str, Presence]],
-        *,
-        clock: Callable[[], float] = time.time,
-    ) -> None:
-        self._store = store
-        self._bus = bus
-        self._active_jobs = active_jobs
-        self._completion = completion
-        self._models = models
-        self._workers = workers
-        self._clock = clock
+    store: Store
+    bus: Bus
+    active_jobs: ActiveJobs
+    completion: JobCompletion
+    models: ModelCatalog
+    workers: Callable[[], Mapping[str, Presence]]
+    clock: Callable[[], float] = time.time
+
+    def __post_init__(self) -> None:
         self._page_cursors: dict[str, str] = {}  # pool → job after which the next round continues: some can never move
 
     async def run(self) -> None:
@@ -312,14 +287,14 @@ class JobRerouter:
         """Check all sent jobs, and one page of waiting jobs per pool. Raises `BrokerUnreachable` and
         `DatabaseUnavailable`.
         """
-        live_pools = group_by_pool(self._workers())
+        live_pools = group_by_pool(self.workers())
         if not live_pools:
             return
-        for active_job in [run for run in self._active_jobs.by_id.values() if run.record.pool not in live_pools]:
+        for active_job in [run for run in self.active_jobs.by_id.values() if run.record.pool not in live_pools]:
             await self._recall_job(active_job)
         movable_models = {
             pool: _find_movable_models(pool, live_pools)
-            for pool in await self._store.query(job_admin.list_waiting_pools)
+            for pool in await self.store.query(job_admin.list_waiting_pools)
         }
         self._page_cursors = {
             pool: await self._move_page(pool, models) for pool, models in movable_models.items() if models
@@ -327,7 +302,7 @@ class JobRerouter:
 
     async def _move_page(self, pool: str, models: Collection[str]) -> str:
         """Move the movable jobs of one page. Return the job after which the next page begins, empty to start over."""
-        records, cursor = await self._store.query(
+        records, cursor = await self.store.query(
             job_admin.list_waiting_jobs, pool, models, self._page_cursors.get(pool, "")
         )
         for record in records:
@@ -339,27 +314,27 @@ class JobRerouter:
         if (
             self._find_other_pool(active_job.record) is None
             or active_job.record.cancelling
-            or self._active_jobs.results_behind_until > self._clock()
+            or self.active_jobs.results_behind_until > self.clock()
         ):
             return
-        if await self._bus.get_holder(active_job.record.id) is None:
+        if await self.bus.get_holder(active_job.record.id) is None:
             audit_note = f"nobody serves the pool {active_job.record.pool}"
-            await self._completion.requeue(
+            await self.completion.requeue(
                 active_job.record.id, step=active_job.step, audit_note=audit_note, cause="lost"
             )
 
     async def _move_job(self, record: JobRecord) -> None:
         pool = self._find_other_pool(record)
-        if pool is not None and await self._store.reroute_job(record.id, pool, self._clock()) is not None:
+        if pool is not None and await self.store.reroute_job(record.id, pool, self.clock()) is not None:
             log.warning("job %s: from the pool %s to %s, where its model is offered", record.id, record.pool, pool)
-            self._active_jobs.on_rows_freed()
+            self.active_jobs.on_rows_freed()
 
     def _find_other_pool(self, record: JobRecord) -> str | None:
         """Return another pool that can run the job; None if there is none."""
         if isinstance(record.task, Recipe):
-            pool = self._models.choose_pool(record.task.model, record.task.revision, recipe=record.task)
+            pool = self.models.choose_pool(record.task.model, record.task.revision, recipe=record.task)
         else:
-            pool = self._models.choose_live_pool(record.pool)
+            pool = self.models.choose_live_pool(record.pool)
         return None if pool == record.pool else pool
 
 

@@ -1,12 +1,9 @@
-"""Makes jobs from prompts. Front ends are adapters over it.
-
-Every refusal is a `UserError` with one sentence for the member.
-"""
+"""Makes jobs from prompts. Front ends are adapters over it; every refusal is a `UserError` with one sentence."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 from ulid import ULID
@@ -38,31 +35,17 @@ NO_EDITOR = "No worker has a model that edits pictures by words, such as FLUX.2,
 SUFFIX_ADDED = "Your suffix was added: “{}”."
 
 
+@dataclass(eq=False)
 class JobService:
-    """`draw_seed` returns a new seed, `style_guides` are by model.
+    """Jobs from prompts; `style_guides` are by model. Jobs from pictures: `VariationService` and `EditService`."""
 
-    Jobs from finished pictures are in `VariationService` and `EditService`.
-    """
-
-    def __init__(
-        self,
-        catalog: ModelCatalog,
-        admission: Admission,
-        init_image_loader: InitImageLoader,
-        load_aliases: AliasLoader,
-        effective_rules: Callable[[Member], Awaitable[EffectiveRules]],
-        page_addresses: PageAddresses,
-        style_guides: Mapping[str, StyleGuide],
-        draw_seed: Callable[[], int] = draw_seed,
-    ) -> None:
-        self._catalog = catalog
-        self._admission = admission
-        self._init_image_loader = init_image_loader
-        self._load_aliases = load_aliases
-        self._effective_rules = effective_rules
-        self._page_addresses = page_addresses
-        self._style_guides = style_guides
-        self._draw_seed = draw_seed
+    catalog: ModelCatalog
+    admission: Admission
+    init_image_loader: InitImageLoader
+    load_aliases: AliasLoader
+    effective_rules: Callable[[Member], Awaitable[EffectiveRules]]
+    page_addresses: PageAddresses
+    style_guides: Mapping[str, StyleGuide]
 
     async def imagine(
         self,
@@ -90,7 +73,7 @@ class JobService:
         `suffix` goes behind the prompt, with a note, as on each flag alias. `is_exact` pins the batch shape, so that
         load cannot change the last bits. The same `key` again returns the same jobs.
         """
-        text, init_images = split_leading_urls(text, init_images, self._page_addresses)
+        text, init_images = split_leading_urls(text, init_images, self.page_addresses)
         full_text = add_suffix(text, suffix if text else "")
         parsed = await self._parse(
             text, full_text, suffix, member, options, allow_empty=bool(init_images and init_images.pictures)
@@ -100,18 +83,18 @@ class JobService:
         parsed = await self._choose_editors(parsed, member, len(init_images.pictures) if init_images else 0)
         if init_images is None:
             new_jobs = self._build_jobs(parsed, action, member, destination, None, is_exact=is_exact)
-            return await self._admission.admit(new_jobs, key)
+            return await self.admission.admit(new_jobs, key)
         actions = self._list_actions(parsed, action, len(init_images.pictures))
         count = len(parsed.prompts)
         relaxed = any(parsed_prompt.relaxed for parsed_prompt in parsed.prompts)
         for checked_action in actions:
-            if existing_jobs := await self._admission.check_before_content(
+            if existing_jobs := await self.admission.check_before_content(
                 checked_action, member, key, full_text, count=count, relaxed=relaxed
             ):
                 return existing_jobs
-        async with self._init_image_loader.open_init_images(member, init_images) as loaded_images:
+        async with self.init_image_loader.open_init_images(member, init_images) as loaded_images:
             new_jobs = self._build_jobs(parsed, actions[-1], member, destination, loaded_images, is_exact=is_exact)
-            return await self._admission.admit(new_jobs, key, loaded_images.new_contents)
+            return await self.admission.admit(new_jobs, key, loaded_images.new_contents)
 
     async def _parse(
         self,
@@ -124,11 +107,11 @@ class JobService:
         allow_empty: bool,
     ) -> ParseResult:
         """Parse a prompt with the member's flag aliases. `full_text`: the text with its suffix."""
-        aliases = await self._load_aliases(member.id, full_text)
+        aliases = await self.load_aliases(member.id, full_text)
         parsed = parse(
             full_text,
-            self._catalog.find_entry(None).profile,
-            models=self._catalog.model_names(),
+            self.catalog.find_entry(None).profile,
+            models=self.catalog.model_names(),
             options=options,
             allow_empty=allow_empty,
             aliases=aliases,
@@ -153,20 +136,18 @@ class JobService:
         is_exact: bool,
     ) -> list[NewJob]:
         """Return the jobs of all permutations. Raises `UserError` if a model cannot draw one."""
-        default_entry = self._catalog.find_entry(None)
+        default_entry = self.catalog.find_entry(None)
         new_jobs = list[NewJob]()
         inputs, input_notes = (loaded_images.inputs, loaded_images.notes) if loaded_images else ((), ())
         for parsed_prompt in parsed.prompts:
-            entry = self._catalog.find_entry(parsed_prompt.model) if parsed_prompt.model else default_entry
-            style_guide = self._style_guides.get(entry.profile.name)
-            recipes = _build_recipes(
-                parsed_prompt, entry, self._draw_seed(), loaded_images, style_guide, is_exact=is_exact
-            )
+            entry = self.catalog.find_entry(parsed_prompt.model) if parsed_prompt.model else default_entry
+            style_guide = self.style_guides.get(entry.profile.name)
+            recipes = _build_recipes(parsed_prompt, entry, draw_seed(), loaded_images, style_guide, is_exact=is_exact)
             is_default = entry.profile.name == default_entry.profile.name
             model_notes = () if is_default else make_remarks(parsed_prompt, entry.profile)
             strength_notes = unused_strength_note(parsed_prompt, loaded_images, entry.profile)
             notes = tuple(dict.fromkeys((*input_notes, *parsed.notes, *model_notes, *strength_notes)))
-            notes = notes if entry.is_live else (*notes, offline_note(entry, self._catalog.has_workers))
+            notes = notes if entry.is_live else (*notes, offline_note(entry, self.catalog.has_workers))
             shown_prompt = " ".join(parsed_prompt.text.split())
             new_jobs += [
                 build_job(
@@ -185,14 +166,14 @@ class JobService:
         return new_jobs
 
     async def _choose_editors(self, parsed: ParseResult, member: Member, pictures: int) -> ParseResult:
-        """Return the prompts, each edit without a model with one that edits, if possible one that the member may use.
+        """Return the prompts; an edit without a model gets one for so many pictures, if possible one that is allowed.
 
-        `pictures`: how many init images there are. Raises `UserError` if there is none.
+        Raises `UserError` if there is none.
         """
         if not any(prompt.edit and not prompt.model for prompt in parsed.prompts):
             return parsed
-        rules = await self._effective_rules(member)
-        if (editor := self._catalog.find_editor(partial(rules.allows, "models"), pictures)) is None:
+        rules = await self.effective_rules(member)
+        if (editor := self.catalog.find_editor(partial(rules.allows, "models"), pictures)) is None:
             raise UserError(NO_EDITOR)
         prompts = (
             replace(prompt, model=editor.profile.name) if prompt.edit and not prompt.model else prompt
@@ -201,11 +182,8 @@ class JobService:
         return replace(parsed, prompts=tuple(prompts))
 
     def _list_actions(self, parsed: ParseResult, action: JobAction, pictures: int) -> tuple[JobAction, ...]:
-        """Return what the member must be allowed; the last is what the jobs are called.
-
-        Who may not edit pictures may not have them edited by words either.
-        """
-        profiles = [self._catalog.find_entry(prompt.model).profile for prompt in parsed.prompts]
+        """Return what the member must be allowed, last what the jobs are called. Editing by words is editing, too."""
+        profiles = [self.catalog.find_entry(prompt.model).profile for prompt in parsed.prompts]
         if any(map(is_edit_requested, parsed.prompts, profiles)):
             return "edit", action
         return ("blend",) if pictures > 1 else (action,)

@@ -1,40 +1,20 @@
-"""Jobs from a finished picture: edit a part of it, zoom and pan beyond its edges, branch at a keyframe.
-
-Callers check permissions first. Every method raises `UserError`; the same `key` again returns the same job.
-"""
+"""Jobs from a finished picture: edit a part of it, zoom and pan beyond its edges, branch at a keyframe."""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 
 import msgspec
 
 from bot.domain.dto import AcceptedJob, Destination, JobAction, Member
 from bot.domain.errors import UserError
-from bot.jobs.admission import Admission, build_job, draw_seed
-from bot.jobs.beginnings import (
-    AliasLoader,
-    BranchEdit,
-    branch_base,
-    branch_recipe,
-    expand_aliases,
-    nearest_step_note,
-    parse_one,
-)
-from bot.jobs.init_images import (
-    InitImageLoader,
-    InitImages,
-    JobImageRef,
-    LoadedInitImages,
-    RemoteFile,
-    combine_init_images,
-)
-from bot.jobs.model_catalog import ModelCatalog
-from bot.jobs.originals import Originals
+from bot.jobs.admission import build_job, draw_seed
+from bot.jobs.beginnings import BranchEdit, branch_base, branch_recipe, expand_aliases, nearest_step_note, parse_one
+from bot.jobs.derived_jobs import DerivedJobs
+from bot.jobs.init_images import InitImages, JobImageRef, LoadedInitImages, RemoteFile, combine_init_images
 from bot.jobs.recipe import (
     keep_conditioning,
     pin_batch_shape,
@@ -45,7 +25,6 @@ from bot.jobs.recipe import (
     without_start,
 )
 from bot.pictures import ladder_keyframes, outpaint_canvas
-from bot.pictures.gallery import Gallery
 from bot.pictures.image_codec import png_size
 from bot.pictures.uploads.upload_decoder import DecodedImage
 from bot.prompt import ParsedPrompt
@@ -60,36 +39,8 @@ ZOOM_FACTORS = (1.5, 2.0)
 NO_EARLIER_KEYFRAME = "Nothing that could be continued was kept before step {}: /reproduce draws the picture anew."
 
 
-@dataclass(frozen=True)
-class _Changes:
-    """What a job changes of its parent, besides the init images. `aspect`: width to height."""
-
-    prompt: ParsedPrompt | None = None
-    strength: float | None = None
-    notes: tuple[str, ...] = ()
-    aspect: tuple[int, int] | None = None
-
-
-class EditService:
+class EditService(DerivedJobs):
     """Begins with a finished picture or one of its keyframes."""
-
-    def __init__(
-        self,
-        catalog: ModelCatalog,
-        gallery: Gallery,
-        admission: Admission,
-        init_image_loader: InitImageLoader,
-        load_aliases: AliasLoader,
-        originals: Originals,
-        draw_seed: Callable[[], int] = draw_seed,
-    ) -> None:
-        self._catalog = catalog
-        self._gallery = gallery
-        self._admission = admission
-        self._init_image_loader = init_image_loader
-        self._load_aliases = load_aliases
-        self._originals = originals
-        self._draw_seed = draw_seed
 
     async def edit(
         self,
@@ -107,17 +58,17 @@ class EditService:
         record, recipe, index = await self._find_picture("edit", job, index, member)
         text, notes = (None, ()) if text is None else await self._expand_aliases(text, member)
         new_prompt = (
-            None if text is None else parse_one(text, {"negative": recipe.negative}, self._catalog.model_names(), "job")
+            None if text is None else parse_one(text, {"negative": recipe.negative}, self.catalog.model_names(), "job")
         )
-        if existing_jobs := await self._admission.check_before_content(
+        if existing_jobs := await self.admission.check_before_content(
             "edit", member, key, final_prompt(record.prompt, record.task) if text is None else text
         ):
             return existing_jobs[0]
         init_images = InitImages((JobImageRef(record.id, index),), mask)
-        async with self._init_image_loader.open_init_images(member, init_images) as loaded_images:
-            changes = _Changes(new_prompt, strength, notes)
+        async with self.init_image_loader.open_init_images(member, init_images) as loaded_images:
+            parent = (record, recipe, index)
             return await self._admit_with_init_images(
-                "edit", (record, recipe, index), loaded_images, member, destination, key, changes
+                "edit", parent, loaded_images, member, destination, key, new_prompt, strength, notes
             )
 
     async def zoom(
@@ -169,22 +120,22 @@ class EditService:
     ) -> AcceptedJob:
         """Outpaint a larger canvas around the picture; one at a time for each member."""
         record, recipe, index = await self._find_picture(action, job, index, member)
-        if existing_jobs := await self._admission.check_before_content(
+        if existing_jobs := await self.admission.check_before_content(
             action, member, key, final_prompt(record.prompt, record.task)
         ):
             return existing_jobs[0]
-        async with self._init_image_loader.reserve_turn(member):
-            canvas_and_mask = await asyncio.to_thread(draw_canvas, await self._gallery.read_picture(record.id, index))
-            loaded_images = _canvas_as_init(*canvas_and_mask)
-            changes = _Changes(aspect=aspect)
+        async with self.init_image_loader.reserve_turn(member):
+            canvas_and_mask = await asyncio.to_thread(draw_canvas, await self.gallery.read_picture(record.id, index))
+            decoded_images, decoded_mask = map(_wrap_png, canvas_and_mask)
+            loaded_images = combine_init_images([decoded_images], decoded_mask)
             return await self._admit_with_init_images(
-                action, (record, recipe, index), loaded_images, member, destination, key, changes
+                action, (record, recipe, index), loaded_images, member, destination, key, aspect=aspect
             )
 
     async def list_branch_steps(self, job: str, index: int, member: Member) -> tuple[int, ...]:
         """Return the steps at which a branch may begin. Raises `UserError` (404)."""
         record, _, index = await self._find_picture("branch", job, index, member)
-        return await self._gallery.branch_steps(record.id, index)
+        return await self.gallery.branch_steps(record.id, index)
 
     async def branch(
         self,
@@ -212,21 +163,21 @@ class EditService:
         record, _, index = await self._find_picture("branch", job, index, member)
         assert isinstance(record.task, Recipe), "only such a job has keyframes"
         old_prompt = prompt_at_step(record.prompt, record.task, max(0, step - 1) if is_undo else step)
-        if existing_jobs := await self._admission.check_before_content(
+        if existing_jobs := await self.admission.check_before_content(
             "branch", member, key, old_prompt if text is None else text
         ):
             return existing_jobs[0]
-        ladder = await self._init_image_loader.load_ladder(record.id, index)
-        nearest_step = ladder_keyframes.closest_step(await self._gallery.branch_steps(record.id, index), step)
+        ladder = await self.init_image_loader.load_ladder(record.id, index)
+        nearest_step = ladder_keyframes.closest_step(await self.gallery.branch_steps(record.id, index), step)
         if is_undo and nearest_step > step:
             raise UserError(NO_EARLIER_KEYFRAME.format(step))
         source = branch_base(record.task, index, nearest_step, step if is_undo else None)
-        base_recipe, change_notes, entry = self._originals.renew(source)
+        base_recipe, change_notes, entry = self._renew(source)
         text, alias_notes = (None, ()) if text is None else await self._expand_aliases(text, member)
-        base_recipe = base_recipe if text is None else await self._originals.reset_mixed(record, base_recipe)
+        base_recipe = base_recipe if text is None else await self._reset_mixed(record, base_recipe)
         edit = BranchEdit(old_prompt, text, options)
         new_recipe = branch_recipe(
-            base_recipe, ladder.sha256, nearest_step, edit, entry.profile, self._catalog.model_names(), record.task
+            base_recipe, ladder.sha256, nearest_step, edit, entry.profile, self.catalog.model_names(), record.task
         )
         new_recipe = pin_batch_shape(new_recipe) if exact and not new_recipe.bucket else new_recipe
         notes = (*alias_notes, *nearest_step_note(nearest_step, step), *change_notes)
@@ -239,18 +190,12 @@ class EditService:
             destination,
             notes=notes,
             parent=(record.id, index),
-            inputs=(ladder, *await self._init_image_loader.followed_pictures_of(record, new_recipe)),
+            inputs=(ladder, *await self.init_image_loader.followed_pictures_of(record, new_recipe)),
         )
-        return (await self._admission.admit([new_job], key))[0]
+        return await self._admit(new_job, key)
 
     async def _expand_aliases(self, text: str, member: Member) -> tuple[str, tuple[str, ...]]:
-        return expand_aliases(text, await self._load_aliases(member.id, text))
-
-    async def _find_picture(
-        self, action: JobAction, job: str, index: int, member: Member
-    ) -> tuple[JobRecord, Recipe, int]:
-        record, recipe, image_index = await self._originals.find_original(action, job, index, member)
-        return record, recipe, image_index or 0
+        return expand_aliases(text, await self.load_aliases(member.id, text))
 
     async def _admit_with_init_images(
         self,
@@ -260,34 +205,36 @@ class EditService:
         member: Member,
         destination: Destination,
         key: str | None,
-        changes: _Changes,
+        prompt: ParsedPrompt | None = None,
+        strength: float | None = None,
+        notes: tuple[str, ...] = (),
+        aspect: tuple[int, int] | None = None,
     ) -> AcceptedJob:
-        """Admit a job with init images in its parent's place, and with the changes."""
+        """Admit a job with init images in its parent's place. `aspect`: width to height."""
         record, recipe, index = parent
         recipe = recipe if action == "edit" else without_controls(recipe)
-        new_recipe, change_notes, entry = self._originals.renew(
-            without_start(reroll_recipe(keep_conditioning(recipe, index), self._draw_seed()))
+        new_recipe, change_notes, entry = self._renew(
+            without_start(reroll_recipe(keep_conditioning(recipe, index), draw_seed()))
         )
-        if changes.aspect is not None:
-            width, height = fit_size(changes.aspect, entry.profile)
+        if aspect is not None:
+            width, height = fit_size(aspect, entry.profile)
             new_recipe = msgspec.structs.replace(new_recipe, width=width, height=height)
         shown_prompt = final_prompt(record.prompt, record.task)
-        strength = changes.strength
         has_own_steps = False
-        if changes.prompt is not None:
-            new_recipe = await self._originals.reset_mixed(record, new_recipe)
-            new_recipe = remix_recipe(new_recipe, changes.prompt, entry.profile)
-            shown_prompt = " ".join(changes.prompt.text.split())
-            strength = changes.prompt.strength if strength is None else strength
-            has_own_steps = changes.prompt.steps is not None
-            change_notes = (*change_notes, *make_turbo_remarks(changes.prompt, entry.profile))
+        if prompt is not None:
+            new_recipe = await self._reset_mixed(record, new_recipe)
+            new_recipe = remix_recipe(new_recipe, prompt, entry.profile)
+            shown_prompt = " ".join(prompt.text.split())
+            strength = prompt.strength if strength is None else strength
+            has_own_steps = prompt.steps is not None
+            change_notes = (*change_notes, *make_turbo_remarks(prompt, entry.profile))
         start = loaded_images.recipe_part(strength)
         assert start is not None  # an edit begins with its parent's picture
         turbo_steps = None if has_own_steps else new_recipe.steps
         edit_recipe = replace_start(msgspec.structs.replace(new_recipe, lineage=()), start, turbo_steps)
         check_capabilities(edit_recipe, entry.profile)
         check_start(edit_recipe, entry.profile)
-        followed_pictures = await self._init_image_loader.followed_pictures_of(record, edit_recipe)
+        followed_pictures = await self.init_image_loader.followed_pictures_of(record, edit_recipe)
         new_job = build_job(
             action,
             shown_prompt,
@@ -295,19 +242,14 @@ class EditService:
             entry,
             member,
             destination,
-            notes=(*changes.notes, *change_notes),
+            notes=(*notes, *change_notes),
             parent=(record.id, index),
             inputs=(*loaded_images.inputs, *followed_pictures),
         )
-        return (await self._admission.admit([new_job], key, loaded_images.new_contents))[0]
-
-
-def _canvas_as_init(picture: bytes, mask: bytes) -> LoadedInitImages:
-    """Return a canvas as init image. This process made it from a finished picture, so it needs no upload decoder."""
-    decoded_images, decoded_mask = (_wrap_png(png) for png in (picture, mask))
-    return combine_init_images([decoded_images], decoded_mask)
+        return await self._admit(new_job, key, loaded_images.new_contents)
 
 
 def _wrap_png(png: bytes) -> DecodedImage:
-    width, height = png_size(png) or (0, 0)  # our own PNG: it has a header
+    """Return a PNG that this process made from a finished picture, so it needs no upload decoder."""
+    width, height = png_size(png) or (0, 0)  # it has a header
     return DecodedImage(png, width, height, hashlib.sha256(png).hexdigest(), ())

@@ -29,11 +29,7 @@ SEED_PATTERN = re.compile(r"\bseed:?\s*(\d{1,10})\b|^\s*(\d{1,10})\s*$", re.IGNO
 
 @dataclass(frozen=True)
 class HistoryEntry:
-    """A job in the history. `destination`: where it is shown; `reason`: why no destination could show it, empty if one
-    did.
-
-    `favourites`: the member's favourites among its images.
-    """
+    """A job in the history. `destination`: where it is shown; `reason`: why nowhere. `favourites`: the member's."""
 
     view: JobView
     destination: Destination | None

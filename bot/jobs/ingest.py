@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import msgspec
 
@@ -47,25 +47,16 @@ class WrongPicture(ValueError):
     """A picture does not match its report, or its job."""
 
 
+@dataclass(eq=False)
 class ResultIngest:
     """Stores jobs' incoming pictures."""
 
-    def __init__(
-        self,
-        store: Store,
-        bus: Bus,
-        active_jobs: ActiveJobs,
-        pictures: PictureStore,
-        decoder: UploadDecoder,
-        *,
-        clock: Callable[[], float] = time.time,
-    ) -> None:
-        self._store = store
-        self._bus = bus
-        self._active_jobs = active_jobs
-        self._pictures = pictures
-        self._decoder = decoder
-        self._clock = clock
+    store: Store
+    bus: Bus
+    active_jobs: ActiveJobs
+    pictures: PictureStore
+    decoder: UploadDecoder
+    clock: Callable[[], float] = time.time
 
     async def ingest_pictures(
         self, pictures: Sequence[PictureReady], finished: JobFinished | None = None
@@ -91,21 +82,21 @@ class ResultIngest:
         methods: list[UpscaleMethod] = [value.method for value in pictures if value.method]
         async with AsyncExitStack() as locks:
             for sha256 in sorted(contents):  # always sorted, or two tasks would deadlock
-                await locks.enter_async_context(self._pictures.lock(sha256))
+                await locks.enter_async_context(self.pictures.lock(sha256))
             if contents:
-                await self._pictures.put_all(contents)
-            accepted, transition = await self._store.record_pictures(
-                first_result.job, first_result.epoch, new_pictures, stats, self._clock(), *methods[:1]
+                await self.pictures.put_all(contents)
+            accepted, transition = await self.store.record_pictures(
+                first_result.job, first_result.epoch, new_pictures, stats, self.clock(), *methods[:1]
             )
             for sha256 in () if accepted else contents:
-                if await self._store.query(is_unused, sha256):  # the job ended or was deleted meanwhile
-                    await self._pictures.delete(sha256)
+                if await self.store.query(is_unused, sha256):  # the job ended or was deleted meanwhile
+                    await self.pictures.delete(sha256)
         return accepted, transition
 
     async def _is_accepted(self, pictures: Sequence[PictureReady]) -> bool:
         """Return whether the job still accepts them. Raises `WrongPicture` for one that it did not request."""
-        active_job = self._active_jobs.by_id.get(pictures[0].job)  # SQL also knows jobs that this process lacks
-        record = active_job.record if active_job else await self._store.get_job(pictures[0].job)
+        active_job = self.active_jobs.by_id.get(pictures[0].job)  # SQL also knows jobs that this process lacks
+        record = active_job.record if active_job else await self.store.get_job(pictures[0].job)
         if record is None or is_end(record.state) or pictures[0].epoch < record.epoch or record.deleted is not None:
             return False
         for picture in pictures:
@@ -122,7 +113,7 @@ class ResultIngest:
             if isinstance(content, BaseException):
                 raise content
             contents.append(content)
-        await self._decoder.check_pictures(await asyncio.to_thread(_check_pictures, pictures, contents))
+        await self.decoder.check_pictures(await asyncio.to_thread(_check_pictures, pictures, contents))
         return {value.sha256: content for value, content in zip(pictures, contents, strict=True)}
 
     async def _fetch_content(self, picture: PictureReady) -> bytes:
@@ -131,16 +122,16 @@ class ResultIngest:
         A blob is dropped once its picture is stored: by an earlier delivery, or for another job with the same picture.
         """
         try:
-            return await self._bus.get_blob(picture.sha256, min(MAX_BYTES[picture.kind], picture.bytes))
+            return await self.bus.get_blob(picture.sha256, min(MAX_BYTES[picture.kind], picture.bytes))
         except BlobMissing as missing:
             try:
-                return await self._pictures.get(picture.sha256)
+                return await self.pictures.get(picture.sha256)
             except ContentMissing:
                 raise missing from None
 
     async def find_unfinished(self, finished: JobFinished) -> tuple[JobRecord, list[str]] | None:
         """Return the job that a report could not finish, with what it lacks; None if the report came too late."""
-        record = await self._store.get_job(finished.job)
+        record = await self.store.get_job(finished.job)
         if record is None or is_end(record.state) or finished.epoch < record.epoch:
             return None
         return record, await self._list_missing(record, finished)
@@ -151,7 +142,7 @@ class ResultIngest:
             return lost_changes
         if isinstance(record.task, Recipe):
             record = replace(record, task=msgspec.structs.replace(record.task, amendments=finished.amendments))
-        return record.find_missing(await self._store.query(queries.list_pictures, [record.id]))
+        return record.find_missing(await self.store.query(queries.list_pictures, [record.id]))
 
 
 def _to_stored(picture: PictureReady, content: bytes) -> StoredPicture:

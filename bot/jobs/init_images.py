@@ -143,9 +143,7 @@ INPAINT_STRENGTH = 0.9
 
 @dataclass(frozen=True)
 class LoadedInitImages:
-    """Init, control and reference pictures, and an optional mask. `new_contents`: those that are not stored yet, by
-    SHA-256.
-    """
+    """Init, control and reference pictures, and a mask. `new_contents`: those not stored yet, by SHA-256."""
 
     inputs: tuple[StoredInput, ...]
     new_contents: dict[str, bytes]
@@ -270,24 +268,18 @@ USES_PARENT_PICTURE = (
 HELD_STATUS = 403
 
 
+@dataclass(eq=False)
 class InitImageLoader:
     """Fetches, decodes and stores init images."""
 
-    def __init__(
-        self,
-        store: Store,
-        picture_store: PictureStore,
-        gallery: Gallery,
-        job_views: JobViews,
-        upload_decoder: UploadDecoder,
-        fetch: FetchFile,
-    ) -> None:
-        self._store = store
-        self._picture_store = picture_store
-        self._gallery = gallery
-        self._job_views = job_views
-        self._upload_decoder = upload_decoder
-        self._fetch = fetch
+    store: Store
+    picture_store: PictureStore
+    gallery: Gallery
+    job_views: JobViews
+    upload_decoder: UploadDecoder
+    fetch: FetchFile
+
+    def __post_init__(self) -> None:
         self._member_limit = PerMemberLimit()
         self._memory_limiter = MemoryLimiter()
 
@@ -321,38 +313,38 @@ class InitImageLoader:
                 content = await self._fetch_bytes(init_images.mask)
                 shape = (pictures[0].width, pictures[0].height)
                 is_transparency = init_images.is_mask_transparency
-                mask = await self._upload_decoder.decode_mask(content, shape=shape, is_transparency=is_transparency)
+                mask = await self.upload_decoder.decode_mask(content, shape=shape, is_transparency=is_transparency)
             yield combine_init_images(pictures, mask, init_images.weights, controls, references)
 
     async def load_upload(self, member: Member, upload: bytes | RemoteFile) -> DecodedImage:
         """Fetch and decode an image that is no init image, in its member's turn. Raises `UserError`."""
         async with self.reserve_turn(member), self._memory_limiter.reserve(InitImages((upload,)).memory_bytes):
-            return await self._upload_decoder.decode_picture(await self._fetch_bytes(upload))
+            return await self.upload_decoder.decode_picture(await self._fetch_bytes(upload))
 
     async def read_recipe_text(self, member: Member, upload: bytes) -> str:
         """Return the recipe that an uploaded picture carries, in its member's turn. Raises `UserError`."""
         async with self.reserve_turn(member), self._memory_limiter.reserve(InitImages((upload,)).memory_bytes):
-            return await self._upload_decoder.read_recipe_text(upload)
+            return await self.upload_decoder.read_recipe_text(upload)
 
     async def _load_image(self, member: Member, image: ImageInput, label: str) -> DecodedImage | StoredInput:
         if not isinstance(image, JobImageRef):
-            return await self._upload_decoder.decode_picture(await self._fetch_bytes(image), label=label)
-        if reason_text := refusal_reason("vary", member, await self._job_views.load_record(image.job)):
+            return await self.upload_decoder.decode_picture(await self._fetch_bytes(image), label=label)
+        if reason_text := refusal_reason("vary", member, await self.job_views.load_record(image.job)):
             raise UserError(reason_text, 403)
-        stored_file = await self._gallery.find_visible(image.job, image.index)
+        stored_file = await self.gallery.find_visible(image.job, image.index)
         return StoredInput("input", stored_file.sha256, stored_file.bytes, stored_file.width, stored_file.height)
 
     async def _fetch_bytes(self, upload: bytes | RemoteFile) -> bytes:
         if isinstance(upload, bytes):
             return upload
         try:
-            return await self._fetch(upload.url, upload.max_bytes)
+            return await self.fetch(upload.url, upload.max_bytes)
         except FileUnavailable as error:
             raise UserError(upload.missing_text, 404) from error
 
     async def load_ladder(self, job: str, index: int) -> StoredInput:
         """Return the ladder of a finished image that may be shown. Raises `UserError` if it has none."""
-        ladder = await self._gallery.find_ladder(job, index)
+        ladder = await self.gallery.find_ladder(job, index)
         return StoredInput("branch", ladder.sha256, ladder.bytes, ladder.width, ladder.height)
 
     async def inputs_of(self, record: JobRecord) -> tuple[StoredInput, ...]:
@@ -360,7 +352,7 @@ class InitImageLoader:
 
         Raises `UserError` if an input was deleted with its own job (404), or is held for review (403).
         """
-        stored_files = await self._store.query(queries.list_pictures, [record.id])
+        stored_files = await self.store.query(queries.list_pictures, [record.id])
         inputs = tuple(
             StoredInput(kind, file.sha256, file.bytes, file.width, file.height)
             for kind in get_args(InputKind)
@@ -374,10 +366,7 @@ class InitImageLoader:
         return inputs
 
     async def followed_pictures_of(self, record: JobRecord, recipe: Recipe) -> tuple[StoredInput, ...]:
-        """Return a job's control and reference pictures that `recipe` still follows, for a job derived from it.
-
-        Raises `UserError` as `inputs_of` does.
-        """
+        """Return a job's control and reference pictures that `recipe` still follows. Raises as `inputs_of` does."""
         kinds: dict[str, InputKind] = {each.picture: "reference" for each in recipe.references}
         kinds |= {each.picture: "control" for each in recipe.controls}
         inputs = {file.sha256: file for file in await self.inputs_of(record)} if kinds else {}
@@ -389,18 +378,18 @@ class InitImageLoader:
 
         A picture that retention removed by age is no obstacle: jobs made from it stay usable.
         """
-        for needs_check, file in await self._store.query(reviews.find_same_pictures, required_blobs(record.task)):
+        for needs_check, file in await self.store.query(reviews.find_same_pictures, required_blobs(record.task)):
             if is_held(needs_check, file):
                 raise UserError(hold_reason(file.image, file), 403)
         while record.parent is not None and record.action not in USES_PARENT_PICTURE:
-            ancestor = await self._store.get_job(record.parent[0])
+            ancestor = await self.store.get_job(record.parent[0])
             if ancestor is None:
                 return
             record = ancestor
         if record.parent is None:
             return
         try:
-            await self._gallery.find_visible(*record.parent)
+            await self.gallery.find_visible(*record.parent)
         except UserError as error:
             if error.status == HELD_STATUS:
                 raise
@@ -416,7 +405,7 @@ class InitImageLoader:
         names = sorted({file.sha256 for file in inputs})
         async with AsyncExitStack() as locks:
             for name in names:
-                await locks.enter_async_context(self._picture_store.lock(name))
+                await locks.enter_async_context(self.picture_store.lock(name))
             try:
                 for name in names:
                     await self._ensure_stored(name, (contents or {}).get(name))
@@ -428,16 +417,16 @@ class InitImageLoader:
     async def _drop_unused(self, name: str) -> None:
         """Drop an input that no job uses. A failure is only logged: the answer is already decided."""
         try:
-            if await self._store.query(deletion_steps.is_unused, name):
-                await self._picture_store.delete(name)
+            if await self.store.query(deletion_steps.is_unused, name):
+                await self.picture_store.delete(name)
         except (DatabaseUnavailable, OSError) as error:
             log.warning("picture %s may be stored without a job: %s", name, error)
 
     async def _ensure_stored(self, name: str, content: bytes | None) -> None:
         try:
             if content is not None:
-                await self._picture_store.put(content)
-            elif not await self._picture_store.has(name):
+                await self.picture_store.put(content)
+            elif not await self.picture_store.has(name):
                 raise UserError(INIT_IMAGE_GONE, 404)
         except OSError as error:
             raise UserError("Pictures cannot be stored just now: try again soon.", 429) from error

@@ -188,11 +188,9 @@ class ModelCatalog:
         return max((worker.upscale_ms for worker in self._workers().values() if pool in worker.pools), default=None)
 
     def _live_entries(self) -> dict[str, CatalogEntry]:
-        """Return the models of live workers. Of several workers with one model, the first by name defines it, so that
-        recipes stay stable.
+        """Return the models of live workers. The first worker by name defines a model, so that recipes stay stable.
 
         A model is loaded if any worker has it in memory, and has a judge if any worker has one for the same weights.
-        Its pool is the best one with these weights.
         """
         profiles: dict[str, ModelProfile] = {}
         workers = sorted(self._workers().items())
@@ -204,10 +202,8 @@ class ModelCatalog:
         return {name: _make_live_entry(profile, offers[name]) for name, profile in profiles.items()}
 
     def choose_pool(self, model: str, revision: str = "", *, recipe: Recipe | None = None) -> str | None:
-        """Return the pool for a job of a model, among the pools whose live workers offer it with these weights (empty:
-        any), and with the judge and parts that its `recipe` needs.
-
-        The cheapest pool wins; among pools of similar cost, the least busy. None: no pool offers it.
+        """Return the pool for a job, of those that offer its model with these weights (empty: any) and with what its
+        `recipe` needs: the cheapest, and of similar ones the least busy. None: no pool offers it.
         """
         offers = self._list_offers(model, revision)
         return choose_best_pool(offer for offer in offers if recipe is None or offer.can_draw(recipe))

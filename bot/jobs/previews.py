@@ -14,6 +14,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from bot.domain.events import Feed, JobProgress, ModelLoading
 from bot.jobs.active_jobs import ActiveJob, ActiveJobs
@@ -28,40 +29,30 @@ REQUEST_SECONDS = 5.0  # seconds; a worker keeps a request for ten
 JPEG_MAGIC = b"\xff\xd8\xff"
 
 
+@dataclass(eq=False)
 class PreviewRelay:
     """Run `publish_frames`, `publish_loadings` and `request_frames` as tasks."""
 
-    def __init__(
-        self,
-        bus: Bus,
-        active_jobs: ActiveJobs,
-        feed: Feed,
-        decoder: UploadDecoder,
-        *,
-        clock: Callable[[], float] = time.time,
-    ) -> None:
-        self._bus = bus
-        self._active_jobs = active_jobs
-        self._feed = feed
-        self._decoder = decoder
-        self._clock = clock
+    bus: Bus
+    active_jobs: ActiveJobs
+    feed: Feed
+    decoder: UploadDecoder
+    clock: Callable[[], float] = time.time
 
     async def publish_frames(self) -> None:
         """Publish every useful frame to the feed."""
         while True:
             try:
-                async for frame in self._bus.watch_frames():
+                async for frame in self.bus.watch_frames():
                     if not frame.picture.startswith(JPEG_MAGIC):
                         continue
-                    active_job = self._active_jobs.record_frame(frame, self._clock())
+                    active_job = self.active_jobs.record_frame(frame, self.clock())
                     if active_job is None or (picture := await self._public_frame(frame, active_job)) is None:
                         continue
-                    if frame.job in self._active_jobs.by_id:  # it may have ended meanwhile
+                    if frame.job in self.active_jobs.by_id:  # it may have ended meanwhile
                         pictures = {frame.image: picture}
                         step = max(active_job.step, frame.step)
-                        self._feed.publish(
-                            JobProgress(frame.job, step, frame.total_steps, frame.seconds_left, pictures)
-                        )
+                        self.feed.publish(JobProgress(frame.job, step, frame.total_steps, frame.seconds_left, pictures))
             except BrokerUnreachable as error:
                 log.warning("previews: %s", error)
                 await asyncio.sleep(1.0)
@@ -71,7 +62,7 @@ class PreviewRelay:
         if not active_job.record.check or frame.verdict == "passed":
             return frame.picture
         try:
-            await self._decoder.check_pictures([frame.picture], MAX_FRAME_PIXELS)
+            await self.decoder.check_pictures([frame.picture], MAX_FRAME_PIXELS)
             return await asyncio.to_thread(blur_picture, frame.picture, "JPEG", max_pixels=MAX_FRAME_PIXELS)
         except (UnreadableImage, OSError) as error:
             log.warning("job %s: a preview is left out: %s", frame.job, error)
@@ -81,10 +72,10 @@ class PreviewRelay:
         """Publish the loading progress of models that jobs wait for."""
         while True:
             try:
-                async for loading in self._bus.watch_loadings():
-                    if self._active_jobs.record_loading(loading, self._clock()) is not None:
-                        size = self._bus.model_progress.get_model_size(loading.model)
-                        self._feed.publish(ModelLoading(loading.job, loading.model, loading.loaded_share, size))
+                async for loading in self.bus.watch_loadings():
+                    if self.active_jobs.record_loading(loading, self.clock()) is not None:
+                        size = self.bus.model_progress.get_model_size(loading.model)
+                        self.feed.publish(ModelLoading(loading.job, loading.model, loading.loaded_share, size))
             except BrokerUnreachable as error:
                 log.warning("previews: %s", error)
                 await asyncio.sleep(1.0)
@@ -96,11 +87,11 @@ class PreviewRelay:
         while True:
             now = time.monotonic()
             if jobs is None or now - renewed_at >= REQUEST_SECONDS:
-                jobs = set(self._active_jobs.by_id)
+                jobs = set(self.active_jobs.by_id)
                 renewed_at = now
             try:
-                for job in [job for job in jobs if job in self._active_jobs.by_id and self._feed.is_watched(job)]:
-                    await self._bus.request_previews(job)
+                for job in [job for job in jobs if job in self.active_jobs.by_id and self.feed.is_watched(job)]:
+                    await self.bus.request_previews(job)
             except BrokerUnreachable as error:
                 log.warning("previews: %s", error)
             jobs = await self._next_joined(renewed_at + REQUEST_SECONDS - time.monotonic())
@@ -109,7 +100,7 @@ class PreviewRelay:
         """Wait up to `seconds` for viewers; return the jobs that they joined."""
         try:
             async with asyncio.timeout(max(0.0, seconds)):
-                await self._feed.viewer_joined.wait()
+                await self.feed.viewer_joined.wait()
         except TimeoutError:
             return set()
-        return self._feed.take_joined_jobs()
+        return self.feed.take_joined_jobs()

@@ -7,13 +7,14 @@ since 1970.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 
 from bot.domain.errors import UserError
 from bot.domain.texts import format_duration, shorten
-from bot.jobs.preferences import Preference
+from bot.jobs.preferences import Preference, known_preferences
 from bot.policy.limits import (
     DAY_SECONDS,
     MONTH_SECONDS,
@@ -36,13 +37,25 @@ RELAXED_ONLY = "Only relaxed jobs are allowed here; they wait longer and have a 
 NO_INTERPOLATION = (
     "A walk is drawn up to four pictures at a time, and at most {} a job are allowed here: none can be made."
 )
+FORBIDDEN_SENTENCES = {
+    "commands": "You may not use {} here",
+    "models": "The model {} is not allowed here",
+    "samplers": "The sampler {} is not allowed here",
+    "controls": "The control {} is not allowed here",
+    "references": "Reference pictures by {} are not allowed here",
+    "speeds": "The {} speed is not allowed here",
+}
+RELAXED_HINT = "Relaxed jobs (--relax, or /relax) do not count against it."
+SHARED_OWNERS = {"channel": "This channel's", "guild": "This server's"}
+COST_WINDOWS = {"cost_day": DAY_SECONDS, "cost_month": MONTH_SECONDS}
+COST_SETTINGS = ("cost_day", "together_cost_day", "cost_month", "together_cost_month")
+STEPS_ADVICE = "Fewer --steps cost less."
+MODEL_ADVICE = "A smaller model may cost less."
 
 
 @dataclass(frozen=True)
 class QueueState:
-    """The time of the check. `member_frees_at`: when the first of the member's jobs ends; `any_frees_at`: when the
-    first of all jobs ends; None if unknown. `has_workers`: whether any is online.
-    """
+    """The time of the check, and when the first of the member's jobs and of all jobs end; None if unknown."""
 
     now: float
     member_frees_at: float | None = None
@@ -51,21 +64,15 @@ class QueueState:
 
 
 def apply_rules(
-    new_jobs: Sequence[NewJob],
-    rules: EffectiveRules,
-    ledger: Ledger,
-    preference: Preference,
-    queue_state: QueueState,
-    *,
-    relaxed: bool = False,
+    new_jobs: Sequence[NewJob], rules: EffectiveRules, ledger: Ledger, queue_state: QueueState, *, relaxed: bool = False
 ) -> list[NewJob]:
     """Return the jobs as they may be written: with tier, privacy, picture check and running limits. Raises `UserError`.
 
     `relaxed`: the member asked for that speed in this request, not only in their preferences.
     """
-    refuse_if_closed_or_blocked(rules)
     for new_job in new_jobs:
         check_task(rules, new_job)
+    preference = known_preferences(ledger.load_preferences())
     tier, tier_notes = _choose_tier(rules, preference, relaxed)
     is_private, privacy_notes = _choose_privacy(rules, preference)
     cost = sum(new_job.cost for new_job in new_jobs)
@@ -88,27 +95,17 @@ def apply_rules(
 
 
 def check_before_content(
-    action: str,
-    count: int,
-    rules: EffectiveRules,
-    ledger: Ledger,
-    preference: Preference,
-    queue_state: QueueState,
-    *,
-    relaxed: bool = False,
+    action: str, count: int, rules: EffectiveRules, ledger: Ledger, queue_state: QueueState, *, relaxed: bool = False
 ) -> None:
-    """Check `count` jobs before their content and cost are known. Raises `UserError` only where `apply_rules` would
-    too.
-    """
-    refuse_if_closed_or_blocked(rules)
+    """Check `count` jobs of unknown content and cost. Raises `UserError` only where `apply_rules` would, too."""
     check_action(rules, action)
+    preference = known_preferences(ledger.load_preferences())
     tier, _ = _choose_tier(rules, preference, relaxed)
     _choose_privacy(rules, preference)
     _check_usage(count, None, rules, ledger, queue_state, is_relaxed=tier == RELAXED_TIER)
 
 
-def refuse_if_closed_or_blocked(rules: EffectiveRules) -> None:
-    """Raise `UserError` (403) if the server is closed or the member blocked."""
+def _refuse_if_closed_or_blocked(rules: EffectiveRules) -> None:
     if rules.closed:
         closing_rule = rules.deciding_rules.get("closed")
         closed_part = "This bot" if closing_rule is not None and closing_rule.guild == EVERYWHERE else "This server"
@@ -132,15 +129,15 @@ def _blocked_sentence(rule: Rule | None) -> str:
 
 
 def check_action(rules: EffectiveRules, action: str) -> None:
-    """Raise `UserError` (403) if the rules forbid the action."""
-    if not rules.allows("commands", action):
-        raise UserError(_with_allowed(rules, "commands", f"You may not use {action} here"), 403)
+    """Raise `UserError` (403) if the server is closed, the member blocked, or the action forbidden."""
+    _refuse_if_closed_or_blocked(rules)
+    check_allowed(rules, "commands", action)
 
 
-def check_model(rules: EffectiveRules, model: str) -> None:
-    """Raise `UserError` (403) if the rules forbid the model."""
-    if not rules.allows("models", model):
-        raise UserError(_with_allowed(rules, "models", f"The model {model} is not allowed here"), 403)
+def check_allowed(rules: EffectiveRules, setting: str, name: str) -> None:
+    """Raise `UserError` (403) if the rules forbid what has this name: a model, a sampler, …"""
+    if not rules.allows(setting, name):
+        raise UserError(_with_allowed(rules, setting, FORBIDDEN_SENTENCES[setting].format(name)), 403)
 
 
 def check_task(rules: EffectiveRules, new_job: NewJob) -> None:
@@ -149,47 +146,28 @@ def check_task(rules: EffectiveRules, new_job: NewJob) -> None:
     task = new_job.task
     if not isinstance(task, Recipe):
         return
-    check_model(rules, task.model)
-    if not rules.allows("samplers", task.sampler):
-        raise UserError(_with_allowed(rules, "samplers", f"The sampler {task.sampler} is not allowed here"), 403)
-    _check_followed_pictures(rules, task)
+    check_allowed(rules, "models", task.model)
+    check_allowed(rules, "samplers", task.sampler)
+    for control in task.controls:
+        check_allowed(rules, "controls", control.name)
+    for reference in task.references:
+        check_allowed(rules, "references", reference.name)
     evaluations = min(count_requested_evaluations(task), count_evaluations(task))  # a picture or a stop may leave fewer
-    counts = (("steps", task.steps), ("evaluations", evaluations), ("count", _count_pictures(task)))
+    pictures = max(task.count, len(list_final_images(task)))  # a split adds some
+    counts = (("steps", task.steps), ("evaluations", evaluations), ("count", pictures))
     for name, requested_count in counts:
         limit = getattr(rules, name)
         if requested_count > limit:
             noun = "pictures" if name == "count" else name
-            sentence = (
-                f"This asks for {requested_count} {noun}, and at most {limit} are allowed here: "
-                f"{_lower_hint(new_job, name, limit)}."
-            )
-            raise UserError(
-                _with_setter(
-                    sentence if task.interpolation is None or name != "count" else NO_INTERPOLATION.format(limit),
-                    rules,
-                    name,
-                )
-            )
+            hint = _lower_hint(new_job, name, limit)
+            sentence = f"This asks for {requested_count} {noun}, and at most {limit} are allowed here: {hint}."
+            if task.interpolation is not None and name == "count":
+                sentence = NO_INTERPOLATION.format(limit)
+            raise UserError(_with_setter(sentence, rules, name))
     if task.width * task.height > rules.pixels:
         limit = format_for_sentence("pixels", rules.pixels)
         sentence = f"This would be {task.width}x{task.height}, and at most {limit} is allowed here."
         raise UserError(_with_setter(sentence, rules, "pixels"))
-
-
-def _count_pictures(recipe: Recipe) -> int:
-    """Count its pictures: those that it begins with or ends with, whichever are more. A split adds some."""
-    return max(recipe.count, len(list_final_images(recipe)))
-
-
-def _check_followed_pictures(rules: EffectiveRules, recipe: Recipe) -> None:
-    """Raise `UserError` (403) if the rules forbid a control or a reference adapter that the recipe uses."""
-    for control in recipe.controls:
-        if not rules.allows("controls", control.name):
-            raise UserError(_with_allowed(rules, "controls", f"The control {control.name} is not allowed here"), 403)
-    for reference in recipe.references:
-        if not rules.allows("references", reference.name):
-            sentence = f"Reference pictures by {reference.name} are not allowed here"
-            raise UserError(_with_allowed(rules, "references", sentence), 403)
 
 
 def _lower_hint(new_job: NewJob, name: str, limit: int) -> str:
@@ -213,8 +191,8 @@ def _choose_tier(rules: EffectiveRules, preference: Preference, wants_relaxed: b
 
     If the preferred speed is forbidden, the other one is used, with a note if the job then waits longer.
     """
-    if wants_relaxed and not rules.allows("speeds", "relaxed"):
-        raise UserError(_with_allowed(rules, "speeds", "The relaxed speed is not allowed here"), 403)
+    if wants_relaxed:
+        check_allowed(rules, "speeds", "relaxed")
     speed = "relaxed" if wants_relaxed else preference.speed
     if not rules.allows("speeds", speed):
         speed = "relaxed" if speed == "fast" else "fast"
@@ -226,10 +204,9 @@ def _choose_tier(rules: EffectiveRules, preference: Preference, wants_relaxed: b
 
 
 def _choose_privacy(rules: EffectiveRules, preference: Preference) -> tuple[bool, tuple[str, ...]]:
-    """Return whether the job is private, with a note. Refuses members who prefer private results where results are
-    public.
+    """Return whether the job is private, with a note.
 
-    So no rule makes a result public that its author wants private, and the author learns that in advance.
+    Refuses a member who prefers private results where they are public: no rule makes public what its author does not.
     """
     prefers_private = preference.results == "private"
     if rules.results == "public" and prefers_private:
@@ -246,10 +223,7 @@ def _running_limit(rules: EffectiveRules, whose: str) -> int | None:
 
 
 def _running_besides(rules: EffectiveRules, usage_limit: UsageLimit, usage: Usage) -> int:
-    """Return the running limit for the same jobs that `usage_limit` counts.
-
-    Without a limit on running jobs over all servers, each server allows its own.
-    """
+    """Return the running limit for the same jobs that `usage_limit` counts; over all servers each allows its own."""
     if usage_limit.usage_scope != "member everywhere":
         return rules.running
     limit_everywhere = _running_limit(rules, "member everywhere")
@@ -259,19 +233,9 @@ def _running_besides(rules: EffectiveRules, usage_limit: UsageLimit, usage: Usag
 def _check_usage(
     count: int, cost: float | None, rules: EffectiveRules, ledger: Ledger, queue_state: QueueState, *, is_relaxed: bool
 ) -> None:
-    """Check all limits. If several refuse, raise the refusal with the latest `retry_at`: by then all others allow it.
-
-    `cost`: of all these jobs, in device-seconds; None: unknown, but above 0.
-    """
-    raise_latest_refusal(_usage_checks(count, cost, rules, ledger, queue_state, is_relaxed))
-
-
-def _usage_checks(
-    count: int, cost: float | None, rules: EffectiveRules, ledger: Ledger, queue_state: QueueState, is_relaxed: bool
-) -> Iterator[Callable[[], None]]:
-    """Yield the check of each limit. Relaxed jobs count against a limit of their own only."""
-    yield from _queue_checks(count, rules, ledger, queue_state)
-    yield from (relaxed_checks if is_relaxed else cost_checks)(cost, rules, ledger, queue_state.now)
+    """Check all limits. `cost`: of all these jobs, in device-seconds; None: unknown, but above 0."""
+    cost_checks = _cost_checks(cost, rules, ledger, queue_state.now, is_relaxed=is_relaxed, advice=STEPS_ADVICE)
+    _raise_latest_refusal(chain(_queue_checks(count, rules, ledger, queue_state), cost_checks))
 
 
 def _queue_checks(
@@ -293,61 +257,52 @@ def _queue_checks(
         yield partial(check_shared_queue, usage_limit.limit, usage, now, owner=owner, count=count, set_by=set_by)
 
 
-RELAXED_HINT = "Relaxed jobs (--relax, or /relax) do not count against it."
-SHARED_OWNERS = {"channel": "This channel's", "guild": "This server's"}
-COST_WINDOWS = {"cost_day": DAY_SECONDS, "cost_month": MONTH_SECONDS}
-STEPS_ADVICE = "Fewer --steps cost less."
-MODEL_ADVICE = "A smaller model may cost less."
+def check_device_time(
+    cost: float,
+    rules: EffectiveRules,
+    ledger: Ledger,
+    now: float,
+    *,
+    is_relaxed: bool = False,
+    advice: str = MODEL_ADVICE,
+) -> None:
+    """Check that a member may spend `cost` device-seconds on work that is no new job. Raises `UserError` (429)."""
+    _raise_latest_refusal(_cost_checks(cost, rules, ledger, now, is_relaxed=is_relaxed, advice=advice))
 
 
-def check_device_time(cost: float, rules: EffectiveRules, ledger: Ledger, now: float) -> None:
-    """Check that a member may spend `cost` device-seconds on work that is no job. Raises `UserError` (429)."""
-    raise_latest_refusal(cost_checks(cost, rules, ledger, now, advice=MODEL_ADVICE))
-
-
-def raise_latest_refusal(checks: Iterator[Callable[[], None]]) -> None:
+def _raise_latest_refusal(checks: Iterable[Callable[[], None]]) -> None:
     """Run all checks. If several refuse, raise the refusal with the latest `retry_at`: by then all others allow it."""
-    refusals = [refusal for check in checks if (refusal := _catch_refusal(check)) is not None]
+    refusals = list[UserError]()
+    for check in checks:
+        try:
+            check()
+        except UserError as refusal:
+            refusals.append(refusal)
     if refusals:
         raise max(refusals, key=lambda refusal: (refusal.retry_at is None, refusal.retry_at or 0.0))
 
 
-def _catch_refusal(check: Callable[[], None]) -> UserError | None:
-    try:
-        check()
-    except UserError as refusal:
-        return refusal
-    return None
-
-
-def cost_checks(
-    cost: float | None, rules: EffectiveRules, ledger: Ledger, now: float, *, advice: str = STEPS_ADVICE
+def _cost_checks(
+    cost: float | None, rules: EffectiveRules, ledger: Ledger, now: float, *, is_relaxed: bool, advice: str
 ) -> Iterator[Callable[[], None]]:
-    """Yield the check of each limit on device time. `cost`: device-seconds; None: unknown, but above 0."""
-    hint = RELAXED_HINT if rules.allows("speeds", "relaxed") else ""
-    for setting, window in COST_WINDOWS.items():
-        for usage_limit in (*rules.limits_of(setting), *rules.limits_of(f"together_{setting}")):
-            spending = ledger.get_spending(usage_limit.usage_scope, window)
-            owner = SHARED_OWNERS.get(usage_limit.usage_scope, "Your")
-            yield _cost_check(cost, usage_limit, spending, now, owner, hint, advice)
+    """Yield the check of each limit on device time. Relaxed jobs count against a limit of their own only."""
+    hint = RELAXED_HINT if not is_relaxed and rules.allows("speeds", "relaxed") else ""
+    for setting in ("relaxed_day",) if is_relaxed else COST_SETTINGS:
+        for usage_limit in rules.limits_of(setting):
+            spending = _get_spending(usage_limit, ledger)
+            owner = "Your relaxed" if is_relaxed else SHARED_OWNERS.get(usage_limit.usage_scope, "Your")
+            set_by = f"{set_by_sentence(usage_limit.rule)} {hint}".strip()
+            limit = usage_limit.limit
+            if cost is None:
+                yield partial(check_cost_left, limit, spending, now, owner=owner, set_by=set_by)
+            else:
+                yield partial(check_cost, limit, spending, cost, now, owner=owner, set_by=set_by, advice=advice)
 
 
-def relaxed_checks(
-    cost: float | None, rules: EffectiveRules, ledger: Ledger, now: float, *, advice: str = STEPS_ADVICE
-) -> Iterator[Callable[[], None]]:
-    """Yield the check of each limit on the device time of relaxed jobs."""
-    for usage_limit in rules.limits_of("relaxed_day"):
-        spending = ledger.get_relaxed_spending(usage_limit.usage_scope, DAY_SECONDS)
-        yield _cost_check(cost, usage_limit, spending, now, "Your relaxed", "", advice)
-
-
-def _cost_check(
-    cost: float | None, usage_limit: UsageLimit, spending: Spending, now: float, owner: str, hint: str, advice: str
-) -> Callable[[], None]:
-    set_by = f"{set_by_sentence(usage_limit.rule)} {hint}".strip()
-    if cost is None:
-        return partial(check_cost_left, usage_limit.limit, spending, now, owner=owner, set_by=set_by)
-    return partial(check_cost, usage_limit.limit, spending, cost, now, owner=owner, set_by=set_by, advice=advice)
+def _get_spending(usage_limit: UsageLimit, ledger: Ledger) -> Spending:
+    if usage_limit.setting == "relaxed_day":
+        return ledger.get_relaxed_spending(usage_limit.usage_scope, DAY_SECONDS)
+    return ledger.get_spending(usage_limit.usage_scope, COST_WINDOWS[usage_limit.setting.removeprefix("together_")])
 
 
 LIMIT_TITLES = {
@@ -361,10 +316,7 @@ LIMIT_TITLES = {
 
 @dataclass(frozen=True)
 class QuotaLine:
-    """One limit: `used` of `limit` jobs or device-seconds. `frees_at`: when some of it becomes free, None if unknown.
-
-    `counted_for`: whose usage counts; `rule`: which rule set it, None for the default.
-    """
+    """One limit: `used` of `limit` jobs or device-seconds, by `counted_for`. `frees_at`: when some becomes free."""
 
     setting: str
     limit: int
@@ -418,9 +370,6 @@ def quota_line(cap: UsageLimit, ledger: Ledger) -> QuotaLine:
     if name in ("running", "queued"):
         usage = ledger.get_usage(cap.usage_scope)
         return QuotaLine(cap.setting, cap.limit, getattr(usage, name), cap.usage_scope, cap.rule)
-    if name == "relaxed_day":
-        spending = ledger.get_relaxed_spending(cap.usage_scope, DAY_SECONDS)
-    else:
-        spending = ledger.get_spending(cap.usage_scope, DAY_SECONDS if name == "cost_day" else MONTH_SECONDS)
+    spending = _get_spending(cap, ledger)
     frees_at = spending.frees_at(0.0) if spending.total_cost > 0 else None
     return QuotaLine(cap.setting, cap.limit, spending.total_cost, cap.usage_scope, cap.rule, frees_at)

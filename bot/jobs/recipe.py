@@ -120,10 +120,7 @@ def interpolation_recipes(recipe: Recipe, target_prompt: str, frames: int) -> li
 
 
 def can_interpolate(recipe: Recipe) -> bool:
-    """Return whether its pictures can be interpolated: several that differ in noise, and in the style of one text.
-
-    Nobody has steered them.
-    """
+    """Return whether its pictures differ in noise alone, and nobody has steered them."""
     is_plain = recipe.interpolation is None and not recipe.amendments
     is_plain = is_plain and (len(recipe.styles) < 2 or len(recipe.concepts) == 1)
     differs_in_noise = is_plain and not recipe.lineage and not recipe.chaos
@@ -262,10 +259,7 @@ def without_start(recipe: Recipe) -> Recipe:
 
 
 def _remix_candidates(recipe: Recipe, parsed_prompt: ParsedPrompt, count: int, *, has_judge: bool) -> dict[str, Any]:
-    """Return the candidates of a remix: it keeps the chosen ones with their noise, unless it asks for a new choice.
-
-    Without a judge it inherits no choice that is still to be made.
-    """
+    """Return the candidates of a remix: the chosen ones with their noise, unless it asks for a new choice."""
     is_best = has_judge and recipe.candidate_count > 0 if parsed_prompt.best is None else parsed_prompt.best
     keeps_choice = not parsed_prompt.best and parsed_prompt.seed is None and count <= len(recipe.chosen_candidates)
     if keeps_choice:
@@ -274,10 +268,7 @@ def _remix_candidates(recipe: Recipe, parsed_prompt: ParsedPrompt, count: int, *
 
 
 def _remix_parts(recipe: Recipe, parsed_prompt: ParsedPrompt, model_profile: ModelProfile) -> dict[str, Any]:
-    """Return the further parts of a remix: it keeps those that its flags do not name, and the base's pictures.
-
-    Its embeddings are those of its own words.
-    """
+    """Return the further parts of a remix: those of the base that its flags do not name, and its own embeddings."""
     parts: dict[str, Any] = {"embeddings": choose_embeddings(parsed_prompt.read_texts, model_profile)}
     if parsed_prompt.controls is not None:
         pictures = _unique_pictures(recipe.controls)
@@ -375,10 +366,7 @@ def _as_tuple(part: ModelPart | None) -> tuple[ModelPart, ...]:
 
 
 def offline_note(entry: CatalogEntry, any_worker: bool) -> str:
-    """Return the note on a model that no live worker offers. `any_worker`: whether a worker is online at all.
-
-    It stays on the finished job, so it says what was true at the request.
-    """
+    """Return the note, for good, on a model that no live worker offers. `any_worker`: whether one is online at all."""
     cause = "No worker had this model ready" if any_worker else "No worker was online"
     return (
         f"{cause} yet: this uses the last known settings of {entry.profile.name}: {entry.profile.dtype}, "

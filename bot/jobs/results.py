@@ -12,7 +12,7 @@ import logging
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from bot.domain.events import Feed, JobProgress, JobSteered
 from bot.domain.job_states import is_end
@@ -49,29 +49,20 @@ RETRY_PAUSE = 0.25  # seconds before a redelivery, times its tries
 OUTAGE_PAUSE = 2.0
 
 
+@dataclass(eq=False)
 class ResultConsumer:
     """Run `run` as a task."""
 
-    def __init__(
-        self,
-        bus: Bus,
-        active_jobs: ActiveJobs,
-        completion: JobCompletion,
-        ingest: ResultIngest,
-        claims: ClaimReports,
-        answers: AmendmentAnswers,
-        blobs: BrokerBlobs,
-        *,
-        clock: Callable[[], float] = time.time,
-    ) -> None:
-        self._bus = bus
-        self._active_jobs = active_jobs
-        self._completion = completion
-        self._ingest = ingest
-        self._claims = claims
-        self._answers = answers
-        self._blobs = blobs
-        self._clock = clock
+    bus: Bus
+    active_jobs: ActiveJobs
+    completion: JobCompletion
+    ingest: ResultIngest
+    claims: ClaimReports
+    answers: AmendmentAnswers
+    blobs: BrokerBlobs
+    clock: Callable[[], float] = time.time
+
+    def __post_init__(self) -> None:
         self._work_slots = asyncio.Semaphore(MAX_CONCURRENT)
         self._fetch_slots = asyncio.Semaphore(MAX_FETCHED)
         self._pending: dict[str, deque[BusMessage[Result]]] = {}  # job → its fetched results, in order
@@ -81,10 +72,10 @@ class ResultConsumer:
     async def run(self) -> None:
         """Consume results until cancelled."""
         async with asyncio.TaskGroup() as group:
-            async for message in self._bus.consume_results():
+            async for message in self.bus.consume_results():
                 await self._fetch_slots.acquire()
-                self._active_jobs.results_behind_until = (
-                    self._clock() + BEHIND_SECONDS if message.pending_count > BEHIND_THRESHOLD else 0.0
+                self.active_jobs.results_behind_until = (
+                    self.clock() + BEHIND_SECONDS if message.pending_count > BEHIND_THRESHOLD else 0.0
                 )
                 job = message.value.job
                 if (pending := self._pending.get(job)) is not None:
@@ -119,7 +110,7 @@ class ResultConsumer:
     def _is_healthy(self, message: BusMessage[Result]) -> bool:
         """Return whether a result never had a fault, so that it may be stored with others."""
         is_unaffected = message.value.job not in self._delayed_pictures and not self._faults[_sequence_number(message)]
-        return is_unaffected and not find_sender_fault(message, self._active_jobs)
+        return is_unaffected and not find_sender_fault(message, self.active_jobs)
 
     async def _store_batch(self, batch: Sequence[BusMessage[Result]]) -> bool:
         """Store results together, then acknowledge them. False: this failed, and none was acknowledged.
@@ -129,15 +120,15 @@ class ResultConsumer:
         pictures = [each_message.value for each_message in batch if isinstance(each_message.value, PictureReady)]
         finished = next((message.value for message in batch if isinstance(message.value, JobFinished)), None)
         try:
-            _, transition = await self._ingest.ingest_pictures(pictures, finished)
+            _, transition = await self.ingest.ingest_pictures(pictures, finished)
             if finished is not None and transition is None:
                 return False
-            await self._completion.announce_and_clear(transition)
+            await self.completion.announce_and_clear(transition)
             await asyncio.gather(*(one.ack() for one in batch))
         except Exception as error:
             log.info("job %s: %d results are stored one by one: %s", batch[0].value.job, len(batch), error)
             return False
-        self._blobs.drop_soon(picture.sha256 for picture in pictures)
+        self.blobs.drop_soon(picture.sha256 for picture in pictures)
         return True
 
     async def handle_result(self, message: BusMessage[Result]) -> None:
@@ -145,7 +136,7 @@ class ResultConsumer:
         result = message.value
         sequence = _sequence_number(message)
         try:
-            if fault := find_sender_fault(message, self._active_jobs):
+            if fault := find_sender_fault(message, self.active_jobs):
                 await message.dead_letter(fault)
                 return
             try:
@@ -160,7 +151,7 @@ class ResultConsumer:
                 self._clear_faults(result, sequence)
                 await message.ack()
                 if isinstance(result, PictureReady):
-                    self._blobs.drop_soon([result.sha256])
+                    self.blobs.drop_soon([result.sha256])
         except BrokerUnreachable as error:
             log.warning("job %s: %s will be redelivered: %s", result.job, _result_name(message), error)
 
@@ -192,40 +183,40 @@ class ResultConsumer:
         """Apply a result. Duplicate, late and stale ones change nothing. `is_last_try`: it will not be redelivered."""
         match result:
             case JobStarted():
-                await self._claims.apply_start(result)
+                await self.claims.apply_start(result)
             case PictureReady():
-                await self._ingest.ingest_pictures([result])
+                await self.ingest.ingest_pictures([result])
             case JobFinished():
                 await self._apply_finished(result, is_last_try)
             case JobFailed():
                 await self._apply_failed(result)
             case JobAmended():
-                await self._answers.record_answer(result)
+                await self.answers.record_answer(result)
             case JobHandedBack():
-                await self._claims.apply_hand_back(result)
+                await self.claims.apply_hand_back(result)
             case JobCancelled():
-                await self._completion.cancel(
+                await self.completion.cancel(
                     result.job, result.cost, epoch=result.epoch, audit_note=f"after {result.steps} steps"
                 )
 
     async def _apply_finished(self, result: JobFinished, is_last_try: bool) -> None:
-        _, transition = await self._ingest.ingest_pictures([], result)
-        if await self._completion.announce_and_clear(transition) is None:
+        _, transition = await self.ingest.ingest_pictures([], result)
+        if await self.completion.announce_and_clear(transition) is None:
             await self._handle_incomplete(result, is_last_try)
 
     async def _handle_incomplete(self, result: JobFinished, is_last_try: bool) -> None:
         """Handle a job reported as done that is over, deleted, of a newer epoch, or lacks changes or pictures."""
-        if (unfinished := await self._ingest.find_unfinished(result)) is None:
+        if (unfinished := await self.ingest.find_unfinished(result)) is None:
             return
         record, missing = unfinished
         if record.deleted is not None:  # deleted while it ran: its pictures were not stored
-            await self._completion.cancel(result.job, result.cost, epoch=result.epoch, audit_note="deleted")
+            await self.completion.cancel(result.job, result.cost, epoch=result.epoch, audit_note="deleted")
             return
         if delayed := self._delayed_pictures.get(result.job):
             raise OSError(next(iter(delayed.values())))  # not lost: they are stored after the outage
         elif is_last_try:
             reason = f"A worker reported it done without {', '.join(missing)}."
-            await self._completion.requeue(
+            await self.completion.requeue(
                 result.job, step=record.step, audit_note=reason, reason=reason, epoch=result.epoch, cause="incomplete"
             )
         else:
@@ -233,13 +224,13 @@ class ResultConsumer:
 
     async def _apply_failed(self, result: JobFailed) -> None:
         if result.retry:
-            active_job = self._active_jobs.by_id.get(result.job)
+            active_job = self.active_jobs.by_id.get(result.job)
             step = active_job.step if active_job else 0
-            await self._completion.requeue(
+            await self.completion.requeue(
                 result.job, step=step, audit_note=result.reason, reason=result.reason, epoch=result.epoch
             )
         else:
-            await self._completion.fail(result.job, result.reason, result.blame, epoch=result.epoch)
+            await self.completion.fail(result.job, result.reason, result.blame, epoch=result.epoch)
 
 
 def _sequence_number(message: BusMessage[Result]) -> int:
@@ -302,39 +293,26 @@ def select_batch(
     return batch or [pending[0]]
 
 
+@dataclass(eq=False)
 class ClaimReports:
-    """Records which worker runs a job. It calls `on_reclaim` when a running job is claimed again, and `on_start` at
-    each claim.
-    """
+    """Records which worker runs a job. Calls `on_start` at each claim, `on_reclaim` if it ran already."""
 
-    def __init__(
-        self,
-        store: Store,
-        bus: Bus,
-        active_jobs: ActiveJobs,
-        feed: Feed,
-        completion: JobCompletion,
-        *,
-        on_reclaim: Callable[[], None] = lambda: None,
-        on_start: Callable[[str], None] = lambda _job: None,
-        clock: Callable[[], float] = time.time,
-    ) -> None:
-        self._store = store
-        self._bus = bus
-        self._active_jobs = active_jobs
-        self._feed = feed
-        self._completion = completion
-        self._on_reclaim = on_reclaim
-        self._on_start = on_start
-        self._clock = clock
+    store: Store
+    bus: Bus
+    active_jobs: ActiveJobs
+    feed: Feed
+    completion: JobCompletion
+    on_reclaim: Callable[[], None] = lambda: None
+    on_start: Callable[[str], None] = lambda _job: None
+    clock: Callable[[], float] = time.time
 
     async def apply_start(self, result: JobStarted) -> None:
         """Record a worker's claim, or stop a worker whose claim does not count."""
-        active_job = self._active_jobs.by_id.get(result.job)
+        active_job = self.active_jobs.by_id.get(result.job)
         snapshots_lost = active_job is not None and await self._are_snapshots_lost(active_job, result.epoch)
         preview_step = active_job.step if active_job and not snapshots_lost else 0
-        now = self._clock()
-        transition = await self._store.start_job(
+        now = self.clock()
+        transition = await self.store.start_job(
             result.job,
             result.epoch,
             result.worker,
@@ -347,35 +325,35 @@ class ClaimReports:
         if transition is None:
             await self._stop_stray(result)
         elif is_end(transition.record.state):
-            self._completion.announce_end(transition)
-            await self._completion.clear_broker(transition.record, tombstone=True)
+            self.completion.announce_end(transition)
+            await self.completion.clear_broker(transition.record, tombstone=True)
         else:
             if transition.old_state == "running" and active_job is not None and active_job.record.epoch != result.epoch:
-                self._on_reclaim()
+                self.on_reclaim()
             if is_on_probation(transition.record.attempts_without_progress):
-                await self._completion.clear_attempt(transition.record)
+                await self.completion.clear_attempt(transition.record)
             if snapshots_lost:
-                self._active_jobs.reset_steps(result.job)
-            active_job = self._active_jobs.put(transition.record, now)
-            self._feed.publish(
+                self.active_jobs.reset_steps(result.job)
+            active_job = self.active_jobs.put(transition.record, now)
+            self.feed.publish(
                 JobProgress(result.job, active_job.step, transition.record.steps, active_job.remaining_cost)
             )
             if transition.record.cancelling:
-                await self._bus.cancel(result.job)
-            self._on_start(result.job)
-            if self._feed.is_watched(result.job):
-                await self._bus.request_previews(result.job)
+                await self.bus.cancel(result.job)
+            self.on_start(result.job)
+            if self.feed.is_watched(result.job):
+                await self.bus.request_previews(result.job)
 
     def _record_loss(self, active_job: ActiveJob | None, epoch: int, now: float) -> bool:
         """Record the loss that a newer claim of a running job shows. Return whether the job is poison by its losses."""
         if active_job is None or not active_job.is_claimed or not active_job.record.worker:
             return False
-        return active_job.record.epoch < epoch and self._active_jobs.record_loss(active_job, now)
+        return active_job.record.epoch < epoch and self.active_jobs.record_loss(active_job, now)
 
     async def apply_hand_back(self, result: JobHandedBack) -> None:
         """Record that a worker gave its claim back."""
-        is_first_report = await self._store.write(job_writes.record_hand_back, result.job, result.epoch)
-        active_job = self._active_jobs.by_id.get(result.job)
+        is_first_report = await self.store.write(job_writes.record_hand_back, result.job, result.epoch)
+        active_job = self.active_jobs.by_id.get(result.job)
         if is_first_report and active_job is not None and active_job.record.epoch == result.epoch:
             idle_attempts = active_job.record.attempts_without_progress - 1
             active_job.record = replace(active_job.record, worker="", attempts_without_progress=idle_attempts)
@@ -385,14 +363,14 @@ class ClaimReports:
 
         Raises `BrokerUnreachable`.
         """
-        return 0 < active_job.record.epoch < epoch and active_job.record.epoch < await self._bus.read_first_epoch()
+        return 0 < active_job.record.epoch < epoch and active_job.record.epoch < await self.bus.read_first_epoch()
 
     async def _stop_stray(self, result: JobStarted) -> None:
         """Stop a worker that started an ended job because the broker delivered it twice. Ignore a stale epoch."""
-        record = await self._store.get_job(result.job)
+        record = await self.store.get_job(result.job)
         if record is not None and is_end(record.state):
             log.warning("job %s: %s began it though it is %s", result.job, result.worker, record.state)
-            await self._completion.clear_broker(record, tombstone=True)
+            await self.completion.clear_broker(record, tombstone=True)
 
 
 class AmendmentAnswers:

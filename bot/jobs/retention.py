@@ -34,21 +34,14 @@ class RetentionLimits:
     max_bytes: int | None = None
 
 
+@dataclass(eq=False)
 class Retention:
     """Sweeps periodically. `remove_files` removes the files of deleted jobs that no other job shares."""
 
-    def __init__(
-        self,
-        store: Store,
-        remove_files: Callable[[Sequence[StoredPicture]], Awaitable[None]],
-        limits: RetentionLimits,
-        *,
-        clock: Callable[[], float] = time.time,
-    ) -> None:
-        self._store = store
-        self._remove_files = remove_files
-        self._limits = limits
-        self._clock = clock
+    store: Store
+    remove_files: Callable[[Sequence[StoredPicture]], Awaitable[None]]
+    limits: RetentionLimits
+    clock: Callable[[], float] = time.time
 
     async def run(self) -> None:
         """Sweep periodically until cancelled."""
@@ -59,34 +52,32 @@ class Retention:
         await self._finish_removals()
         await self._remove_by_age()
         await self._remove_by_size()
-        await self._store.write(deletion_steps.delete_old_charges, self._clock())
-        while await self._store.write(retention.delete_old_reasons, self._clock() - REASON_SECONDS):
+        await self.store.write(deletion_steps.delete_old_charges, self.clock())
+        while await self.store.write(retention.delete_old_reasons, self.clock() - REASON_SECONDS):
             pass
 
     async def _remove_by_age(self) -> None:
-        if self._limits.max_seconds is None:
+        if self.limits.max_seconds is None:
             return
-        cutoff = self._clock() - self._limits.max_seconds
-        while (expired_jobs := await self._store.query(retention.list_expired, cutoff)) and await self._mark_removed(
+        cutoff = self.clock() - self.limits.max_seconds
+        while (expired_jobs := await self.store.query(retention.list_expired, cutoff)) and await self._mark_removed(
             expired_jobs, "age"
         ):
             await self._finish_removals()
 
     async def _remove_by_size(self) -> None:
-        """Remove the oldest until pictures fit. Files that could not be removed no longer count: else one outage would
-        remove all jobs.
-        """
-        if self._limits.max_bytes is None:
+        """Remove the oldest until pictures fit. Files that stay do not count: an outage must not remove all jobs."""
+        if self.limits.max_bytes is None:
             return
-        while (excess := await self._store.query(retention.sum_bytes) - self._limits.max_bytes) > 0:
-            oldest_jobs = await self._store.query(retention.list_oldest, self._clock() - GRACE_SECONDS)
+        while (excess := await self.store.query(retention.sum_bytes) - self.limits.max_bytes) > 0:
+            oldest_jobs = await self.store.query(retention.list_oldest, self.clock() - GRACE_SECONDS)
             if not await self._mark_removed(_choose_until(oldest_jobs, excess), "room"):
                 log.warning("pictures take %d bytes more than DARKROOM_KEEP_GB; nothing more may be removed", excess)
                 return
             await self._finish_removals()
 
     async def _mark_removed(self, ids: Sequence[str], reason: DeletionReason) -> list[str]:
-        marked_jobs = await self._store.write(retention.mark_removed, ids, reason, self._clock()) if ids else []
+        marked_jobs = await self.store.write(retention.mark_removed, ids, reason, self.clock()) if ids else []
         if marked_jobs:
             log.info("removing %d jobs: %s", len(marked_jobs), reason)
         return marked_jobs
@@ -94,10 +85,10 @@ class Retention:
     async def _finish_removals(self) -> None:
         """Remove files and rows of the marked jobs; the next sweep retries those whose files cannot be removed now."""
         last_id = ""
-        while marked_jobs := await self._store.query(retention.list_marked, RETENTION_REASONS, last_id):
+        while marked_jobs := await self.store.query(retention.list_marked, RETENTION_REASONS, last_id):
             ids = [job for job, _ in marked_jobs]
-            await remove_all_files(self._store, self._remove_files, ids)
-            await self._store.write(retention.delete_rows, ids, self._clock())
+            await remove_all_files(self.store, self.remove_files, ids)
+            await self.store.write(retention.delete_rows, ids, self.clock())
             last_id = ids[-1]
 
 
@@ -112,9 +103,7 @@ async def remove_all_files(
 
 
 def _choose_until(sizes: Sequence[tuple[str, int]], excess: int) -> list[str]:
-    """Return the first jobs whose bytes cover the excess. The next round accounts for files that they share with
-    others.
-    """
+    """Return the first jobs whose bytes cover the excess. Files that they share count in the next round."""
     chosen_jobs: list[str] = []
     for job, size in sizes:
         if excess <= 0:
@@ -140,9 +129,7 @@ async def drop_nothing(hashes: Collection[str]) -> None:
 
 
 class FileCleanup:
-    """Removes the files of deleted jobs: call it with them. `drop_copies` drops copies elsewhere, by SHA-256: films,
-    and the broker's.
-    """
+    """Removes deleted jobs' files: call it. `drop_copies` drops films and the broker's copies, by SHA-256."""
 
     def __init__(self, store: Store, picture_store: PictureStore, drop_copies: DropCopies = drop_nothing) -> None:
         self._store = store

@@ -24,7 +24,7 @@ from bot.domain.job_states import is_end
 from bot.domain.steering import AmendmentView, SteeringAnswer, SteeringOutlook, SteeringRequest
 from bot.jobs.active_jobs import ActiveJobs
 from bot.jobs.model_catalog import ModelCatalog
-from bot.jobs.quota import check_action, cost_checks, raise_latest_refusal, refuse_if_closed_or_blocked, relaxed_checks
+from bot.jobs.quota import check_action, check_device_time
 from bot.jobs.recipe import member_key
 from bot.jobs.requested_changes import RequestedChange, work_out_changes
 from bot.jobs.views import JobViews, make_job_ref, refusal_reason
@@ -119,29 +119,20 @@ class _Situation:
     seed: int
 
 
+@dataclass(eq=False)
 class SteeringService:
     """`limits`: the defaults."""
 
-    def __init__(
-        self,
-        store: Store,
-        job_views: JobViews,
-        word_filter: WordFilter,
-        catalog: ModelCatalog,
-        active_jobs: ActiveJobs,
-        sender: AmendmentSender,
-        *,
-        limits: Limits,
-        clock: Callable[[], float] = time.time,
-    ) -> None:
-        self._store = store
-        self._job_views = job_views
-        self._word_filter = word_filter
-        self._catalog = catalog
-        self._active_jobs = active_jobs
-        self._sender = sender
-        self._limits = limits
-        self._clock = clock
+    store: Store
+    job_views: JobViews
+    word_filter: WordFilter
+    catalog: ModelCatalog
+    active_jobs: ActiveJobs
+    sender: AmendmentSender
+    limits: Limits
+    clock: Callable[[], float] = time.time
+
+    def __post_init__(self) -> None:
         self._locks = WeakValueDictionary[str, asyncio.Lock]()  # by job: each request builds on those before it
 
     async def amend(
@@ -152,7 +143,7 @@ class SteeringService:
         `is_joined`: the member takes part in its picture, as the caller has checked. Raises
         `UserError`, and then nothing is asked for.
         """
-        record = await self._job_views.load_record(job)
+        record = await self.job_views.load_record(job)
         if reason := forbidden_reason("steer", member, make_job_ref(record, is_joined=is_joined)):
             raise UserError(reason, 403)
         lock = self._locks.setdefault(job, asyncio.Lock())
@@ -161,15 +152,15 @@ class SteeringService:
 
     async def list_amendments(self, job: str, member: Member) -> list[AmendmentView]:
         """Return every change that was asked for of a job, in order. Raises `UserError`."""
-        record = await self._job_views.load_record(job)
+        record = await self.job_views.load_record(job)
         if reason := refusal_reason("details", member, record):
             raise UserError(reason, 403)
-        return [each.to_view(record.steps) for each in await self._store.query(list_amendments, job)]
+        return [each.to_view(record.steps) for each in await self.store.query(list_amendments, job)]
 
     async def load_outlook(self, job: str, member: Member) -> SteeringOutlook | None:
         """Return what the member may change of a job now; None for an upscale. Raises `UserError`."""
-        record = await self._job_views.load_record(job)
-        known = await self._store.query(list_amendments, job)
+        record = await self.job_views.load_record(job)
+        known = await self.store.query(list_amendments, job)
         return self._make_outlook(record, known, member)
 
     def _make_outlook(
@@ -178,7 +169,7 @@ class SteeringService:
         """Return what the member may change now of a job with these changes; None for an upscale."""
         if not isinstance(record.task, Recipe):
             return None
-        step = self._active_jobs.find_step(record)
+        step = self.active_jobs.find_step(record)
         forbidden = forbidden_reason("steer", member, make_job_ref(record, is_joined=is_joined))
         obstacle = forbidden or self._find_obstacle(record, step)
         try:
@@ -202,7 +193,7 @@ class SteeringService:
         self, record: JobRecord, request: SteeringRequest, member: Member, key: str | None, *, is_joined: bool
     ) -> SteeringAnswer:
         job = record.id
-        known = await self._store.query(list_amendments, job)
+        known = await self.store.query(list_amendments, job)
         if key is not None and (earlier := [each for each in known if each.key == key]):
             views = [each.to_view(record.steps) for each in earlier]
             return SteeringAnswer(views, self._make_outlook(record, known, member, is_joined=is_joined))
@@ -219,20 +210,20 @@ class SteeringService:
             self._check_rules(locked, new_plan, speaker, author, ledger)
             return new_plan.priced_changes
 
-        asked = await self._store.write(ask_for_amendments, job, speaker, author, key, decide, self._clock())
+        asked = await self.store.write(ask_for_amendments, job, speaker, author, key, decide, self.clock())
         if asked is None:
             raise UserError("There is no such job.", 404)
         views = [each.to_view(asked.job_record.steps) for each in asked.requested]
-        self._sender.announce(asked.job_record, views)
+        self.sender.announce(asked.job_record, views)
         return SteeringAnswer(views, self._make_outlook(asked.job_record, asked.known, member, is_joined=is_joined))
 
     def _read_situation(self, record: JobRecord) -> _Situation:
         """Read what memory knows, before the store's thread decides."""
         model = self._find_model(require_steerable(record))
-        return _Situation(model, self._active_jobs.find_step(record), secrets.randbelow(LARGEST_SEED))
+        return _Situation(model, self.active_jobs.find_step(record), secrets.randbelow(LARGEST_SEED))
 
     def _find_model(self, recipe: Recipe) -> ModelProfile:
-        model = self._catalog.find_profile_for(recipe)
+        model = self.catalog.find_profile_for(recipe)
         if model is None:
             raise UserError(MODEL_GONE.format(recipe.model))
         return model
@@ -245,20 +236,19 @@ class SteeringService:
         texts = tuple(dict.fromkeys(filter(None, [*added, request.say, request.prompt or ""])))
         for ruled in (speaker,) if speaker is author else (speaker, author):
             if texts:
-                await self._word_filter.check_texts(texts, speaker, ruled, texts[0])
+                await self.word_filter.check_texts(texts, speaker, ruled, texts[0])
 
     def _check_rules(self, record: JobRecord, plan: _Plan, speaker: Member, author: Member, ledger: Ledger) -> None:
         """Check the rules of both, and that the author's limits have room for the added cost. Raises `UserError`."""
         rules = ledger.load_rules()
-        now = self._clock()
-        author_rules = resolve(rules, author, self._limits)
-        for each in (author_rules, resolve(rules, speaker, self._limits)):
-            refuse_if_closed_or_blocked(each)
+        now = self.clock()
+        author_rules = resolve(rules, author, self.limits)
+        for each in (author_rules, resolve(rules, speaker, self.limits)):
             check_action(each, "steer")
         _check_count(record, plan.changes[-1].recipe, author_rules)
         if plan.added_cost:
-            make_checks = relaxed_checks if record.tier == RELAXED_TIER else cost_checks
-            raise_latest_refusal(make_checks(plan.added_cost, author_rules, ledger, now, advice=ADVICE))
+            is_relaxed = record.tier == RELAXED_TIER
+            check_device_time(plan.added_cost, author_rules, ledger, now, is_relaxed=is_relaxed, advice=ADVICE)
 
 
 def _work_out(

@@ -1,7 +1,4 @@
-"""Jobs from finished jobs: variation, reroll, remix, reproduction, upscale, interpolation; upscales of uploads.
-
-Callers check permissions first (`bot.policy.permissions`).
-"""
+"""Jobs from finished jobs: variation, reroll, remix, reproduction, upscale, interpolation; upscales of uploads."""
 
 from __future__ import annotations
 
@@ -14,8 +11,8 @@ from ulid import ULID
 
 from bot.domain.dto import AcceptedJob, Destination, JobAction, Member
 from bot.domain.errors import UserError
-from bot.jobs.admission import Admission, build_job, draw_seed
-from bot.jobs.beginnings import AliasLoader, remix_base, unused_start_notes
+from bot.jobs.admission import build_job, draw_seed
+from bot.jobs.beginnings import remix_base, unused_start_notes
 from bot.jobs.costs import (
     MAX_SIDE,
     SUPER_RESOLVER_MS_PER_MP,
@@ -24,9 +21,9 @@ from bot.jobs.costs import (
     upscale_cost,
     upscale_notes,
 )
-from bot.jobs.init_images import InitImageLoader, InitImages
-from bot.jobs.model_catalog import DEFAULT_POOL, CatalogEntry, ModelCatalog
-from bot.jobs.originals import Originals
+from bot.jobs.derived_jobs import DerivedJobs
+from bot.jobs.init_images import InitImages, LoadedInitImages
+from bot.jobs.model_catalog import DEFAULT_POOL, CatalogEntry
 from bot.jobs.preferences import VariationStrength
 from bot.jobs.recipe import (
     can_interpolate,
@@ -38,8 +35,6 @@ from bot.jobs.recipe import (
     reroll_recipe,
     vary_recipe,
 )
-from bot.jobs.views import JobViews
-from bot.pictures.gallery import Gallery
 from bot.prompt import ParsedPrompt, ParseResult, make_remarks, parse
 from bot.prompt.capability_check import check_start
 from bot.prompt.change_texts import final_prompt
@@ -71,28 +66,8 @@ NOT_REMIXABLE = "No worker has ever offered {}: it cannot be remixed."
 NOT_EXACT = "The original ran beside other jobs, so its last bits may differ. From now on it is the same bytes."
 
 
-class VariationService:
-    """Methods raise `UserError`; the same `key` again returns the same job. `draw_seed` returns a new seed."""
-
-    def __init__(
-        self,
-        catalog: ModelCatalog,
-        job_views: JobViews,
-        gallery: Gallery,
-        init_image_loader: InitImageLoader,
-        load_aliases: AliasLoader,
-        originals: Originals,
-        admission: Admission,
-        draw_seed: Callable[[], int] = draw_seed,
-    ) -> None:
-        self._catalog = catalog
-        self._job_views = job_views
-        self._gallery = gallery
-        self._init_image_loader = init_image_loader
-        self._load_aliases = load_aliases
-        self._originals = originals
-        self._admission = admission
-        self._draw_seed = draw_seed
+class VariationService(DerivedJobs):
+    """Jobs with the recipe of a finished one, and upscales."""
 
     async def vary(
         self,
@@ -105,19 +80,19 @@ class VariationService:
         strength: float = VARIATION_STRENGTHS["subtle"],
     ) -> AcceptedJob:
         """Make variations of one finished image; for an upscaled image, of its original."""
-        record, recipe, image_index = await self._originals.find_original("vary", job, index, member)
-        variation = vary_recipe(recipe, image_index or 0, _check_strength(strength), self._draw_seed())
-        return await self._admit_derived("vary", record, image_index or 0, variation, member, destination, key)
+        record, recipe, index = await self._find_picture("vary", job, index, member)
+        variation = vary_recipe(recipe, index, _check_strength(strength), draw_seed())
+        return await self._admit_derived("vary", record, index, variation, member, destination, key)
 
     async def reroll(
         self, job: str, member: Member, destination: Destination, *, key: str | None = None
     ) -> AcceptedJob:
         """Run the same recipe with another seed."""
-        record = await self._job_views.load_record(job)
+        record = await self.job_views.load_record(job)
         if not isinstance(record.task, Recipe):
             raise UserError("An upscaled picture cannot be rerolled: use its original.")
         return await self._admit_derived(
-            "reroll", record, 0, reroll_recipe(recipe_at_end(record.task), self._draw_seed()), member, destination, key
+            "reroll", record, 0, reroll_recipe(recipe_at_end(record.task), draw_seed()), member, destination, key
         )
 
     async def finish(
@@ -127,7 +102,7 @@ class VariationService:
 
         What was changed while it developed is changed again (`finish_recipe`).
         """
-        record = await self._job_views.load_record(job)
+        record = await self.job_views.load_record(job)
         if not isinstance(record.task, Recipe) or not has_skipped_steps(record.task):
             raise UserError(NO_DRAFT)
         return await self._admit_derived("finish", record, 0, finish_recipe(record.task), member, destination, key)
@@ -136,7 +111,7 @@ class VariationService:
         self, job: str, member: Member, destination: Destination, *, key: str | None = None
     ) -> list[AcceptedJob]:
         """Interpolate from each picture of a finished job to the next, as several jobs. Refused if one is held."""
-        record = await self._job_views.load_record(job)
+        record = await self.job_views.load_record(job)
         if not isinstance(record.task, Recipe) or not can_interpolate(record.task) or record.state != "finished":
             raise UserError(
                 SEED_OVERFLOW
@@ -144,9 +119,9 @@ class VariationService:
                 else NOT_INTERPOLABLE
             )
         for index in range(record.task.count):
-            await self._gallery.find_visible(job, index)
-        base_recipe, notes, entry = self._originals.renew(record.task)
-        inputs = await self._init_image_loader.inputs_of(record)
+            await self.gallery.find_visible(job, index)
+        base_recipe, notes, entry = self._renew(record.task)
+        inputs = await self.init_image_loader.inputs_of(record)
         recipes = [
             pin_batch_shape(recipe) if base_recipe.bucket else recipe for recipe in interpolate_images(base_recipe)
         ]
@@ -164,7 +139,7 @@ class VariationService:
             )
             for recipe in recipes
         ]
-        return await self._admission.admit(new_jobs, key or f"walk:{job}:{self._draw_seed()}")
+        return await self.admission.admit(new_jobs, key or f"walk:{job}:{draw_seed()}")
 
     async def reproduce(
         self, job: str, member: Member, destination: Destination, *, key: str | None = None
@@ -173,7 +148,7 @@ class VariationService:
 
         What was changed while it developed is changed again, at the same steps.
         """
-        record = await self._job_views.load_record(job)
+        record = await self.job_views.load_record(job)
         if not isinstance(record.task, Recipe):
             raise UserError("An enlarged picture cannot be reproduced: reproduce its original.")
         notes = () if record.task.bucket else (NOT_EXACT,)
@@ -199,21 +174,21 @@ class VariationService:
         is a reroll. Pictures of an interpolation have their own noise: with an index, only that one is made. `negative`
         is the negative prompt; None keeps the old one, "" removes it.
         """
-        record, recipe, index = await self._originals.find_original("remix", job, index, member)
+        record, recipe, index = await self._find_original("remix", job, index, member)
         if strength is not None:
-            seed = self._draw_seed()
+            seed = draw_seed()
             rerolled_recipe = reroll_recipe(msgspec.structs.replace(recipe, interpolation=None), seed)
             recipe = rerolled_recipe if index is None else vary_recipe(recipe, index, _check_strength(strength), seed)
         elif isinstance(record.task, Recipe):
             recipe = remix_base(record.task, index)
-        recipe = await self._originals.reset_mixed(record, recipe)
+        recipe = await self._reset_mixed(record, recipe)
         new_negative = recipe.negative if negative is None else negative
-        aliases = await self._load_aliases(member.id, text)
-        recipe, notes, entry = self._originals.renew(recipe, NOT_REMIXABLE)
+        aliases = await self.load_aliases(member.id, text)
+        recipe, notes, entry = self._renew(recipe, NOT_REMIXABLE)
         parsed = parse(
-            text, None, models=self._catalog.model_names(), options={"negative": new_negative}, aliases=aliases
+            text, None, models=self.catalog.model_names(), options={"negative": new_negative}, aliases=aliases
         )
-        inputs = await self._init_image_loader.inputs_of(record)
+        inputs = await self.init_image_loader.inputs_of(record)
         new_jobs = [
             build_job(
                 "remix",
@@ -229,33 +204,79 @@ class VariationService:
             )
             for prompt, new_recipe, remix_notes in _remix_recipes(recipe, parsed, entry, notes)
         ]
-        return await self._admission.admit(new_jobs, key)
+        return await self.admission.admit(new_jobs, key)
 
     async def upscale(
         self, job: str, index: int, member: Member, destination: Destination, *, key: str | None = None
     ) -> AcceptedJob:
         """Upscale one finished image."""
-        record = await self._job_views.load_record(job)
-        source = await self._gallery.find_visible(job, index)
-        pool = self._catalog.choose_live_pool(record.pool)
+        record = await self.job_views.load_record(job)
+        source = await self.gallery.find_visible(job, index)
         size = (source.width, source.height)
-        ms_per_megapixel = self._catalog.upscale_ms(pool)
-        task = largest_upscale(source.sha256, *size, "lanczos" if ms_per_megapixel == 0 else "gan")
-        task_cost = upscale_cost(task, *size, ms_per_megapixel or SUPER_RESOLVER_MS_PER_MP)
+        pool = self.catalog.choose_live_pool(record.pool)
+        task = largest_upscale(source.sha256, *size, self._choose_method(pool, "gan"))
+        notes = upscale_notes(task, *size)
+        return await self._admit_upscale(
+            task, size, pool, member, destination, key, prompt=record.prompt, notes=notes, parent=(job, index)
+        )
+
+    async def upscale_upload(
+        self,
+        content: bytes,
+        find_factor: Callable[[int, int], float],
+        method: UpscaleMethod,
+        member: Member,
+        destination: Destination,
+    ) -> AcceptedJob:
+        """Upscale an uploaded picture. `find_factor`: how much at least, from its width and height in pixels.
+
+        The smallest factor of the upscaler that suffices is taken. Raises `UserError`, also if the picture would become
+        too large.
+        """
+        await self.admission.check_before_content("upscale", member, None, "")
+        async with self.init_image_loader.open_init_images(member, InitImages((content,))) as loaded_images:
+            source = loaded_images.inputs[0]
+            size = (source.width, source.height)
+            factor = _choose_factor(find_factor(*size))
+            _check_side(*size, factor)
+            pool = self.catalog.choose_live_pool(DEFAULT_POOL)
+            task = UpscaleTask(source=source.sha256, factor=factor, method=self._choose_method(pool, method))
+            return await self._admit_upscale(
+                task, size, pool, member, destination, notes=loaded_images.notes, loaded_images=loaded_images
+            )
+
+    def _choose_method(self, pool: str, method: UpscaleMethod) -> UpscaleMethod:
+        return "lanczos" if self.catalog.upscale_ms(pool) == 0 else method
+
+    async def _admit_upscale(
+        self,
+        task: UpscaleTask,
+        size: tuple[int, int],
+        pool: str,
+        member: Member,
+        destination: Destination,
+        key: str | None = None,
+        *,
+        notes: tuple[str, ...],
+        prompt: str = "",
+        parent: tuple[str, int] | None = None,
+        loaded_images: LoadedInitImages | None = None,
+    ) -> AcceptedJob:
         new_job = NewJob(
             id=str(ULID()),
             action="upscale",
-            prompt=record.prompt,
-            notes=upscale_notes(task, *size),
+            prompt=prompt,
+            notes=notes,
             task=task,
             member=member,
             destination=destination,
             pool=pool,
             model="",
-            cost=task_cost,
-            parent=(job, index),
+            cost=upscale_cost(task, *size, self.catalog.upscale_ms(pool) or SUPER_RESOLVER_MS_PER_MP),
+            parent=parent,
+            inputs=loaded_images.inputs if loaded_images else (),
         )
-        return (await self._admission.admit([new_job], key))[0]
+        return await self._admit(new_job, key, loaded_images.new_contents if loaded_images else None)
 
     async def _admit_derived(
         self,
@@ -269,12 +290,12 @@ class VariationService:
         notes: tuple[str, ...] = (),
     ) -> AcceptedJob:
         """Admit a job with a recipe derived from another job's, on the pool that has its model now."""
-        entry = self._originals.find_entry(new_recipe)
+        entry = self._find_entry(new_recipe)
         if entry is not None:
             new_recipe, change_notes = renew_recipe(new_recipe, entry)
             notes = (*notes, *change_notes)
         pool = entry.pool_for(new_recipe) if entry else record.pool
-        inputs = await self._init_image_loader.inputs_of(record)
+        inputs = await self.init_image_loader.inputs_of(record)
         prompt = record.prompt if new_recipe.amendments else final_prompt(record.prompt, record.task)
         new_job = NewJob(
             id=str(ULID()),
@@ -290,7 +311,7 @@ class VariationService:
             parent=(record.id, index),
             inputs=inputs,
         )
-        return (await self._admission.admit([new_job], key))[0]
+        return await self._admit(new_job, key)
 
 
 def _remix_recipes(
@@ -335,53 +356,6 @@ def finish_recipe(recipe: Recipe) -> Recipe:
     if isinstance(start, Branch) and start.ladder_step is None:
         start = msgspec.structs.replace(start, ladder_step=start.step)
     return msgspec.structs.replace(recipe, evaluations=0, amendments=tuple(amendments), start=start, v=1)
-
-
-class UploadUpscaler:
-    """Decodes an uploaded picture in the sandbox, stores it with its job, and admits the job."""
-
-    def __init__(self, catalog: ModelCatalog, admission: Admission, init_image_loader: InitImageLoader) -> None:
-        self._catalog = catalog
-        self._admission = admission
-        self._init_image_loader = init_image_loader
-
-    async def upscale(
-        self,
-        content: bytes,
-        find_factor: Callable[[int, int], float],
-        method: UpscaleMethod,
-        member: Member,
-        destination: Destination,
-    ) -> AcceptedJob:
-        """Upscale an uploaded picture. `find_factor`: how much at least, from its width and height in pixels.
-
-        The smallest factor of the upscaler that suffices is taken. Raises `UserError`, also if the picture would become
-        too large.
-        """
-        await self._admission.check_before_content("upscale", member, None, "")
-        async with self._init_image_loader.open_init_images(member, InitImages((content,))) as loaded_images:
-            source = loaded_images.inputs[0]
-            factor = _choose_factor(find_factor(source.width, source.height))
-            _check_side(source.width, source.height, factor)
-            pool = self._catalog.choose_live_pool(DEFAULT_POOL)
-            ms_per_megapixel = self._catalog.upscale_ms(pool)
-            method = "lanczos" if ms_per_megapixel == 0 else method
-            task = UpscaleTask(source=source.sha256, factor=factor, method=method)
-            cost = upscale_cost(task, source.width, source.height, ms_per_megapixel or SUPER_RESOLVER_MS_PER_MP)
-            new_job = NewJob(
-                id=str(ULID()),
-                action="upscale",
-                prompt="",
-                notes=loaded_images.notes,
-                task=task,
-                member=member,
-                destination=destination,
-                pool=pool,
-                model="",
-                cost=cost,
-                inputs=loaded_images.inputs,
-            )
-            return (await self._admission.admit([new_job], None, loaded_images.new_contents))[0]
 
 
 def _choose_factor(factor: float) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
 
 from bot.domain.dto import (
@@ -23,7 +24,7 @@ from bot.domain.dto import (
 )
 from bot.domain.errors import UserError
 from bot.domain.job_states import ACTIVE_STATES, is_end
-from bot.domain.texts import PICTURES_DELETED
+from bot.domain.texts import PICTURES_DELETED, format_startup
 from bot.jobs.active_jobs import ActiveJobs
 from bot.jobs.forecast import Forecast, QueuePlace
 from bot.policy.limits import Limits
@@ -46,45 +47,35 @@ REMOVAL_SENTENCES: Mapping[DeletionReason, str] = MappingProxyType(
 )
 
 
+@dataclass(eq=False)
 class JobViews:
     """Reads jobs for front ends."""
 
-    def __init__(
-        self,
-        store: Store,
-        active_jobs: ActiveJobs,
-        forecast: Forecast,
-        *,
-        limits: Limits,
-        clock: Callable[[], float] = time.time,
-    ) -> None:
-        self._store = store
-        self._active_jobs = active_jobs
-        self._forecast = forecast
-        self._limits = limits
-        self._clock = clock
+    store: Store
+    active_jobs: ActiveJobs
+    forecast: Forecast
+    limits: Limits
+    clock: Callable[[], float] = time.time
 
     async def load_record(self, job: str) -> JobRecord:
         """Return a job's row. Raises `UserError` (404 or 410), also if its pictures were deleted."""
-        record = await self._store.get_job(job)
+        record = await self.store.get_job(job)
         if record is None or record.deleted is not None:
-            raise await missing_job_error(self._store, job, is_deleted=record is not None)
+            raise await missing_job_error(self.store, job, is_deleted=record is not None)
         return record
 
     async def was_shown_to(self, job: str, guild: str, member: str) -> bool:
         """Return whether a job, deleted or not, is one of this guild that this member may see. False: it has no row."""
-        record = await self._store.get_job(job)
+        record = await self.store.get_job(job)
         return record is not None and record.guild == guild and (not record.private or record.member == member)
 
     async def is_from_interpolation(self, record: JobRecord) -> bool:
-        """Return whether an interpolation gave the recipe its mixed prompt: its own, or that of an ancestor with the
-        same prompt.
-        """
+        """Return whether an interpolation gave the recipe its mixed prompt, or an ancestor's with the same prompt."""
         ancestor: JobRecord | None = record
         while ancestor is not None and isinstance(ancestor.task, Recipe):
             if ancestor.task.interpolation is not None:
                 return ancestor.task.interpolation.end_prompt is not None or len(ancestor.task.styles) > 1
-            parent = await self._store.get_job(ancestor.parent[0]) if ancestor.parent else None
+            parent = await self.store.get_job(ancestor.parent[0]) if ancestor.parent else None
             ancestor = parent if parent is not None and parent.prompt == ancestor.prompt else None
         return False
 
@@ -93,27 +84,27 @@ class JobViews:
 
         That is the end of a running job; if none runs, of the first that waits.
         """
-        now = self._clock()
+        now = self.clock()
         running = [
-            active_job.record for active_job in self._active_jobs.by_id.values() if active_job.record.member == member
+            active_job.record for active_job in self.active_jobs.by_id.values() if active_job.record.member == member
         ]
-        etas = [self._forecast.estimate_eta(record, None, now) for record in running]
+        etas = [self.forecast.estimate_eta(record, None, now) for record in running]
         if not any(end is not None for end in etas):
             first_waiting = {
                 record.account: record
-                for record in reversed(await self._store.query(queries.list_queued_of_member, member))
+                for record in reversed(await self.store.query(queries.list_queued_of_member, member))
             }
             places = [
-                (record, await self._forecast.get_place(record, allow_stale=True)) for record in first_waiting.values()
+                (record, await self.forecast.get_place(record, allow_stale=True)) for record in first_waiting.values()
             ]
-            etas = [self._forecast.estimate_eta(record, place, now) for record, place in places]
+            etas = [self.forecast.estimate_eta(record, place, now) for record, place in places]
         known_etas = [end for end in etas if end is not None]
         return now + min(known_etas) if known_etas else None
 
     def any_free_at(self) -> float | None:
         """Return when the first of all running jobs ends, so that another may start; None if unknown."""
-        now = self._clock()
-        active_jobs = self._active_jobs.by_id.values()
+        now = self.clock()
+        active_jobs = self.active_jobs.by_id.values()
         known_ends = [
             active_job.reported_at + active_job.reported_seconds_left
             for active_job in active_jobs
@@ -121,20 +112,24 @@ class JobViews:
         ]
         if known_ends:  # each admission calls this: it must be cheap with a thousand active jobs
             return max(now, min(known_ends))
-        etas = (self._forecast.estimate_eta(active_job.record, None, now) for active_job in active_jobs)
+        etas = (self.forecast.estimate_eta(active_job.record, None, now) for active_job in active_jobs)
         return next((now + eta for eta in etas if eta is not None), None)
+
+    def startup_notice(self) -> str:
+        """Return a sentence about a worker that starts up, in any pool; empty if none does."""
+        return format_startup(self.forecast.get_startup_progress(None))
 
     async def accepted_job(self, record: JobRecord) -> AcceptedJob:
         """Return what a member sees after a job was accepted."""
         task = record.task
-        place = await self._forecast.get_place(record, allow_stale=True)
+        place = await self.forecast.get_place(record, allow_stale=True)
         recipe = task if isinstance(task, Recipe) else None
         return AcceptedJob(
             job=record.id,
             jobs_ahead=place.jobs_ahead if place else 0,
-            eta=self._forecast.estimate_eta(record, place, self._clock()),
-            has_worker=self._forecast.has_worker(record.pool, record.model),
-            startup_notice=self._forecast.describe_startup(record.pool, record.model),
+            eta=self.forecast.estimate_eta(record, place, self.clock()),
+            has_worker=self.forecast.has_worker(record.pool, record.model),
+            startup_notice=self.forecast.describe_startup(record.pool, record.model),
             notes=record.notes,
             prompt=record.prompt,
             steps=record.steps,
@@ -149,18 +144,15 @@ class JobViews:
     async def build_views(self, records: Sequence[JobRecord]) -> list[JobView]:
         """Return views in the order of the records."""
         stored_files: dict[str, list[StoredPicture]] = {}
-        for file in await self._store.query(queries.list_pictures, [record.id for record in records]):
+        for file in await self.store.query(queries.list_pictures, [record.id for record in records]):
             stored_files.setdefault(file.job, []).append(file)
         interpolated = [
             record for record in records if isinstance(record.task, Recipe) and record.task.interpolation is not None
         ]
-        film_enders = await self._store.query(queries.find_last_finished, interpolated) if interpolated else set[str]()
+        film_enders = await self.store.query(queries.find_last_finished, interpolated) if interpolated else set[str]()
         return [
             self._build_view(
-                record,
-                await self._forecast.get_place(record),
-                stored_files.get(record.id, []),
-                record.id in film_enders,
+                record, await self.forecast.get_place(record), stored_files.get(record.id, []), record.id in film_enders
             )
             for record in records
         ]
@@ -187,9 +179,9 @@ class JobViews:
             seconds=record.seconds,
             ms_per_step=record.ms_per_step,
             jobs_ahead=place.jobs_ahead if place else None,
-            eta=None if is_over else self._forecast.estimate_eta(record, place, self._clock()),
+            eta=None if is_over else self.forecast.estimate_eta(record, place, self.clock()),
             reason=record.reason,
-            step=self._active_jobs.find_step(record),
+            step=self.active_jobs.find_step(record),
             total_steps=record.steps,
             pictures=tuple(_picture_ref(file) for file in stored_files if file.kind == "image"),
             ladder_images=tuple(file.image for file in stored_files if file.kind == "ladder"),
@@ -198,9 +190,9 @@ class JobViews:
             notes=record.notes,
             cost=record.charged,
             is_cancelling=record.cancelling,
-            has_worker=is_over or self._forecast.has_worker(record.pool, record.model),
-            startup_notice="" if is_over else self._forecast.describe_startup(record.pool, record.model),
-            wait_reason=self._forecast.explain_wait(record, place, self._running_limit(record)),
+            has_worker=is_over or self.forecast.has_worker(record.pool, record.model),
+            startup_notice="" if is_over else self.forecast.describe_startup(record.pool, record.model),
+            wait_reason=self.forecast.explain_wait(record, place, self._running_limit(record)),
             is_private=record.private,
             needs_check=record.check,
             deleted_at=record.deleted,
@@ -212,7 +204,7 @@ class JobViews:
     def _running_limit(self, record: JobRecord) -> int:
         """Return how many jobs of its member may run at once: by the rules at its admission, else the default."""
         caps = [cap for cap in (record.running_here, record.running_everywhere) if cap is not None]
-        return min(caps, default=self._limits.running)
+        return min(caps, default=self.limits.running)
 
     async def load_view(self, job: str) -> JobView:
         """Return a job's view. Raises `UserError` (404 or 410)."""
@@ -220,14 +212,14 @@ class JobViews:
 
     async def load_queue(self, guild: str | None = None) -> list[JobView]:
         """Return active jobs, oldest first, then at most a hundred waiting jobs in fair order."""
-        layout = await self._forecast.get_layout()
+        layout = await self.forecast.get_layout()
         if layout.is_complete:
             waiting_ids = list(layout.places)
         else:
             waiting_ids = [
-                record.id for record in await self._store.query(queries.list_queued, guild, MAX_WAITING_SHOWN)
+                record.id for record in await self.store.query(queries.list_queued, guild, MAX_WAITING_SHOWN)
             ]
-        records = await self._store.query(queries.get_active_and_waiting, waiting_ids)
+        records = await self.store.query(queries.get_active_and_waiting, waiting_ids)
         active = [record for record in records.values() if record.state in ACTIVE_STATES]
         waiting = [records[job] for job in waiting_ids if job in records and records[job].state == "queued"]
         visible_jobs = [
@@ -237,7 +229,7 @@ class JobViews:
 
     async def load_recent(self, guild: str | None = None, limit: int = 50) -> list[JobView]:
         """Return the newest jobs first."""
-        return await self.build_views(await self._store.query(queries.list_newest, guild, limit))
+        return await self.build_views(await self.store.query(queries.list_newest, guild, limit))
 
 
 async def missing_job_error(store: Store, job: str, *, is_deleted: bool = False) -> UserError:
@@ -291,9 +283,7 @@ class Deliveries:
         await self._store.write(destinations.delete_film, job, message)
 
     async def list_undelivered(self, kind: DestinationKind) -> list[tuple[JobView, Destination]]:
-        """Return jobs, ended or not, that still have to show their final state at a destination of this kind; oldest
-        first.
-        """
+        """Return jobs, ended or not, whose final state such a destination still has to show; oldest first."""
         undelivered_jobs = await self._store.query(destinations.list_undelivered, kind)
         views = await self._job_views.build_views([record for record, _ in undelivered_jobs])
         return [(view, destination) for view, (_, destination) in zip(views, undelivered_jobs, strict=True)]
@@ -332,9 +322,7 @@ def make_job_ref(record: JobRecord, *, is_joined: bool = False) -> JobRef:
 
 
 def refusal_reason(action: Action, member: Member, record: JobRecord) -> str | None:
-    """Return why `member` may not do this, as a sentence; None if they may. A job in a channel or private thread
-    that they cannot see counts as private.
-    """
+    """Return why `member` may not do this; None if they may. A job in a place that they cannot see is private."""
     is_hidden = record.private or not member.can_see_place(record.channel, record.thread)
     return forbidden_reason(action, member, JobRef(record.member, record.member_name, record.guild, is_hidden))
 

@@ -70,7 +70,7 @@ def render_film(
 ) -> bytes:
     """Return an animation of up to four images side by side, at most `limit` bytes; the last frame is held.
 
-    `ladders`: encoded `engine.contract.Ladder`, one per image, in any order. `size`: pixels of a cell's shorter side.
+    `ladders`: encoded `Ladder`, one per image, in any order. `size`: pixels of a cell's shorter side.
     `finals`: the finished pictures in the order of the images, shown as the last frame; a small model draws them larger
     than its keyframes. `captions`: by rising steps, each shown below the frames from its step on. Raises
     `UnreadableImage` for ladders that break the contract. Raises `UserError`: 422 if this machine cannot encode the

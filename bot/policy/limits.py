@@ -6,8 +6,8 @@ Shipped defaults: 3 jobs of a member run at once and 7 more wait, as at Midjourn
 may spend 1800 calibrated device-seconds in any 24 hours: half an hour of the machine, or some tens of the embedded
 model's grids at all steps. The windows roll: a charge counts for 24 hours (or 30 days). So there is no rush at
 midnight, and no time zone matters. A job is charged its estimated cost when it is admitted and its true cost when it
-ends (`engine.contract.cost`). Relaxed jobs are charged nothing; what they take has a limit of its own: four hours
-in any 24. Times are in seconds since 1970, costs in device-seconds.
+ends (`engine.contract.presence`). Relaxed jobs are charged nothing; what they take has a limit of its own: four
+hours in any 24. Times are in seconds since 1970, costs in device-seconds.
 
 How often one may ask: each action's price, and the token buckets that it is paid from. Pure but for the clock.
 

@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, get_args
 
 from engine.contract import Sampler
-from engine.contract.samplers import SAMPLER_ROWS
+from engine.contract.fields import SAMPLER_ROWS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

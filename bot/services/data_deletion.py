@@ -11,6 +11,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 from bot.domain.events import Feed, JobEnded
 from bot.domain.job_states import is_end
@@ -33,46 +34,38 @@ MAX_PAUSE_SECONDS = 60.0  # while all remaining work waits for a front end
 REMOVAL_REASONS: tuple[DeletionReason, ...] = ("forgotten", "enlarged")
 
 
+@dataclass(eq=False)
 class DataDeletion:
     """Deletes members' data, for the bot and for the command line.
 
     `waits_for_discord`: until the front end can delete messages, jobs with messages wait for it.
     """
 
-    def __init__(
-        self,
-        store: Store,
-        cancel: Callable[[str], Awaitable[object]],
-        remove_files: Callable[[Sequence[StoredPicture]], Awaitable[None]],
-        feed: Feed,
-        front_end: FrontEndActions,
-        *,
-        waits_for_discord: bool,
-        clock: Callable[[], float] = time.time,
-    ) -> None:
-        self._store = store
-        self._cancel = cancel
-        self._remove_files = remove_files
-        self._feed = feed
-        self._front_end = front_end
-        self._waits_for_discord = waits_for_discord
-        self._clock = clock
+    store: Store
+    cancel: Callable[[str], Awaitable[object]]
+    remove_files: Callable[[Sequence[StoredPicture]], Awaitable[None]]
+    feed: Feed
+    front_end: FrontEndActions
+    waits_for_discord: bool
+    clock: Callable[[], float] = time.time
+
+    def __post_init__(self) -> None:
         self._requested = asyncio.Event()
         self._must_truncate_log = True  # a process that ended early may have left deleted rows in the log
 
     async def request_deletion(self, member: str, guild: str = "") -> int:
         """Begin to delete a member's data, everywhere or in one guild; return the number of jobs. Idempotent."""
-        job_count = await self._store.write(erasure.request_erasure, ErasureRequest(member, guild, self._clock()))
+        job_count = await self.store.write(erasure.request_erasure, ErasureRequest(member, guild, self.clock()))
         self._requested.set()
         return job_count
 
     async def count_jobs(self, member: str) -> int:
         """Return how many jobs of a member are stored."""
-        return await self._store.query(export.count_jobs, member)
+        return await self.store.query(export.count_jobs, member)
 
     async def is_under_way(self, member: str) -> bool:
         """Return whether a member's deletion is unfinished."""
-        return any(request.member == member for request in await self._store.query(erasure.list_requests))
+        return any(request.member == member for request in await self.store.query(erasure.list_requests))
 
     async def run(self) -> None:
         """Work on deletion requests until cancelled."""
@@ -83,7 +76,7 @@ class DataDeletion:
             has_requests = True
             try:
                 has_running = await self.run_round()
-                has_requests = bool(await self._store.query(erasure.list_requests))
+                has_requests = bool(await self.store.query(erasure.list_requests))
             except (DatabaseUnavailable, OSError) as error:
                 log.warning("data deletion: %s", error)
             pause = (
@@ -95,25 +88,25 @@ class DataDeletion:
 
     async def run_round(self) -> bool:
         """Do everything possible now; return True if a job must still stop. Work for a front end may wait longer."""
-        requests = await self._store.query(erasure.list_requests)
+        requests = await self.store.query(erasure.list_requests)
         for request in requests:
-            while await self._store.write(erasure.mark_batch_deleted, request, self._clock()):
+            while await self.store.write(erasure.mark_batch_deleted, request, self.clock()):
                 pass
         has_running = await self._delete_jobs()
         for request in requests:
-            await self._store.write(erasure.erase_member_data, request)
-            self._must_truncate_log |= await self._store.write(erasure.close_request, request)
+            await self.store.write(erasure.erase_member_data, request)
+            self._must_truncate_log |= await self.store.write(erasure.close_request, request)
         if self._must_truncate_log:  # what was deleted is still in the write-ahead log, and so is the request
-            self._must_truncate_log = not await self._store.truncate_log()
+            self._must_truncate_log = not await self.store.truncate_log()
         return has_running
 
     async def _delete_jobs(self) -> bool:
         last_id = ""
         has_running = False
-        while marked_jobs := await self._store.query(retention.list_marked, REMOVAL_REASONS, last_id):
+        while marked_jobs := await self.store.query(retention.list_marked, REMOVAL_REASONS, last_id):
             reasons = dict(marked_jobs)
             stopped_jobs = [job for job in reasons if await self._ensure_stopped(job)]
-            await remove_all_files(self._store, self._remove_files, list(reasons))
+            await remove_all_files(self.store, self.remove_files, list(reasons))
             await self._remove_rows([job for job in stopped_jobs if await self._delete_messages(job)], reasons)
             last_id = marked_jobs[-1][0]
             has_running = has_running or len(stopped_jobs) < len(reasons)
@@ -121,39 +114,39 @@ class DataDeletion:
 
     async def _remove_rows(self, jobs: Sequence[str], reasons: Mapping[str, DeletionReason]) -> None:
         """Remove rows; other members' upscales keep their rows."""
-        await self._store.write(
-            retention.delete_rows, [job for job in jobs if reasons[job] == "forgotten"], self._clock()
+        await self.store.write(
+            retention.delete_rows, [job for job in jobs if reasons[job] == "forgotten"], self.clock()
         )
-        await self._store.write(erasure.close_upscale_deletions, [job for job in jobs if reasons[job] == "enlarged"])
+        await self.store.write(erasure.close_upscale_deletions, [job for job in jobs if reasons[job] == "enlarged"])
 
     async def _ensure_stopped(self, job: str) -> bool:
         """Return whether a job has ended, readable or not; else cancel it and look again in the next round."""
-        state = await self._store.query(erasure.read_state, job)
+        state = await self.store.query(erasure.read_state, job)
         if state is None:
             return True
         if is_end(state):
-            self._feed.publish(JobEnded(job, state, PICTURES_DELETED))
+            self.feed.publish(JobEnded(job, state, PICTURES_DELETED))
             return True
         try:
-            await self._cancel(job)
+            await self.cancel(job)
         except (MalformedMessage, TypeError) as error:  # failed as a corrupt row: at the start, or by the dispatcher
             log.error("job %s: it is open, and its row cannot be read: %s", job, error)
         return False
 
     async def _delete_messages(self, job: str) -> bool:
         """Delete a job's messages; return whether none is left."""
-        for role, delivery in await self._store.query(destinations.list_all_deliveries, job):
+        for role, delivery in await self.store.query(destinations.list_all_deliveries, job):
             if delivery.destination.kind != "discord" or not delivery.message:
                 continue
-            if self._front_end.delete_message is None:
-                if self._waits_for_discord:
+            if self.front_end.delete_message is None:
+                if self.waits_for_discord:
                     return False
                 continue
             try:
-                if not await self._front_end.delete_message(job, delivery):
+                if not await self.front_end.delete_message(job, delivery):
                     log.info("job %s: one of its messages stays: Discord does not let us delete it", job)
             except ConnectionError as error:
                 log.warning("job %s: %s", job, error)
                 return False
-            await self._store.write(erasure.delete_destination, job, role)
+            await self.store.write(erasure.delete_destination, job, role)
         return True

@@ -9,11 +9,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from bot.domain.dto import Member
 from bot.domain.errors import UserError
-from bot.jobs.quota import QuotaReport, check_action, quota_line, refuse_if_closed_or_blocked, report_quotas
+from bot.jobs.quota import QuotaReport, check_action, quota_line, report_quotas
 from bot.policy import permissions
 from bot.policy.limits import Limits
 from bot.policy.rules import (
@@ -43,32 +43,25 @@ MAX_NAME = 128
 MAX_CHANGES = 20
 
 
+@dataclass(eq=False)
 class RuleAdmin:
     """Reads and changes rules. `limits`: the defaults; `cancel` cancels one job and returns what happened."""
 
-    def __init__(
-        self,
-        store: Store,
-        cancel: Callable[[str], Awaitable[str]],
-        *,
-        limits: Limits,
-        clock: Callable[[], float] = time.time,
-    ) -> None:
-        self._store = store
-        self._cancel = cancel
-        self._limits = limits
-        self._clock = clock
+    store: Store
+    cancel: Callable[[str], Awaitable[str]]
+    limits: Limits
+    clock: Callable[[], float] = time.time
 
     # Reading
 
     async def list_rules(self, guild: str) -> list[Rule]:
         """Return a guild's rules and the operator's ceilings for it, in a stable order."""
-        return await self._store.query(rule_store.list_guild_rules, guild)
+        return await self.store.query(rule_store.list_guild_rules, guild)
 
     async def effective_rules(self, member: Member) -> EffectiveRules:
         """Return the effective rules of a member where they are."""
-        return await self._store.query(
-            run_with_ledger, member, self._clock(), lambda ledger: self._resolve_rules(ledger, member)
+        return await self.store.query(
+            run_with_ledger, member, self.clock(), lambda ledger: self._resolve_rules(ledger, member)
         )
 
     async def check_command(self, member: Member, action: str) -> None:
@@ -78,14 +71,12 @@ class RuleAdmin:
         """
         if action not in LIMITABLE_COMMANDS:
             return
-        effective_rules = await self.effective_rules(member)
-        refuse_if_closed_or_blocked(replace(effective_rules, closed=""))
-        check_action(effective_rules, action)
+        check_action(replace(await self.effective_rules(member), closed=""), action)
 
     async def report_quotas(self, member: Member) -> QuotaReport:
         """Return a member's effective rules, with the usage of each limit and when some of it becomes free."""
-        now = self._clock()
-        return await self._store.query(
+        now = self.clock()
+        return await self.store.query(
             run_with_ledger, member, now, lambda ledger: report_quotas(self._resolve_rules(ledger, member), ledger)
         )
 
@@ -108,7 +99,7 @@ class RuleAdmin:
                 for definition in settings
             ]
 
-        return await self._store.query(run_with_ledger, subject, self._clock(), explain_all)
+        return await self.store.query(run_with_ledger, subject, self.clock(), explain_all)
 
     def _explain_setting(
         self,
@@ -124,7 +115,7 @@ class RuleAdmin:
         lines = {cap: quota_line(cap, ledger) for cap in effective_rules.limits_of(name)}
         tightest_limit = min(lines, key=lambda cap: (cap.limit - lines[cap].used, cap.limit), default=None)
         if tightest_limit is None:
-            explanation = explain_decision(definition, effective_rules, matching_rules, self._limits, names)
+            explanation = explain_decision(definition, effective_rules, matching_rules, self.limits, names)
             return Explanation(
                 name,
                 format_for_sentence(name, effective_rules.get(name)),
@@ -132,7 +123,7 @@ class RuleAdmin:
                 explanation,
                 effective_rules.deciding_rules.get(name),
             )
-        explanation = explain_decision(definition, effective_rules, matching_rules, self._limits, names, tightest_limit)
+        explanation = explain_decision(definition, effective_rules, matching_rules, self.limits, names, tightest_limit)
         frees_at = lines[tightest_limit].frees_at
         return Explanation(
             name,
@@ -145,11 +136,11 @@ class RuleAdmin:
         )
 
     def _resolve_rules(self, ledger: Ledger, member: Member) -> EffectiveRules:
-        return resolve(ledger.load_rules(), member, self._limits)
+        return resolve(ledger.load_rules(), member, self.limits)
 
     async def list_changes(self, guild: str, limit: int = MAX_CHANGES) -> list[RuleChange]:
         """Return the changes, newest first."""
-        return await self._store.query(rule_store.list_changes, guild, limit)
+        return await self.store.query(rule_store.list_changes, guild, limit)
 
     async def export_yaml(self, guild: str) -> str:
         """Return a guild's rules as YAML, without the operator's ceilings and `closed`."""
@@ -203,13 +194,13 @@ class RuleAdmin:
     async def undo_change(self, member: Member, number: int | None = None) -> RuleChange:
         """Undo a change (None: the newest that is not undone), as a new change. Each can be undone once."""
         _check_permission("settings", member)
-        return await self._store.write(
+        return await self.store.write(
             rule_store.undo_change,
             member.guild,
             number,
             _actor(member),
             lambda change: _check_undo(member, change),
-            self._clock(),
+            self.clock(),
         )
 
     async def close_guild(self, member: Member, reason: str) -> int:
@@ -219,15 +210,13 @@ class RuleAdmin:
         interrupts it, the server stays closed, and a periodic task cancels the rest (`bot.jobs.control`).
         """
         await self.mark_closed(member, reason)
-        jobs = await self._store.query(queries.list_open_ids, None if member.guild == EVERYWHERE else member.guild)
+        jobs = await self.store.query(queries.list_open_ids, None if member.guild == EVERYWHERE else member.guild)
         for job in jobs:
-            await self._cancel(job)
+            await self.cancel(job)
         return len(jobs)
 
     async def mark_closed(self, member: Member, reason: str) -> RuleChange | None:
-        """Close the guild; the running bot cancels its open jobs later. Returns None if it was closed the same way
-        already.
-        """
+        """Close the guild; the bot cancels its open jobs later. Returns None if it was closed the same way already."""
         _check_permission("close", member)
         value = planned_changes.closed_value(reason, member.name)
         key = (_closing_scope(member), "", "closed")
@@ -243,8 +232,8 @@ class RuleAdmin:
         )
 
     async def _write_change(self, member: Member, kind: str, changes: rule_store.ChangePlan) -> RuleChange:
-        return await self._store.write(
-            rule_store.change_rules, member.guild, kind, _actor(member), changes, self._clock()
+        return await self.store.write(
+            rule_store.change_rules, member.guild, kind, _actor(member), changes, self.clock()
         )
 
     def _check_settable(self, member: Member, scope: Scope, name: str, subject: str) -> tuple[Setting, str]:

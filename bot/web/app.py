@@ -16,8 +16,12 @@ from aiohttp import web
 from bot.app.metrics import MetricsPage
 from bot.app.settings import Settings
 from bot.domain.concurrency import PerMemberLimit
+from bot.jobs.init_images import PageAddresses
 from bot.policy.limits import TokenBuckets
 from bot.services import Services
+from bot.services.api_keys import ApiKeys
+from bot.services.moderation.picture_review import PictureReview
+from bot.services.sessions import Sessions
 from bot.web import media, metrics, middleware, pages, rate_limit, request_body, sse
 from bot.web.api import edits, jobs, openapi, review, steering, wait_reason
 from bot.web.auth import HostPolicy, SessionTokens, load_or_create_key
@@ -49,10 +53,10 @@ def build_app(
     """
     app = web.Application(middlewares=MIDDLEWARES, client_max_size=MAX_BODY_BYTES)
     app[sse.SERVICES] = services
-    app[middleware.SESSIONS] = services.sessions
-    app[middleware.API_KEYS] = services.api_keys
-    services.page_addresses.add(*_extra_addresses(settings))
-    app[review.REVIEW] = services.picture_review
+    app[middleware.SESSIONS] = services.get(Sessions)
+    app[middleware.API_KEYS] = services.get(ApiKeys)
+    services.get(PageAddresses).add(*_extra_addresses(settings))
+    app[review.REVIEW] = services.get(PictureReview)
     app[sse.ENGINE_LOADING] = engine_loading or asyncio.Event()
     app[sse.SHUTDOWN] = asyncio.Event()
     app[sse.STREAMS] = set()
@@ -148,7 +152,7 @@ async def run_server(
         header_seconds = min(HEADER_SECONDS, KEEPALIVE_SECONDS)
         async with listen(host.strip("[]"), port, table, make_connection, header_seconds=header_seconds) as port:
             local_hosts = dict.fromkeys((_reachable_host(host), "127.0.0.1", "localhost", "[::1]"))
-            app[sse.SERVICES].page_addresses.add(*(f"http://{name}:{port}" for name in local_hosts))
+            app[sse.SERVICES].get(PageAddresses).add(*(f"http://{name}:{port}" for name in local_hosts))
             yield port
     finally:
         await runner.cleanup()

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from aiohttp import web
 
 from bot.domain.dto import AcceptedJob
-from bot.jobs.attended_requests import AttendedRequest, DrawnPicture, PictureRequest
+from bot.jobs.attended_requests import AttendedRequest, AttendedRequests, DrawnPicture, PictureRequest
 from bot.web.media import wait_while_connected
 from bot.web.middleware import is_signed_out, member_of, signed_out_error
 from bot.web.request_body import destination_of
@@ -25,7 +25,7 @@ async def admit_attended(
     Jobs of a server that shuts down go on; who waits for them gets `FeedClosed`. Raises `UserError` for a refused
     request.
     """
-    admit = request.app[SERVICES].attended_requests.admit
+    admit = request.app[SERVICES].get(AttendedRequests).admit
     context = admit(picture_request, member_of(request), destination_of(request), with_previews=with_previews)
     del picture_request  # its pictures need no memory while the jobs run
     async with context as attended_request, _follow_until_shutdown(request, attended_request):
@@ -37,7 +37,7 @@ async def attend_accepted(
     request: web.Request, accepted_jobs: Sequence[AcceptedJob], *, with_previews: bool
 ) -> AsyncGenerator[AttendedRequest]:
     """Attend to a visitor's jobs that another service has admitted, as `admit_attended` does."""
-    attend = request.app[SERVICES].attended_requests.attend
+    attend = request.app[SERVICES].get(AttendedRequests).attend
     context = attend(accepted_jobs, member_of(request), with_previews=with_previews)
     async with context as attended_request, _follow_until_shutdown(request, attended_request):
         yield attended_request

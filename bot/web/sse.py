@@ -127,8 +127,9 @@ def share_page_jobs(services: Services) -> SharedCall[list[JobView]]:
 def workers_payload(app: web.Application) -> dict[str, Any]:
     """Return the live workers, or that our own engine is starting."""
     services = app[SERVICES]
+    starting = services.job_views.startup_notice()
     return serializers.serialize_workers(
-        services.live_workers(), engine_loading=app[ENGINE_LOADING].is_set(), starting=services.startup_notice()
+        services.live_workers(), engine_loading=app[ENGINE_LOADING].is_set(), starting=starting
     )
 
 

@@ -16,17 +16,21 @@ from typing import cast
 
 import torch
 
-from engine.batching.amending import amend_images
-from engine.batching.batch import BUCKETS, BatchLayouts, BatchLimits, Prediction, predict_batch
-from engine.batching.end_estimator import EndEstimator, choose_preview
-from engine.batching.events import BatchRun, Event, JobFailure, LatentsDone, StepDone
+from engine.batching.batch import (
+    BUCKETS,
+    BatchLayouts,
+    BatchLimits,
+    EndEstimator,
+    Prediction,
+    choose_preview,
+    predict_batch,
+)
 from engine.batching.fault_isolation import check_device, find_failing_jobs, run_harmless
 from engine.batching.input_pictures import InitLatents
-from engine.batching.job_controls import JobControls
-from engine.batching.job_images import build_images
+from engine.batching.job_images import amend_images, build_images
 from engine.batching.pipeline_images import NOT_FINITE, PipelineBatching, PipelineImage, PipelineOutputs
-from engine.batching.scheduler import Scheduler
-from engine.batching.trajectory import Trajectory
+from engine.batching.scheduler import JobControls, Scheduler
+from engine.batching.trajectory import BatchRun, Event, JobFailure, LatentsDone, StepDone, Trajectory
 from engine.contract import AmendmentRequest, Blame, Job, Recipe, Snapshot
 from engine.device.memory import is_out_of_memory
 from engine.models.family import Family
@@ -80,7 +84,7 @@ class Engine:
 
     @property
     def _has_work(self) -> bool:
-        return not self._scheduler.is_idle or bool(self._events) or self._controls.has_due_jobs
+        return not self._scheduler.is_idle or bool(self._events) or self._controls.seconds_until_due == 0.0
 
     @property
     def seconds_until_due(self) -> float | None:

@@ -2,19 +2,170 @@
 
 Within a group the order is start-time fair queueing by cost. Each pick takes the least served tier, in it the least
 served guild, user and job; a job's images go by step. A node's `work_share` is the part of its work that is in this
-group.
+group. A node's virtual time is its cost so far, divided by its weight; among siblings the least goes first (Goyal, Vin
+and Cheng 1997, "Start-time fair queueing", IEEE/ACM Transactions on Networking 5(5)).
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from heapq import heapify, heappop, heapreplace
-from typing import Generic
+from itertools import count
+from types import MappingProxyType
+from typing import Generic, Protocol, TypeVar
 
-from engine.batching.share_tree import E, Seat, ShareNode
+from engine.contract import BillingKey
 
 MAX_OVERTAKEN_STEPS = 8  # steps for which new jobs may delay an overtaken image
+MIN_THROUGHPUT_SHARE = 0.85  # share of a full batch's rows a second that is kept
+MAX_DEPARTED = 1000  # children that left a node
+_serials = count()
+ForwardTimes = Mapping[int, float]  # milliseconds of a forward by rows
+_NO_TIMES: ForwardTimes = MappingProxyType({})
+
+
+class Entry(Protocol):
+    """What is scheduled: one image with the inputs of its next step. Only entries of equal `key` share a batch.
+
+    `rows` and `key` may change from step to step. `row_ms` is the calibrated milliseconds of a row-step at its size;
+    1 if there is no calibration. `forward_times` are milliseconds of a forward by rows; empty if unknown.
+    """
+
+    job: str
+    billing_key: BillingKey
+    k: int
+
+    @property
+    def row_ms(self) -> float: ...
+
+    @property
+    def forward_times(self) -> Mapping[int, float]: ...
+
+    @property
+    def rows(self) -> int: ...
+
+    @property
+    def key(self) -> Hashable: ...
+
+
+E = TypeVar("E", bound=Entry)
+
+
+@dataclass(eq=False, slots=True)
+class ShareNode(Generic[E]):
+    """A tier, guild, user or job (its `seats` are its images), or the root above all tiers."""
+
+    name: str = ""
+    parent: ShareNode[E] | None = None
+    time: float = 0.0
+    serial: int = field(default_factory=_serials.__next__)
+    children: dict[str, ShareNode[E]] = field(default_factory=dict[str, "ShareNode[E]"])
+    seats: list[Seat[E]] = field(default_factory=list["Seat[E]"])
+    image_count: int = 0  # images beneath
+    weight: float = 1.0  # relative to its siblings
+    work_share: float = 1.0  # the part of the node's work that is in this tree
+    device_share: float = 1.0  # the node's part of this tree's device time
+    min_start_time: float = 0.0  # the lowest time at which a new child starts
+    departed_times: dict[str, float] = field(default_factory=dict[str, float])  # leaving cancels no debt
+    last_step: int = -1  # the step that last served it
+    # State while a batch is filled:
+    served_count: int = 0
+    planned_time: float = 0.0
+    is_overtaken: bool = False
+    queue: list[Seat[E]] = field(default_factory=list["Seat[E]"])
+    heap: list[tuple[float, int, int, ShareNode[E]]] = field(
+        default_factory=list[tuple[float, int, int, "ShareNode[E]"]]
+    )
+
+    def add_seat(self, seat: Seat[E], weights: tuple[float, ...] = (1.0,) * 4) -> ShareNode[E]:
+        """Add a seat beneath this root; return its job's node. New nodes start level with the least served sibling."""
+        node = self
+        node.image_count += 1
+        for name, weight in zip((*seat.user, seat.job), weights, strict=True):
+            node = node.children.get(name) or node._add_child(name)
+            node.weight = weight
+            node.image_count += 1
+        node.seats.append(seat)
+        return node
+
+    def _add_child(self, name: str) -> ShareNode[E]:
+        child = self.children[name] = ShareNode(
+            name, self, max(self.virtual_time(), self.departed_times.pop(name, 0.0))
+        )
+        return child
+
+    def virtual_time(self) -> float:
+        """Return the virtual time among its children: the least served one's; it never decreases."""
+        if self.children:
+            self.min_start_time = max(self.min_start_time, min(child.time for child in self.children.values()))
+        return self.min_start_time
+
+    def remove_seat(self, seat: Seat[E]) -> None:
+        """Remove the seat from this job, and every node that becomes empty."""
+        self.seats.remove(seat)
+        node = self
+        while (parent := node.parent) is not None:
+            node.image_count -= 1
+            if not node.image_count:
+                parent.virtual_time()
+                del parent.children[node.name]
+                parent._remember_departed(node)
+            node = parent
+        node.image_count -= 1
+
+    def _remember_departed(self, child: ShareNode[E]) -> None:
+        if child.time > self.min_start_time:
+            self.departed_times[child.name] = child.time
+        if len(self.departed_times) > MAX_DEPARTED:  # times below the clock have no effect
+            self.departed_times = {
+                name: time for name, time in self.departed_times.items() if time > self.min_start_time
+            }
+        while len(self.departed_times) > MAX_DEPARTED:
+            del self.departed_times[next(iter(self.departed_times))]
+
+    def path(self) -> Iterator[ShareNode[E]]:
+        """Yield this node and its parents up to the tier."""
+        node = self
+        while node.parent is not None:
+            yield node
+            node = node.parent
+
+    def descendants(self) -> Iterator[ShareNode[E]]:
+        """Yield every node below this one, parents first."""
+        for child in self.children.values():
+            yield child
+            yield from child.descendants()
+
+
+@dataclass(eq=False, slots=True)
+class Seat(Generic[E]):
+    """An entry's state. `job_node` is its node in the whole tree, `group_node` the one in the group of its `key`."""
+
+    entry: E
+    number: int  # in order of arrival
+    user: tuple[str, str, str]  # tier, guild, user
+    job: str
+    job_node: ShareNode[E]
+    group_node: ShareNode[E] = field(init=False)
+    key: Hashable = None
+    overtaken_at: int | None = None  # the step that overtook it; it goes first in the next batch
+    rows: int = 0
+    cost: float = 0.0
+    forward_times: ForwardTimes = field(default_factory=lambda: _NO_TIMES)
+    is_chosen: bool = False
+
+    @property
+    def user_node(self) -> ShareNode[E]:
+        """Its user's node in the group."""
+        assert self.group_node.parent is not None
+        return self.group_node.parent
+
+    def refresh(self) -> None:
+        """Read what the entry's next step takes."""
+        self.rows = self.entry.rows
+        self.cost = self.rows * self.entry.row_ms
+        self.forward_times = self.entry.forward_times
 
 
 class Group(Generic[E]):
@@ -39,7 +190,6 @@ class Group(Generic[E]):
         self.seats[seat.number] = seat
 
     def leave(self, seat: Seat[E]) -> None:
-        assert seat.group_node is not None
         seat.group_node.remove_seat(seat)
         del self.seats[seat.number]
 
@@ -82,25 +232,19 @@ class Group(Generic[E]):
             seat.refresh()
             seat.is_chosen = False
             rows += seat.rows
-        limit = (
-            self._step_time_limiter.limit_rows(self._user_demands(seats), limit, seats[0].forward_times)
-            if seats
-            else limit
-        )
+        if seats:
+            limit = self._step_time_limiter.limit_rows(self._user_demands(seats), limit, seats[0].forward_times)
         if rows <= limit:
             return seats
-        return sorted(self._fill_fairly(limit, step), key=_by_arrival)
+        return sorted(self._fill_fairly(limit, step), key=lambda seat: seat.number)
 
     def _user_demands(self, seats: list[Seat[E]]) -> list[Demand]:
         """Return the rows that each user has now."""
         rows: dict[tuple[str, ...], int] = {}
         device_shares: dict[tuple[str, ...], float] = {}
         for seat in seats:
-            assert seat.group_node is not None
-            assert seat.group_node.parent is not None
-            user = seat.account_path[:3]
-            rows[user] = rows.get(user, 0) + seat.rows
-            device_shares[user] = seat.group_node.parent.device_share
+            rows[seat.user] = rows.get(seat.user, 0) + seat.rows
+            device_shares[seat.user] = seat.user_node.device_share
         return [Demand(user, rows[user], device_shares[user]) for user in rows]
 
     def _fill_fairly(self, limit: int, step: int) -> list[Seat[E]]:
@@ -134,10 +278,8 @@ class Group(Generic[E]):
         The first such seat of each user leads the next batch.
         """
         for seat in too_wide:
-            assert seat.group_node is not None
-            assert seat.group_node.parent is not None
-            if not seat.group_node.parent.is_overtaken:
-                seat.group_node.parent.is_overtaken = True
+            if not seat.user_node.is_overtaken:
+                seat.user_node.is_overtaken = True
                 self.overtaken.append(seat)
         too_wide.clear()
 
@@ -147,12 +289,8 @@ class Group(Generic[E]):
         long_overtaken = [seat for seat in overtaken if _by_overtaking(seat) + MAX_OVERTAKEN_STEPS < step]
         newcomers: dict[tuple[str, ...], Seat[E]] = {}  # one of each user
         for seat in self.seats.values():
-            if (
-                seat.account_path[3] in self._unserved_jobs
-                and seat.account_path[:3] not in newcomers
-                and self._can_lead(seat)
-            ):
-                newcomers[seat.account_path[:3]] = seat
+            if seat.job in self._unserved_jobs and seat.user not in newcomers and self._can_lead(seat):
+                newcomers[seat.user] = seat
         leading = {seat.number: seat for seat in (*long_overtaken, *newcomers.values(), *overtaken)}
         return list(leading.values())
 
@@ -161,13 +299,9 @@ class Group(Generic[E]):
 
         So splitting work into many one-step jobs gains nothing.
         """
-        assert seat.group_node is not None
         owners = [*seat.group_node.path()][1:]
-        return all(
-            node.parent is None
-            or (node.time - node.parent.virtual_time()) * node.weight * node.work_share <= self.highest_cost
-            for node in owners
-        )
+        leads = ((node, node.time - node.parent.virtual_time()) for node in owners if node.parent is not None)
+        return all(lead * node.weight * node.work_share <= self.highest_cost for node, lead in leads)
 
     def charge(self, served: list[Seat[E]], costs: list[float], step: int) -> None:
         """Charge the served seats."""
@@ -177,14 +311,13 @@ class Group(Generic[E]):
         for node in self.nodes:
             node.served_count = 0
         for seat, cost in zip(served, costs, strict=True):
-            assert seat.group_node is not None
             seat.overtaken_at = None
-            self._unserved_jobs.discard(seat.account_path[3])
+            self._unserved_jobs.discard(seat.job)
             for node in seat.group_node.path():
                 node.time += cost / (node.weight * node.work_share)
                 node.served_count += 1
                 node.last_step = step
-        for parent in {node.parent for seat in served if seat.group_node for node in seat.group_node.path()}:
+        for parent in {node.parent for seat in served for node in seat.group_node.path()}:
             assert parent is not None
             _catch_up_served(parent)
         for seat in self.overtaken:
@@ -196,12 +329,11 @@ class Group(Generic[E]):
 def _rows_by_user(seats: list[Seat[E]]) -> dict[Hashable, int]:
     rows: dict[Hashable, int] = {}
     for seat in seats:
-        rows[seat.account_path[:3]] = rows.get(seat.account_path[:3], 0) + seat.rows
+        rows[seat.user] = rows.get(seat.user, 0) + seat.rows
     return rows
 
 
 def _add_to_batch(seat: Seat[E], batch: list[Seat[E]]) -> None:
-    assert seat.group_node is not None
     seat.is_chosen = True
     batch.append(seat)
     for node in seat.group_node.path():
@@ -255,17 +387,8 @@ def _by_progress(seat: Seat[E]) -> tuple[int, int]:
     return -seat.entry.k, -seat.number
 
 
-def _by_arrival(seat: Seat[E]) -> int:
-    return seat.number
-
-
 def _by_overtaking(seat: Seat[E]) -> int:
     return -1 if seat.overtaken_at is None else seat.overtaken_at
-
-
-MIN_THROUGHPUT_SHARE = 0.85  # share of a full batch's rows a second that is kept
-
-ForwardTimes = Mapping[int, float]
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from engine.batching.noise import slerp
+from engine.batching.model_inputs import slerp
 from engine.contract import Branch, ImageToImage, JobRejected, Ladder, MalformedMessage, Recipe, decode, map_step
 from engine.models.families.picture_editing import EditedPicture, EditedPictures, fit_edited_size, is_edit
 from engine.models.family import Family, TakesPictures, with_autoencoder

@@ -19,8 +19,7 @@ from typing import Any, Protocol, cast, runtime_checkable
 import torch
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
-from engine.batching.events import Event, JobFailure, LatentsDone, StepDone
-from engine.batching.trajectory import LatentKeyframe
+from engine.batching.trajectory import Event, JobFailure, LatentKeyframe, LatentsDone, StepDone
 from engine.contract import MAX_KEYFRAMES, Blame, Dtype, Job, JobRejected, Lora, Recipe, count_rows
 from engine.device.memory import is_out_of_memory
 from engine.models.family import EncodesPrompts, TakesLoras

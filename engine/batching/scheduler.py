@@ -1,7 +1,7 @@
 """Chooses the images of the next forward: fair queueing over tier → guild → user → job, by calibrated cost. No torch.
 
 Start-time fair queueing answers two questions. Images of equal key may share a forward and form a *group*:
-`group_turns` decides which group has the device. `group` decides which of its images are in the batch. A new job starts
+`GroupTurns` decides which group has the device. `Group` decides which of its images are in the batch. A new job starts
 level with the least served, so it is in the very next batch of its group. The most served images are left out
 of the batch. So nobody waits behind someone's thousand steps, and nobody gains credit while away or paused.
 
@@ -15,20 +15,19 @@ Bounds for siblings f and m at any level, with weights w; W is their cost over a
 - Between groups, for users with all their work in one: the device times T of groups a and b with user weights C differ
   by |T_a/C_a - T_b/C_b| ≤ L/C_a + L/C_b while nobody joins or leaves; L is the cost of a turn.
 - With calibrated times, take a user with share s whose rows alone take t. A step takes t/s or less on average
-  (`step_time_limit`), as long as a batch of those rows and one more does.
+  (`StepTimeLimiter`), as long as a batch of those rows and one more does.
 - A group keeps the device for at least `turn_steps` steps or `quantum` of cost, unless its last image leaves.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+import time
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Generic
 
-from engine.batching.group import Group
-from engine.batching.share_tree import E, Entry, Seat, ShareNode
-
-__all__ = ["Entry", "Scheduler"]
+from engine.batching.group import E, Group, Seat, ShareNode
 
 MAX_WEIGHT = 1000.0
 
@@ -63,15 +62,15 @@ class Scheduler(Generic[E]):
         return len(self._seats) + len(self._paused)
 
     def __contains__(self, job: str) -> bool:
-        return any(seat.account_path[3] == job for seats in (self._seats, self._paused) for seat in seats.values())
+        return any(seat.job == job for seats in (self._seats, self._paused) for seat in seats.values())
 
     def add(self, entry: E) -> None:
         share = entry.billing_key
-        names = (share.tier, share.guild, share.user, entry.job)
+        user = (share.tier, share.guild, share.user)
         self._arrival_count += 1
         if entry.job not in self:
             self._unserved_jobs.add(entry.job)
-        seat = Seat(entry, self._arrival_count, names, self._group_turns.root)
+        seat = Seat(entry, self._arrival_count, user, entry.job, self._group_turns.root)
         self._paused[id(entry)] = seat
         if entry.job not in self._paused_jobs:
             self._activate(id(entry))
@@ -147,11 +146,11 @@ class Scheduler(Generic[E]):
         self._group_turns.charge(group, sum(seat_costs) if cost is None else cost, self._step_count)
 
     def _entry_ids(self, job: str, seats: Mapping[int, Seat[E]]) -> list[int]:
-        return [entry_id for entry_id, seat in seats.items() if seat.account_path[3] == job]
+        return [entry_id for entry_id, seat in seats.items() if seat.job == job]
 
     def _path_weights(self, seat: Seat[E]) -> tuple[float, ...]:
         weight = seat.entry.billing_key.weight
-        return weight, weight, weight, self._weights.get(seat.account_path[3], 1.0)
+        return weight, weight, weight, self._weights.get(seat.job, 1.0)
 
     def _activate(self, entry_id: int) -> None:
         seat = self._seats[entry_id] = self._paused.pop(entry_id)
@@ -244,3 +243,96 @@ def _by_service(node: ShareNode[E]) -> tuple[float, int, int]:
 
 def _by_progress(seat: Seat[E]) -> tuple[int, int]:
     return seat.entry.k, seat.number
+
+
+@dataclass
+class _Pace:
+    """`due`: when the job's next step may begin; `step`: the least step of its images when it began to wait."""
+
+    seconds: float
+    due: float
+    step: int = -1
+    is_waiting: bool = False
+
+
+class JobControls(Generic[E]):
+    """What the worker says of running jobs: pauses, weights and paces, for images that are scheduled later, too.
+
+    It takes paused jobs, and jobs that wait for their pace, from the scheduler. `clock`: in seconds.
+    """
+
+    def __init__(self, scheduler: Scheduler[E], clock: Callable[[], float] = time.monotonic) -> None:
+        self._scheduler = scheduler
+        self._clock = clock
+        self._paces: dict[str, _Pace] = {}
+        self._paused_jobs = set[str]()  # also while all images of a job are busy
+        self._weights: dict[str, float] = {}
+
+    @property
+    def seconds_until_due(self) -> float | None:
+        """Seconds until the next step of a job that waits for its pace, at least 0; None if none waits."""
+        times = [pace.due for pace in self._paces.values() if pace.is_waiting]
+        return max(0.0, min(times) - self._clock()) if times else None
+
+    def pause(self, job: str) -> None:
+        self._paused_jobs.add(job)
+        self._scheduler.pause(job)
+
+    def resume(self, job: str) -> None:
+        self._paused_jobs.discard(job)
+        if not self._is_waiting(job):
+            self._scheduler.resume(job)
+
+    def _is_waiting(self, job: str) -> bool:
+        return job in self._paces and self._paces[job].is_waiting
+
+    def set_weight(self, job: str, weight: float) -> None:
+        """Set a job's weight. Raises ValueError outside (0, 1000]."""
+        self._scheduler.set_job_weight(job, weight)
+        self._weights[job] = weight
+
+    def set_pace(self, job: str, seconds: float) -> None:
+        """Let the steps of a job begin so many seconds apart; with 0, as soon as they can."""
+        now = self._clock()
+        pace = self._paces.setdefault(job, _Pace(seconds, now))
+        pace.due = max(now, pace.due + seconds - pace.seconds) if pace.is_waiting else now
+        pace.seconds = seconds
+
+    def apply_to(self, job: str) -> None:
+        """Apply all to an image of the job that has just been scheduled."""
+        if job in self._weights:
+            self._scheduler.set_job_weight(job, self._weights[job])
+        if job in self._paused_jobs or self._is_waiting(job):
+            self._scheduler.pause(job)
+
+    def resume_due_jobs(self) -> None:
+        """Give back the jobs whose next step is due."""
+        now = self._clock()
+        for job, pace in self._paces.items():
+            if pace.is_waiting and pace.due <= now:
+                pace.is_waiting = False
+                if job not in self._paused_jobs:
+                    self._scheduler.resume(job)
+
+    def keep_paces(self, steps: Iterable[tuple[str, int]]) -> None:
+        """Take jobs that have just stepped until their next steps are due. `steps`: the least step of each job.
+
+        Images of one job need not step together: a step counts once the last of them has taken it. A job that is late
+        goes on at once, and does not catch up.
+        """
+        for job, step in steps:
+            pace = self._paces.get(job)
+            if pace is None or pace.seconds <= 0 or step <= pace.step:
+                continue
+            now = self._clock()
+            pace.step = step
+            pace.due = max(now, pace.due + pace.seconds)
+            pace.is_waiting = pace.due > now
+            if pace.is_waiting:
+                self._scheduler.pause(job)
+
+    def forget(self, job: str) -> None:
+        """Drop a job that has left."""
+        self._paused_jobs.discard(job)
+        self._weights.pop(job, None)
+        self._paces.pop(job, None)

@@ -1,7 +1,4 @@
-"""Trajectory: one image on its way from noise to latents. Mutable: step `k`, latents `x`, history `h`, keyframes.
-
-Only the engine advances it. It knows nothing of other images.
-"""
+"""`Trajectory`: one image on its way through the steps of its plan, and the events of an engine step."""
 
 from __future__ import annotations
 
@@ -16,10 +13,10 @@ import numpy as np
 import torch
 
 from engine.batching.input_pictures import InitLatents
-from engine.batching.model_inputs import ModelInputs, StepInputs
-from engine.batching.noise import Noise
+from engine.batching.model_inputs import ModelInputs, Noise, StepInputs
 from engine.contract import (
     MAX_KEYFRAMES,
+    Blame,
     Branch,
     Dtype,
     ImageLife,
@@ -65,7 +62,7 @@ class Trajectory:
     """One life of an image of `job`. In steps without guidance it may take fewer rows. `pictures`: its recipe's.
 
     `row_ms` (milliseconds a row-step at its size) and `forward_times` (of a forward, by rows): see
-    `engine.batching.share_tree`.
+    `engine.batching.group`.
     """
 
     row_ms = 1.0
@@ -411,3 +408,57 @@ def _restore_with_splits(
 
 def _find_snapshot(image: Trajectory, snapshots: Sequence[Snapshot]) -> Snapshot | None:
     return next((snapshot for snapshot in snapshots if image.is_snapshot_of(snapshot)), None)
+
+
+@dataclass(frozen=True)
+class StepDone:
+    """Image `image` has done `step` of `total_steps` steps. `x0` is set if the job is watched."""
+
+    job: str
+    image: int
+    step: int
+    total_steps: int
+    x0: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class LatentsDone:
+    """The image's latents are finished and need to be decoded."""
+
+    job: str
+    image: int
+    latents: torch.Tensor
+    keyframes: tuple[LatentKeyframe, ...]
+
+
+@dataclass(frozen=True)
+class JobFailure:
+    """The job failed and left the engine with all of its images."""
+
+    job: str
+    reason: str
+    blame: Blame
+
+
+Event = StepDone | LatentsDone | JobFailure
+
+
+@dataclass(frozen=True)
+class BatchRun:
+    """The batch of a step: `forward_count` forwards of `rows` rows each. `is_synchronised`: the device is done.
+
+    `has_additions`: LoRAs or pictures take time beside the network.
+    """
+
+    model: str
+    dtype: Dtype
+    rows: int
+    forward_count: int
+    shape: tuple[int, ...]
+    has_additions: bool
+    is_synchronised: bool
+
+    @property
+    def timing_key(self) -> tuple[object, ...]:
+        """A key that is equal for batches whose forwards take equally long."""
+        return self.model, self.dtype, self.rows, self.shape, self.has_additions

@@ -12,7 +12,7 @@ from engine.bus.bot_client import BotClient, NoWorkerAnswers
 from engine.bus.claims import Claim, ClaimHolder, StaleEpoch
 from engine.bus.connection import BrokerUnreachable, ConnectionEnded
 from engine.bus.deliveries import BusMessage
-from engine.bus.streams import BusLimits
+from engine.bus.subjects import BusLimits
 from engine.bus.worker_client import WorkerClient
 
 __all__ = [

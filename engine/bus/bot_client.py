@@ -26,7 +26,7 @@ from engine.bus import subjects
 from engine.bus.connection import REPLY_HEADER, BrokerUnreachable, has_reply_header, translate_errors
 from engine.bus.connection_base import BusBase, OpenConnection
 from engine.bus.deliveries import BusMessage, PullConsumer, RejectionLog
-from engine.bus.streams import ensure_consumer, pool_consumer_config, result_consumer_config
+from engine.bus.subjects import ensure_consumer, pool_consumer_config, result_consumer_config
 from engine.contract import (
     AmendJob,
     ControlMessage,

@@ -21,7 +21,7 @@ from engine.bus import subjects
 from engine.bus.blobs import BlobStore
 from engine.bus.connection import BrokerUnreachable, Credentials, connect, translate_errors, wait_until_closed
 from engine.bus.deliveries import DeadLetters, RejectionLog
-from engine.bus.streams import BusLimits, declare_streams, has_consumer
+from engine.bus.subjects import BusLimits, declare_streams, has_consumer
 from engine.contract import MalformedMessage, decode
 
 log = logging.getLogger(__name__)

@@ -24,7 +24,7 @@ from nats.js.api import ConsumerConfig
 
 from engine.bus import subjects
 from engine.bus.connection import REPLY_HEADER, translate_errors
-from engine.bus.streams import ensure_consumer
+from engine.bus.subjects import ensure_consumer
 from engine.contract import MalformedMessage, OtherVersion, decode
 from engine.process.log_format import escape
 

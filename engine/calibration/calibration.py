@@ -37,7 +37,7 @@ from engine.models.family import (
     find_judge,
 )
 from engine.models.picture_conditions import PictureSupport
-from engine.models.quantization.choice import find_quantization
+from engine.models.quantization import find_quantization
 from engine.process.system import write_atomically
 from engine.sampling import NotTabled
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from itertools import accumulate
 
+from engine.contract.fields import PIPELINE_SAMPLERS, Sampler
 from engine.contract.recipe import ImageToImage, Recipe
-from engine.contract.samplers import PIPELINE_SAMPLERS, Sampler
 
 MIN_EVALUATIONS = 5
 DRAFT_EVALUATIONS = 25

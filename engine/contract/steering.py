@@ -8,20 +8,20 @@ from itertools import pairwise
 
 import msgspec
 
-from engine.contract.amendments import (
+from engine.contract.evaluations import find_next_evaluation
+from engine.contract.fields import FULL_INTERVAL, MAX_AMENDMENTS, MAX_CONCEPTS, MAX_STEPS
+from engine.contract.messages import Snapshot
+from engine.contract.recipe import (
     Amendment,
     Change,
     Concept,
     DropImages,
+    Recipe,
     SetConcepts,
     SetGuidance,
     SetNegative,
     SplitImage,
 )
-from engine.contract.evaluations import find_next_evaluation
-from engine.contract.fields import FULL_INTERVAL, MAX_AMENDMENTS, MAX_CONCEPTS, MAX_STEPS
-from engine.contract.messages import Snapshot
-from engine.contract.recipe import Recipe
 from engine.contract.recipe_images import keep_style
 
 

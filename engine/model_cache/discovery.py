@@ -23,7 +23,7 @@ from engine.model_cache.cache import ModelEntry, free_memory, make_too_large_err
 from engine.model_cache.catalog_file import CalibratedModel
 from engine.model_cache.loaded_models import LoadedModels
 from engine.models.autoencoder.autoencoder_files import AUTOENCODER_KIND
-from engine.models.control.control_files import CONTROL_KIND
+from engine.models.control_networks import CONTROL_KIND
 from engine.models.embedding_files import find_embeddings
 from engine.models.families.diffusers_family import DiffusersFamily
 from engine.models.families.embedded import EMBEDDED_MODEL
@@ -38,14 +38,13 @@ from engine.models.files.added_kind import (
 )
 from engine.models.files.model_source import ModelSource, combine_fingerprints, find_model, fingerprint_folder
 from engine.models.loading.memory_estimate import InspectedModel, LoadChoice, estimate_embedded_bytes
-from engine.models.loading.number_formats import FormatChooser
-from engine.models.loading.pipeline_loader import OnProgress
+from engine.models.loading.pipeline_loader import FormatChooser, OnProgress
 from engine.models.loading.single_file import find_configs, is_network_file
 from engine.models.lora_files import find_loras
 from engine.models.network.pipeline_offload import remove_stale_folders
-from engine.models.preprocessing.preprocessors import Preprocessors
-from engine.models.quantization.choice import PartQuantization, SizedQuantization, choose_quantizations
-from engine.models.reference.adapter_files import REFERENCE_KIND
+from engine.models.preprocessors import Preprocessors
+from engine.models.quantization import PartQuantization, SizedQuantization, choose_quantizations
+from engine.models.reference_pictures import REFERENCE_KIND
 from engine.process.load_progress import format_size
 from engine.process.memory_requests import UNQUANTIZED, OffloadRequest, QuantizationRequests
 from engine.process.model_settings import (

@@ -9,11 +9,12 @@ if TYPE_CHECKING:
     import torch
 
     from engine.contract import Dtype
+    from engine.models.families.diffusers_family import DiffusersFamily
     from engine.models.family import Family
     from engine.models.files.model_source import ModelSource
     from engine.models.loading.pipeline_loader import LoadedPipeline, OnProgress
     from engine.models.network.pipeline_offload import PipelineOffload
-    from engine.models.quantization.choice import PartQuantization
+    from engine.models.quantization import PartQuantization
     from engine.process.memory_requests import Offload
     from engine.upscaling.super_resolver import SuperResolver
 
@@ -76,13 +77,11 @@ def load_source(
     """Load a located model. Raises `JobRejected` where it is no model in safetensors."""
     import torch
 
-    from engine.models.conditioners import add_conditioners
     from engine.models.families.diffusers_family import DiffusersFamily
     from engine.models.family import CanBeOffloaded
-    from engine.models.loading.number_formats import LARGE_PARAMETERS, FormatChooser
-    from engine.models.loading.pipeline_loader import load_folder_pipeline
+    from engine.models.loading.pipeline_loader import LARGE_PARAMETERS, FormatChooser, load_folder_pipeline
     from engine.models.loading.single_file import is_network_file, load_file_pipeline, load_network_file_pipeline
-    from engine.models.quantization.choice import HasQuantization, PartQuantization
+    from engine.models.quantization import HasQuantization, PartQuantization
 
     threshold = LARGE_PARAMETERS if large_threshold is None else large_threshold
     format_chooser = FormatChooser(torch.device(device), threshold, quantization or PartQuantization())
@@ -151,6 +150,24 @@ def _make_family(
     return find_families().get(class_name, GenericFamily)(pipeline, name, revision, device)
 
 
+def add_conditioners(family: DiffusersFamily) -> None:
+    """Let a U-Net take reference pictures; and one of nine channels a picture with a mask, which it needs.
+
+    A whole pipeline takes neither, so such a model loses the samplers that need one.
+    """
+    from engine.contract import PIPELINE_SAMPLERS
+    from engine.models.inpainting_conditioner import InpaintingConditioner, needs_mask
+    from engine.models.reference_pictures import ReferenceConditioner
+
+    if family.network_name != "unet":
+        return
+    family.conditioners = (*family.conditioners, ReferenceConditioner(family))
+    if needs_mask(family.pipeline):
+        family.conditioners = (*family.conditioners, InpaintingConditioner(family))
+        family.required = "mask"
+        family.samplers = tuple(sampler for sampler in family.samplers if sampler not in PIPELINE_SAMPLERS)
+
+
 def _make_revision(source: ModelSource, quantization: PartQuantization) -> str:
     """Return the fingerprint of the files; another one if text encoders are quantised, which no recipe names."""
     from engine.models.files.model_source import combine_fingerprints
@@ -162,7 +179,7 @@ def _make_revision(source: ModelSource, quantization: PartQuantization) -> str:
 
 
 def make_model_name(name_or_path: str) -> str:
-    """Return a name that `engine.contract.Name` allows: the last part of a path or hub name, without a suffix."""
+    """Return a name that `Name` allows: the last part of a path or hub name, without a suffix."""
     from engine.models.files.model_source import make_model_name
 
     return make_model_name(name_or_path)

@@ -317,3 +317,12 @@ class TokenConditioned(Family, Protocol):
     def encode_text(self, text: str) -> torch.Tensor:
         """Return token states `[tokens, features]`, float32 on the device; one text a call, fixed shape, cached."""
         ...
+
+
+@runtime_checkable
+class NormalizesGuidance(Protocol):
+    """A family whose pipeline scales the guided prediction to the norm of the prompt's own prediction."""
+
+    def measure_norm(self, prediction: torch.Tensor) -> torch.Tensor:
+        """Return the norms of predictions `[images, channels, height, width]`, in a shape that multiplies them."""
+        ...

@@ -21,11 +21,16 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from PIL import Image
 
 from engine.contract import Concept, Dtype, GuidanceKind, JobRejected, Lora, Quantization, Recipe, Sampler
-from engine.models.autoencoder.autoencoder import get_shift, make_latent_space
-from engine.models.autoencoder.tiled_decode import decode_within_memory, encode_within_memory, fit_to_memory
+from engine.models.autoencoder.autoencoder import (
+    decode_within_memory,
+    encode_within_memory,
+    fit_to_memory,
+    get_shift,
+    make_latent_space,
+)
 from engine.models.family import TORCH_DTYPES, Conditioning
 from engine.models.network.pipeline_offload import copy_without_offload, is_offloaded, offload_like
-from engine.models.quantization.choice import is_quantized
+from engine.models.quantization import is_quantized
 from engine.pipelines.network_call import (
     NETWORK_NAMES,
     NetworkCall,

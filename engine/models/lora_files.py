@@ -26,7 +26,7 @@ from engine.device.memory import is_out_of_memory
 from engine.models.files.added_kind import AddedEntry, AddedKind, cache_while_unchanged, log_once
 from engine.models.library_logging import silence_libraries
 from engine.models.network.pipeline_offload import copy_without_offload, find_offload, offload_like, remove_hooks
-from engine.models.quantization.choice import find_compute_dtype, find_weight_shape
+from engine.models.quantization import find_compute_dtype, find_weight_shape
 
 DEFAULT_FILE_NAME = "pytorch_lora_weights.safetensors"  # diffusers' name, preferred among several files
 FULL_HASH_BYTES = 128 * 2**20

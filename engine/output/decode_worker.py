@@ -23,12 +23,10 @@ from msgspec.structs import replace
 from PIL import Image, ImageFilter, ImageOps
 
 from engine import contract as wire
-from engine.batching.amending import encode_change
-from engine.batching.events import LatentsDone, StepDone
 from engine.batching.fault_isolation import reject_before_start
 from engine.batching.input_pictures import MASK_THRESHOLD, InitLatents, encode_square, load_init_latents, load_pictures
-from engine.batching.job_images import check_job
-from engine.batching.trajectory import LatentKeyframe
+from engine.batching.job_images import check_job, encode_change
+from engine.batching.trajectory import LatentKeyframe, LatentsDone, StepDone
 from engine.contract import (
     MAX_ESTIMATE_BYTES,
     Change,

@@ -21,16 +21,17 @@ from engine.remote.pictures import ChecksPictures, RunPictures, Verdicts
 from engine.worker.intake import Intake, JobPuller
 from engine.worker.result_publisher import ResultPublisher
 from engine.worker.run import ActiveRuns, JobEngine, JobRun
-from engine.worker.snapshot_saver import SnapshotSaver, WatchedJobs
+from engine.worker.run_control import SnapshotSaver, WatchedJobs
 from engine.worker.worker_life import (
     Heartbeats,
     SignalHandlers,
     Watchdog,
+    WorkerProfile,
     act_on_parent_exit,
+    make_build_label,
     run_shutdown_steps,
     run_until_stopped,
 )
-from engine.worker.worker_profile import WorkerProfile, make_build_label
 
 log = logging.getLogger(__name__)
 

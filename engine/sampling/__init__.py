@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import Any
 
 from engine.contract import PIPELINE_SAMPLERS
-from engine.contract.samplers import SAMPLER_ROWS
+from engine.contract.fields import SAMPLER_ROWS
 from engine.sampling.probe import NotTabled, probe
 from engine.sampling.samplers import (
     SAMPLERS,

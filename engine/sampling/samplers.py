@@ -19,7 +19,7 @@ import torch
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from engine.contract import PIPELINE_SAMPLERS, Sampler
-from engine.contract.samplers import SAMPLER_ROWS, SchedulerName
+from engine.contract.fields import SAMPLER_ROWS, SchedulerName
 
 SchedulerSpec = tuple[type, dict[str, object]]  # a scheduler and the configuration that the name fixes
 

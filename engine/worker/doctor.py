@@ -15,8 +15,8 @@ from engine.device.memory import choose_device
 from engine.model_cache.catalog_file import read_catalog
 from engine.model_cache.discovery import choose_for_one
 from engine.models.autoencoder.autoencoder_files import AUTOENCODER_KIND
-from engine.models.control.control_conditioner import ControlConditioner
-from engine.models.control.control_files import CONTROL_KIND, ControlFile, explain_mismatch
+from engine.models.control_conditioner import ControlConditioner
+from engine.models.control_networks import CONTROL_KIND, ControlFile, explain_mismatch
 from engine.models.embedding_files import EMBEDDING_KIND
 from engine.models.families.diffusers_family import AddedFiles
 from engine.models.family import Family
@@ -27,9 +27,8 @@ from engine.models.files.added_kind import (
     REFERENCE_FOLDER,
     AddedKind,
 )
-from engine.models.quantization.stored_quantization import find_obstacle
-from engine.models.reference.adapter_files import REFERENCE_KIND, AdapterFile
-from engine.models.reference.reference_conditioner import ReferenceConditioner
+from engine.models.quantization import find_obstacle
+from engine.models.reference_pictures import REFERENCE_KIND, AdapterFile, ReferenceConditioner
 from engine.output.picture_check import PictureCheck
 from engine.process.load_progress import format_size
 from engine.process.memory_requests import QuantizationRequests

@@ -17,8 +17,8 @@ from typing import TypeVar
 import torch
 
 from engine.batching.engine import Engine, Event
-from engine.batching.events import BatchRun
 from engine.batching.fault_isolation import DeviceLost
+from engine.batching.trajectory import BatchRun
 from engine.device.core_turns import CoreTurns, Stopwatch, WorkKind, release_team
 from engine.worker.worker_life import Watchdog
 

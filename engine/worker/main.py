@@ -30,8 +30,15 @@ from engine.process.settings import PictureCheckSettings, SimulationSettings, Wo
 from engine.process.system import exempt_from_collection, limit_heap_arenas
 from engine.upscaling.super_resolver import SuperResolver
 from engine.worker.worker import Worker
-from engine.worker.worker_life import DEADLINES, SignalHandlers, Stuck, Watchdog, act_on_parent_exit
-from engine.worker.worker_profile import WorkerProfile, make_build_label
+from engine.worker.worker_life import (
+    DEADLINES,
+    SignalHandlers,
+    Stuck,
+    Watchdog,
+    WorkerProfile,
+    act_on_parent_exit,
+    make_build_label,
+)
 
 if TYPE_CHECKING:
     from engine.model_cache.discovery import DiscoveredModel, LoadContext, ReportProgress

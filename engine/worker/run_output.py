@@ -14,9 +14,9 @@ from concurrent.futures import Future
 from contextlib import suppress
 from typing import TypeVar
 
-from engine.batching.amending import has_new_texts
 from engine.batching.engine import LatentsDone, StepDone
 from engine.batching.input_pictures import InitLatents
+from engine.batching.job_images import has_new_texts
 from engine.bus import BlobMissing, BrokerUnreachable, Bus
 from engine.bus.connection_base import LatestByKey
 from engine.contract import MAX_FRAME_BYTES, AmendmentRequest, Frame, Job, JobRejected, Recipe, UpscaleTask, Verdict

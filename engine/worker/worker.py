@@ -1,4 +1,8 @@
-"""The worker takes jobs from the queue, runs them in one engine, and holds each until its result is stored."""
+"""The worker takes jobs from the queue, runs them in one engine, and holds each until its result is stored.
+
+It loads a job's model before the engine takes the job, and calibrates by real work: it times steps and decodes, and
+updates costs, batch limits and announcements.
+"""
 
 from __future__ import annotations
 
@@ -6,35 +10,34 @@ import asyncio
 import dataclasses
 import logging
 import time
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from itertools import groupby
 from types import MappingProxyType
 
 from msgspec.structs import replace
 
 from engine.batching.engine import Engine, Event, JobFailure, LatentsDone, StepDone
+from engine.batching.job_images import prepare_plan, reason_to_decline
+from engine.batching.trajectory import BatchRun
 from engine.bus import BrokerUnreachable, Bus
-from engine.calibration.calibration import Calibration
-from engine.contract import Presence, Snapshot
-from engine.device.core_turns import WorkKind
+from engine.calibration.calibration import Calibration, Refinement
+from engine.contract import Job, JobModelLoading, ModelProgress, Presence, Recipe, Snapshot
+from engine.device.core_turns import WorkKind, compute_in_thread
 from engine.model_cache.cache import ModelCache
 from engine.model_cache.loaded_models import LoadedModels
+from engine.models.family import Family
 from engine.output.decode_worker import DecodeWorker
 from engine.output.upscaler import Upscaler
 from engine.process.log_format import log_context
 from engine.process.system import trim_heap
-from engine.worker.calibration_updater import CalibrationUpdater
 from engine.worker.engine_thread import EngineThread
 from engine.worker.intake import Intake, JobPuller
-from engine.worker.model_fetcher import ModelFetcher
 from engine.worker.model_requests import DecodeService, DescribeService
 from engine.worker.result_publisher import ResultPublisher
 from engine.worker.run import ActiveRuns, JobRun
-from engine.worker.run_control import AmendmentService, RunControl
+from engine.worker.run_control import AmendmentService, RunControl, SnapshotSaver, WatchedJobs
 from engine.worker.run_output import RunOutput
-from engine.worker.snapshot_saver import SnapshotSaver, WatchedJobs
-from engine.worker.worker_life import Heartbeats, Stuck, Watchdog, run_shutdown_steps, run_until_stopped
-from engine.worker.worker_profile import WorkerProfile
+from engine.worker.worker_life import Heartbeats, Stuck, Watchdog, WorkerProfile, run_shutdown_steps, run_until_stopped
 
 log = logging.getLogger(__name__)
 
@@ -243,3 +246,148 @@ class Worker:
         log.critical("the engine crashed", exc_info=error)
         if not self._stop_signal.done():
             self._stop_signal.set_exception(Stuck(f"The engine crashed: {error!r}"))
+
+
+REPORT_SECONDS = 0.5
+
+
+class ModelFetcher:
+    """Holds a model in the cache for each run, until the run has left the worker and the engine."""
+
+    def __init__(
+        self, bus: Bus, model_cache: ModelCache, active_runs: ActiveRuns, name: str, pools: Sequence[str]
+    ) -> None:
+        self._bus = bus
+        self._model_cache = model_cache
+        self._active_runs = active_runs
+        self._name = name
+        self._pools = pools
+        model_cache.on_change = active_runs.presence_changed.set
+        active_runs.on_remove = self._on_remove
+
+    def find_rejection(self, job: Job) -> str:
+        """Return why the models of this worker cannot run a job; empty: they can."""
+        return reason_to_decline(job.task, self._model_cache.list_models())
+
+    async def fetch_model(self, run: JobRun) -> None:
+        """Return once the engine can take the run. Raises `JobRejected` where its model cannot be loaded."""
+        recipe = run.job.task
+        assert isinstance(recipe, Recipe), "only a recipe has a model"
+        report_task = asyncio.create_task(self._report_loading(run, recipe.model))
+        try:
+            is_acquired = await self._model_cache.acquire(recipe.model, recipe.dtype, recipe)
+        finally:
+            report_task.cancel()
+        if run in self._active_runs:
+            run.model_in_use = recipe.model if is_acquired else ""
+            await compute_in_thread(prepare_plan, run.job, self._model_cache.families)
+        elif is_acquired:
+            self._model_cache.release(recipe.model)
+
+    async def report_progress(self) -> None:
+        """Report in this worker's pools what it loads, and once that the model is ready."""
+        last_progress: ModelProgress | None = None
+        while True:
+            progress = self._model_cache.progress
+            if progress is not None and (progress is not last_progress or progress.phase == "load"):
+                last_progress = progress
+                try:
+                    await self._bus.publish_progress(self._name, self._pools, progress)
+                except BrokerUnreachable as error:
+                    log.debug("%s", error)
+            await asyncio.sleep(REPORT_SECONDS)
+
+    async def _report_loading(self, run: JobRun, model: str) -> None:
+        await run.start_announced.wait()
+        while (fraction := self._model_cache.get_loaded_fraction(model)) is not None:
+            try:
+                await self._bus.publish_loading(
+                    JobModelLoading(job=run.job.id, epoch=run.claim.epoch, model=model, loaded_share=min(1.0, fraction))
+                )
+            except BrokerUnreachable as error:
+                log.debug("job %s: %s", run.job.id, error)
+            await asyncio.sleep(REPORT_SECONDS)
+
+    def _on_remove(self, run: JobRun) -> None:
+        if run.model_in_use:
+            self._active_runs.spawn(self._release_model(run))
+
+    async def _release_model(self, run: JobRun) -> None:
+        """Release the model once the engine has dropped the run: a lost run may stay there for a step."""
+        await self._active_runs.thread.call(lambda engine: engine.cancel(run.job.id))
+        self._model_cache.release(run.model_in_use)
+
+
+UPDATE_SECONDS = 5.0
+
+
+class CalibrationUpdater:
+    """The engine's thread calls `record_step`, the decode worker's `record_decode`. The rest runs in the event loop."""
+
+    def __init__(
+        self,
+        model_cache: ModelCache,
+        active_runs: ActiveRuns,
+        thread: EngineThread,
+        calibrations: Mapping[str, Calibration],
+        on_rows: Callable[[int], None],
+    ) -> None:
+        self._model_cache = model_cache
+        self._active_runs = active_runs
+        self._thread = thread
+        self._on_rows = on_rows
+        self._refinements = {name: Refinement(calibration) for name, calibration in calibrations.items()}
+        self._unsynchronized_steps: list[tuple[BatchRun, float]] = []  # steps that may still be running on the device
+
+    def record_step(self, batch: BatchRun | None, ms: float) -> None:
+        """Record a step's time. A device runs asynchronously, so times count only after a synchronisation."""
+        if batch is None or (
+            self._unsynchronized_steps and self._unsynchronized_steps[0][0].timing_key != batch.timing_key
+        ):
+            self._unsynchronized_steps.clear()
+            return
+        self._unsynchronized_steps.append((batch, ms))
+        if batch.is_synchronised:
+            forward_ms = sum(each for _, each in self._unsynchronized_steps) / sum(
+                batch_run.forward_count for batch_run, _ in self._unsynchronized_steps
+            )
+            self._unsynchronized_steps.clear()
+            self._record_forward(batch, forward_ms)
+
+    def record_decode(self, recipe: Recipe, ms: float) -> None:
+        """Record the time of a finished picture."""
+        family = self._model_cache.families.get(recipe.model)
+        refinement = self._refinements.get(recipe.model)
+        if family is not None and refinement is not None and recipe.width == recipe.height == family.size:
+            refinement.note_decode(ms)
+
+    async def update_regularly(self) -> None:
+        """Apply new calibrations regularly, for ever."""
+        while True:
+            await asyncio.sleep(UPDATE_SECONDS)
+            for name, refinement in self._refinements.items():
+                if (calibration := refinement.refine()) is not None:
+                    await self._apply_calibration(name, calibration)
+
+    async def _apply_calibration(self, name: str, calibration: Calibration) -> None:
+        await self._thread.call(
+            lambda engine: engine.set_calibration(name, calibration.row_ms, calibration.rows, calibration.bucket_ms)
+        )
+        self._on_rows(calibration.rows)
+        await asyncio.to_thread(self._model_cache.update_calibration, name, calibration)
+        self._active_runs.presence_changed.set()
+
+    def _record_forward(self, batch: BatchRun, ms: float) -> None:
+        family = self._model_cache.families.get(batch.model)
+        refinement = self._refinements.get(batch.model)
+        if (
+            family is not None
+            and refinement is not None
+            and _is_native(batch, family)
+            and batch.dtype == refinement.calibration.dtype
+        ):
+            refinement.note_forward(batch.rows, ms)
+
+
+def _is_native(batch: BatchRun, family: Family) -> bool:
+    return batch.shape == family.latent_shape(family.size, family.size) and not batch.has_additions

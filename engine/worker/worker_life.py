@@ -1,4 +1,4 @@
-"""How a worker lives and ends: deadlines of its threads, heartbeats of its runs, signals, and its shutdown.
+"""How a worker presents itself, lives and ends: its profile, deadlines of its threads, heartbeats, its shutdown.
 
 A worker that misses a deadline stops its heartbeats (`Stuck`), so its jobs go to others, and ends, so that its
 supervisor restarts it. A stuck worker must not look alive.
@@ -15,9 +15,12 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from typing import Literal
 
 from engine.bus import BrokerUnreachable, Bus
+from engine.contract import ModelProfile, Presence
 from engine.worker.result_publisher import ResultPublisher
 from engine.worker.run import ActiveRuns, JobRun, receive_regularly
 
@@ -199,3 +202,40 @@ async def run_shutdown_steps(*steps: Callable[[], Awaitable[None]]) -> None:
             await step()
         except BrokerUnreachable as error:
             log.warning("%s", error)
+
+
+def make_build_label(drawn_by: str) -> str:
+    """Return the versions of a worker's software: pictures are bit-identical only within one build."""
+    try:
+        package_version = version("darkroom-bot")
+    except PackageNotFoundError:
+        package_version = "source"
+    return f"darkroom {package_version}, {drawn_by}"[:128]
+
+
+@dataclass(frozen=True)
+class WorkerProfile:
+    """A worker's presence without its current state. `rows`: rows that it runs at once."""
+
+    name: str
+    device: str
+    rows: int
+    models: tuple[ModelProfile, ...] = ()
+    pools: tuple[str, ...] = ("default",)
+    build: str = ""
+    has_picture_check: bool = False
+    upscale_ms: float = 0.0
+
+    def make_presence(self, free_rows: int) -> Presence:
+        """Return the presence to announce now."""
+        return Presence(
+            worker=self.name,
+            pools=self.pools,
+            models=self.models,
+            device=self.device,
+            rows=self.rows,
+            free=free_rows,
+            software_build=self.build,
+            has_picture_check=self.has_picture_check,
+            upscale_ms=self.upscale_ms,
+        )

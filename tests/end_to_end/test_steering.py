@@ -26,8 +26,7 @@ from engine.bus.embedded_broker import Broker
 from engine.contract import ModelProfile, Recipe
 from engine.output.decode_worker import DecodeWorker
 from engine.worker.worker import Worker
-from engine.worker.worker_life import Watchdog
-from engine.worker.worker_profile import WorkerProfile
+from engine.worker.worker_life import Watchdog, WorkerProfile
 from shared.migrated_database import put_migrated_database
 from shared.worker_harness import LEASE, SlowFamily, hash_content, run_locally, wait_until, wait_until_midway
 

@@ -19,7 +19,7 @@ from engine.remote.connection_state import ConnectionState, MeasuredTimes
 from engine.remote.http_client import BackendHttp, make_headers
 from engine.remote.pictures import ChecksPictures, Verdicts
 from engine.remote.worker import ROWS, BackendWorker, open_backend
-from engine.worker.worker_profile import WorkerProfile
+from engine.worker.worker_life import WorkerProfile
 from shared.bus_harness import JOB, LEASE, BusHarness
 from shared.clock import wait_until
 

@@ -23,6 +23,8 @@ from playwright.async_api import Browser, Page, async_playwright
 from bot.app.settings import Settings, load_settings
 from bot.app.wiring import open_app
 from bot.services import Services
+from bot.services.api_keys import ApiKeys
+from bot.services.sessions import Sessions
 from bot.store.members.sessions import SessionKind
 from bot.web.app import build_app, entry_address, run_server
 from bot.web.auth import COOKIE_NAME, new_visitor_id, terminal_key
@@ -66,7 +68,7 @@ class WebServer:
 
     async def start_session(self, kind: SessionKind) -> str:
         """Signs a new visitor in; returns the Cookie header."""
-        cookie, _ = await self.services.sessions.start(kind, new_visitor_id())
+        cookie, _ = await self.services.get(Sessions).start(kind, new_visitor_id())
         return f"{COOKIE_NAME}={cookie}"
 
     async def imagine(self, prompt: str, **options: object) -> str:
@@ -261,7 +263,7 @@ async def send_form(
 
 
 async def make_key(server: WebServer, name: str, *scopes: str, seconds: float | None = None) -> str:
-    keys = server.services.api_keys
+    keys = server.services.get(ApiKeys)
     return await keys.add(await keys.prepare(name, scopes or ("imagine", "read"), seconds))
 
 

@@ -16,8 +16,7 @@ from engine.output.decode_worker import DecodeWorker
 from engine.output.upscaler import Upscaler
 from engine.worker.local_run import run_locally
 from engine.worker.worker import Worker
-from engine.worker.worker_life import Watchdog
-from engine.worker.worker_profile import WorkerProfile
+from engine.worker.worker_life import Watchdog, WorkerProfile
 from shared.bus_harness import (
     JOB,
     LEASE,

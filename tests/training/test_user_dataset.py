@@ -17,7 +17,8 @@ import torch
 from PIL import Image
 
 from bot.app.settings import load_settings as settings
-from bot.cli.imagine.runner import ImagineRequest, run_imagine
+from bot.cli.imagine.job_inputs import ImagineRequest
+from bot.cli.imagine.runner import run_imagine
 from engine.models import load_model
 from engine.models.families.stable_diffusion import StableDiffusion
 from engine.models.files.model_source import fingerprint_folder

@@ -18,7 +18,7 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
 from engine.models.judge import JudgeNetwork
 from engine.process.model_settings import WEIGHTS_FOLDER
-from shared.training_parts import (
+from tests.shared.training_parts import (
     SCHEDULE,
     SHAPE,
     THINGS,
@@ -32,7 +32,7 @@ from shared.training_parts import (
     tiny_cache,
     tiny_network,
 )
-from shared.training_parts import make_pictures as make_decoder_pictures
+from tests.shared.training_parts import make_pictures as make_decoder_pictures
 from tests.training.second_device import NAME, autocast_devices
 from training.commands.run_decoder import NetworkSource, load_denoiser
 from training.diffusion.denoised_latents import open_denoised_latents

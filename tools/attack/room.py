@@ -20,8 +20,7 @@ from pathlib import Path
 import aiohttp
 import psutil
 
-from engine.bus.embedded_broker import Broker, find_free_port
-from engine.bus.worker_key_admin import WorkerKeyAdmin
+from engine.bus.embedded_broker import Broker, WorkerKeyAdmin, find_free_port
 from engine.bus.worker_keys import KEY_FILE
 
 ROOT = Path(__file__).parents[2]

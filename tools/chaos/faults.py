@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
-LEASE = 10.0  # seconds: `engine.bus.streams.BusLimits.lease`
+LEASE = 10.0  # seconds: `engine.bus.subjects.BusLimits.lease`
 # How often each is drawn, relative to the others. A kind that ends in -worker hits one worker, each equally likely.
 WEIGHTS: Mapping[str, float] = MappingProxyType(
     {

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from engine.batching.noise import slerp
+from engine.batching.model_inputs import slerp
 from engine.contract import JobRejected
 from training.diffusion.latent_sampling import SamplingInput, initial_noise, noise_level, predict_x0, timestep
 from training.lab.context import ExperimentResult, LabContext, make_ddim_plan

@@ -8,7 +8,7 @@ from typing import cast
 
 import torch
 
-from engine.batching.noise import slerp
+from engine.batching.model_inputs import slerp
 
 
 def mix_states(empty: torch.Tensor, states: Sequence[torch.Tensor], weights: Sequence[float]) -> torch.Tensor:

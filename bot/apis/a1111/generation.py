@@ -93,7 +93,7 @@ async def _read_pictures(request: web.Request, body: ImageToImageBody) -> tuple[
         raise UserError(f"One picture begins a request (init_images), and these are {len(pictures)}.")
     mask = await asyncio.to_thread(decode_picture, body.mask, "mask") if body.mask else None
     if mask is not None and body.inpainting_mask_invert:
-        mask = await invert_mask(request.app[SERVICES].init_image_loader, member_of(request), mask)
+        mask = await invert_mask(request.app[SERVICES].get(InitImageLoader), member_of(request), mask)
     return await asyncio.to_thread(decode_picture, pictures[0]), mask
 
 
@@ -302,7 +302,7 @@ async def _admit_upscaling(
     _refuse_unmapped_upscaling(body)
     services = request.app[SERVICES]
     member = member_of(request)
-    accepted = await services.upload_upscaler.upscale(
+    accepted = await services.variations.upscale_upload(
         await asyncio.to_thread(decode_picture, picture),
         make_target(body).find_factor,
         choose_upscaler(body.upscaler_1),

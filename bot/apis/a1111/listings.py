@@ -16,6 +16,7 @@ from bot.apis.a1111.bodies import OptionsBody
 from bot.apis.a1111.names import SCHEDULERS, SCRIPT, UPSCALERS, find_model, list_modules, list_samplers, title_model
 from bot.domain.dto import Member
 from bot.services import Services
+from bot.services.model_choices import ModelChoices
 from bot.web.middleware import member_of
 from bot.web.request_body import read_body
 from bot.web.sse import SERVICES
@@ -132,7 +133,7 @@ async def choose_profile(services: Services, member: Member, name: str | None = 
     """Return the named model, else the one that the member chose, else the default. Raises `UserError`."""
     if name:
         return find_model(name, services.catalog.list_profiles())
-    chosen_name = await services.model_choices.load(member.id)
+    chosen_name = await services.get(ModelChoices).load(member.id)
     profile = services.catalog.find_profile(chosen_name) if chosen_name else None
     return profile or services.catalog.find_entry(None).profile
 
@@ -182,5 +183,5 @@ async def set_options(request: web.Request) -> web.Response:
     member = member_of(request)
     if body.sd_model_checkpoint:
         profile = find_model(body.sd_model_checkpoint, services.catalog.list_profiles())
-        await services.model_choices.choose(member.id, profile.name)
+        await services.get(ModelChoices).choose(member.id, profile.name)
     return web.json_response(None)

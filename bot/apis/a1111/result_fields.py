@@ -19,6 +19,7 @@ from bot.apis.a1111.listings import choose_profile
 from bot.apis.a1111.names import name_sampler
 from bot.domain.errors import UserError
 from bot.domain.feature import PromptSuggester
+from bot.jobs.init_images import InitImageLoader
 from bot.web.media import wait_while_connected
 from bot.web.middleware import member_of
 from bot.web.request_body import decode_picture, read_picture_body
@@ -114,7 +115,7 @@ def _unquote(value: str) -> str:
 async def read_png_info(request: web.Request) -> web.Response:
     """Return the parameters that a picture carries: as text, and by their names. Empty for a picture without them."""
     async with read_picture_body(request, PictureBody) as body:
-        loader = request.app[SERVICES].init_image_loader
+        loader = request.app[SERVICES].get(InitImageLoader)
         picture = await asyncio.to_thread(decode_picture, body.image)
         text = await loader.read_recipe_text(member_of(request), picture)
     items = {"parameters": text} if text else {}

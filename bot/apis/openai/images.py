@@ -31,7 +31,7 @@ from bot.apis.openai.image_references import read_references
 from bot.apis.openai.picture_addresses import sign_address
 from bot.domain.errors import UserError
 from bot.jobs.attended_requests import DrawnPicture, FeedClosed, PicturesMissing
-from bot.jobs.init_images import InitImages
+from bot.jobs.init_images import InitImages, PageAddresses
 from bot.web.attendance import read_pictures
 from bot.web.request_body import read_body, read_foreign_form, read_picture_body
 from bot.web.sse import SERVICES
@@ -87,7 +87,7 @@ async def _read_edit(request: web.Request) -> AsyncGenerator[tuple[EditFields, I
             body = await stack.enter_async_context(read_picture_body(request, JsonEditBody))
         except UserError as error:
             raise name_field(error) from error
-        addresses = request.app[SERVICES].page_addresses
+        addresses = request.app[SERVICES].get(PageAddresses)
         yield body.without_pictures(), await asyncio.to_thread(read_references, body, addresses)
 
 

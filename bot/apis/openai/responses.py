@@ -22,7 +22,7 @@ from bot.apis.openai.errors import shape_error
 from bot.apis.openai.image_references import read_picture_urls
 from bot.domain.errors import UserError
 from bot.jobs.attended_requests import DrawnPicture, FeedClosed, PicturesMissing
-from bot.jobs.init_images import InitImages
+from bot.jobs.init_images import InitImages, PageAddresses
 from bot.web.attendance import read_pictures
 from bot.web.request_body import read_picture_body
 from bot.web.sse import SERVICES
@@ -64,7 +64,7 @@ async def _read_response(request: web.Request) -> AsyncGenerator[tuple[EditField
         if not urls:
             yield fields, None
             return
-        addresses = request.app[SERVICES].page_addresses
+        addresses = request.app[SERVICES].get(PageAddresses)
         yield fields, InitImages(await asyncio.to_thread(read_picture_urls, urls, "input", addresses))
 
 

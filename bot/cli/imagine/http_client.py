@@ -10,22 +10,24 @@ import base64
 import contextlib
 import json
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, cast
 
 import aiohttp
 
+from bot.cli import instance_lock
 from bot.cli.imagine.job_inputs import ApiRequest
 from bot.cli.imagine.progress_display import ProgressDisplay
 from bot.cli.imagine.result import GenerationError, ImagineResult
 from bot.domain.errors import UserError
+from bot.web.auth import terminal_key
 from engine.contract import MAX_COUNT
 
 QUICK_TIMEOUT = aiohttp.ClientTimeout(total=3)
 REQUEST_TIMEOUT = aiohttp.ClientTimeout(total=30)
-DESCRIBE_TIMEOUT = aiohttp.ClientTimeout(
-    total=600
-)  # image-to-prompt tries hundreds of words, perhaps after a wait for other pictures
+# image-to-prompt tries hundreds of words, perhaps after a wait for other pictures
+DESCRIBE_TIMEOUT = aiohttp.ClientTimeout(total=600)
 STREAM_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=60)  # the stream pings every 10 s
 MAX_LINE_BYTES = 4 * 1024 * 1024  # bytes: four previews in one event, base64
 MAX_RECONNECTS = 5  # attempts to reconnect without any event in between
@@ -45,21 +47,20 @@ async def is_darkroom_running(url: str) -> bool:
         return False
 
 
-async def fetch_refusals(url: str, key: str) -> list[tuple[str, str]] | None:
-    """Return what that Darkroom refused in the last minute, as sender and reason; None without an answer."""
+async def find_running(data: Path) -> tuple[str, str] | None:
+    """Return address and terminal key of the Darkroom that runs on this data folder; None if none answers."""
+    instance = instance_lock.find_instance(data)
+    if instance is None or not await is_darkroom_running(instance.url):
+        return None
+    return instance.url, await asyncio.to_thread(terminal_key, data)
+
+
+async def ask_running(data: Path, path: str) -> dict[str, Any] | None:
+    """Return what the Darkroom that runs on this data folder answers; None if none answers, or it refuses."""
+    running = await find_running(data)
     try:
-        headers = {"Authorization": f"Bearer {key}"}
-        async with (
-            aiohttp.ClientSession(timeout=QUICK_TIMEOUT, headers=headers) as session,
-            session.get(f"{url}/api/rejections") as response,
-        ):
-            body = await response.json(content_type=None)
-            return (
-                [(str(refusal["sender"]), str(refusal["reason"])) for refusal in body["rejections"]]
-                if response.status == 200
-                else None
-            )
-    except (aiohttp.ClientError, TimeoutError, OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None if running is None else await request_json("GET", *running, path)
+    except (GenerationError, UserError):
         return None
 
 
@@ -86,26 +87,26 @@ async def generate(url: str, key: str, request: ApiRequest, *, film: bool, displ
         for picture in (each for ended_job in ended_jobs for each in ended_job.get("pictures", ())):
             if picture["held"]:
                 display.print_note(picture["held"])
-        return await _fetch_result(
-            session, _select_finished(ended_jobs, display), film=film, preview_count=display.frame_count
-        )
+        finished_jobs = _select_finished(ended_jobs, display)
+        return await _fetch_result(session, finished_jobs, film=film, preview_count=display.frame_count)
 
 
 async def _wait_for_jobs(
     session: aiohttp.ClientSession, jobs: Sequence[str], display: ProgressDisplay
 ) -> list[dict[str, Any]]:
     """Return how each job ended; for several, read again once all have ended."""
+    ended_jobs = list[dict[str, Any]]()
     try:
-        ended_jobs = [
-            await _wait_for_end(session, job, display, MAX_COUNT * position) for position, job in enumerate(jobs)
-        ]
+        for position, job in enumerate(jobs):
+            value: dict[str, Any] = {}
+            async for event, value in follow_job(session, job):
+                _show_event(event, value, display, MAX_COUNT * position)
+            ended_jobs.append(value)
     except asyncio.CancelledError:
         for job in jobs:
-            await send_request(session, "DELETE", f"/api/jobs/{job}", None)
+            await send_request(session, "DELETE", f"/api/jobs/{job}")
         raise
-    return (
-        ended_jobs if len(jobs) == 1 else [await send_request(session, "GET", f"/api/jobs/{job}", None) for job in jobs]
-    )
+    return ended_jobs if len(jobs) == 1 else [await send_request(session, "GET", f"/api/jobs/{job}") for job in jobs]
 
 
 def _select_finished(ended_jobs: Sequence[dict[str, Any]], display: ProgressDisplay) -> list[dict[str, Any]]:
@@ -151,8 +152,11 @@ async def send_request(
     try:
         async with session.request(method, path, **payload) as response:
             response_body: dict[str, Any] = await response.json()
+            sentence = str(response_body.get("error", response.reason))
+            if response.status >= 500:
+                raise GenerationError(f"The running Darkroom failed: {sentence}")
             if response.status >= 400:
-                raise _error_for_status(response.status, str(response_body.get("error", response.reason)))
+                raise UserError(sentence)
             return response_body
     except (aiohttp.ClientError, TimeoutError, ValueError) as error:
         raise GenerationError(f"The running Darkroom did not answer: {str(error) or type(error).__name__}.") from error
@@ -164,21 +168,6 @@ def _build_form(body: Mapping[str, object] | None, files: Sequence[tuple[str, by
     for name, content in files:
         form.add_field(name, content, filename=name, content_type="application/octet-stream")
     return form
-
-
-def _error_for_status(status: int, sentence: str) -> Exception:
-    """Return the error of a status: 400–499 is the caller's fault, any other the server's."""
-    return UserError(sentence) if status < 500 else GenerationError(f"The running Darkroom failed: {sentence}")
-
-
-async def _wait_for_end(
-    session: aiohttp.ClientSession, job: str, display: ProgressDisplay, first_index: int = 0
-) -> dict[str, Any]:
-    """Return the job's end. `first_index`: the index of its first picture among all on the screen."""
-    value: dict[str, Any] = {}
-    async for event, value in follow_job(session, job):
-        _show_event(event, value, display, first_index)
-    return value
 
 
 async def follow_job(session: aiohttp.ClientSession, job: str) -> AsyncGenerator[tuple[str, dict[str, Any]]]:
@@ -201,6 +190,7 @@ async def follow_job(session: aiohttp.ClientSession, job: str) -> AsyncGenerator
 
 
 def _show_event(event: str, value: dict[str, Any], display: ProgressDisplay, first_index: int = 0) -> None:
+    """Show an event. `first_index`: the index of its job's first picture among all on the screen."""
     if event == "queued":
         display.show_queue(int(value["jobs_ahead"] or 0), value["eta"])
     elif event == "loading":
@@ -244,14 +234,9 @@ async def _fetch_result(
         raise GenerationError("All of its pictures are held by the picture check.")
     walk_film_urls = [job["walk_films"]["webp"] for job in ended_jobs if job["walk_films"]]
     film_url = walk_film_urls[0] if walk_film_urls else first_job["film"] if film else None
-    pictures = [await fetch_bytes(session, picture_ref["url"]) for picture_ref in visible_refs]
     return ImagineResult(
-        id=first_job["id"],
-        seed=first_job["seed"],
-        steps=first_job["steps"],
-        evaluations=first_job["evaluations"],
-        sampler=first_job["sampler"],
-        pictures=tuple(pictures),
+        **{name: first_job[name] for name in ("id", "seed", "steps", "evaluations", "sampler")},
+        pictures=tuple([await fetch_bytes(session, picture_ref["url"]) for picture_ref in visible_refs]),
         film=await fetch_bytes(session, film_url) if film_url else None,
         preview_count=preview_count,
         seconds=sum(job["seconds"] or 0.0 for job in ended_jobs),
@@ -267,6 +252,5 @@ async def fetch_bytes(session: aiohttp.ClientSession, path: str) -> bytes:
             response.raise_for_status()
             return await response.read()
     except (aiohttp.ClientError, TimeoutError) as error:
-        raise GenerationError(
-            f"A finished picture could not be fetched: {str(error) or type(error).__name__}."
-        ) from error
+        reason = str(error) or type(error).__name__
+        raise GenerationError(f"A finished picture could not be fetched: {reason}.") from error

@@ -1,19 +1,23 @@
 """Pictures, mask and keyframe that `darkroom imagine` starts from, and the request for them to a running Darkroom.
 
-Decodes no picture.
+`--control canny:sketch.png` and `--reference face.png:0.5` are split into their flag's value and their file: the order
+behind the name is free, and a file's own colons stay. Decodes no picture.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from bot.cli.options import AS_CONFIGURED, EngineOptions
 from bot.domain.errors import UserError
 from bot.pictures.uploads.upload_decoder import MAX_UPLOAD_BYTES
+from bot.prompt.picture_flags import DEFAULT_REFERENCE_SCALE, is_control_part, is_scale
 
 BRANCH_PATTERN = re.compile(r"([0-9A-Za-z]{26})(?:/([1-4]))?:([0-9]{1,4})")
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".avif", ".heic", ".tif", ".tiff")
 
 
 @dataclass(frozen=True)
@@ -48,13 +52,11 @@ class JobInputs:
     def has_any(self) -> bool:
         return bool(self.images) or self.keyframe is not None
 
-    def read_pictures(self) -> list[bytes]:
-        """Read the files of init images. Raise `UserError`."""
-        return read_files(self.images)
-
-    def read_mask(self) -> bytes | None:
-        """Read the mask. Raise `UserError`."""
-        return None if self.mask is None else _read_file(self.mask)
+    def read_parts(self) -> dict[str, list[bytes]]:
+        """Read the files, by the names of their form parts. Raise `UserError`."""
+        masks = () if self.mask is None else (self.mask,)
+        paths = {"picture": self.images, "mask": masks, "control": self.controls, "reference": self.references}
+        return {part: read_files(files) for part, files in paths.items()}
 
     def build_request(self, prompt: str, options: Mapping[str, object]) -> ApiRequest:
         """Build the request to a running Darkroom. Raise `UserError`."""
@@ -62,12 +64,24 @@ class JobInputs:
             path = f"/api/jobs/{self.keyframe.job}/branch/{self.keyframe.image + 1}"
             prompt_field = {"prompt": prompt} if prompt else {}
             return ApiRequest(path, {**options, **prompt_field, "step": self.keyframe.step, "exact": True})
-        mask_content = self.read_mask()
-        files = [("picture", content) for content in self.read_pictures()]
-        files += [("mask", mask_content)] if mask_content is not None else []
-        files += [("control", content) for content in read_files(self.controls)]
-        files += [("reference", content) for content in read_files(self.references)]
-        return ApiRequest("/api/jobs", {**options, "prompt": prompt, "exact": True}, tuple(files))
+        files = tuple((part, content) for part, contents in self.read_parts().items() for content in contents)
+        return ApiRequest("/api/jobs", {**options, "prompt": prompt, "exact": True}, files)
+
+
+@dataclass(frozen=True)
+class ImagineRequest:
+    """What the command line asks for. `options` are named as in `bot.prompt.parse` and win over flags.
+
+    `engine`: how weights of a model that is loaded here are stored, and which stay off the device.
+    """
+
+    prompt: str
+    options: Mapping[str, object]
+    output_folder: Path = Path()
+    with_film: bool = False
+    as_json: bool = False
+    inputs: JobInputs = field(default_factory=JobInputs)
+    engine: EngineOptions = AS_CONFIGURED
 
 
 def split_arguments(
@@ -117,3 +131,42 @@ def _read_file(path: Path) -> bytes:
     if len(content) > MAX_UPLOAD_BYTES:
         raise UserError(f"{path} is too large: a picture may have {MAX_UPLOAD_BYTES // 2**20} MiB.")
     return content
+
+
+def split_controls(arguments: Sequence[str], images: Sequence[Path] = ()) -> tuple[list[str], list[Path]]:
+    """Return the values of the flag `--control`, and the files. Raise `UserError` for a file without a control.
+
+    Where only some have a file, the others follow the first of `images`, if there is one.
+    """
+    values = list[str]()
+    files = list[Path | None]()
+    for argument in arguments:
+        name, *parts = argument.split(":")
+        if not parts and _is_file(name):
+            raise UserError(f"Say what of {name} is followed, as in --control canny:{name}.")
+        file = ":".join(part for part in parts if not is_control_part(part))
+        values.append(":".join([name, *(part for part in parts if is_control_part(part))]))
+        files.append(Path(file) if file else None)
+    followed_image = images[0] if images and any(files) else None
+    return values, [path for path in (file or followed_image for file in files) if path is not None]
+
+
+def split_references(arguments: Sequence[str]) -> tuple[list[str], list[Path]]:
+    """Return the values of the flag `--reference`, and the files. A file alone takes the model's first adapter.
+
+    Where only some have a name or a scale, the others have the usual scale.
+    """
+    values = list[str]()
+    files = list[Path]()
+    for argument in arguments:
+        scales = [part for part in argument.split(":") if is_scale(part)]
+        name, *parts = [part for part in argument.split(":") if not is_scale(part)] or [""]
+        if _is_file(name) or Path(":".join((name, *parts))).is_file():
+            name, parts = "", [name, *parts]
+        files += [Path(":".join(parts))] if parts else []
+        values.append(":".join(part for part in (name, *scales) if part))
+    return [value or f"{DEFAULT_REFERENCE_SCALE:g}" for value in values] if any(values) else [], files
+
+
+def _is_file(text: str) -> bool:
+    return Path(text).suffix.lower() in PICTURE_SUFFIXES or Path(text).is_file()

@@ -9,7 +9,7 @@ import asyncio
 import hashlib
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from ulid import ULID
 
 from bot.app.wiring import read_model_choices
-from bot.cli.imagine.job_inputs import JobInputs, KeyframeRef, read_files
+from bot.cli.imagine.job_inputs import ImagineRequest, JobInputs, KeyframeRef
 from bot.cli.imagine.progress_display import ProgressDisplay
 from bot.cli.imagine.result import GenerationError, ImagineResult
 from bot.cli.store_session import load_store_settings, run_with_store
@@ -67,14 +67,7 @@ TERMINAL_MEMBER = Member("local:terminal", "Terminal", "local")
 
 
 def generate(
-    prompt: str,
-    options: Mapping[str, object],
-    settings: Settings,
-    *,
-    inputs: JobInputs,
-    film: bool,
-    display: ProgressDisplay,
-    engine: WorkerSettings,
+    request: ImagineRequest, settings: Settings, engine: WorkerSettings, display: ProgressDisplay
 ) -> ImagineResult:
     """Run one prompt here. Raise `UserError` for a bad request, `GenerationError` for any other failure."""
     missing_packages = [name for name in ("torch", "diffusers", "transformers") if find_spec(name) is None]
@@ -82,43 +75,33 @@ def generate(
         raise UserError(
             f"No Darkroom is running, and {missing_packages[0]} is not installed: pip install 'darkroom-bot[all]'."
         )
-    if split_leading_links(prompt)[0]:
+    if split_leading_links(request.prompt)[0]:
         raise UserError("Links need a running Darkroom (`darkroom up`). For a file of yours there is --image.")
     from engine.contract import JobRejected
 
     try:
-        if inputs.keyframe is not None:
-            return branch_locally(prompt, options, settings, inputs.keyframe, film, display, engine)
-        return _generate_here(prompt, options, inputs, film, display, engine)
+        if request.inputs.keyframe is not None:
+            return _branch(request, request.inputs.keyframe, settings, engine, display)
+        return _imagine(request, engine, display)
     except JobRejected as error:
         if error.blame == "member":
             raise UserError(error.sentence) from error
         raise GenerationError(error.sentence) from error
 
 
-def _generate_here(
-    prompt: str,
-    options: Mapping[str, object],
-    inputs: JobInputs,
-    film: bool,
-    display: ProgressDisplay,
-    engine: WorkerSettings,
-) -> ImagineResult:
-    init_images = _load_init_images(inputs, display)
-    model = _model_name(prompt, options, read_model_choices(engine.data).default)
+def _imagine(request: ImagineRequest, engine: WorkerSettings, display: ProgressDisplay) -> ImagineResult:
+    init_images = _load_init_images(request.inputs, display)
+    # an option wins over the prompt's flag, and that over the default model
+    chosen_model = request.options.get("model") or parse(request.prompt, None, allow_empty=True).prompts[0].model
+    model = str(chosen_model or read_model_choices(engine.data).default or EMBEDDED_MODEL)
     family, model_profile = _load_model(model, display, engine)
     style_guide = read_style_guide() if model_profile.name == EMBEDDED_MODEL else None
-    recipes = _build_recipes(prompt, {**options, "model": None}, model_profile, display, init_images, style_guide)
-    is_walk = recipes[0].interpolation is not None
+    options = {**request.options, "model": None}
+    recipes = _build_recipes(request.prompt, options, model_profile, display, init_images, style_guide)
     contents = init_images.new_contents if init_images else {}
-    results = [
-        _run_job(part, contents, family, model_profile, film and not is_walk, display, engine.data) for part in recipes
-    ]
-    return _join_walk(results) if is_walk else results[0]
-
-
-def _join_walk(results: Sequence[ImagineResult]) -> ImagineResult:
-    """Return the jobs of an interpolation as one, with its film."""
+    if recipes[0].interpolation is None:
+        return _run_job(recipes[0], contents, family, model_profile, request.with_film, display, engine.data)
+    results = [_run_job(part, contents, family, model_profile, False, display, engine.data) for part in recipes]
     pictures = tuple(picture for result in results for picture in result.pictures)
     return replace(
         results[0],
@@ -141,14 +124,22 @@ def _run_job(
     from engine.preview_maps.latent_map import MapStore
     from engine.worker import local_run
 
-    job = _make_job(job_recipe, model_profile, film)
+    job = Job(
+        id=str(ULID()),
+        task=job_recipe,
+        billing_key=TERMINAL_BILLING_KEY,
+        cost=estimate_cost(job_recipe, model_profile),
+        deadline=time.time() + DAY_SECONDS,
+        ladder=film,
+    )
     first_index = job_recipe.interpolation.first if job_recipe.interpolation else 0
+
+    def show_frame(frame: Frame) -> None:
+        display.show_step(frame.step, frame.total_steps, frame.seconds_left)
+        display.show_frame(first_index + frame.image, frame.picture)
+
     run_result = local_run.run_locally(
-        job,
-        {family.name: family},
-        contents,
-        on_frame=lambda frame: _show_frame(frame, display, first_index),
-        map_store=MapStore(data),
+        job, {family.name: family}, contents, on_frame=show_frame, map_store=MapStore(data)
     )
     captions = list_recipe_captions(job_recipe)
     return ImagineResult(
@@ -166,12 +157,6 @@ def _run_job(
     )
 
 
-def _model_name(prompt: str, options: Mapping[str, object], default: str) -> str:
-    """Return a folder or a name; an option wins over the prompt's flag, and that over the default model."""
-    chosen_model = options.get("model") or parse(prompt, None, allow_empty=True).prompts[0].model
-    return str(chosen_model or default or "embedded")
-
-
 def _load_model(model: str, display: ProgressDisplay, engine: WorkerSettings) -> tuple[Family, ModelProfile]:
     from engine import models
     from engine.calibration.calibration import calibrate
@@ -187,16 +172,19 @@ def _load_model(model: str, display: ProgressDisplay, engine: WorkerSettings) ->
     data = engine.data
     display.show_loading(f"loading {name}", None)
     device = choose_device()
-    resolver = SuperResolver.load(engine.upscaler, device)
     path, chosen = choose_for_one(model, engine.quantization_requests, data, device, engine.offload)
     if chosen.quantization:
         display.print_note(f"{name} is loaded with its {chosen.quantization}: about {format_size(chosen.size)}.")
+
+    def show_progress(fraction: float) -> None:
+        display.show_loading(format_loading(name, fraction, chosen.size), round(100 * fraction))
+
     family = models.load_model(
         path,
         data,
         device=device,
-        resolver=resolver,
-        on_progress=_loading_callback(name, chosen.size, display),
+        resolver=SuperResolver.load(engine.upscaler, device),
+        on_progress=show_progress,
         quantization=chosen.quantization,
         offload=chosen.offload,
     )
@@ -205,24 +193,17 @@ def _load_model(model: str, display: ProgressDisplay, engine: WorkerSettings) ->
     return family, read_model_choices(data).get(family.name).apply(model_profile)
 
 
-def _loading_callback(name: str, size: int, display: ProgressDisplay) -> Callable[[float], None]:
-    """Return a callback that shows loading progress, in bytes where `size` is known."""
-    return lambda fraction: display.show_loading(format_loading(name, fraction, size), round(100 * fraction))
-
-
 def _load_init_images(inputs: JobInputs, display: ProgressDisplay) -> LoadedInitImages | None:
     """Decode the init images as the bot does, and print its notes about them."""
     if not (inputs.images or inputs.controls or inputs.references):
         return None
-    contents = inputs.read_pictures()
-    mask = inputs.read_mask()
-    controls = read_files(inputs.controls)
-    references = read_files(inputs.references)
+    parts = inputs.read_parts()
+    mask = parts["mask"][0] if parts["mask"] else None
 
     async def decode() -> LoadedInitImages:
         decoder = UploadDecoder()
         try:
-            return await decode_init_images(decoder, contents, mask, (), controls, references)
+            return await decode_init_images(decoder, parts["picture"], mask, (), parts["control"], parts["reference"])
         finally:
             await decoder.close()
 
@@ -241,50 +222,39 @@ def _build_recipes(
     style_guide: StyleGuide | None,
 ) -> list[Recipe]:
     """Return the recipe as the bot makes it in exact mode, so that the pixels match; several for an interpolation."""
-    parsed = parse(
-        prompt,
-        model_profile,
-        options=options,
-        allow_empty=init_images is not None and init_images.recipe_part(None) is not None,
-    )
+    has_start = init_images is not None and init_images.recipe_part(None) is not None
+    parsed = parse(prompt, model_profile, options=options, allow_empty=has_start)
     request = with_input_aspect(parsed.prompts[0], init_images)
     for note in (*parsed.notes, *unused_strength_note(request, init_images, model_profile)):
         display.print_note(note)
     job_recipe = build_recipe(request, model_profile, secrets.randbelow(2**32), style_guide=style_guide)
     job_recipe = with_init_images(job_recipe, request, init_images, model_profile)
     job_recipe = with_followed_pictures(job_recipe, request, init_images, model_profile)
-    recipes = (
-        interpolation_recipes(job_recipe, request.end_prompt, request.frames) if request.end_prompt else [job_recipe]
-    )
+    end_prompt = request.end_prompt
+    recipes = interpolation_recipes(job_recipe, end_prompt, request.frames) if end_prompt else [job_recipe]
     check_capabilities(recipes[0], model_profile)
     check_start(recipes[0], model_profile)
     return [pin_batch_shape(part) for part in recipes]
 
 
-def branch_locally(
-    prompt: str,
-    options: Mapping[str, object],
-    settings: Settings,
-    keyframe: KeyframeRef,
-    film: bool,
-    display: ProgressDisplay,
-    engine: WorkerSettings,
+def _branch(
+    request: ImagineRequest, keyframe: KeyframeRef, settings: Settings, engine: WorkerSettings, display: ProgressDisplay
 ) -> ImagineResult:
     """Branch from a job in the store of this data folder. Raise `UserError` if it is not there."""
-    record, ladder, contents = run_with_store(
-        load_store_settings(settings.data).database, lambda store: _load_branch_source(store, settings, keyframe)
-    )
+    database = load_store_settings(settings.data).database
+    record, ladder, contents = run_with_store(database, lambda store: _load_branch_source(store, settings, keyframe))
     assert isinstance(record.task, Recipe)
     family, model_profile = _load_model(record.task.model, display, engine)
     sha256 = hashlib.sha256(ladder).hexdigest()
     step = ladder_keyframes.nearest_branch_step(ladder, keyframe.step)
     for note in nearest_step_note(step, keyframe.step):
         display.print_note(note)
-    branch_edit = BranchEdit(prompt_at_step(record.prompt, record.task, step), prompt or None, options)
+    prompt = prompt_at_step(record.prompt, record.task, step)
+    branch_edit = BranchEdit(prompt, request.prompt or None, request.options)
     base = branch_base(record.task, keyframe.image, step)
-    job_recipe = branch_recipe(base, sha256, step, branch_edit, model_profile, parent=record.task)
+    job_recipe = pin_batch_shape(branch_recipe(base, sha256, step, branch_edit, model_profile, parent=record.task))
     contents[sha256] = ladder
-    return _run_job(pin_batch_shape(job_recipe), contents, family, model_profile, film, display, settings.data)
+    return _run_job(job_recipe, contents, family, model_profile, request.with_film, display, settings.data)
 
 
 async def _load_branch_source(
@@ -307,19 +277,3 @@ async def _load_branch_source(
     except ContentMissing as error:
         raise UserError(INIT_IMAGE_GONE, 404) from error
     return record, await gallery.read_file(await gallery.find_ladder(keyframe.job, keyframe.image)), contents
-
-
-def _make_job(job_recipe: Recipe, model_profile: ModelProfile, film: bool) -> Job:
-    return Job(
-        id=str(ULID()),
-        task=job_recipe,
-        billing_key=TERMINAL_BILLING_KEY,
-        cost=estimate_cost(job_recipe, model_profile),
-        deadline=time.time() + DAY_SECONDS,
-        ladder=film,
-    )
-
-
-def _show_frame(frame: Frame, display: ProgressDisplay, first_index: int) -> None:
-    display.show_step(frame.step, frame.total_steps, frame.seconds_left)
-    display.show_frame(first_index + frame.image, frame.picture)

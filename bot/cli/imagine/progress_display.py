@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import logging
-from types import TracebackType
 
 from PIL import Image
 from rich.console import Console, Group, RenderableType
@@ -39,9 +38,7 @@ class ProgressDisplay:
             self._live.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self.console.is_terminal:
             self._live.stop()
 
@@ -59,10 +56,8 @@ class ProgressDisplay:
         self._progress.update(self._task, description=sentence, completed=percent or 0, total=percent and 100, rest="")
 
     def show_step(self, step: int, total_steps: int, seconds_left: float) -> None:
-        progress_text = f"step {step} of {total_steps}, {seconds_left:.0f} s left"
-        self._progress.update(
-            self._task, description="developing", completed=step, total=total_steps, rest=progress_text
-        )
+        rest = f"step {step} of {total_steps}, {seconds_left:.0f} s left"
+        self._progress.update(self._task, description="developing", completed=step, total=total_steps, rest=rest)
 
     def show_frame(self, image: int, jpeg: bytes) -> None:
         """Show the newest preview of one image. Skip one that cannot be decoded: it is only a preview."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bot.domain.errors import UserError
+from bot.pictures.image_codec import png_size
 
 
 @dataclass(frozen=True)
@@ -61,24 +61,13 @@ def save_result(result: ImagineResult, folder: Path) -> tuple[list[Path], Path |
 
 def to_dict(result: ImagineResult, picture_paths: Sequence[Path], film_path: Path | None) -> dict[str, Any]:
     """Return the one object that `imagine --json` prints."""
+    size = png_size(result.pictures[0]) if result.pictures else None  # all are alike
     return {
-        "id": result.id,
-        "seed": result.seed,
-        "steps": result.steps,
-        "evaluations": result.evaluations,
-        "sampler": result.sampler,
+        **{name: getattr(result, name) for name in ("id", "seed", "steps", "evaluations", "sampler")},
         "pictures": [str(path) for path in picture_paths],
-        **_picture_size(result.pictures),
+        **({"width": size[0], "height": size[1]} if size else {}),
         "film": None if film_path is None else str(film_path),
         "previews": result.preview_count,
         "seconds": round(result.seconds, 3),
         "ms_per_step": round(result.ms_per_step, 3),
     }
-
-
-def _picture_size(pictures: Sequence[bytes]) -> dict[str, int]:
-    """Return width and height from the first picture's header (PNG specification, 11.2.2 IHDR): all are alike."""
-    if not pictures:
-        return {}
-    width, height = struct.unpack(">II", pictures[0][16:24])
-    return {"width": int(width), "height": int(height)}

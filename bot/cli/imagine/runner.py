@@ -9,47 +9,27 @@ import asyncio
 import json
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from bot.cli.imagine import http_client
-from bot.cli.imagine.job_inputs import JobInputs
+from bot.cli.imagine.job_inputs import ImagineRequest
 from bot.cli.imagine.progress_display import ProgressDisplay
 from bot.cli.imagine.result import GenerationError, ImagineResult, check_output_folder, save_result, to_dict
-from bot.cli.instance_lock import find_instance
-from bot.cli.options import AS_CONFIGURED, TERMINAL_MEMBER_ID, EngineOptions, load_engine
+from bot.cli.options import AS_CONFIGURED, TERMINAL_MEMBER_ID, load_engine
 from bot.domain.errors import UserError
 from bot.domain.texts import shorten
 from bot.prompt import parse
 from bot.prompt.flag_aliases import ALIAS_NOTE, find_unknown_flags
 from bot.prompt.permutations import escape_braces
-from bot.web.auth import terminal_key
 from engine.contract import MAX_COUNT
 
 if TYPE_CHECKING:
     from bot.app.settings import Settings
     from engine.process.settings import WorkerSettings
-
-NO_INPUTS = JobInputs()
-
-
-@dataclass(frozen=True)
-class ImagineRequest:
-    """What the command line asks for. `options` are named as in `bot.prompt.parse` and win over flags.
-
-    `engine`: how weights of a model that is loaded here are stored, and which stay off the device.
-    """
-
-    prompt: str
-    options: dict[str, object]
-    output_folder: Path
-    with_film: bool
-    as_json: bool
-    inputs: JobInputs = NO_INPUTS
-    engine: EngineOptions = AS_CONFIGURED
 
 
 def run_imagine(request: ImagineRequest, settings: Settings) -> int:
@@ -88,11 +68,8 @@ def _resolve_request(request: ImagineRequest, aliases: Mapping[str, str]) -> tup
             f"This makes {1 + len(other_requests)} jobs, and `darkroom imagine` runs one at a time: remove the braces "
             "or --repeat."
         )
-    picture_count = (
-        first_request.frames
-        if first_request.end_prompt
-        else first_request.count or (1 if request.inputs.keyframe else MAX_COUNT)
-    )
+    picture_count = first_request.count or (1 if request.inputs.keyframe else MAX_COUNT)
+    picture_count = first_request.frames if first_request.end_prompt else picture_count
     if not aliases:
         return request, picture_count, []
     notes = [ALIAS_NOTE.format(name, shorten(aliases[name], 100)) for name in find_unknown_flags(request.prompt)]
@@ -108,9 +85,8 @@ def _load_aliases(prompt: str, settings: Settings) -> dict[str, str]:
     database = find_sqlite_path(settings.database)
     if not find_unknown_flags(prompt) or (database is not None and not database.is_file()):
         return {}
-    return run_with_store(
-        settings.database, lambda store: Preferences(store).load_flag_aliases(TERMINAL_MEMBER_ID, prompt)
-    )
+    member = TERMINAL_MEMBER_ID
+    return run_with_store(settings.database, lambda store: Preferences(store).load_flag_aliases(member, prompt))
 
 
 def _is_model_path(request: ImagineRequest) -> bool:
@@ -122,39 +98,26 @@ def _generate(
     request: ImagineRequest, settings: Settings, engine: WorkerSettings, display: ProgressDisplay
 ) -> ImagineResult:
     """Use the bot that runs on this data folder, if any: it has the model in memory, and the job joins its batch."""
-    instance = None if _is_model_path(request) else find_instance(settings.data)
-    if instance is not None:
-        result = asyncio.run(_generate_remotely(instance.url, request, settings.data, display))
-        if result is not None:
-            if request.engine != AS_CONFIGURED:
-                display.print_note("The running Darkroom drew this: its own start says how weights are stored.")
-            return result
-    from bot.cli.imagine.local_engine import generate  # imports torch
+    result = None if _is_model_path(request) else asyncio.run(_generate_remotely(request, settings.data, display))
+    if result is None:
+        from bot.cli.imagine.local_engine import generate  # imports torch
 
-    return generate(
-        request.prompt,
-        request.options,
-        settings,
-        inputs=request.inputs,
-        film=request.with_film,
-        display=display,
-        engine=engine,
-    )
+        return generate(request, settings, engine, display)
+    if request.engine != AS_CONFIGURED:
+        display.print_note("The running Darkroom drew this: its own start says how weights are stored.")
+    return result
 
 
-async def _generate_remotely(
-    url: str, request: ImagineRequest, data: Path, display: ProgressDisplay
-) -> ImagineResult | None:
-    if not await http_client.is_darkroom_running(url):
-        return None  # running.json is stale
-    key = await asyncio.to_thread(terminal_key, data)
+async def _generate_remotely(request: ImagineRequest, data: Path, display: ProgressDisplay) -> ImagineResult | None:
+    running = await http_client.find_running(data)
+    if running is None:
+        return None
     api_request = await asyncio.to_thread(request.inputs.build_request, request.prompt, request.options)
-    return await http_client.generate(url, key, api_request, film=request.with_film, display=display)
+    return await http_client.generate(*running, api_request, film=request.with_film, display=display)
 
 
 def _print_summary(result: ImagineResult, paths_written: list[Path]) -> None:
-    lines = [str(path) for path in paths_written]
     evaluations = f" with {result.evaluations} evaluations" if result.evaluations < result.steps else ""
     summary = f"{result.steps} steps of {result.sampler}{evaluations}, seed {result.seed}, {result.seconds:.1f} s"
-    sys.stdout.write("\n".join(lines) + "\n")
+    sys.stdout.write("\n".join(map(str, paths_written)) + "\n")
     sys.stderr.write(f"{summary}, {result.ms_per_step:.1f} ms {'an evaluation' if evaluations else 'a step'}\n")

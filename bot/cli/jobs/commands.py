@@ -6,14 +6,13 @@ Reads and writes the store that the settings name. A running bot notices changes
 
 from __future__ import annotations
 
-import json
 import time
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from bot.cli.rules.commands import prefix_discord_id
+from bot.cli.options import print_json
+from bot.cli.rules import AsJson, Data, prefix_discord_id
 
 app = typer.Typer(
     add_completion=False,
@@ -22,8 +21,6 @@ app = typer.Typer(
 )
 
 JobId = Annotated[str, typer.Argument(metavar="ID", help="The job's id, or its beginning.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Data = Annotated[Path | None, typer.Option(help="Folder of the store (DARKROOM_DATA).")]
 
 
 @app.command("list")
@@ -41,12 +38,12 @@ def list_jobs(
     data: Data = None,
 ) -> None:
     """List jobs, the newest first."""
-    from bot.cli.jobs import serializer, tables
+    from bot.cli.jobs import tables
     from bot.cli.jobs.admin import find_jobs
 
     records = find_jobs(data, state or [], guild, member, limit, oldest_first)
     if as_json:
-        _print_json([serializer.record_to_dict(record) for record in records])
+        print_json([tables.record_to_dict(record) for record in records])
     elif records:
         tables.print_table(records, time.time())
     else:
@@ -56,12 +53,12 @@ def list_jobs(
 @app.command()
 def show(job: JobId, as_json: AsJson = False, data: Data = None) -> None:
     """Show everything that is known of one job."""
-    from bot.cli.jobs import serializer, tables
+    from bot.cli.jobs import tables
     from bot.cli.jobs.admin import load_details
 
     details = load_details(data, job)
     if as_json:
-        _print_json(serializer.details_to_dict(details))
+        print_json(tables.details_to_dict(details))
     else:
         tables.print_details(details)
 
@@ -69,13 +66,13 @@ def show(job: JobId, as_json: AsJson = False, data: Data = None) -> None:
 @app.command("why")
 def explain_wait(job: JobId, as_json: AsJson = False, data: Data = None) -> None:
     """Explain why a job waits."""
-    from bot.cli.jobs import wait_explanation
+    from bot.cli.jobs import admin
 
-    explanation = wait_explanation.explain_wait(data, job)
+    explanation = admin.explain_wait(data, job)
     if as_json:
-        _print_json(explanation.to_dict())
+        print_json(explanation)
     else:
-        typer.echo(explanation.sentence)
+        typer.echo(explanation["sentence"])
 
 
 @app.command()
@@ -92,7 +89,3 @@ def requeue(job: JobId, data: Data = None) -> None:
     from bot.cli.jobs.admin import requeue_job
 
     typer.echo(requeue_job(data, job))
-
-
-def _print_json(value: Any) -> None:
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))

@@ -8,20 +8,21 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from typing import Any
 
+import msgspec
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from bot.cli.jobs.admin import JobDetails
-from bot.cli.jobs.serializer import DESTINATION_FIELDS
 from bot.domain.dto import Delivery
 from bot.domain.job_states import is_end
 from bot.domain.texts import clean_text as one_line
 from bot.domain.texts import format_footer, percent_done
 from bot.store import JobRecord
 from bot.store.jobs.records import AuditEntry
-from engine.contract import UpscaleTask
+from engine.contract import Recipe, UpscaleTask
 
 DEFAULT_WIDTH = 100
 COLUMN_WIDTHS = {"job": 26, "state": 10, "age": 6, "took": 6, "member": 14}  # the prompt takes the rest
@@ -92,7 +93,14 @@ def print_details(details: JobDetails) -> None:
 def _job_facts(record: JobRecord) -> Iterator[tuple[str, str]]:
     yield "job", f"{record.id}, {'being cancelled' if record.cancelling else record.state}"
     yield "prompt", one_line(record.prompt)
-    yield from _task_facts(record)
+    task = record.task
+    if isinstance(task, UpscaleTask):
+        yield "settings", f"enlarges ×{task.factor} by {task.method}, from {task.source[:16]}…"
+    else:
+        pictures = "1 picture" if record.image_count == 1 else f"{record.image_count} pictures"
+        yield "settings", f"{pictures} · {format_footer(task, record.seconds, record.ms_per_step)}"
+        if task.negative:
+            yield "negative", one_line(task.negative)
     location = f"{record.guild}, channel {record.channel}" if record.channel else record.guild
     yield "asked", f"{format_time(record.created)} by {one_line(record.member_name)} ({record.member}) in {location}"
     if record.parent is not None:
@@ -111,17 +119,6 @@ def _job_facts(record: JobRecord) -> Iterator[tuple[str, str]]:
         yield "note", one_line(note)
     if record.deleted is not None:
         yield "deleted", f"its pictures were deleted {format_time(record.deleted)}"
-
-
-def _task_facts(record: JobRecord) -> Iterator[tuple[str, str]]:
-    task = record.task
-    if isinstance(task, UpscaleTask):
-        yield "settings", f"enlarges ×{task.factor} by {task.method}, from {task.source[:16]}…"
-        return
-    pictures = "1 picture" if record.image_count == 1 else f"{record.image_count} pictures"
-    yield "settings", f"{pictures} · {format_footer(task, record.seconds, record.ms_per_step)}"
-    if task.negative:
-        yield "negative", one_line(task.negative)
 
 
 def _describe_attempts(record: JobRecord) -> str:
@@ -149,20 +146,12 @@ def _state_table(history: Sequence[AuditEntry]) -> RenderableType:
 
 
 def _destination_lines(details: JobDetails) -> RenderableType:
-    lines = [
-        Text(
-            f"  {delivery.role} in {delivery.destination.kind}{_describe_location(delivery)}: "
-            f"{_delivery_status(delivery, details.record)}"
-        )
-        for delivery in details.deliveries
-    ]
+    lines = list[Text]()
+    for delivery in details.deliveries:
+        location = ", ".join(f"{name} {part}" for name, part in _list_locations(delivery).items())
+        place = f"{delivery.role} in {delivery.destination.kind}{f' ({location})' if location else ''}"
+        lines.append(Text(f"  {place}: {_delivery_status(delivery, details.record)}"))
     return Group(*lines) if lines else Text("  none")
-
-
-def _describe_location(delivery: Delivery) -> str:
-    parts = {**delivery.destination.address, **({"message": delivery.message} if delivery.message else {})}
-    texts = [f"{name} {parts[name]}" for name in DESTINATION_FIELDS if parts.get(name)]
-    return f" ({', '.join(texts)})" if texts else ""
 
 
 def _delivery_status(delivery: Delivery, record: JobRecord) -> str:
@@ -193,3 +182,55 @@ def format_time(timestamp: float) -> str:
 def _make_console() -> Console:
     """Return a console as wide as the terminal, or 100 columns for a file or a pipe."""
     return Console(width=None if sys.stdout.isatty() else DEFAULT_WIDTH, highlight=False)
+
+
+DESTINATION_FIELDS = ("guild", "channel", "message")  # the parts of a destination that are shown
+RECORD_FIELDS = """
+    id state cancelling action guild channel member member_name tier pool model rows attempt step steps worker epoch
+    cost charged created deadline sent started ended seconds ms_per_step reason blame private check deleted prompt
+"""
+
+
+def record_to_dict(record: JobRecord) -> dict[str, Any]:
+    """Return a job's row as plain values, without its recipe."""
+    parent = None if record.parent is None else {"id": record.parent[0], "picture": record.parent[1] + 1}
+    return {
+        **{name: getattr(record, name) for name in RECORD_FIELDS.split()},
+        "images": record.image_count,
+        "attempts_without_progress": record.attempts_without_progress,
+        "parent": parent,
+        "notes": list(record.notes),
+    }
+
+
+def details_to_dict(details: JobDetails) -> dict[str, Any]:
+    """Return the row with recipe, states, destinations and pictures; interaction tokens are never among them."""
+    kind = "recipe" if isinstance(details.record.task, Recipe) else "upscale"
+    return {
+        **record_to_dict(details.record),
+        kind: msgspec.to_builtins(details.record.task),
+        "states": [_audit_entry_to_dict(entry) for entry in details.history],
+        "destinations": [_destination_to_dict(item) for item in details.deliveries],
+        "pictures": [{name: value for name, value in vars(item).items() if name != "job"} for item in details.pictures],
+    }
+
+
+def _audit_entry_to_dict(entry: AuditEntry) -> dict[str, Any]:
+    values = {name: getattr(entry, name) for name in ("source", "target", "attempt", "epoch")}
+    return {"at": entry.created_at, **values, "why": entry.reason}
+
+
+def _list_locations(delivery: Delivery) -> dict[str, str]:
+    """Return server, channel and message of a delivery, those that are known."""
+    parts = {**delivery.destination.address, **({"message": delivery.message} if delivery.message else {})}
+    return {name: parts[name] for name in DESTINATION_FIELDS if parts.get(name)}
+
+
+def _destination_to_dict(delivery: Delivery) -> dict[str, Any]:
+    return {
+        **_list_locations(delivery),
+        "role": delivery.role,
+        "kind": delivery.destination.kind,
+        "delivered": delivery.delivered_at,
+        "reason": delivery.reason,
+    }

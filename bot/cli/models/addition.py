@@ -1,8 +1,6 @@
 """`darkroom models add`: from a name to checked files of a model with its defaults, or of a part.
 
-One thing that `darkroom models add` fetches: what is said and asked before, and the transfer itself.
-
-Shows a model's licence, and asks where it asks to be accepted.
+Shows the licence of what it fetches, and asks where it asks to be accepted.
 """
 
 from __future__ import annotations
@@ -17,8 +15,7 @@ from typing import Any
 import typer
 from rich.console import Console
 
-from bot.cli.models.defaults import parse_quantization
-from bot.cli.models.verification import TransferDisplay, format_file_count
+from bot.cli.models.upkeep import TransferDisplay, format_file_count, parse_quantization
 from bot.domain.errors import UserError
 from bot.domain.texts import clean_text
 from engine.hub.added_models import (
@@ -109,17 +106,13 @@ def add_model(request: AddRequest, data: Path) -> dict[str, Any]:
     # All is asked before anything is fetched, and the rest is fetched first: a network alone is not offered.
     plans = [rest, network] if rest else [network]
     check_disk_space(*(plan.download for plan in plans if plan.manifest is None))
-    licences = [
-        ask_to_fetch(plan, console, accepts=request.accept_licence, quiet=request.quiet) for plan in plans[::-1]
-    ]
-    manifests = [
-        fetch(plan, licence, console, quiet=request.quiet) for plan, licence in zip(plans, licences[::-1], strict=True)
-    ]
-    manifest = manifests[-1]
+    licences = [_ask_to_fetch(plan, console, request) for plan in plans[::-1]][::-1]
+    pairs = zip(plans, licences, strict=True)
+    manifest = [_fetch(plan, licence, console, quiet=request.quiet) for plan, licence in pairs][-1]
     entry = (rest or network).entry
     settings = _store_settings(target.name, entry, quantization, data) if place.kind == "model" else ModelSettings()
     if not request.quiet:
-        say(console, _describe_end(place, manifest, settings))
+        _say(console, _describe_end(place, manifest, settings))
     return {
         "name": target.name,
         "kind": place.kind,
@@ -129,10 +122,7 @@ def add_model(request: AddRequest, data: Path) -> dict[str, Any]:
         "files": len(manifest.files),
         "licence": manifest.licence,
         "folder": str(place.path),
-        "steps": settings.steps,
-        "sampler": settings.sampler,
-        "guidance": settings.guidance,
-        "quantize": settings.quantize,
+        **{name: getattr(settings, name) for name in ("steps", "sampler", "guidance", "quantize")},
     }
 
 
@@ -174,11 +164,9 @@ def _find_target(request: AddRequest) -> _Target:
 
 
 def _parse_kind(word: str) -> PartKind | None:
-    if not word:
-        return None
-    for kind in PART_KINDS:
-        if kind == word.casefold():
-            return kind
+    kind: PartKind | None = next((kind for kind in PART_KINDS if kind == word.casefold()), None)
+    if kind is not None or not word:
+        return kind
     raise UserError(f"--as: {', '.join(PART_KINDS[:-1])} or {PART_KINDS[-1]} is needed, not {word[:40]!r}.")
 
 
@@ -193,11 +181,9 @@ def _find_free_place(target: _Target, selection: Selection, data: Path) -> Added
     """Return where it will be. Raise `UserError` where something of that name is, in this form or another."""
     place = find_place(data, target.name, selection.kind, selection.suffix)
     others = [replace(place, suffix=suffix) for suffix in ("", *WEIGHT_SUFFIXES)]
-    for other in others:
-        if other.path.exists() and not _may_stay(other, place):
-            raise UserError(
-                f"{place.folder} has another {TITLES[place.kind]} called {place.name}: choose a name with --name."
-            )
+    if any(other.path.exists() and not _may_stay(other, place) for other in others):
+        title = TITLES[place.kind]
+        raise UserError(f"{place.folder} has another {title} called {place.name}: choose a name with --name.")
     return place
 
 
@@ -248,12 +234,12 @@ def _store_settings(
 ) -> ModelSettings:
     """Write the catalogue's recommendations down as the model's defaults, beneath what was chosen before."""
     settings_file = read_model_settings(data)
-    entry = origin if isinstance(origin, CatalogueEntry) else None
     known = settings_file.get(name)
+    entry = origin if isinstance(origin, CatalogueEntry) else known
     settings = ModelSettings(
-        steps=known.steps or (entry.steps if entry else None),
-        sampler=known.sampler or (entry.sampler if entry else None),
-        guidance=known.guidance or (entry.guidance if entry else None),
+        steps=known.steps or entry.steps,
+        sampler=known.sampler or entry.sampler,
+        guidance=known.guidance or entry.guidance,
         quantize=quantization or known.quantize,
     )
     if settings != known:
@@ -292,21 +278,23 @@ class FetchPlan:
     manifest: ModelManifest | None
 
 
-def ask_to_fetch(plan: FetchPlan, console: Console, *, accepts: bool, quiet: bool) -> str:
+def _ask_to_fetch(plan: FetchPlan, console: Console, request: AddRequest) -> str:
     """Say what is fetched, and ask for its licence; return the licence's name. Raises `UserError`."""
     if plan.manifest is not None:
-        if not quiet:
+        if not request.quiet:
             key = plan.download.place.key
-            say(console, f"{key} is here already, at this revision; `darkroom models verify` checks its files.")
+            _say(console, f"{key} is here already, at this revision; `darkroom models verify` checks its files.")
         return plan.manifest.licence
-    licence = describe_licence(plan.download.repository, plan.entry)
-    if not quiet:
-        say(console, *_describe_start(plan), *licence.lines)
-    ask_acceptance(licence, accepted=accepts)
+    licence = _describe_licence(plan.download.repository, plan.entry)
+    if not request.quiet:
+        restrictions = [f"         {licence.restrictions}"] if licence.restrictions else []
+        _say(console, *_describe_start(plan), f"licence: {licence.name}, {licence.link}", *restrictions)
+    if licence.asks and not request.accept_licence:
+        _ask_acceptance(licence)
     return licence.name
 
 
-def fetch(plan: FetchPlan, licence: str, console: Console, *, quiet: bool) -> ModelManifest:
+def _fetch(plan: FetchPlan, licence: str, console: Console, *, quiet: bool) -> ModelManifest:
     """Return the manifest of what is here already, or is fetched now. Raises `HubError`."""
     if plan.manifest is not None:
         return plan.manifest
@@ -318,7 +306,7 @@ def fetch(plan: FetchPlan, licence: str, console: Console, *, quiet: bool) -> Mo
     return manifest
 
 
-def say(console: Console, *lines: str) -> None:
+def _say(console: Console, *lines: str) -> None:
     for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
@@ -352,13 +340,8 @@ class Licence:
     link: str
     asks: bool
 
-    @property
-    def lines(self) -> list[str]:
-        lines = [f"licence: {self.name}, {self.link}"]
-        return [*lines, f"         {self.restrictions}"] if self.restrictions else lines
 
-
-def describe_licence(repository: Repository, entry: CatalogueEntry | PartEntry | None) -> Licence:
+def _describe_licence(repository: Repository, entry: CatalogueEntry | PartEntry | None) -> Licence:
     """Return the licence as the catalogue says it; else as the hub does, which asks unless it is known to be free."""
     page = f"{get_endpoint()}/{repository.hub_id}"
     link = clean_text(repository.licence_link)
@@ -372,10 +355,8 @@ def describe_licence(repository: Repository, entry: CatalogueEntry | PartEntry |
     return Licence(name, "" if is_free else "read what it allows before you accept it", link, not is_free)
 
 
-def ask_acceptance(licence: Licence, *, accepted: bool) -> None:
-    """Ask for the licence if it must be accepted. Raise `UserError` without an answer, or for no."""
-    if accepted or not licence.asks:
-        return
+def _ask_acceptance(licence: Licence) -> None:
+    """Ask for the licence. Raise `UserError` without an answer, or for no."""
     if not sys.stdin.isatty():
         raise UserError(f"Read its licence ({licence.name}, {licence.link}), and add --accept-licence to accept it.")
     if not typer.confirm("Do you accept this licence?", default=False, err=True):

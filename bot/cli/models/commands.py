@@ -6,14 +6,13 @@ happen inside the commands.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Generator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bot.cli.options import AsJson, Data
+from bot.cli.options import AsJson, Data, print_json
 from bot.domain.errors import UserError
 
 if TYPE_CHECKING:
@@ -35,14 +34,16 @@ Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 @app.command("list")
 def list_models(as_json: AsJson = False, data: Data = None) -> None:
     """List models and added parts here: size, licence, defaults, and what the running Darkroom does with them."""
-    from bot.cli.models import listing, tables
+    from dataclasses import asdict
 
-    with _one_sentence():
-        rows = listing.list_rows(_find_data(data))
+    from bot.cli.models import listing
+
+    with _data_folder(data) as folder:
+        rows = listing.list_rows(folder)
     if as_json:
-        _print_json([listing.row_to_dict(row) for row in rows])
+        print_json([asdict(row) for row in rows])
     else:
-        tables.print_models(rows)
+        listing.print_models(rows)
 
 
 @app.command()
@@ -51,18 +52,17 @@ def search(
     as_json: AsJson = False,
 ) -> None:
     """Search the catalogue, and the names on the hub."""
-    from bot.cli.models import listing, tables
+    from bot.cli.models import listing
     from engine.hub.catalogue import search_catalogue, search_part_catalogue
 
     entries = search_catalogue(word)
     parts = search_part_catalogue(word)
     hub_ids, note = listing.search_hub_names(word, entries) if word else ([], "")
     if as_json:
-        catalogue = map(listing.entry_to_dict, entries)
-        part_rows = map(listing.part_entry_to_dict, parts)
-        _print_json({"catalogue": [*catalogue], "parts": [*part_rows], "hub": hub_ids, "note": note})
+        catalogue, part_rows = ([*map(listing.entry_to_dict, found)] for found in (entries, parts))
+        print_json({"catalogue": catalogue, "parts": part_rows, "hub": hub_ids, "note": note})
     else:
-        tables.print_search(entries, parts, hub_ids, note)
+        listing.print_search(entries, parts, hub_ids, note)
 
 
 @app.command()
@@ -94,11 +94,11 @@ def add(
     """Download a model or a part, check it, and offer it from the next start on. Run it again if it was interrupted."""
     from bot.cli.models.addition import AddRequest, add_model
 
-    with _one_sentence():
+    with _data_folder(data) as folder:
         request = AddRequest(name, called, quantize, accept_licence, revision, as_json, kind, encoder, pipeline)
-        result = add_model(request, _find_data(data))
+        result = add_model(request, folder)
     if as_json:
-        _print_json(result)
+        print_json(result)
 
 
 @app.command()
@@ -109,22 +109,22 @@ def verify(
     data: Data = None,
 ) -> None:
     """Compare every file of the added models with the hub's checksums. Reads all bytes."""
-    from bot.cli.models.verification import verify_models
+    from bot.cli.models.upkeep import verify_models
 
-    with _one_sentence():
-        damaged = verify_models(_find_data(data), names or [], repair=repair, quiet=as_json)
+    with _data_folder(data) as folder:
+        damaged = verify_models(folder, names or [], repair=repair, quiet=as_json)
     if as_json:
-        _print_json(damaged)
+        print_json(damaged)
     raise typer.Exit(1 if any(damaged.values()) else 0)
 
 
 @app.command()
 def remove(name: ModelName, yes: Yes = False, data: Data = None) -> None:
     """Delete an added model and its settings, or an added part, from this machine."""
-    from bot.cli.models.verification import remove_added
+    from bot.cli.models.upkeep import remove_added
 
-    with _one_sentence():
-        typer.echo(remove_added(_find_data(data), name, confirmed=yes))
+    with _data_folder(data) as folder:
+        typer.echo(remove_added(folder, name, confirmed=yes))
 
 
 @app.command()
@@ -138,33 +138,23 @@ def default(
     data: Data = None,
 ) -> None:
     """Make a model the one that is drawn with if nobody names another; with options, choose its defaults instead."""
-    from bot.cli.models.defaults import DefaultsRequest, choose_defaults
+    from bot.cli.models.upkeep import DefaultsRequest, choose_defaults
 
-    with _one_sentence():
-        request = DefaultsRequest(name, steps, sampler, guidance, quantize, reset)
-        typer.echo(choose_defaults(request, _find_data(data)))
+    with _data_folder(data) as folder:
+        typer.echo(choose_defaults(DefaultsRequest(name, steps, sampler, guidance, quantize, reset), folder))
 
 
 @contextmanager
-def _one_sentence() -> Generator[None]:
-    """Turn what the hub, a file or a setting refuses into the command line's one sentence."""
+def _data_folder(data: Path | None) -> Generator[Path]:
+    """Yield the data folder. What the hub, a file or a setting refuses becomes the command line's one sentence."""
+    from bot.app.settings import load_settings
     from engine.contract import JobRejected
     from engine.hub.repository import HubError
     from engine.process.model_settings import ModelSettingsError
 
     try:
-        yield
+        yield load_settings(data).data
     except (HubError, JobRejected) as error:
         raise UserError(error.sentence) from error
     except ModelSettingsError as error:
         raise UserError(str(error)) from error
-
-
-def _find_data(data: Path | None) -> Path:
-    from bot.app.settings import load_settings
-
-    return load_settings(data).data
-
-
-def _print_json(value: Any) -> None:
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))

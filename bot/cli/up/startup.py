@@ -15,6 +15,7 @@ import webbrowser
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bot.app.leader_election import WatchdogLoop, keep_lead
@@ -26,7 +27,6 @@ from bot.cli.options import AS_CONFIGURED, EngineOptions, load_engine
 from bot.cli.up import broker_setup
 from bot.cli.up.engine_process import EngineProcess
 from bot.cli.up.log_file import log_to_file
-from bot.cli.up.welcome import format_welcome
 from bot.domain.concurrency import run_periodically
 from bot.domain.errors import UserError
 from bot.store import DatabaseUnavailable
@@ -289,3 +289,34 @@ def _print_text(text: str) -> None:
 def _has_display() -> bool:
     """Return whether a browser with a window can open; a text browser would cover our output."""
     return sys.platform == "darwin" or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+
+
+def format_welcome(settings: Settings, models: Sequence[str], page_url: str, backend_url: str = "") -> str:
+    """Return the text. `models` as in `run_bot`; `backend_url`: of another server that draws.
+
+    Raise `UserError` where the settings of the models are damaged.
+    """
+    discord = "connecting" if settings.discord_token else "not connected (set DISCORD_TOKEN)"
+    if backend_url and models:
+        engine = f"those of {backend_url}"
+    else:
+        engine = f"{', '.join(_list_names(models, settings.data))}, loading" if models else "on other machines"
+    return f"""
+  Darkroom is open: {page_url}
+
+    model     {engine}
+    Discord   {discord}
+    data      {settings.data}
+    stop      Ctrl-C
+
+"""
+
+
+def _list_names(models: Sequence[str], data: Path) -> list[str]:
+    from engine.hub.added_models import expand_names
+    from engine.process.model_settings import ModelSettingsError
+
+    try:
+        return expand_names(tuple(models), data)
+    except ModelSettingsError as error:
+        raise UserError(str(error)) from error

@@ -5,56 +5,19 @@ It knows jobs and Discord's limits, but not what a press does (`bot.discord.comp
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Literal, get_args
 
 from bot.domain.dto import JobAction, JobView
 from bot.jobs.recipe import can_interpolate
 from bot.pictures import moderation_status
 from engine.contract import Recipe, is_draft, list_final_images
 
-ButtonKind = Literal[
-    "up",
-    "vary",
-    "subtle",
-    "strong",
-    "reroll",
-    "remix",
-    "film",
-    "favour",
-    "report",
-    "delete",
-    "erase",
-    "cancel",
-    "look",
-    "approve",
-    "deny",
-    "show",
-    "dismiss",
-    "more",
-    "zoomsome",
-    "zoomtwice",
-    "panleft",
-    "panright",
-    "panup",
-    "pandown",
-    "edit",
-    "branch",
-    "square",
-    "compare",
-    "walk",
-    "finish",
-    "keep",
-    "say",
-    "again",
-]
-BUTTON_KINDS: tuple[ButtonKind, ...] = get_args(ButtonKind)
 BUTTON_EMOJI: Mapping[str, str] = MappingProxyType(
     {"reroll": "🔄", "remix": "✏️", "film": "🎞️", "favour": "❤️", "report": "🚩", "delete": "🗑️"}
 )
-PICTURE_ACTION_LABELS: Mapping[ButtonKind, str] = MappingProxyType(  # the actions on one picture, with their labels
+PICTURE_ACTION_LABELS: Mapping[str, str] = MappingProxyType(  # the actions on one picture, with their labels
     {
         "zoomsome": "Zoom out 1.5×",
         "zoomtwice": "Zoom out 2×",
@@ -68,9 +31,6 @@ PICTURE_ACTION_LABELS: Mapping[ButtonKind, str] = MappingProxyType(  # the actio
         "compare": "Compare",
     }
 )
-COMMON_ACTION_LABELS: Mapping[ButtonKind, str] = MappingProxyType(
-    {kind: label for kind, label in PICTURE_ACTION_LABELS.items() if kind not in ("square", "compare")}
-)
 COMPARABLE_ACTIONS: frozenset[JobAction] = frozenset(
     {"branch", "edit", "vary", "remix", "finish", "upscale"}
 )  # actions whose pictures can be compared with their source
@@ -82,8 +42,8 @@ DIRECT_GUILD_PREFIX = "discord:dm:"  # prefix of a direct conversation's guild i
 class Button:
     """A button whose custom id carries all that a press needs, so that it works after any restart.
 
-    `kind`: a `ButtonKind`, or of a feature's button. `index`: of a picture, or an incident. `sign`: an emoji, where its
-    kind has none.
+    `kind`: of a row of `bot.discord.components.buttons.BUTTONS`. `index`: of a picture, or an incident. `sign`: an
+    emoji, where its kind has none.
     """
 
     kind: str
@@ -106,15 +66,12 @@ class Button:
 ButtonRow = tuple[Button, ...]
 
 
-def picture_action_kinds(view: JobView, index: int) -> tuple[ButtonKind, ...]:
+def picture_action_kinds(view: JobView, index: int) -> tuple[str, ...]:
     """Return the actions on one picture: without `square` for a square, without `compare` if it has no source."""
     picture = next((candidate for candidate in view.pictures if candidate.index == index), None)
     is_square = picture is None or picture.width == picture.height
-    excluded_kinds: set[ButtonKind] = {
-        *(("square",) if is_square else ()),
-        *(() if view.action in COMPARABLE_ACTIONS else ("compare",)),
-    }
-    return tuple(kind for kind in PICTURE_ACTION_LABELS if kind not in excluded_kinds)
+    is_shown = {"square": not is_square, "compare": view.action in COMPARABLE_ACTIONS}
+    return tuple(kind for kind in PICTURE_ACTION_LABELS if is_shown.get(kind, True))
 
 
 def build_cancel_rows(job: str) -> tuple[ButtonRow, ...]:
@@ -148,7 +105,8 @@ def build_finished_rows(view: JobView) -> tuple[ButtonRow, ...]:
     moderators cannot be finished yet: their buttons take its row.
     """
     review_rows = build_review_rows(view, with_look=True)
-    finish = ((Button("finish", view.id, "Finish it"),),) if _is_draft(view) and not review_rows else ()
+    is_drafted = isinstance(view.task, Recipe) and is_draft(view.task)
+    finish = ((Button("finish", view.id, "Finish it"),),) if is_drafted and not review_rows else ()
     return (*_build_picture_rows(view), _build_job_row(view), *finish, *review_rows)
 
 
@@ -167,19 +125,11 @@ def _build_picture_rows(view: JobView) -> tuple[ButtonRow, ...]:
     if not isinstance(view.task, Recipe):
         subtle = Button("subtle", view.id, "Vary (Subtle)", 0)
         strong = Button("strong", view.id, "Vary (Strong)", 0)
-        zoom_1_5, zoom_twice, *pans, edit, branch = (
-            Button(kind, view.id, label, 0) for kind, label in COMMON_ACTION_LABELS.items()
+        zoom_1_5, zoom_twice, *pans, edit, branch, square, compare = (
+            Button(kind, view.id, label, 0) for kind, label in PICTURE_ACTION_LABELS.items()
         )
-        rare_buttons = tuple(
-            Button(kind, view.id, PICTURE_ACTION_LABELS[kind], 0)
-            for kind in picture_action_kinds(view, 0)
-            if kind not in COMMON_ACTION_LABELS
-        )
-        return (
-            (subtle, strong, zoom_1_5, zoom_twice, branch),
-            (*pans, edit),
-            *((rare_buttons,) if rare_buttons else ()),
-        )
+        rare = tuple(each for each in (square, compare) if each.kind in picture_action_kinds(view, 0))
+        return (subtle, strong, zoom_1_5, zoom_twice, branch), (*pans, edit), *((rare,) if rare else ())
     ups = tuple(Button("up", view.id, f"U{picture.index + 1}", picture.index) for picture in view.pictures)
     varies = tuple(Button("vary", view.id, f"V{picture.index + 1}", picture.index) for picture in view.pictures)
     more = (Button("more", view.id, "More…"),) if varies else ()
@@ -193,23 +143,16 @@ def _build_job_row(view: JobView) -> ButtonRow:
     """
     is_single = len(view.pictures) == 1
     is_upscale = not isinstance(view.task, Recipe)
+    can_walk = isinstance(view.task, Recipe) and can_interpolate(view.task) and len(view.pictures) > 1
     author_only = view.is_private or view.guild.startswith(DIRECT_GUILD_PREFIX)
     return (
         Button("remix", view.id, "Remix", 0 if is_upscale else None),
         *((Button("film", view.id, "Film"),) if view.ladder_images else ()),
-        *((Button("walk", view.id, "Walk"),) if _can_interpolate(view) else ()),
-        *((Button("favour", view.id, index=view.pictures[0].index),) if is_single else ()),
+        *((Button("walk", view.id, "Walk"),) if can_walk else ()),
+        *(Button("favour", view.id, index=picture.index) for picture in view.pictures if is_single),
         *(() if author_only else (Button("report", view.id),)),
         Button("delete", view.id),
     )
-
-
-def _is_draft(view: JobView) -> bool:
-    return isinstance(view.task, Recipe) and is_draft(view.task)
-
-
-def _can_interpolate(view: JobView) -> bool:
-    return isinstance(view.task, Recipe) and can_interpolate(view.task) and len(view.pictures) > 1
 
 
 def build_review_rows(view: JobView, *, with_look: bool = False) -> tuple[ButtonRow, ...]:
@@ -221,4 +164,9 @@ def build_review_rows(view: JobView, *, with_look: bool = False) -> tuple[Button
         buttons.append(Button("approve", view.id, f"Show{number}", picture.index))
         if not picture.reviewed:
             buttons.append(Button("deny", view.id, f"Keep{number} hidden", picture.index))
+    return split_rows(buttons)
+
+
+def split_rows(buttons: Sequence[Button]) -> tuple[ButtonRow, ...]:
+    """Return the buttons in as few rows as Discord allows."""
     return tuple(tuple(buttons[start : start + MAX_ROW_BUTTONS]) for start in range(0, len(buttons), MAX_ROW_BUTTONS))

@@ -1,13 +1,8 @@
-"""Messages about jobs as cards: text and rows of buttons.
+"""Messages about jobs as cards, text and rows of buttons; a job's details; the texts around its final card.
 
 Pure: the current time is an argument. Knows Discord's limits and markdown but not its library, so that every text can
-be tested without it. Text that a member wrote always goes through `escape_discord`.
-
-A job's details as text: how it was made, when, its cost, and its parameters to copy. Pure.
-
-The parameters have the format of AUTOMATIC1111's web UI, which other tools read.
-
-Texts around the final card of a job: whom it pings, why it is sent here, where the job is shown. Pure.
+be tested without it. Text that a member wrote always goes through `escape_discord`. The parameters in the details have
+the format of AUTOMATIC1111's web UI, which other tools read.
 """
 
 from __future__ import annotations
@@ -53,29 +48,27 @@ class Card:
 
 def render_accepted(accepted_job: AcceptedJob, member_name: str, now: float) -> Card:
     """Return the first response to a request: its place in the queue, or what it waits for."""
-    text = _waiting_text(accepted_job.jobs_ahead, accepted_job.eta, accepted_job, now)
-    return Card(
-        _render_content(accepted_job.prompt, escape_discord(member_name, 64), [f"⏳ {text}"], accepted_job.notes),
-        button_layout.build_cancel_rows(accepted_job.job),
-    )
+    line = f"⏳ {_waiting_text(accepted_job.jobs_ahead, accepted_job.eta, accepted_job, now)}"
+    content = _render_content(accepted_job.prompt, escape_discord(member_name, 64), [line], accepted_job.notes)
+    return Card(content, button_layout.build_cancel_rows(accepted_job.job))
 
 
 def render_waiting(view: JobView, ahead: int, eta: float | None, now: float) -> Card:
     """Return the card of a job that has not started."""
-    text = _waiting_text(ahead, eta, view, now)
-    return Card(
-        _render_content(view.prompt, _author_and_origin(view), [f"⏳ {text}"], drop_one_time_notes(view.notes)),
-        button_layout.build_cancel_rows(view.id),
-    )
+    return _open_card(view, [f"⏳ {_waiting_text(ahead, eta, view, now)}"])
 
 
 def render_loading(view: JobView, model: str, fraction: float, model_bytes: int = 0) -> Card:
     """Return the card of a job whose worker loads its model."""
-    lines = [f"⏳ {escape_discord(texts.format_loading(model, fraction, model_bytes), 120)}"]
-    return Card(
-        _render_content(view.prompt, _author_and_origin(view), lines, drop_one_time_notes(view.notes)),
-        button_layout.build_cancel_rows(view.id),
-    )
+    return _open_card(view, [f"⏳ {escape_discord(texts.format_loading(model, fraction, model_bytes), 120)}"])
+
+
+def _open_card(view: JobView, lines: Sequence[str]) -> Card:
+    return Card(_render_job(view, lines), button_layout.build_cancel_rows(view.id))
+
+
+def _render_job(view: JobView, lines: Sequence[str]) -> str:
+    return _render_content(view.prompt, _author_and_origin(view), lines, drop_one_time_notes(view.notes))
 
 
 def render_progress(
@@ -89,49 +82,40 @@ def render_progress(
     is_steerable: bool = False,
 ) -> Card:
     """Return the card of a running job, at `step` of `total_steps`, with the newest of its amendments."""
-    progress = (
-        f"{texts.progress_bar(step, total_steps, 12)} {texts.percent_done(step, total_steps)} % · step {step} of "
-        f"{total_steps}"
-    )
-    lines = [f"{progress} · done {_timestamp(now + seconds_left)}"]
+    progress = f"{texts.progress_bar(step, total_steps, 12)} {texts.percent_done(step, total_steps)} %"
+    lines = [f"{progress} · step {step} of {total_steps} · done {_timestamp(now + seconds_left)}"]
     lines += [_render_amendment(amendment) for amendment in amendments[-MAX_AMENDMENTS_SHOWN:]]
-    return Card(
-        _render_content(view.prompt, _author_and_origin(view), lines, drop_one_time_notes(view.notes)),
-        button_layout.build_developing_rows(view) if is_steerable else button_layout.build_cancel_rows(view.id),
-        texts.shorten(view.prompt, MAX_ALT),
-    )
+    rows = button_layout.build_developing_rows(view) if is_steerable else button_layout.build_cancel_rows(view.id)
+    return Card(_render_job(view, lines), rows, texts.shorten(view.prompt, MAX_ALT))
 
 
 def render_ended(view: JobView) -> Card:
     """Return the card of a job that is finished, failed or cancelled."""
     if view.state == "finished":
         lines = [_render_footer(view), *(f"🔒 {line}" for line in moderation_status.hold_reasons(view))]
-        return Card(
-            _render_content(view.prompt, _author_and_origin(view), lines, drop_one_time_notes(view.notes)),
-            button_layout.build_finished_rows(view),
-            texts.shorten(view.prompt, MAX_ALT),
-        )
+        rows = button_layout.build_finished_rows(view)
+        return Card(_render_job(view, lines), rows, texts.shorten(view.prompt, MAX_ALT))
     is_cancelled = view.state == "cancelled"
     reason = view.reason or (texts.format_cancellation(view.step, view.total_steps) if is_cancelled else "It failed.")
     lines = [f"{'⏹️' if is_cancelled else '❌'} {escape_discord(reason, 500)}"]
-    if (
-        isinstance(view.task, Recipe) and view.task.interpolation is not None
-    ):  # its finished parts have their own messages
-        lines.append(f"-# {PARTIAL_FILM_HINT}")
+    if isinstance(view.task, Recipe) and view.task.interpolation is not None:
+        lines.append(f"-# {PARTIAL_FILM_HINT}")  # its finished parts have their own messages
     return Card(_render_content(view.prompt, _author_and_origin(view), lines, ()), button_layout.build_retry_rows(view))
 
 
 def note_too_large(card: Card) -> Card:
     """Add that the picture is larger than this server accepts."""
     has_several = any(button.kind == "up" for row in card.rows for button in row)
-    note = "-# The picture is too large for this server" + ("; U shows each one." if has_several else ".")
-    return replace(card, content=_fit_lines([card.content, note], MAX_CONTENT))
+    return _add_note(card, "The picture is too large for this server" + ("; U shows each one." if has_several else "."))
 
 
 def note_missing(card: Card) -> Card:
     """Add that the pictures are deleted or corrupt."""
-    note = "-# Its picture cannot be shown: it is deleted or corrupt."
-    return replace(card, content=_fit_lines([card.content, note], MAX_CONTENT))
+    return _add_note(card, "Its picture cannot be shown: it is deleted or corrupt.")
+
+
+def _add_note(card: Card, note: str) -> Card:
+    return replace(card, content=_fit_lines([card.content, f"-# {note}"], MAX_CONTENT))
 
 
 def render_queue(views: Sequence[JobView], now: float, hint: str = "", reader: str = "") -> str:
@@ -141,9 +125,8 @@ def render_queue(views: Sequence[JobView], now: float, hint: str = "", reader: s
     """
     if not views:
         return "Nothing is running and nothing waits: a job starts at once."
-    text = _fit_lines(
-        [_queue_line(number, view, now, reader) for number, view in enumerate(views, 1)], MAX_CONTENT - 40 - len(hint)
-    )
+    lines = [_queue_line(number, view, now, reader) for number, view in enumerate(views, 1)]
+    text = _fit_lines(lines, MAX_CONTENT - 40 - len(hint))
     omitted_count = len(views) - text.count("\n") - 1
     more = f"… and {texts.format_job_count(omitted_count)} more." if omitted_count else ""
     return "\n".join(part for part in (text, more, hint) if part)
@@ -166,12 +149,8 @@ def job_title(prompt: str) -> str:
 
 def _queue_line(number: int, view: JobView, now: float, reader: str) -> str:
     is_hidden = view.is_private and view.member_id != reader
-    subject = (
-        "a private picture"
-        if is_hidden
-        else f"{escape_discord(job_title(view.prompt), 60)} · {escape_discord(view.member_name, 32)}"
-    )
-    head = f"`{number}.` {subject}"
+    subject = f"{escape_discord(job_title(view.prompt), 60)} · {escape_discord(view.member_name, 32)}"
+    head = f"`{number}.` {'a private picture' if is_hidden else subject}"
     eta_text = "" if view.eta is None else f" · done {_timestamp(now + view.eta)}"
     if view.state != "queued":
         return f"{head} · ▶️ {texts.percent_done(view.step, view.total_steps)} %{eta_text}"
@@ -221,12 +200,8 @@ def _author_and_origin(view: JobView) -> str:
 
 
 def _render_content(prompt: str, author: str, lines: Sequence[str], notes: Sequence[str]) -> str:
-    content = [
-        f"**{escape_discord(job_title(prompt), 900)}** · {author}",
-        *lines,
-        *(f"-# {escape_discord(note, 240)}" for note in notes),
-    ]
-    return _fit_lines(content, MAX_CONTENT)
+    head = f"**{escape_discord(job_title(prompt), 900)}** · {author}"
+    return _fit_lines([head, *lines, *(f"-# {escape_discord(note, 240)}" for note in notes)], MAX_CONTENT)
 
 
 def _fit_lines(lines: Sequence[str], limit: int) -> str:
@@ -260,11 +235,9 @@ def render_details(view: JobView, now: float) -> str:
     head += [f"-# {escape_discord(note, 200)}" for note in drop_one_time_notes(view.notes)[:4]]
     foot = f"-# Job `{view.id}`"
     space_left = MAX_CONTENT - sum(len(line) + 1 for line in (*head, foot)) - len("```\n\n```\n")
-    block = (
-        ["```", escape_code_block(render_parameters(view), space_left), "```"]
-        if isinstance(view.task, Recipe) and space_left > 100
-        else []
-    )
+    block: list[str] = []
+    if isinstance(view.task, Recipe) and space_left > 100:
+        block = ["```", escape_code_block(render_parameters(view), space_left), "```"]
     return "\n".join([*head, *block, foot])
 
 
@@ -275,10 +248,8 @@ def render_parameters(view: JobView) -> str:
         return clean_text(view.prompt)
     recipe = recipe_at_end(steered)
     images = list_final_images(steered)
-    prompt = " ".join(
-        entry.text if entry.weight == 1 else f"{entry.text}::{entry.weight:g}" for entry in recipe.concepts
-    )
-    prompt = " ".join([prompt, *(f"<lora:{entry.name}:{entry.weight:g}>" for entry in recipe.loras)])
+    words = [entry.text if entry.weight == 1 else f"{entry.text}::{entry.weight:g}" for entry in recipe.concepts]
+    prompt = " ".join([*words, *(f"<lora:{entry.name}:{entry.weight:g}>" for entry in recipe.loras)])
     settings = {
         "Steps": recipe.steps,
         "Sampler": SAMPLER_TITLES[recipe.sampler],
@@ -303,9 +274,8 @@ def render_parameters(view: JobView) -> str:
     if steered.amendments:
         settings["Steered"] = texts.format_changes(len(steered.amendments))
     if recipe.lineage:
-        settings["Variation of"] = " ".join(
-            f"{entry.seed + entry.index}@{entry.strength:g}" for entry in recipe.lineage
-        )
+        ancestors = (f"{entry.seed + entry.index}@{entry.strength:g}" for entry in recipe.lineage)
+        settings["Variation of"] = " ".join(ancestors)
     lines = [clean_text(prompt), f"Negative prompt: {clean_text(recipe.negative)}" if recipe.negative else ""]
     lines.append(", ".join(f"{name}: {value}" for name, value in settings.items()))
     return "\n".join(line for line in lines if line)
@@ -386,18 +356,16 @@ def render_collapsed(view: JobView, address: str) -> Card:
     """Return the one line that replaces the progress message, with a link to the notice at `address`."""
     emoji, text = ("✅", "Done") if view.state == "finished" else ("❌", "It failed")
     status = f"[{text}]({address})" if address else text
-    return Card(
-        f"{emoji} **{escape_discord(job_title(view.prompt), 200)}** · {escape_discord(view.member_name, 64)} · {status}"
-    )
+    title = escape_discord(job_title(view.prompt), 200)
+    return Card(f"{emoji} **{title}** · {escape_discord(view.member_name, 64)} · {status}")
 
 
 def render_direct(card: Card, reason: str) -> Card:
     """Return the finished card for a direct message, with the reason; without one, the author prefers them."""
     if not reason:
         return card
-    return replace(
-        card, content=_fit_between([], card.content, [f"-# {escape_discord(reason, 300)} So it comes to you."])
-    )
+    note = f"-# {escape_discord(reason, 300)} So it comes to you."
+    return replace(card, content=_fit_between([], card.content, [note]))
 
 
 def with_full_size_link(card: Card, address: str) -> Card:

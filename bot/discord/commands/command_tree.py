@@ -25,13 +25,12 @@ from typing import TYPE_CHECKING, Any, cast
 import discord
 from discord import Locale, app_commands
 
-from bot.discord.checks import check_rate, report_errors, require_permission
 from bot.discord.declarations import list_command_actions, list_command_rates, list_commands
-from bot.discord.responses import send_error
+from bot.discord.responses import check_rate, report_errors, require_permission, send_error
 from bot.domain.feature import load_parts
 
 if TYPE_CHECKING:
-    from bot.discord.client import DarkroomClient
+    from bot.discord.client import DarkroomClient, Interaction
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +54,7 @@ class DarkroomCommandTree(app_commands.CommandTree["DarkroomClient"]):
         )
         self.command_ids: Mapping[str, int] = {}
 
-    async def interaction_check(self, interaction: discord.Interaction[DarkroomClient], /) -> bool:
+    async def interaction_check(self, interaction: Interaction, /) -> bool:
         """Return whether they may use this command at all, so soon; the command itself checks the job."""
         name = str((interaction.data or {}).get("name", ""))
         if interaction.type is discord.InteractionType.autocomplete:
@@ -69,9 +68,7 @@ class DarkroomCommandTree(app_commands.CommandTree["DarkroomClient"]):
             return True
         return False
 
-    async def on_error(
-        self, interaction: discord.Interaction[DarkroomClient], error: app_commands.AppCommandError, /
-    ) -> None:
+    async def on_error(self, interaction: Interaction, error: app_commands.AppCommandError, /) -> None:
         name = interaction.command.name if interaction.command else "a command"
         log.error("%s failed", name, exc_info=error)
         if interaction.type is discord.InteractionType.application_command:

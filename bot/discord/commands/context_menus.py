@@ -8,56 +8,50 @@ from typing import TYPE_CHECKING
 import discord
 from discord import app_commands
 
-from bot.discord.checks import reply_on_error, report_errors, require_permission
 from bot.discord.commands import imagine
 from bot.discord.commands.queue import show_details
 from bot.discord.commands.reproduce import reproduce_job
-from bot.discord.components.forms import create_form, form_id, open_form, parse_submission, text_field
-from bot.discord.components.reports import open_report_form
+from bot.discord.components.forms import create_form, form_id, open_form, parse_submission, prompt_field
+from bot.discord.components.review_buttons import open_report_form
 from bot.discord.declarations import declare
 from bot.discord.job_choice import find_shown_job, require_shown_job
+from bot.discord.responses import reply_on_error, report_errors, require_permission
 from bot.domain.errors import UserError
 from bot.prompt.permutations import escape_braces
 
 if TYPE_CHECKING:
-    from bot.discord.client import DarkroomClient
-
-    Interaction = discord.Interaction[DarkroomClient]
+    from bot.discord.client import Interaction
 
 log = logging.getLogger(__name__)
 
-MAX_PROMPT = 2000  # characters, as /imagine takes them
 # the id of a form about no job
 FORM_NAME = "prompt"
 NO_JOB_ID = "0" * 26
 
 
 @app_commands.context_menu(name="Reproduce", extras=declare("reproduce"))
-async def reproduce_message(interaction: discord.Interaction[DarkroomClient], message: discord.Message) -> None:
+async def reproduce_message(interaction: Interaction, message: discord.Message) -> None:
     async with reply_on_error(interaction):
         await reproduce_job(interaction, await require_shown_job(interaction, message))
 
 
 @app_commands.context_menu(name="Details", extras=declare("details"))
-async def show_job_details(interaction: discord.Interaction[DarkroomClient], message: discord.Message) -> None:
+async def show_job_details(interaction: Interaction, message: discord.Message) -> None:
     async with reply_on_error(interaction):
         await show_details(interaction, await require_shown_job(interaction, message))
 
 
 @app_commands.context_menu(name="Use as prompt", extras=declare("prompt"))
-async def use_as_prompt(interaction: discord.Interaction[DarkroomClient], message: discord.Message) -> None:
+async def use_as_prompt(interaction: Interaction, message: discord.Message) -> None:
     """Open a form with the prompt of the bot's own message, or with the text of any other message."""
     async with reply_on_error(interaction):
         prompt = await _prompt_of(interaction, message)
-        modal = create_form("Use as prompt", form_id(FORM_NAME, NO_JOB_ID))
-        modal.add_item(
-            text_field(FORM_NAME, "Prompt", "Flags like --ar 3:2 work here too", value=prompt, max_length=MAX_PROMPT)
-        )
-        await open_form(interaction, modal)
+        field = prompt_field(FORM_NAME, "Prompt", "Flags like --ar 3:2 work here too", prompt)
+        await open_form(interaction, create_form("Use as prompt", form_id(FORM_NAME, NO_JOB_ID), field))
 
 
 @app_commands.context_menu(name="Report", extras=declare(rate="report"))
-async def report_message(interaction: discord.Interaction[DarkroomClient], message: discord.Message) -> None:
+async def report_message(interaction: Interaction, message: discord.Message) -> None:
     async with reply_on_error(interaction):
         view = await require_shown_job(interaction, message)
         await require_permission(interaction, "report", view)

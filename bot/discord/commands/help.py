@@ -6,14 +6,13 @@ import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import discord
 from discord import app_commands
 
 from bot.discord.declarations import declare, list_help
 from bot.discord.responses import member_of, send_ephemeral
 
 if TYPE_CHECKING:
-    from bot.discord.client import DarkroomClient
+    from bot.discord.client import Interaction
 
 HELP_TEXT = """**Darkroom** turns prompts into pictures while you watch.
 {imagine} with a prompt makes four pictures. With an image, or a link before it, it starts from that.
@@ -38,7 +37,7 @@ _COMMAND_NAME = re.compile(r"\{([a-z-]+(?: [a-z-]+)?)\}")
 
 
 @app_commands.command(name="help", description="What this bot does, and how to ask for it", extras=declare("help"))
-async def show_help(interaction: discord.Interaction[DarkroomClient]) -> None:
+async def show_help(interaction: Interaction) -> None:
     member = member_of(interaction)
     is_staff = interaction.guild_id is not None and (member.is_moderator or member.is_admin or member.is_owner)
     await send_ephemeral(interaction, render_help(interaction.client.mention_command, is_staff=is_staff))

@@ -1,10 +1,7 @@
 """`/imagine`, with an init image or a branch, and its autocomplete.
 
 Nothing here waits for the engine: the job service admits the request, the response goes out, the courier does the rest.
-
-Autocomplete choices of `/imagine`: samplers with advice, LoRAs, controls and models.
-
-Pure but for discord's choices. It knows a model by what its workers announce.
+Its choices know a model by what its workers announce.
 """
 
 from __future__ import annotations
@@ -17,21 +14,19 @@ import discord
 from discord import app_commands
 from discord.app_commands import Choice, Range
 
-from bot.discord.attachments import to_remote_file
-from bot.discord.checks import reply_on_error
 from bot.discord.components import branches
 from bot.discord.declarations import declare
 from bot.discord.job_choice import MAX_CHOICE_CHARS, MAX_CHOICES, recent_jobs_autocomplete
-from bot.discord.responses import member_of, respond_with_jobs
+from bot.discord.responses import member_of, reply_on_error, respond_with_jobs, to_remote_file
 from bot.domain.errors import UserError
 from bot.jobs.init_images import InitImages
 from bot.prompt import format_default_cost
 from engine.contract import MAX_COUNT, MAX_STEPS, SAMPLER_TITLES
-from engine.contract.samplers import SAMPLER_ROWS
+from engine.contract.fields import SAMPLER_ROWS
 
 if TYPE_CHECKING:
-    from bot.discord.client import DarkroomClient
-    from bot.domain.dto import AcceptedJob, Destination, Member
+    from bot.discord.client import Interaction
+    from bot.domain.dto import AcceptedJob, Destination, JobView, Member
     from engine.contract import ModelProfile, Sampler
 
 MIN_STRENGTH = 0.05  # the least strength of an init image
@@ -67,7 +62,7 @@ BRANCH_WITH_IMAGE = "A branch starts from a job, so it takes no image."
     relax="Use the relaxed queue, which does not count against your limit",
 )
 async def imagine(
-    interaction: discord.Interaction[DarkroomClient],
+    interaction: Interaction,
     prompt: Range[str, 1, 2000],
     image: discord.Attachment | None = None,
     strength: Range[float, MIN_STRENGTH, 1.0] | None = None,
@@ -96,8 +91,8 @@ async def imagine(
     values = {"steps": steps, "seed": seed, "guidance": guidance, "sampler": sampler, "model": model, "count": count}
     values |= {"ar": aspect, "negative": negative, "fast": fast, "relax": relax, "interval": interval, "lora": lora}
     values |= {"strength": strength, "best": best, "turbo": turbo, "control": control, "draft": draft}
-    all_values: dict[str, Any] = values | {"evaluations": evaluations}
-    options = {name: value for name, value in all_values.items() if value is not None}
+    values |= {"evaluations": evaluations}
+    options: dict[str, Any] = {name: value for name, value in values.items() if value is not None}
     async with reply_on_error(interaction):
         if branch is not None and (image or mask or control_image or reference):
             raise UserError(BRANCH_WITH_IMAGE)
@@ -126,7 +121,7 @@ def collect_init_images(
 
 
 async def submit_prompt(
-    interaction: discord.Interaction[DarkroomClient], prompt: str, init_images: InitImages | None = None, **options: Any
+    interaction: Interaction, prompt: str, init_images: InitImages | None = None, **options: Any
 ) -> None:
     """Submit a prompt that a member typed anywhere, with their suffix and init images."""
 
@@ -141,16 +136,15 @@ async def submit_prompt(
     await respond_with_jobs(interaction, submit)
 
 
-@imagine.autocomplete("branch")
-async def suggest_branches(interaction: discord.Interaction[DarkroomClient], current: str) -> list[Choice[str]]:
-    """Suggest jobs with keyframes; a step can be typed behind."""
-    return await recent_jobs_autocomplete(lambda view: bool(view.ladder_images) and view.deleted_at is None)(
-        interaction, current
-    )
+def _has_keyframes(view: JobView) -> bool:
+    return bool(view.ladder_images) and view.deleted_at is None
+
+
+imagine.autocomplete("branch")(recent_jobs_autocomplete(_has_keyframes))
 
 
 @imagine.autocomplete("prompt")
-async def suggest_prompts(interaction: discord.Interaction[DarkroomClient], current: str) -> list[Choice[str]]:
+async def suggest_prompts(interaction: Interaction, current: str) -> list[Choice[str]]:
     """Suggest the member's own latest prompts."""
     prompts = await interaction.client.services.history.recent_prompts(member_of(interaction).id)
     matches = [
@@ -160,13 +154,13 @@ async def suggest_prompts(interaction: discord.Interaction[DarkroomClient], curr
 
 
 @imagine.autocomplete("model")
-async def suggest_models(interaction: discord.Interaction[DarkroomClient], current: str) -> list[Choice[str]]:
+async def suggest_models(interaction: Interaction, current: str) -> list[Choice[str]]:
     """Suggest the models that workers have in memory or on disk."""
     return model_choices(interaction.client.services.catalog.list_profiles(), current)
 
 
 @imagine.autocomplete("sampler")
-async def suggest_samplers(interaction: discord.Interaction[DarkroomClient], current: str) -> list[Choice[str]]:
+async def suggest_samplers(interaction: Interaction, current: str) -> list[Choice[str]]:
     advice: dict[Sampler, str] = {
         name: await interaction.translate(text) or text for name, text in SAMPLER_ADVICE.items()
     }
@@ -174,16 +168,16 @@ async def suggest_samplers(interaction: discord.Interaction[DarkroomClient], cur
 
 
 @imagine.autocomplete("lora")
-async def suggest_loras(interaction: discord.Interaction[DarkroomClient], current: str) -> list[Choice[str]]:
+async def suggest_loras(interaction: Interaction, current: str) -> list[Choice[str]]:
     return lora_choices(_selected_model(interaction), current)
 
 
 @imagine.autocomplete("control")
-async def suggest_controls(interaction: discord.Interaction[DarkroomClient], current: str) -> list[Choice[str]]:
+async def suggest_controls(interaction: Interaction, current: str) -> list[Choice[str]]:
     return control_choices(_selected_model(interaction), current)
 
 
-def _selected_model(interaction: discord.Interaction[DarkroomClient]) -> ModelProfile | None:
+def _selected_model(interaction: Interaction) -> ModelProfile | None:
     """Return the model that is chosen so far, else the default."""
     return interaction.client.services.catalog.find_profile(getattr(interaction.namespace, "model", None))
 

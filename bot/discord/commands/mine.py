@@ -1,10 +1,7 @@
-"""`/mine`: a member's own jobs over all servers, five a page, shown to them only.
+"""`/mine`: a member's own jobs over all servers, five a page with thumbnails, shown to them only.
 
-Stateless: a button's id holds the page that it leads to; it always shows the presser's own jobs.
-
-The layout of a `/mine` page: a title, and a few short lines and a thumbnail for each job. Sends nothing.
-
-A job's thumbnail for a list: its pictures side by side, held ones blurred; rendered off the event loop.
+Stateless: a button's id holds the page that it leads to; it always shows the presser's own jobs. Held pictures are
+blurred.
 """
 
 from __future__ import annotations
@@ -24,10 +21,9 @@ from discord import app_commands, ui
 from bot.discord.cards import job_cards, pictures
 from bot.discord.cards.job_cards import STATE_EMOJI, STATE_TITLES, job_title, message_link
 from bot.discord.cards.pictures import to_discord_file
-from bot.discord.checks import reply_on_error, report_errors, require_permission
 from bot.discord.declarations import declare
 from bot.discord.job_choice import job_label
-from bot.discord.responses import NO_MENTIONS, member_of
+from bot.discord.responses import NO_MENTIONS, member_of, reply_on_error, report_errors, require_permission
 from bot.domain import texts
 from bot.domain.errors import UserError
 from bot.domain.job_states import is_end
@@ -38,12 +34,10 @@ from bot.pictures.image_codec import UnreadableImage, decode_image, encode_image
 from engine.contract import Recipe
 
 if TYPE_CHECKING:
-    from bot.discord.client import DarkroomClient
+    from bot.discord.client import Interaction
     from bot.domain.dto import Destination, JobView
     from bot.jobs.history import HistoryEntry, HistoryPage
     from bot.pictures.gallery import Gallery
-
-    Interaction = discord.Interaction[DarkroomClient]
 
 
 log = logging.getLogger(__name__)
@@ -65,9 +59,7 @@ FILTER_CHOICES = [
 )
 @app_commands.describe(which="Which jobs; all by default", page="Which page, five jobs each; the newest first")
 @app_commands.choices(which=FILTER_CHOICES)
-async def mine(
-    interaction: discord.Interaction[DarkroomClient], which: str = "all", page: app_commands.Range[int, 1, 100_000] = 1
-) -> None:
+async def mine(interaction: Interaction, which: str = "all", page: app_commands.Range[int, 1, 100_000] = 1) -> None:
     async with reply_on_error(interaction):
         await interaction.response.defer(ephemeral=True, thinking=True)
         await _show_page(interaction, _parse_filter(which), page)
@@ -90,18 +82,17 @@ async def _show_page(interaction: Interaction, job_filter: HistoryFilter, page_n
 
 def _navigation_rows(page: HistoryPage, now: float) -> list[list[ui.Item[Any]]]:
     """Return the rows below a page: a select of its jobs, the filters, the pages before and after."""
-    rows: list[list[ui.Item[Any]]] = [
-        [JobSelect([(entry.view.id, job_label(entry.view, now=now)) for entry in page.entries])]
-    ]
-    rows.append(
-        [PageButton(job_filter, 1, "f", is_current=page.filter_name == job_filter) for job_filter in FILTER_TITLES]
-    )
-    newer = PageButton(page.filter_name, max(1, page.number - 1), "n", is_current=page.number == 1)
-    older = PageButton(
-        page.filter_name, min(page.page_count, page.number + 1), "o", is_current=page.number == page.page_count
-    )
-    rows.append([newer, older])
-    return [row for row, is_shown in zip(rows, (page.entries, True, page.page_count > 1), strict=True) if is_shown]
+    rows: list[list[ui.Item[Any]]] = []
+    if page.entries:
+        rows.append([JobSelect([(entry.view.id, job_label(entry.view, now=now)) for entry in page.entries])])
+    rows.append([PageButton(each, 1, "f", is_current=page.filter_name == each) for each in FILTER_TITLES])
+    if page.page_count > 1:
+        number = page.number
+        newer = PageButton(page.filter_name, max(1, number - 1), "n", is_current=number == 1)
+        last = page.page_count
+        older = PageButton(page.filter_name, min(last, number + 1), "o", is_current=number == last)
+        rows.append([newer, older])
+    return rows
 
 
 class PageButton(ui.DynamicItem[ui.Button[Any]], template=r"mine:(?P<which>[a-z]+):(?P<number>\d{1,6}):(?P<way>[fno])"):

@@ -12,12 +12,10 @@ import discord
 from discord import app_commands
 from discord.app_commands import Choice, Range
 
-from bot.discord.attachments import to_remote_file
-from bot.discord.checks import reply_on_error
 from bot.discord.commands import imagine
 from bot.discord.commands.imagine import MIN_STRENGTH, submit_prompt
 from bot.discord.declarations import declare
-from bot.discord.responses import respond_with_jobs
+from bot.discord.responses import reply_on_error, respond_with_jobs, to_remote_file
 from bot.domain.errors import UserError
 from bot.jobs.init_images import InitImages
 from bot.prompt.flag_values import MIN_FRAMES
@@ -26,10 +24,8 @@ from bot.prompt.parsed_prompt import DEFAULT_FRAMES
 from engine.contract import MAX_COUNT, MAX_INTERPOLATION_FRAMES
 
 if TYPE_CHECKING:
-    from bot.discord.client import DarkroomClient
+    from bot.discord.client import Interaction
     from bot.domain.dto import AcceptedJob, Destination, Member
-
-    Interaction = discord.Interaction[DarkroomClient]
 
 
 WEIGHT = re.compile(r"[0-9]{1,3}(?:\.[0-9]{1,4})?")
@@ -50,7 +46,7 @@ WEIGHT = re.compile(r"[0-9]{1,3}(?:\.[0-9]{1,4})?")
     aspect="Width to height, like 3:2",
 )
 async def blend(
-    interaction: discord.Interaction[DarkroomClient],
+    interaction: Interaction,
     image1: discord.Attachment,
     image2: discord.Attachment,
     image3: discord.Attachment | None = None,
@@ -107,7 +103,7 @@ def parse_weights(text: str) -> list[float]:
     picture3="A third",
 )
 async def edit(
-    interaction: discord.Interaction[DarkroomClient],
+    interaction: Interaction,
     picture: discord.Attachment,
     words: Range[str, 1, 2000],
     model: str | None = None,
@@ -124,7 +120,7 @@ async def edit(
 
 
 @edit.autocomplete("model")
-async def suggest_editors(interaction: discord.Interaction[DarkroomClient], current: str) -> list[Choice[str]]:
+async def suggest_editors(interaction: Interaction, current: str) -> list[Choice[str]]:
     """Suggest the models that edit pictures by words."""
     editors = [profile for profile in interaction.client.services.catalog.list_profiles() if profile.edits]
     return imagine.model_choices(editors, current)
@@ -142,7 +138,7 @@ MAX_WEIGHT = 0.95
     first="What to show", second="The second prompt", weight="The weight of the first, of 1; half by default"
 )
 async def mix(
-    interaction: discord.Interaction[DarkroomClient],
+    interaction: Interaction,
     first: Range[str, 1, 900],
     second: Range[str, 1, 900],
     weight: Range[float, MIN_WEIGHT, MAX_WEIGHT] = 0.5,
@@ -177,7 +173,7 @@ def _split_flags(text: str) -> tuple[str, str]:
 @app_commands.rename(start="from", end="to")
 @app_commands.describe(start="The first prompt", end="The last prompt", frames="How many pictures; twelve by default")
 async def walk(
-    interaction: discord.Interaction[DarkroomClient],
+    interaction: Interaction,
     start: Range[str, 1, 900],
     end: Range[str, 1, 900],
     frames: Range[int, MIN_FRAMES, MAX_INTERPOLATION_FRAMES] = DEFAULT_FRAMES,
@@ -188,14 +184,7 @@ async def walk(
 
 def join_prompts(start: str, end: str, frames: int) -> str:
     """Return one prompt with the words and flags of both. Raises `UserError` if one has no words."""
-    (first_prompt, first_flags), (last_prompt, last_flags) = _split_walk_flags(start), _split_walk_flags(end)
-    return " ".join(
-        part for part in (first_prompt, first_flags, last_flags, f"--frames {frames} --walk {last_prompt}") if part
-    )
-
-
-def _split_walk_flags(text: str) -> tuple[str, str]:
-    prompt, flags = split_at_flags(text)
-    if not prompt:
+    (first_prompt, first_flags), (last_prompt, last_flags) = split_at_flags(start), split_at_flags(end)
+    if not first_prompt or not last_prompt:
         raise UserError("Both prompts need words before any flag.")
-    return prompt, flags
+    return " ".join(filter(None, (first_prompt, first_flags, last_flags, f"--frames {frames} --walk {last_prompt}")))

@@ -11,21 +11,18 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-import discord
 from discord import app_commands
 from discord.app_commands import Choice, Range
 
-from bot.discord.checks import reply_on_error
 from bot.discord.declarations import declare, list_preference_commands
-from bot.discord.responses import member_of, send_ephemeral
+from bot.discord.job_choice import MAX_CHOICE_CHARS
+from bot.discord.responses import member_of, reply_on_error, send_ephemeral
 from bot.domain.texts import escape_discord
 from bot.jobs.preferences import CHOICES, MAX_SUFFIX, NAMES, Preference
 from engine.contract import find_turbo
 
 if TYPE_CHECKING:
-    from bot.discord.client import DarkroomClient
-
-    Interaction = discord.Interaction[DarkroomClient]
+    from bot.discord.client import Interaction
 
 DESCRIPTIONS: Mapping[str, str] = MappingProxyType(
     {
@@ -49,7 +46,7 @@ prefer = app_commands.Group(
 
 
 @prefer.command(description="All your preferences")
-async def show(interaction: discord.Interaction[DarkroomClient]) -> None:
+async def show(interaction: Interaction) -> None:
     async with reply_on_error(interaction):
         preferences = await interaction.client.services.preferences.load_preference(member_of(interaction).id)
         await send_ephemeral(interaction, render_preferences(preferences, interaction.client.mention_command))
@@ -58,31 +55,27 @@ async def show(interaction: discord.Interaction[DarkroomClient]) -> None:
 @prefer.command(name="set", description="Change one: pings, direct messages, speed, private results, a suffix, …")
 @app_commands.describe(name="Which one", value="What it should be; without it, its default")
 @app_commands.choices(name=NAME_CHOICES)
-async def set_preference(
-    interaction: discord.Interaction[DarkroomClient], name: str, value: Range[str, 1, MAX_SUFFIX] | None = None
-) -> None:
+async def set_preference(interaction: Interaction, name: str, value: Range[str, 1, MAX_SUFFIX] | None = None) -> None:
     await _set_preference(interaction, name, value or "")
 
 
 @prefer.command(description="Words and flags that are added to every prompt of yours; without any, none are")
 @app_commands.describe(value="What is added, like soft light --ar 3:2")
-async def suffix(
-    interaction: discord.Interaction[DarkroomClient], value: Range[str, 1, MAX_SUFFIX] | None = None
-) -> None:
+async def suffix(interaction: Interaction, value: Range[str, 1, MAX_SUFFIX] | None = None) -> None:
     await _set_preference(interaction, "suffix", value or "")
 
 
 @prefer.command(description="Whether V and 🔄 ask for another prompt first: switches it on, or off again")
-async def remix(interaction: discord.Interaction[DarkroomClient]) -> None:
+async def remix(interaction: Interaction) -> None:
     await _toggle_preference(interaction, "remix")
 
 
 @prefer.command(description="Whether finished pictures also come as direct messages: switches it on, or off again")
-async def auto_dm(interaction: discord.Interaction[DarkroomClient]) -> None:
+async def auto_dm(interaction: Interaction) -> None:
     await _toggle_preference(interaction, "direct")
 
 
-async def _set_preference(interaction: discord.Interaction[DarkroomClient], name: str, value: str) -> None:
+async def _set_preference(interaction: Interaction, name: str, value: str) -> None:
     async with reply_on_error(interaction):
         preferences = await interaction.client.services.preferences.set_preference(
             member_of(interaction).id, name, value
@@ -90,7 +83,7 @@ async def _set_preference(interaction: discord.Interaction[DarkroomClient], name
         await send_ephemeral(interaction, f"From now on: {render_preference(name, preferences)}")
 
 
-async def _toggle_preference(interaction: discord.Interaction[DarkroomClient], name: str) -> None:
+async def _toggle_preference(interaction: Interaction, name: str) -> None:
     preferences = interaction.client.services.preferences
     async with reply_on_error(interaction):
         is_on = bool(getattr(await preferences.load_preference(member_of(interaction).id), name))
@@ -98,19 +91,15 @@ async def _toggle_preference(interaction: discord.Interaction[DarkroomClient], n
 
 
 @set_preference.autocomplete("value")
-async def suggest_values(interaction: discord.Interaction[DarkroomClient], current: str) -> list[Choice[str]]:
+async def suggest_values(interaction: Interaction, current: str) -> list[Choice[str]]:
     """Suggest values of the chosen preference."""
     name = str(getattr(interaction.namespace, "name", None) or "")
-    if name == "suffix" or name not in NAMES:
-        current_suffix = (
-            await interaction.client.services.preferences.load_preference(member_of(interaction).id)
-        ).suffix
-        return (
-            [Choice(name=current_suffix[:100], value=current_suffix[:100])]
-            if name == "suffix" and current_suffix and not current
-            else []
-        )
-    return [Choice(name=word, value=word) for word in CHOICES.get(name, ("on", "off")) if current.casefold() in word]
+    if name == "suffix":
+        preferences = await interaction.client.services.preferences.load_preference(member_of(interaction).id)
+        suffix = preferences.suffix[:MAX_CHOICE_CHARS]
+        return [Choice(name=suffix, value=suffix)] if suffix and not current else []
+    words = CHOICES.get(name, ("on", "off")) if name in NAMES else ()
+    return [Choice(name=word, value=word) for word in words if current.casefold() in word]
 
 
 def render_preferences(preferences: Preference, mention: Callable[[str], str]) -> str:
@@ -135,30 +124,22 @@ TURBO_TEXT = """Turbo is not a speed here; yours is unchanged. For a quicker pic
 it takes 4 steps. {fast} keeps your jobs in the usual queue."""
 
 
-async def _prefer(interaction: Interaction, name: str, value: str) -> None:
-    async with reply_on_error(interaction):
-        preferences = await interaction.client.services.preferences.set_preference(
-            member_of(interaction).id, name, value
-        )
-        await send_ephemeral(interaction, f"From now on: {render_preference(name, preferences)}")
-
-
 @app_commands.command(
     description="From now on use the usual queue, which counts against your limit", extras=declare("prefer")
 )
-async def fast(interaction: discord.Interaction[DarkroomClient]) -> None:
-    await _prefer(interaction, "speed", "fast")
+async def fast(interaction: Interaction) -> None:
+    await _set_preference(interaction, "speed", "fast")
 
 
 @app_commands.command(
     description="From now on use the relaxed queue, which does not count against your limit", extras=declare("prefer")
 )
-async def relax(interaction: discord.Interaction[DarkroomClient]) -> None:
-    await _prefer(interaction, "speed", "relaxed")
+async def relax(interaction: Interaction) -> None:
+    await _set_preference(interaction, "speed", "relaxed")
 
 
 @app_commands.command(description="Says why there is no third speed, and what is quicker", extras=declare("prefer"))
-async def turbo(interaction: discord.Interaction[DarkroomClient]) -> None:
+async def turbo(interaction: Interaction) -> None:
     model_profile = interaction.client.services.catalog.find_profile(None)
     text = TURBO_TEXT if model_profile and find_turbo(model_profile) else NO_TURBO_TEXT
     await send_ephemeral(interaction, text.format(fast=interaction.client.mention_command("fast")))
@@ -167,10 +148,10 @@ async def turbo(interaction: discord.Interaction[DarkroomClient]) -> None:
 @app_commands.command(
     description="From now on only you see your results, where the server's rules allow it", extras=declare("prefer")
 )
-async def stealth(interaction: discord.Interaction[DarkroomClient]) -> None:
-    await _prefer(interaction, "results", "private")
+async def stealth(interaction: Interaction) -> None:
+    await _set_preference(interaction, "results", "private")
 
 
 @app_commands.command(description="From now on everybody in the channel sees your results", extras=declare("prefer"))
-async def public(interaction: discord.Interaction[DarkroomClient]) -> None:
-    await _prefer(interaction, "results", "public")
+async def public(interaction: Interaction) -> None:
+    await _set_preference(interaction, "results", "public")

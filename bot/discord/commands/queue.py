@@ -10,17 +10,14 @@ import time
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
-import discord
 from discord import app_commands
 from discord.app_commands import Range
 
 from bot.discord.cards import job_cards
 from bot.discord.cards.job_cards import NO_PROMPT, render_details
-from bot.discord.checks import reply_on_error, require_permission
 from bot.discord.declarations import declare
 from bot.discord.job_choice import ALL_JOBS, MAX_CHOICE_CHARS, recent_jobs_autocomplete, suggest_open_jobs
-from bot.discord.permissions import with_channel_privacy
-from bot.discord.responses import member_of, send_ephemeral
+from bot.discord.responses import member_of, reply_on_error, require_permission, send_ephemeral, with_channel_privacy
 from bot.domain import texts
 from bot.domain.errors import UserError
 from bot.domain.feature import SideWork
@@ -31,18 +28,16 @@ from bot.policy.rules.explanations import format_for_sentence
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from bot.discord.client import DarkroomClient
+    from bot.discord.client import Interaction
     from bot.domain.dto import JobView
     from bot.jobs.quota import QuotaReport
     from bot.services import Services
-
-    Interaction = discord.Interaction[DarkroomClient]
 
 
 @app_commands.command(
     description="Who is before you, and why", extras=declare("queue", help="who is before you, and why")
 )
-async def queue(interaction: discord.Interaction[DarkroomClient]) -> None:
+async def queue(interaction: Interaction) -> None:
     async with reply_on_error(interaction):
         member = member_of(interaction)
         queue_views = await interaction.client.services.job_views.load_queue(
@@ -58,7 +53,7 @@ async def queue(interaction: discord.Interaction[DarkroomClient]) -> None:
     description="Cancel one of your jobs, or all of them", extras=declare("cancel", help="cancel a job")
 )
 @app_commands.describe(job="Choose one, or all; a link, an id or a seed works too")
-async def cancel(interaction: discord.Interaction[DarkroomClient], job: Range[str, 1, MAX_CHOICE_CHARS]) -> None:
+async def cancel(interaction: Interaction, job: Range[str, 1, MAX_CHOICE_CHARS]) -> None:
     async with reply_on_error(interaction):
         if job.strip().casefold() == ALL_JOBS:
             await send_ephemeral(interaction, await _cancel_all(interaction))
@@ -72,11 +67,7 @@ async def cancel(interaction: discord.Interaction[DarkroomClient], job: Range[st
         await send_ephemeral(interaction, f"**{prompt}**\n{text}")
 
 
-@cancel.autocomplete("job")
-async def suggest_jobs(
-    interaction: discord.Interaction[DarkroomClient], current: str
-) -> list[app_commands.Choice[str]]:
-    return await suggest_open_jobs(interaction, current)
+cancel.autocomplete("job")(suggest_open_jobs)
 
 
 async def _cancel_all(interaction: Interaction) -> str:
@@ -110,7 +101,7 @@ MAX_LISTED = 8  # names of devices or models
     extras=declare("info", help="your limits"),
 )
 @app_commands.describe(job="All about this one; a link, an id or a seed works too")
-async def show_info(interaction: discord.Interaction[DarkroomClient], job: Range[str, 1, 300] | None = None) -> None:
+async def show_info(interaction: Interaction, job: Range[str, 1, 300] | None = None) -> None:
     async with reply_on_error(interaction):
         if job is not None:
             await show_details(
@@ -120,11 +111,7 @@ async def show_info(interaction: discord.Interaction[DarkroomClient], job: Range
         await send_ephemeral(interaction, await _render_overview(interaction))
 
 
-@show_info.autocomplete("job")
-async def suggest_recent_jobs(
-    interaction: discord.Interaction[DarkroomClient], current: str
-) -> list[app_commands.Choice[str]]:
-    return await recent_jobs_autocomplete(lambda _: True)(interaction, current)
+show_info.autocomplete("job")(recent_jobs_autocomplete(lambda _: True))
 
 
 async def show_details(interaction: Interaction, view: JobView) -> None:
@@ -172,7 +159,7 @@ def _worker_lines(services: Services) -> list[str]:
     """Return the workers, their devices and the models, as short lines."""
     workers = services.live_workers()
     if not workers:
-        return [f"**Workers**\n• {services.startup_notice() or texts.NO_WORKER}"]
+        return [f"**Workers**\n• {services.job_views.startup_notice() or texts.NO_WORKER}"]
     devices = _join_names(presence.device for presence in workers.values())
     models = [model for presence in workers.values() for model in presence.models]
     loaded_names = dict.fromkeys(model.name for model in models if model.loaded)

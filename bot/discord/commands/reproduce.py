@@ -4,21 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import discord
 from discord import app_commands
 from discord.app_commands import Range
 
-from bot.discord.checks import reply_on_error, require_permission
 from bot.discord.declarations import declare
 from bot.discord.job_choice import recent_jobs_autocomplete
-from bot.discord.responses import member_of, respond_with_jobs
+from bot.discord.responses import member_of, reply_on_error, require_permission, respond_with_jobs
 from engine.contract import Recipe
 
 if TYPE_CHECKING:
-    from bot.discord.client import DarkroomClient
+    from bot.discord.client import Interaction
     from bot.domain.dto import AcceptedJob, Destination, JobView, Member
-
-    Interaction = discord.Interaction[DarkroomClient]
 
 
 @app_commands.command(
@@ -26,18 +22,14 @@ if TYPE_CHECKING:
     extras=declare("reproduce", help="the same once more"),
 )
 @app_commands.describe(job="Choose one; a link to its message, its id or its seed works too")
-async def reproduce(interaction: discord.Interaction[DarkroomClient], job: Range[str, 1, 300]) -> None:
+async def reproduce(interaction: Interaction, job: Range[str, 1, 300]) -> None:
     async with reply_on_error(interaction):
         await reproduce_job(
             interaction, await interaction.client.services.history.find_job(job, member_of(interaction))
         )
 
 
-@reproduce.autocomplete("job")
-async def suggest_jobs(
-    interaction: discord.Interaction[DarkroomClient], current: str
-) -> list[app_commands.Choice[str]]:
-    return await recent_jobs_autocomplete(lambda view: isinstance(view.task, Recipe))(interaction, current)
+reproduce.autocomplete("job")(recent_jobs_autocomplete(lambda view: isinstance(view.task, Recipe)))
 
 
 async def reproduce_job(interaction: Interaction, view: JobView) -> None:

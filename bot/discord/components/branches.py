@@ -2,8 +2,6 @@
 
 Stateless: the menu's id holds the picture, the form's id picture and step. An upscale has no keyframes: its original
 has them.
-
-The menu of keyframes under a contact sheet: choosing one opens the form for what changes from there on.
 """
 
 from __future__ import annotations
@@ -17,19 +15,18 @@ import discord
 from discord import ui
 
 from bot.discord.cards.job_cards import NO_PROMPT
-from bot.discord.checks import require_permission
 from bot.discord.components.forms import (
-    MAX_PROMPT,
     FormSubmission,
+    PictureSelect,
     create_form,
     form_id,
     is_unchanged,
     open_form,
+    prompt_field,
     prompt_without_flags,
-    text_field,
+    short_field,
 )
-from bot.discord.components.picture_select import PictureSelect
-from bot.discord.responses import NO_MENTIONS, member_of, respond_with_jobs
+from bot.discord.responses import NO_MENTIONS, member_of, require_permission, respond_with_jobs
 from bot.domain.errors import UserError
 from bot.domain.texts import escape_discord, percent_done
 from bot.pictures.ladder_keyframes import NO_KEYFRAMES
@@ -37,10 +34,9 @@ from bot.prompt.flag_aliases import add_suffix
 from engine.contract import MAX_STEPS, Recipe
 
 if TYPE_CHECKING:
-    from bot.discord.client import DarkroomClient
+    from bot.discord.cards.button_layout import Button
+    from bot.discord.client import Interaction
     from bot.domain.dto import AcceptedJob, Destination, JobView, Member
-
-    Interaction = discord.Interaction[DarkroomClient]
 
 
 MAX_KEYFRAMES = 12  # keyframes
@@ -51,14 +47,12 @@ BRANCH_POINT = re.compile(
 BRANCH_QUESTION = "**{}**\nAt which step shall picture {} branch off? The steps before it stay as they are."
 
 
-async def open_keyframe_menu(interaction: Interaction, view: JobView, index: int) -> None:
+async def open_keyframe_menu(interaction: Interaction, button: Button, view: JobView) -> None:
     """Show the picture's keyframes, as pictures and as a menu, to the presser only. Raises `UserError`."""
     await interaction.response.defer(ephemeral=True, thinking=True)
     services = interaction.client.services
-    view, index = await _original_picture(interaction, view, index)
-    steps = await services.edits.list_branch_steps(view.id, index, member_of(interaction))
-    if not steps:
-        raise UserError(NO_KEYFRAMES, 404)
+    view, index = await _original_picture(interaction, view, button.index or 0)
+    steps = await _list_branch_steps(interaction, view, index)
     contact_sheet = await services.gallery.render_contact_sheet(view.id, index)
     menu = ui.View(timeout=None)
     stopped_early = isinstance(view.task, Recipe) and view.task.end_step < view.task.steps
@@ -134,10 +128,16 @@ async def _resolve_branch_point(interaction: Interaction, branch_point: str) -> 
     view, index = await _original_picture(interaction, view, int(match["picture"] or 1) - 1 if match else 0)
     if match and match["step"]:
         return view, index, min(max(1, int(match["step"])), MAX_STEPS)
-    steps = await services.edits.list_branch_steps(view.id, index, member_of(interaction))
+    steps = await _list_branch_steps(interaction, view, index)
+    return view, index, steps[len(steps) // 2]
+
+
+async def _list_branch_steps(interaction: Interaction, view: JobView, index: int) -> tuple[int, ...]:
+    """Return the steps at which a picture has a keyframe. Raises `UserError` for none."""
+    steps = await interaction.client.services.edits.list_branch_steps(view.id, index, member_of(interaction))
     if not steps:
         raise UserError(NO_KEYFRAMES, 404)
-    return view, index, steps[len(steps) // 2]
+    return steps
 
 
 CONTINUE_HINT = "The job stopped here: without changes, the branch finishes it"
@@ -159,7 +159,7 @@ class KeyframeMenu(PictureSelect, prefix="rungs"):
             options[-1].description = CONTINUE_HINT
         super().__init__(job, index, "Branch at", options)
 
-    async def handle_choice(self, interaction: discord.Interaction[DarkroomClient], choice: str) -> None:
+    async def handle_choice(self, interaction: Interaction, choice: str) -> None:
         """Open the form for a branch at the chosen step."""
         if not re.fullmatch(r"[0-9]{1,4}", choice):
             raise UserError("That is no step. Please open the menu once more.")
@@ -170,27 +170,15 @@ class KeyframeMenu(PictureSelect, prefix="rungs"):
 
 def build_branch_form(view: JobView, index: int, step: int) -> ui.Modal:
     """Return the form for what changes from that step on, filled in with the prompt."""
-    modal = create_form(f"Branch picture {index + 1} at step {step}", form_id("branch", view.id, "", index, step))
     prompt_help = "Another prompt from this step on; if unchanged, a seed makes the difference"
-    modal.add_item(
-        text_field(
-            "prompt",
-            "Prompt",
-            prompt_help,
-            value=prompt_without_flags(view, step),
-            max_length=MAX_PROMPT,
-            required=False,
-        )
-    )
-    modal.add_item(
-        text_field("seed", "Seed", "Another one draws new noise", max_length=10, required=False, single_line=True)
-    )
+    fields = [
+        prompt_field("prompt", "Prompt", prompt_help, prompt_without_flags(view, step), required=False),
+        short_field("seed", "Seed", "Another one draws new noise", 10),
+    ]
     if isinstance(view.task, Recipe):
-        steps_help = f"{view.task.steps} in all so far; more or fewer change the rest"
-        modal.add_item(text_field("steps", "Steps", steps_help, max_length=4, required=False, single_line=True))
-    modal.add_item(
-        text_field(
-            "guidance", "Guidance", "1 to 30; empty for the same", max_length=8, required=False, single_line=True
+        fields.append(
+            short_field("steps", "Steps", f"{view.task.steps} in all so far; more or fewer change the rest", 4)
         )
-    )
-    return modal
+    fields.append(short_field("guidance", "Guidance", "1 to 30; empty for the same", 8))
+    title = f"Branch picture {index + 1} at step {step}"
+    return create_form(title, form_id("branch", view.id, "", index, step), *fields)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import aiohttp
 import discord
@@ -23,14 +23,13 @@ from bot.domain.texts import escape_discord
 from engine.contract import Recipe
 
 if TYPE_CHECKING:
-    from bot.discord.client import DarkroomClient
+    from bot.discord.client import DarkroomClient, Interaction
     from bot.domain.dto import Delivery, DeliveryRole, JobView, Member
-
-    Interaction = discord.Interaction[DarkroomClient]
 
 
 log = logging.getLogger(__name__)
 WEBHOOK_MESSAGE_ROUTE = "/webhooks/{webhook_id}/{webhook_token}/messages/{message_id}"
+CHANNEL_MESSAGE_ROUTE = "/channels/{channel_id}/messages/{message_id}"
 UNREACHABLE_ERRORS = (
     discord.DiscordServerError,
     discord.RateLimited,
@@ -47,11 +46,9 @@ async def send_confirmation(interaction: Interaction, view: JobView) -> None:
     subject = f"the {len(view.pictures)} pictures" if has_several else "the picture"
     subject = "all pictures of the walk" if isinstance(view.task, Recipe) and view.task.interpolation else subject
     author = "" if view.member_id == member_of(interaction).id else f" of {escape_discord(view.member_name, 64)}"
-    question = (
-        f"Delete {subject} of **{escape_discord(view.prompt or NO_PROMPT, 300)}**{author} for good, with all "
-        "upscaled copies? "
-    )
-    card = Card(f"{question}This cannot be undone.", button_layout.build_confirm_rows(view.id))
+    prompt = escape_discord(view.prompt or NO_PROMPT, 300)
+    question = f"Delete {subject} of **{prompt}**{author} for good, with all upscaled copies? This cannot be undone."
+    card = Card(question, button_layout.build_confirm_rows(view.id))
     buttons = interaction.client.build_view(card) or discord.utils.MISSING
     await interaction.response.send_message(card.content, view=buttons, ephemeral=True, allowed_mentions=NO_MENTIONS)
 
@@ -130,12 +127,7 @@ def deletion_routes(delivery: Delivery) -> Iterable[Route]:
     target = delivery.destination.address
     message = delivery.message
     if target.get("token") and time.time() < float(target.get("token_until") or 0):
-        webhook_id = int(target["application"])
-        webhook_token = target["token"]
-        yield Route(
-            "DELETE", WEBHOOK_MESSAGE_ROUTE, webhook_id=webhook_id, webhook_token=webhook_token, message_id=message
-        )
+        webhook: dict[str, Any] = {"webhook_id": int(target["application"]), "webhook_token": target["token"]}
+        yield Route("DELETE", WEBHOOK_MESSAGE_ROUTE, **webhook, message_id=message)
     if target.get("channel"):
-        yield Route(
-            "DELETE", "/channels/{channel_id}/messages/{message_id}", channel_id=target["channel"], message_id=message
-        )
+        yield Route("DELETE", CHANNEL_MESSAGE_ROUTE, channel_id=target["channel"], message_id=message)

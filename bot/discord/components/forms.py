@@ -1,4 +1,4 @@
-"""Forms that work after a restart: the custom id holds what they ask about, and no form stays in memory.
+"""Forms and menus that work after a restart: the custom id holds what they ask about, and none stays in memory.
 
 discord.py would keep every form that a member opened and dismissed, and lose them all with the process. Knows fields,
 ids and what a job's prompt field is filled in with; knows nothing of what is done with the input.
@@ -6,22 +6,25 @@ ids and what a job's prompt field is filled in with; knows nothing of what is do
 
 from __future__ import annotations
 
+import logging
 import re
+from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 import discord
 from discord import ui
 
-from bot.discord.attachments import UploadedFile
+from bot.discord.responses import UploadedFile, report_errors
 from bot.domain.errors import UserError
 from bot.prompt.change_texts import final_prompt, prompt_at_step
 from bot.prompt.flags import split_flags
 from bot.prompt.permutations import escape_braces
 
 if TYPE_CHECKING:
-    from bot.discord.client import DarkroomClient
+    from bot.discord.client import Interaction
     from bot.domain.dto import JobView
 
 MAX_PROMPT = 2000  # characters, as /imagine takes them
@@ -53,9 +56,12 @@ def form_id(form_name: str, job: str, mode: str = "", index: int | None = None, 
     return f"{form_name}-form:{job}:{mode}" + "".join(f":{number}" for number in (index, step) if number is not None)
 
 
-def create_form(title: str, custom_id: str) -> ui.Modal:
-    """Return an empty form."""
-    return ui.Modal(title=title[:MAX_TITLE], custom_id=custom_id)
+def create_form(title: str, custom_id: str, *fields: ui.Item[Any]) -> ui.Modal:
+    """Return a form with these fields."""
+    form = ui.Modal(title=title[:MAX_TITLE], custom_id=custom_id)
+    for each in fields:
+        form.add_item(each)
+    return form
 
 
 def text_field(
@@ -76,37 +82,34 @@ def text_field(
     return ui.Label(text=label, description=description or None, component=text_input)
 
 
+def prompt_field(name: str, label: str, description: str, value: str = "", *, required: bool = True) -> ui.Label[Any]:
+    """Return a text field that takes as much as `/imagine` does."""
+    return text_field(name, label, description, value=value, max_length=MAX_PROMPT, required=required)
+
+
+def short_field(name: str, label: str, description: str, max_length: int) -> ui.Label[Any]:
+    """Return an optional field of one line."""
+    return text_field(name, label, description, max_length=max_length, required=False, single_line=True)
+
+
 def upload_field(name: str, label: str, description: str = "") -> ui.Label[Any]:
     """Return a required field for one file."""
-    return ui.Label(
-        text=label, description=description or None, component=ui.FileUpload[Any](custom_id=name, max_values=1)
-    )
+    upload = ui.FileUpload[Any](custom_id=name, max_values=1)
+    return ui.Label(text=label, description=description or None, component=upload)
 
 
 def choice_field(name: str, label: str, options: Sequence[tuple[str, str]]) -> ui.Label[Any]:
     """Return a field that takes one of the options, each a value and its label; the first is chosen at the start."""
-    select = ui.Select[Any](
-        custom_id=name,
-        options=[
-            discord.SelectOption(value=value, label=title, default=position == 0)
-            for position, (value, title) in enumerate(options)
-        ],
-        required=False,
-    )
-    return ui.Label(text=label, component=select)
+    choices = [discord.SelectOption(value=value, label=title) for value, title in options]
+    choices[0].default = True
+    return ui.Label(text=label, component=ui.Select[Any](custom_id=name, options=choices, required=False))
 
 
 def prompt_without_flags(view: JobView, step: int | None = None) -> str:
-    """Return the prompt without flags: typed flags are in the recipe already. Of a steered job, that of a step, or of
-    its end.
-    """
-    whole_prompt = (
-        final_prompt(view.prompt, view.task) if step is None else prompt_at_step(view.prompt, view.task, step)
-    )
-    try:
-        prompt, _ = split_flags(whole_prompt)
-    except UserError:  # a negative prompt of its own field may look like an unknown flag
-        prompt = whole_prompt
+    """Return the prompt of a step, or of the end, without flags: these are in the recipe already."""
+    prompt = final_prompt(view.prompt, view.task) if step is None else prompt_at_step(view.prompt, view.task, step)
+    with suppress(UserError):  # a negative prompt of its own field may look like an unknown flag
+        prompt, _ = split_flags(prompt)
     return escape_braces(prompt)
 
 
@@ -116,7 +119,7 @@ def is_unchanged(text: str, view: JobView, step: int | None = None) -> bool:
     return not normalized_text or normalized_text == " ".join(prompt_without_flags(view, step)[:MAX_PROMPT].split())
 
 
-async def open_form(interaction: discord.Interaction[DarkroomClient], modal: ui.Modal) -> None:
+async def open_form(interaction: Interaction, modal: ui.Modal) -> None:
     """Show the form and stop listening for it: discord.py would keep it until it is submitted."""
     await interaction.response.send_modal(modal)
     modal.stop()
@@ -152,8 +155,39 @@ def _iterate_fields(nodes: Iterable[Any]) -> Iterator[tuple[str, str, list[str]]
     for node in nodes:
         yield from _iterate_fields([*node.get("components", ()), *filter(None, [node.get("component")])])
         if "custom_id" in node:
-            yield (
-                node["custom_id"],
-                str(node.get("value") or ""),
-                [str(file_id) for file_id in node.get("values") or ()],
-            )
+            yield node["custom_id"], str(node.get("value") or ""), list(map(str, node.get("values") or ()))
+
+
+log = logging.getLogger(__name__)
+
+
+class PictureSelect(ui.DynamicItem[ui.Select[Any]], template=""):
+    """A select with the custom id `prefix:job:index`. Job and index alone must make one, too: a press has no more."""
+
+    _prefix: ClassVar[str]
+
+    def __init_subclass__(cls, *, prefix: str) -> None:
+        super().__init_subclass__(template=rf"{prefix}:(?P<job>[0-9A-HJKMNP-TV-Z]{{26}}):(?P<index>[0-3])")
+        cls._prefix = prefix
+
+    def __init__(
+        self, job: str, index: int, placeholder: str = "", options: Sequence[discord.SelectOption] = ()
+    ) -> None:
+        custom_id = f"{self._prefix}:{job}:{index}"
+        super().__init__(ui.Select(placeholder=placeholder, options=list(options), custom_id=custom_id))
+        self.job = job
+        self.index = index
+
+    @classmethod
+    async def from_custom_id(
+        cls, interaction: discord.Interaction[Any], item: ui.Item[Any], match: re.Match[str], /
+    ) -> Self:
+        return cls(match["job"], int(match["index"]))
+
+    async def callback(self, interaction: discord.Interaction[Any]) -> None:
+        async with report_errors(interaction, log, "job %s: a choice of its menu %s failed", self.job, self._prefix):
+            await self.handle_choice(interaction, str(((interaction.data or {}).get("values") or [""])[0]))
+
+    @abstractmethod
+    async def handle_choice(self, interaction: Interaction, choice: str) -> None:
+        """Do what the chosen value means. Raises `UserError`."""

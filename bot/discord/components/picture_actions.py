@@ -1,127 +1,93 @@
-"""Presses that act on one picture: zoom out, pan, edit, branch, make square, compare.
+"""Presses on pictures: upscale, vary, another seed or prompt, zoom, pan, edit, make square, compare.
 
 The caller has checked the permission. Knows the job service; knows nothing of which buttons a card shows.
-
-A picture beside its source, shown to the presser only.
-
-The caller has checked the permission for the picture; this module checks the one for its source.
-
-Presses that make a job: a double click uses the same key and makes one.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
 import discord
 
-from bot.discord.attachments import to_remote_file
 from bot.discord.cards.job_cards import job_title
-from bot.discord.checks import require_permission
-from bot.discord.components import branches
 from bot.discord.components.forms import (
-    MAX_PROMPT,
     FormSubmission,
     create_form,
     form_id,
     is_unchanged,
     open_form,
+    prompt_field,
     prompt_without_flags,
-    text_field,
+    short_field,
     upload_field,
 )
-from bot.discord.responses import NO_MENTIONS, respond_with_jobs
+from bot.discord.responses import NO_MENTIONS, member_of, require_permission, respond_with_jobs, to_remote_file
 from bot.domain.errors import UserError
 from bot.domain.texts import escape_discord
-from engine.contract import Recipe, noise_seed
+from bot.jobs.variations import VARIATION_STRENGTHS
+from engine.contract import Recipe, noise_seed, recipe_at_end
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    import discord
     from discord import ui
 
-    from bot.discord.cards.button_layout import Button, ButtonKind
-    from bot.discord.client import DarkroomClient
+    from bot.discord.cards.button_layout import Button
+    from bot.discord.client import Interaction
     from bot.domain.dto import AcceptedJob, Destination, JobView, Member
-    from bot.policy.permissions import Action
+    from bot.jobs.preferences import Preference
 
-    Interaction = discord.Interaction[DarkroomClient]
     PressSubmitter = Callable[[Member, Destination, str], Awaitable[AcceptedJob | list[AcceptedJob]]]
 
-PICTURE_ACTIONS: Mapping[ButtonKind, Action] = MappingProxyType(
-    {
-        "zoomsome": "zoom",
-        "zoomtwice": "zoom",
-        "panleft": "pan",
-        "panright": "pan",
-        "panup": "pan",
-        "pandown": "pan",
-        "edit": "edit",
-        "branch": "branch",
-        "square": "zoom",
-        "compare": "details",
-    }
-)
 ZOOM_FACTORS: Mapping[str, float] = MappingProxyType({"zoomsome": 1.5, "zoomtwice": 2.0})
 PAN_DIRECTIONS: Mapping[str, Literal["left", "right", "up", "down"]] = MappingProxyType(
     {"panleft": "left", "panright": "right", "panup": "up", "pandown": "down"}
 )
-
-
 MASK_HELP = "A picture of the same shape: white is redrawn, black stays"
 MIN_STRENGTH = 0.05
+NO_SOURCE = "This picture was made from no other."
+# characters of a prompt in the message and in a picture's description
+MAX_PROMPT_CHARS = 120
+MAX_ALT_CHARS = 400
+NoiseMode = Literal["same", "subtle", "strong", "roll"]
+
+# The noise of a remix: the same noise, noise at some distance from one picture's, or new noise.
+NOISE_DISTANCES: Mapping[str, float | None] = MappingProxyType({"same": None, **VARIATION_STRENGTHS, "roll": 1.0})
+FORM_TITLES: Mapping[NoiseMode, str] = MappingProxyType(
+    {"same": "Remix", "subtle": "Vary subtly", "strong": "Vary strongly", "roll": "Roll again"}
+)
 
 
-async def run_picture_action(interaction: Interaction, button: Button, view: JobView) -> None:
-    """Submit the job that the button means, or ask what else it needs. Raises `UserError`."""
+async def submit_reshaped(interaction: Interaction, button: Button, view: JobView) -> None:
+    """Submit the picture zoomed out, panned or made square."""
+    edits = interaction.client.services.edits
     index = button.index or 0
-    if button.kind == "branch":
-        await branches.open_keyframe_menu(interaction, view, index)
-    elif button.kind == "edit":
-        await open_form(interaction, build_edit_form(view, index))
-    elif button.kind == "compare":
-        await send_comparison(interaction, view, index)
-    else:
-        await submit_once(
-            interaction,
-            button.custom_id,
-            lambda member, destination, key: _submit(interaction, button, index, member, destination, key),
-        )
+
+    async def submit(member: Member, destination: Destination, key: str) -> AcceptedJob:
+        if button.kind == "square":
+            return await edits.zoom_to_square(button.job, index, member, destination, key=key)
+        if factor := ZOOM_FACTORS.get(button.kind):
+            return await edits.zoom(button.job, index, factor, member, destination, key=key)
+        return await edits.pan(button.job, index, PAN_DIRECTIONS[button.kind], member, destination, key=key)
+
+    await submit_once(interaction, button.custom_id, submit)
 
 
-async def _submit(
-    interaction: Interaction, button: Button, index: int, member: Member, destination: Destination, key: str
-) -> AcceptedJob:
-    services = interaction.client.services
-    if button.kind == "square":
-        return await services.edits.zoom_to_square(button.job, index, member, destination, key=key)
-    if factor := ZOOM_FACTORS.get(button.kind):
-        return await services.edits.zoom(button.job, index, factor, member, destination, key=key)
-    return await services.edits.pan(button.job, index, PAN_DIRECTIONS[button.kind], member, destination, key=key)
+async def open_edit_form(interaction: Interaction, button: Button, view: JobView) -> None:
+    """Ask for a mask and a prompt."""
+    await open_form(interaction, build_edit_form(view, button.index or 0))
 
 
 def build_edit_form(view: JobView, index: int) -> ui.Modal:
     """Return the form for one picture, filled in with its prompt."""
-    modal = create_form(f"Edit picture {index + 1}", form_id("edit", view.id, index=index))
-    modal.add_item(upload_field("mask", "Mask", MASK_HELP))
-    modal.add_item(
-        text_field(
-            "prompt",
-            "Prompt",
-            "What to show there",
-            value=prompt_without_flags(view),
-            max_length=MAX_PROMPT,
-            required=False,
-        )
+    return create_form(
+        f"Edit picture {index + 1}",
+        form_id("edit", view.id, index=index),
+        upload_field("mask", "Mask", MASK_HELP),
+        prompt_field("prompt", "Prompt", "What to show there", prompt_without_flags(view), required=False),
+        short_field("strength", "Strength", "0.05 to 1; empty for 0.9", 8),
     )
-    modal.add_item(
-        text_field("strength", "Strength", "0.05 to 1; empty for 0.9", max_length=8, required=False, single_line=True)
-    )
-    return modal
 
 
 async def submit_edit(interaction: Interaction, submission: FormSubmission, view: JobView) -> None:
@@ -161,14 +127,9 @@ def _parse_strength(text: str) -> float | None:
     return value
 
 
-NO_SOURCE = "This picture was made from no other."
-# characters of a prompt in the message and in a picture's description
-MAX_PROMPT_CHARS = 120
-MAX_ALT_CHARS = 400
-
-
-async def send_comparison(interaction: Interaction, view: JobView, index: int) -> None:
-    """Show the two with their labels. Raises `UserError`, also if the source is gone or the member may not see it."""
+async def send_comparison(interaction: Interaction, button: Button, view: JobView) -> None:
+    """Show a picture beside its source, to the presser. Raises `UserError`, also if they may not see the source."""
+    index = button.index or 0
     if view.parent_image is None:
         raise UserError(NO_SOURCE, 404)
     await interaction.response.defer(ephemeral=True, thinking=True)
@@ -195,8 +156,8 @@ def has_same_noise(parent: JobView, view: JobView, index: int) -> bool:
     return has_picture and noise_seed(parent.task, index) == noise_seed(view.task, index)
 
 
-async def submit_once(interaction: discord.Interaction[DarkroomClient], custom_id: str, make: PressSubmitter) -> None:
-    """Respond with the jobs that `make` submits to the job service. `custom_id`: the id of the pressed component."""
+async def submit_once(interaction: Interaction, custom_id: str, make: PressSubmitter) -> None:
+    """Respond with the jobs that `make` submits. A double click on the component `custom_id` makes one job."""
     keys = interaction.client.idempotency_keys
     user_id = str(interaction.user.id)
     accepted_jobs: list[AcceptedJob] = []
@@ -212,3 +173,63 @@ async def submit_once(interaction: discord.Interaction[DarkroomClient], custom_i
     finally:
         if not accepted_jobs:
             keys.forget(custom_id, user_id)
+
+
+async def run_variation(interaction: Interaction, button: Button, view: JobView) -> None:
+    """Submit the button's job, or open the prompt form if the button or the member's preference says so."""
+    variations = interaction.client.services.variations
+    preference = await interaction.client.services.preferences.load_preference(member_of(interaction).id)
+    noise_mode = _noise_mode(button, preference)
+    if button.kind == "remix" or (preference.remix and noise_mode is not None):
+        await open_form(interaction, build_remix_form(view, noise_mode or "same", button.index))
+        return
+
+    async def submit(member: Member, destination: Destination, key: str) -> AcceptedJob:
+        if noise_mode == "roll" or button.index is None:
+            return await variations.reroll(button.job, member, destination, key=key)
+        if noise_mode is None:
+            return await variations.upscale(button.job, button.index, member, destination, key=key)
+        strength = VARIATION_STRENGTHS["strong" if noise_mode == "strong" else "subtle"]
+        return await variations.vary(button.job, button.index, member, destination, key=key, strength=strength)
+
+    await submit_once(interaction, button.custom_id, submit)
+
+
+async def submit_remix(interaction: Interaction, submission: FormSubmission, view: JobView) -> None:
+    """Submit the form."""
+    if submission.mode not in NOISE_DISTANCES:
+        raise UserError("This form is of another version of the bot. Please press the button once more.")
+    prompt = submission.fields.get("prompt", "")
+    negative = submission.fields.get("negative", "")
+    key = f"form:{interaction.id}"
+    distance = NOISE_DISTANCES[submission.mode]
+
+    async def submit(member: Member, destination: Destination) -> Sequence[AcceptedJob]:
+        return await interaction.client.services.variations.remix(
+            view.id, submission.index, prompt, member, destination, key=key, strength=distance, negative=negative
+        )
+
+    await respond_with_jobs(interaction, submit)
+
+
+def _noise_mode(button: Button, preference: Preference) -> NoiseMode | None:
+    """Return how far the noise is from the parent's; None for an upscale."""
+    if button.kind == "up":
+        return None
+    if button.kind == "reroll":
+        return "roll"
+    if button.kind == "remix" and button.index is None:
+        return "same"
+    return button.kind if button.kind in ("subtle", "strong") else preference.variation
+
+
+def build_remix_form(view: JobView, noise_mode: NoiseMode, index: int | None) -> ui.Modal:
+    """Return the form, filled in with the prompt; typed flags are in the recipe already."""
+    negative = recipe_at_end(view.task).negative if isinstance(view.task, Recipe) else ""
+    suffix = "" if index is None or noise_mode in ("same", "roll") else f" picture {index + 1}"
+    return create_form(
+        f"{FORM_TITLES[noise_mode]}{suffix}",
+        form_id("remix", view.id, noise_mode, index),
+        prompt_field("prompt", "Prompt", "Flags like --steps 40 work here too", prompt_without_flags(view)),
+        prompt_field("negative", "Steer away from", "Empty for nothing", negative, required=False),
+    )

@@ -1,13 +1,8 @@
 """Reactions, as in Midjourney: an envelope sends the pictures to the member who reacts, a cross cancels or deletes.
 
-Features may give other reactions a meaning.
-
-Only raw events: no message is kept or fetched. A reaction to another message costs one index lookup, and the bot
-handles only five reactions of a member in a minute. A refused reaction gets no response, since none could be ephemeral.
-
-A direct message with the pictures of a finished job, each as its own file, and their parameters.
-
-The caller has checked the permission. Knows the services and the client; knows nothing of reactions.
+Features may give other reactions a meaning. Only raw events: no message is kept or fetched. A reaction to another
+message costs one index lookup, and the bot handles only five reactions of a member in a minute. A refused reaction gets
+no response, since none could be ephemeral.
 """
 
 from __future__ import annotations
@@ -27,9 +22,14 @@ from cachetools import LRUCache
 from bot.discord.cards.job_cards import MAX_ALT, NO_PROMPT, message_link, render_parameters
 from bot.discord.cards.pictures import EXTENSIONS, UPLOAD_LIMIT
 from bot.discord.components.deletion import delete_job
-from bot.discord.extension import load_feature_reactions
-from bot.discord.permissions import can_see_channel, guild_permissions, private_thread_of, with_channel_privacy
-from bot.discord.responses import NO_MENTIONS
+from bot.discord.declarations import load_feature_reactions
+from bot.discord.responses import (
+    NO_MENTIONS,
+    can_see_channel,
+    guild_permissions,
+    private_thread_of,
+    with_channel_privacy,
+)
 from bot.domain.dto import Member
 from bot.domain.errors import UserError
 from bot.domain.job_states import is_end
@@ -80,11 +80,8 @@ class Reactions:
     async def handle(self, payload: discord.RawReactionActionEvent) -> None:
         """Do what the reaction means, if it means something and the member may."""
         sign = "" if payload.emoji.id else payload.emoji.name.rstrip(VARIANTS)
-        if (
-            sign not in (*ENVELOPES, CROSS, *load_feature_reactions())
-            or not self._is_relevant(payload)
-            or not self._limiter.allow(payload.user_id)
-        ):
+        is_known = sign in (*ENVELOPES, CROSS, *load_feature_reactions())
+        if not is_known or not self._is_relevant(payload) or not self._limiter.allow(payload.user_id):
             return
         try:
             job = await self._client.services.deliveries.find_job(str(payload.message_id))
@@ -110,12 +107,8 @@ class Reactions:
         is_operator = payload.user_id in self._client.operator_ids
         if payload.guild_id is None:
             cached_user = self._client.get_user(payload.user_id)
-            return Member(
-                member_id,
-                cached_user.display_name if cached_user else "Somebody",
-                f"discord:dm:{payload.user_id}",
-                is_operator=is_operator,
-            )
+            name = cached_user.display_name if cached_user else "Somebody"
+            return Member(member_id, name, f"discord:dm:{payload.user_id}", is_operator=is_operator)
         guild_member = payload.member
         if guild_member is None:
             return None
@@ -152,20 +145,17 @@ class Reactions:
             await react(services, view, member, require_permission)
         elif sign in ENVELOPES:
             await require_permission("envelope")
-            await self._send_pictures(view, payload.user_id)
+            try:
+                await send_pictures(self._client, view, payload.user_id)
+            except discord.Forbidden as error:
+                if payload.user_id not in self._closed_dms:
+                    log.info("pictures could not be sent to a member: %s", error)
+                self._closed_dms[payload.user_id] = None
         elif is_end(view.state):
             await require_permission("delete")
             await delete_job(self._client, job, member)
         else:
             await services.job_control.cancel(job, member)
-
-    async def _send_pictures(self, view: JobView, user_id: int) -> None:
-        try:
-            await send_pictures(self._client, view, user_id)
-        except discord.Forbidden as error:
-            if user_id not in self._closed_dms:
-                log.info("pictures could not be sent to a member: %s", error)
-            self._closed_dms[user_id] = None
 
 
 async def send_pictures(client: DarkroomClient, view: JobView, user_id: int) -> None:

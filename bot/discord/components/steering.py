@@ -15,18 +15,17 @@ from typing import TYPE_CHECKING, Any, Self
 import discord
 from discord import ui
 
-from bot.discord.checks import report_errors, require_permission
 from bot.discord.components.forms import (
-    MAX_PROMPT,
     FormSubmission,
     choice_field,
     create_form,
     form_id,
     open_form,
-    text_field,
+    prompt_field,
+    short_field,
 )
 from bot.discord.components.picture_actions import submit_once
-from bot.discord.responses import NO_MENTIONS, member_of, send_ephemeral
+from bot.discord.responses import NO_MENTIONS, member_of, report_errors, require_permission, send_ephemeral
 from bot.domain.errors import UserError
 from bot.domain.job_states import is_end
 from bot.domain.steering import AmendmentView, SteeringRequest
@@ -35,12 +34,9 @@ from bot.prompt.concepts import MAX_WEIGHT
 from engine.contract import Recipe, list_final_images, recipe_at_end
 
 if TYPE_CHECKING:
-    from bot.discord.cards.button_layout import Button, ButtonKind
-    from bot.discord.client import DarkroomClient
+    from bot.discord.cards.button_layout import Button
+    from bot.discord.client import Interaction
     from bot.domain.dto import JobView
-    from bot.policy.permissions import Action
-
-    Interaction = discord.Interaction[DarkroomClient]
 
 log = logging.getLogger(__name__)
 
@@ -55,19 +51,6 @@ MIN_GUIDANCE = 1.0
 MAX_GUIDANCE = 30.0
 GUIDANCE_CHOICES = (("same", "as it is"), ("less", "less: freer"), ("more", "more: closer to the words"))
 GUIDANCE_FACTORS: Mapping[str, float] = MappingProxyType({"less": 2 / 3, "more": 3 / 2})
-STEERING_ACTIONS: Mapping[ButtonKind, Action] = MappingProxyType(
-    {"keep": "steer", "say": "steer", "again": "reproduce"}
-)
-
-
-async def run_steering_press(interaction: Interaction, button: Button, view: JobView) -> None:
-    """Do what a button under a developing picture asks for. Raises `UserError`."""
-    if button.kind == "keep":
-        await open_keep_menu(interaction, view)
-    elif button.kind == "say":
-        await open_say_form(interaction, view)
-    else:
-        await submit_again(interaction, button, view)
 
 
 def _developing_recipe(view: JobView) -> Recipe:
@@ -110,18 +93,12 @@ class KeepSelect(ui.DynamicItem[ui.Select[Any]], template=r"stay:(?P<job>[0-9A-H
             values = [str(value) for value in (interaction.data or {}).get("values") or ()]
             if not values or not all(re.fullmatch("[0-3]", value) for value in values):
                 raise UserError("These are no images. Please press Keep… once more.")
-            await require_permission(
-                interaction, "steer", await interaction.client.services.job_views.load_view(self.job)
-            )
-            answer = await interaction.client.services.steering.amend(
-                self.job,
-                SteeringRequest(keep=tuple(sorted(map(int, values)))),
-                member_of(interaction),
-                f"keep:{interaction.id}",
-            )
-            await interaction.response.edit_message(
-                content=_confirm(answer.amendments), view=None, allowed_mentions=NO_MENTIONS
-            )
+            services = interaction.client.services
+            await require_permission(interaction, "steer", await services.job_views.load_view(self.job))
+            request = SteeringRequest(keep=tuple(sorted(map(int, values))))
+            answer = await services.steering.amend(self.job, request, member_of(interaction), f"keep:{interaction.id}")
+            text = _confirm(answer.amendments)
+            await interaction.response.edit_message(content=text, view=None, allowed_mentions=NO_MENTIONS)
 
 
 async def open_say_form(interaction: Interaction, view: JobView) -> None:
@@ -132,14 +109,14 @@ async def open_say_form(interaction: Interaction, view: JobView) -> None:
 
 def build_say_form(job: str) -> ui.Modal:
     """Return the form: words, their weight, and less or more guidance."""
-    modal = create_form("Say more", form_id("say", job))
-    modal.add_item(
-        text_field("words", "Words", "From now on the picture follows them too", max_length=MAX_PROMPT, required=False)
-    )
     weight_help = "With one, the words are a part of their own; -1 steers away from them"
-    modal.add_item(text_field("weight", "Weight", weight_help, max_length=8, required=False, single_line=True))
-    modal.add_item(choice_field("guidance", "Guidance", GUIDANCE_CHOICES))
-    return modal
+    return create_form(
+        "Say more",
+        form_id("say", job),
+        prompt_field("words", "Words", "From now on the picture follows them too", required=False),
+        short_field("weight", "Weight", weight_help, 8),
+        choice_field("guidance", "Guidance", GUIDANCE_CHOICES),
+    )
 
 
 async def submit_words(interaction: Interaction, submission: FormSubmission, view: JobView) -> None:
@@ -158,11 +135,9 @@ def read_say_form(submission: FormSubmission, recipe: Recipe) -> SteeringRequest
         raise UserError(NOTHING_SAID)
     guidance = None
     if factor is not None:
-        present = recipe_at_end(recipe).guidance
-        guidance = round(min(MAX_GUIDANCE, max(MIN_GUIDANCE, present * factor)), 2)
-    return SteeringRequest(
-        say=words, say_weight=_parse_weight(submission.fields.get("weight", "")) if words else None, guidance=guidance
-    )
+        guidance = round(min(MAX_GUIDANCE, max(MIN_GUIDANCE, recipe_at_end(recipe).guidance * factor)), 2)
+    weight = _parse_weight(submission.fields.get("weight", "")) if words else None
+    return SteeringRequest(say=words, say_weight=weight, guidance=guidance)
 
 
 def _parse_weight(text: str) -> float | None:

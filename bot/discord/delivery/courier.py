@@ -1,14 +1,8 @@
 """The courier: one task that keeps the messages of all jobs up to date. It starts before the bot.
 
-It listens to the feed and asks the edit policy (`edit_policy`) what to send now. `progress` sends edits,
-`final_messages` sends finals. An error with one message does not affect the others. Knows when to send; knows nothing
-of discord.py.
-
-Retries of failed requests, later each time.
-
-Knows the edit policy and a job's failures in a row; knows nothing of Discord or of messages.
-
-Counts the outcome of each request about a message, as one word.
+It listens to the feed, asks the edit policy (`edit_policy`) what to send now, and lets `final_messages` send it. An
+error with one message does not affect the others. Failed requests are tried again, later each time; the outcome of each
+is counted as one word. Knows when to send; knows nothing of discord.py.
 """
 
 from __future__ import annotations
@@ -24,13 +18,20 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from bot.discord.cards.pictures import UPLOAD_LIMIT
-from bot.discord.delivery.discord_api import MessageClient, edit_bucket, is_token_valid, post_bucket
+from bot.discord.delivery.discord_api import (
+    FileTooLarge,
+    MessageClient,
+    RequestRejected,
+    RetryLater,
+    TokenExpired,
+    edit_bucket,
+    is_token_valid,
+    post_bucket,
+)
 from bot.discord.delivery.edit_policy import Edit, EditKind, EditPolicy, JobBackoff, backoff_pause
-from bot.discord.delivery.errors import FileTooLarge, RequestRejected, RetryLater, TokenExpired
-from bot.discord.delivery.final_messages import FinalSender
-from bot.discord.delivery.progress import ProgressUpdater
-from bot.discord.delivery.tracked_messages import NotifyPrefs, TrackedMessage, TrackedMessages
-from bot.domain.dto import DeliveryRole, Destination, JobView
+from bot.discord.delivery.final_messages import MessageSender
+from bot.discord.delivery.tracked_messages import TrackedMessage, TrackedMessages
+from bot.domain.dto import DeliveryRole, Destination
 from bot.domain.events import JobEnded, JobEvent, JobProgress, JobSteered, ModelLoading, QueueMoved
 from bot.domain.job_states import is_end
 from engine.process.log_format import log_context
@@ -84,8 +85,7 @@ class Courier:
         self._clock = clock
         self._wall_clock = wall_clock
         self._messages = TrackedMessages(services, clock)
-        self._progress_updater = ProgressUpdater(services, message_client, clock, wall_clock)
-        self._final_sender = FinalSender(services, message_client, self._load_notify_prefs, wall_clock, public_url)
+        self._sender = MessageSender(services, message_client, clock, wall_clock, public_url)
         self._backoff = JobBackoff()
         self._retry_policy = RetryPolicy(self.edit_policy, clock)
         self._change_event = asyncio.Event()
@@ -99,12 +99,6 @@ class Courier:
                 await self._handle_event(event, group)
             for task in tasks:
                 task.cancel()
-
-    async def _load_notify_prefs(self, view: JobView) -> NotifyPrefs:
-        preference = await self._services.preferences.load_preference(view.member_id)
-        return NotifyPrefs(
-            preference.ping, preference.direct, (await self._messages.load_effective_rules(view)).long_ping
-        )
 
     async def _sweep_forever(self, group: asyncio.TaskGroup) -> None:
         """Sweep now and every `SWEEP_SECONDS` seconds: this finds what an outage of the store made us miss."""
@@ -155,7 +149,7 @@ class Courier:
     async def _offer_next_final(self, job: str, message: TrackedMessage) -> None:
         """Offer the final in the next destination that lacks it; with none left, untrack the message."""
         try:
-            next_final = await self._final_sender.next_destination(job, message)
+            next_final = await self._sender.next_destination(job, message)
         except Exception:
             log.exception("job %s: its destinations could not be read", job)
             message.final_pending = False  # the next sweep tries again
@@ -212,15 +206,15 @@ class Courier:
         content = edit.content
         role: DeliveryRole = content.role if isinstance(content, FinalMessage) else "answer"
         if role == "answer" and not message.destination.address.get("message"):
-            await self._progress_updater.find_response(job, message)
+            await self._sender.find_response(job, message)
         if role == "answer" and message.response_lost:
             return
         if isinstance(content, QueueMoved | ModelLoading | JobProgress):
             if not message.final_pending:
-                await self._progress_updater.show(content, message, partial(self._note_rendered, edit))
+                await self._sender.show_progress(content, message, partial(self._note_rendered, edit))
             return
         try:
-            await self._final_sender.show(job, role, message)
+            await self._sender.show_final(job, role, message)
         except FileTooLarge as error:
             message.upload_limit = (
                 min(message.upload_limit, int(message.destination.address.get("limit") or UPLOAD_LIMIT)) // 2
@@ -259,7 +253,7 @@ class Courier:
         if self._retry_policy.retry_after_error(edit, message):
             return
         final = edit.content if isinstance(error, RequestRejected) and isinstance(edit.content, FinalMessage) else None
-        if final and await self._final_sender.record_rejection(job, final.role):
+        if final and await self._sender.record_rejection(job, final.role):
             message.error_count = 0
             await self._finish_request(edit, message)
             return

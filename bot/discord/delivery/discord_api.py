@@ -1,18 +1,12 @@
-"""Discord's message API for cards: edits a message, posts one, finds one again. Raises the errors of
-`bot.discord.delivery.errors`.
+"""Discord's message API for cards: edits a message, posts one, finds one again; and its errors, by what to do then.
 
 Progress uses the interaction's token while it is valid: each token has its own bucket, and works where the bot cannot
-see the channel. Later the same message is edited as an ordinary one of its channel. Knows cards and destinations; knows
-nothing of jobs' states or of when to send.
+see the channel. Later the same message is edited as an ordinary one of its channel. Rate limits from Discord's response
+headers go to the edit policy: discord.py keeps these headers to itself, so the client's own requests are traced.
 
-Searches for a message of the bot whose id a crash lost between sending and recording.
-
-Knows channels and the ids of our buttons; knows nothing of destinations or of when to search.
-
-Rate limits from Discord's response headers for the edit policy; the hard-coded rate is only a first guess.
-
-Traces the client's own requests, since discord.py keeps these headers to itself. Only edits of messages and new
-messages matter.
+The methods of `MessageClient` raise `RetryLater`, `DestinationGone`, `TokenExpired`, `RequestRejected` and
+`FileTooLarge`; any other error passes unchanged. Knows cards and destinations; knows nothing of jobs' states or of when
+to send.
 """
 
 from __future__ import annotations
@@ -20,10 +14,11 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
@@ -34,7 +29,6 @@ from bot.discord.cards.job_cards import Card
 from bot.discord.cards.pictures import PictureFile, to_discord_file
 from bot.discord.components.buttons import build_view
 from bot.discord.delivery.edit_policy import EditPolicy
-from bot.discord.delivery.errors import SENTENCES_BY_CODE, TOO_OLD, DestinationGone, RequestRejected, translate_errors
 from bot.discord.responses import NO_MENTIONS
 
 if TYPE_CHECKING:
@@ -110,8 +104,7 @@ class MessageClient:
     ) -> None:
         """Edit the destination's message; without files it keeps its own, unless `keep_files` is False.
 
-        Raises `RetryLater` for an edit that takes longer than `timeout` seconds, and the errors of
-        `bot.discord.delivery.errors`.
+        Raises `RetryLater` also for an edit that takes longer than `timeout` seconds.
         """
         attachments: Any = [to_discord_file(card, file) for file in files]
         if not files and keep_files:
@@ -144,7 +137,7 @@ class MessageClient:
             await self._edit_in_channel(address, card, files, now)
 
     async def post_message(self, address: Address, message: OutgoingMessage) -> int:
-        """Post a message in the destination's channel; return its id. Raises as `bot.discord.delivery.errors` says."""
+        """Post a message in the destination's channel; return its id."""
         try:
             with translate_errors():
                 return await self._try_post(address, message, message.reply_to)
@@ -175,7 +168,7 @@ class MessageClient:
         return int(response["id"])
 
     async def open_direct_channel(self, user: str) -> int:
-        """Return the channel of the direct conversation with a user. Raises as `bot.discord.delivery.errors` says."""
+        """Return the channel of the direct conversation with a user."""
         with translate_errors():
             return int((await self._client.http.start_private_message(int(user)))["id"])
 
@@ -353,3 +346,110 @@ def trace_rate_limits(edit_policy: EditPolicy[Any], clock: Callable[[], float]) 
     config = aiohttp.TraceConfig()
     config.on_request_end.append(on_request_end)
     return config
+
+
+DEAD_TOKEN_CODES = (10015, 50027)  # unknown webhook, invalid webhook token
+TOO_OLD = 30046  # a 429 for a message older than an hour that was edited too often; waiting does not help
+TOO_LARGE = 40005
+TOO_MANY_CONVERSATIONS = 40003
+SLOW_MODE = 20016  # does not limit bots, Discord says; if it ever does, waiting helps
+SENTENCES_BY_CODE: Mapping[int, str] = MappingProxyType(
+    {
+        10003: "Its channel was deleted.",
+        10004: "I am not in its server any more.",
+        10008: "Its message was deleted.",
+        10013: "Discord does not know this account any more.",
+        TOO_OLD: "Its message is too old to be changed.",
+        50001: "I can no longer see its channel.",
+        50007: "Your direct messages are closed to me.",
+        50013: "I am not allowed to write in its channel.",
+        50083: "Its thread is archived.",
+        50278: "We share no server any more, so I cannot write to you.",
+        160005: "Its thread is locked.",
+        200000: "The server's AutoMod did not let it through.",
+        200001: "The server's AutoMod did not let it through.",
+        240000: "Discord did not let a link in it through.",
+    }
+)
+FIRST_CODE = 10_000  # smaller codes are not about an object in Discord
+UNKNOWN_REASON = "Discord does not let me show it there any more."
+
+
+class RetryLater(Exception):
+    """A retry may work after `seconds`: there is an `outage`, a lost connection, or a rate limit (`rate_limited`)."""
+
+    def __init__(self, seconds: float, reason: object, *, rate_limited: bool = False, outage: bool = False) -> None:
+        super().__init__(str(reason))
+        self.seconds = seconds
+        self.rate_limited = rate_limited
+        self.outage = outage
+
+
+class DestinationGone(Exception):
+    """The bot cannot edit this message, or cannot write in this channel, and waiting does not help. `sentence` tells
+    the member.
+    """
+
+    def __init__(self, reason: object, sentence: str = UNKNOWN_REASON) -> None:
+        super().__init__(str(reason))
+        self.sentence = sentence
+
+
+class TokenExpired(Exception):
+    """The interaction's token has expired: do not use it again. The message may still be there."""
+
+
+class RequestRejected(Exception):
+    """Discord rejects this request as the bot's mistake, with this `code`; it would reject a retry too."""
+
+    def __init__(self, reason: object, code: int) -> None:
+        super().__init__(str(reason))
+        self.code = code
+
+
+class FileTooLarge(Exception):
+    """Discord does not accept a file of this size here."""
+
+
+@contextmanager
+def translate_errors() -> Generator[None]:
+    """Translate discord.py's errors into ours."""
+    try:
+        yield
+    except discord.RateLimited as error:
+        raise RetryLater(error.retry_after, error, rate_limited=True) from error
+    except discord.HTTPException as error:
+        raise _delivery_error(error) from error
+    except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        raise RetryLater(2.0, f"{type(error).__name__}: {error}", outage=True) from error
+
+
+def _delivery_error(error: discord.HTTPException) -> Exception:
+    if error.code == TOO_OLD:
+        return DestinationGone(str(error), SENTENCES_BY_CODE[TOO_OLD])
+    if not error.code and error.status in (401, 403, 404, 429) and _is_html_page(error):
+        return RetryLater(60.0, "a page instead of Discord's answer", outage=True, rate_limited=error.status == 429)
+    if error.status == 429 and error.code != SLOW_MODE:
+        return RetryLater(5.0, error, rate_limited=True)
+    if error.status >= 500:
+        return RetryLater(2.0, error, outage=True)
+    if error.status == 413 or error.code == TOO_LARGE:
+        return FileTooLarge(str(error))
+    if error.code in DEAD_TOKEN_CODES:
+        return TokenExpired(str(error))
+    if error.code == TOO_MANY_CONVERSATIONS:
+        return RetryLater(60.0, error)
+    if error.code == SLOW_MODE:
+        return RetryLater(30.0, error)
+    if error.status == 401:  # the bot's own token: the message is not gone
+        return RetryLater(60.0, error)
+    if error.code in SENTENCES_BY_CODE or (error.status in (403, 404) and error.code >= FIRST_CODE):
+        return DestinationGone(str(error), SENTENCES_BY_CODE.get(error.code, UNKNOWN_REASON))
+    if error.status in (403, 404):  # not about this message: a proxy or Discord has an outage
+        return RetryLater(30.0, error, outage=True)
+    return RequestRejected(error, error.code)
+
+
+def _is_html_page(error: discord.HTTPException) -> bool:
+    """Return whether the body is an HTML page from Cloudflare or a proxy: Discord itself answers in JSON."""
+    return error.text.lstrip().startswith("<")

@@ -1,23 +1,11 @@
 """The edit policy: decides which message is edited now, for all jobs.
 
 Pure: the clock is an argument, the content is opaque. It keeps the newest content of each job and sends finals before
-previews. A bucket never has two requests running, and never spends more than its budget. Jobs that render take turns,
-in their bucket and over all: the more jobs, and the busier the machine, the longer the interval between two previews of
-one job. It knows nothing of Discord, messages or pictures.
-
-Rate-limit buckets, as Discord counts them (an interaction's token, or a channel), and their budgets.
-
-Pure; the clock is an argument. A request counts from the moment it *ended*: so jitter on the way cannot put more
-requests into one of Discord's windows than the budget allows. Knows jobs by their ids only.
-
-A queue of names: some sleep until a moment, others are ready in order of their rank.
-
-Pure. Ready names stand in one of two lines; a name is in one place at a time. A change takes O(log n): it does not look
-at the names that do not move.
-
-Backoff: how long a failed request waits until it is tried again, longer each time, up to a limit.
-
-Pure; the clock is an argument. Knows jobs by their ids, and nothing of messages.
+previews. A bucket, as Discord counts them (an interaction's token, or a channel), never has two requests running, and
+never spends more than its budget. A request counts from the moment it *ended*: so jitter on the way cannot put more
+requests into one of Discord's windows than the budget allows. Jobs that render take turns, in their bucket and over
+all: the more jobs, and the busier the machine, the longer the interval between two previews of one job. A failed
+request waits longer each time. It knows jobs by their ids, and nothing of Discord, messages or pictures.
 """
 
 from __future__ import annotations

@@ -1,26 +1,34 @@
-"""Finals: the final message about a job, in each of its destinations, exactly once.
+"""Shows a job in its messages: edits the response while it waits and runs, and sends the final exactly once.
 
-Each turn reads from the recorded deliveries what is left to do (`destinations`), does it, and then records it. After a
-crash in between, it repeats the edit, which changes nothing, or searches for the message that it may have posted. It
-knows the services and the message client, but not budgets or when to send.
-"""
+Each turn of a final reads from the recorded deliveries what is left to do, does it, and then records it. After a crash
+in between, it repeats the edit, which changes nothing, or searches for the message that it may have posted. Knows the
+services and the message client, but not budgets or when to send."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from bot.discord.cards import job_cards, pictures
 from bot.discord.cards.pictures import UPLOAD_LIMIT
+from bot.discord.declarations import extend_final, extend_progress
 from bot.discord.delivery import discord_api, tracked_messages
-from bot.discord.delivery.discord_api import Address, MessageClient, OutgoingMessage
-from bot.discord.delivery.errors import UNKNOWN_REASON, DestinationGone
-from bot.discord.delivery.tracked_messages import NotifyPrefs
-from bot.discord.extension import extend_final
+from bot.discord.delivery.discord_api import (
+    UNKNOWN_REASON,
+    Address,
+    DestinationGone,
+    FileTooLarge,
+    MessageClient,
+    OutgoingMessage,
+    RetryLater,
+)
+from bot.discord.delivery.tracked_messages import NotifyPrefs, author_of
 from bot.domain.dto import DeliveryRole, Destination, JobView
 from bot.domain.errors import UserError
+from bot.domain.events import JobProgress, ModelLoading, QueueMoved
+from bot.pictures.uploads.upload_decoder import UploadDecoder
 
 if TYPE_CHECKING:
     from bot.discord.cards.job_cards import Card
@@ -32,29 +40,116 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PRIVATE_ANSWER_EXPIRED = "A private answer can only be changed for 15 minutes."
+EDIT_TIMEOUT = 6.0  # seconds of one edit: its job's final waits for it
+ID_GRACE_SECONDS = 6.0  # seconds until a response's message id must be known; then we search for it
+RESPONSE_WINDOW = 900.0  # seconds that Discord allows for any response
+YOUNG_JOB_AGE = 60.0  # seconds: an older job's response is not being sent any more
+RESPONSE_NEVER_ARRIVED = "Its first answer never reached its channel."
 DeliveriesByRole = dict[DeliveryRole, "Delivery"]
 
 
-class FinalSender:
-    """Sends finals for the courier. `load_notify_prefs` reads the author's preferences and the server's rule;
-    `wall_clock` is the time of day.
-    """
+class MessageSender:
+    """Shows a job for the courier. `clock` is its clock, `wall_clock` the time of day, `public_url` the web page's."""
 
     def __init__(
         self,
         services: Services,
         message_client: MessageClient,
-        load_notify_prefs: Callable[[JobView], Awaitable[NotifyPrefs]],
+        clock: Callable[[], float],
         wall_clock: Callable[[], float],
         public_url: str = "",
     ) -> None:
         self._services = services
         self._deliveries = services.deliveries
         self._message_client = message_client
-        self._load_notify_prefs = load_notify_prefs
+        self._clock = clock
         self._wall_clock = wall_clock
         self._public_url = public_url
         self._picture_cache = pictures.PictureCache()
+
+    async def show_progress(
+        self, event: QueueMoved | ModelLoading | JobProgress, message: TrackedMessage, on_rendered: Callable[[], None]
+    ) -> None:
+        """Show the newest state; `on_rendered` is called before it is sent. Of a deleted job nothing is shown.
+
+        Raises the errors of `bot.discord.delivery.discord_api` except `DestinationGone`: then the response is lost.
+        """
+        try:
+            card, picture = await self._render_progress(event, message)
+        except UserError as error:  # its author had everything deleted in the meantime
+            log.debug("job %s: nothing to show: %s", event.job, error.sentence)
+            return
+        on_rendered()
+        try:
+            await self._message_client.edit(
+                message.destination.address,
+                card,
+                (picture,) if picture else (),
+                self._wall_clock(),
+                timeout=EDIT_TIMEOUT,
+            )
+        except FileTooLarge as error:
+            message.shows_frames = False
+            raise RetryLater(1.0, f"its previews are too large here, so only text is sent: {error}") from error
+        except DestinationGone as error:
+            log.warning("job %s: its message is gone: %s", event.job, error)
+            await self._record_loss(event.job, message, error.sentence)
+
+    async def find_response(self, job: str, message: TrackedMessage) -> None:
+        """Find a response of unknown id: it is still being sent, or the bot died before it recorded the id."""
+        age = self._wall_clock() - message.view.created
+        is_response_pending = self._message_client.is_response_pending(message.destination.address)
+        message.deliveries = None
+        message.destination = await self._deliveries.answer_destination(job)
+        if message.destination.address.get("message"):
+            message.response_lost = False
+            return
+        if message.response_lost:
+            return
+        if (is_response_pending and age < RESPONSE_WINDOW) or (
+            self._clock() - message.opened_at < ID_GRACE_SECONDS and age < YOUNG_JOB_AGE
+        ):
+            raise RetryLater(0.3, "its first answer is still under way")
+        message_id = await self._message_client.find_response(
+            message.destination.address, job, message.view.created, self._wall_clock()
+        )
+        if message_id is None:
+            await self._record_loss(job, message, RESPONSE_NEVER_ARRIVED)
+            return
+        await self._deliveries.update_address(job, message=str(message_id))
+        message.destination = await self._deliveries.answer_destination(job)
+
+    async def _record_loss(self, job: str, message: TrackedMessage, sentence: str) -> None:
+        """Record that the response is lost. `destinations` then decides where the final goes."""
+        await self._deliveries.mark_lost(job, sentence)
+        message.response_lost = True
+
+    async def _render_progress(
+        self, event: QueueMoved | ModelLoading | JobProgress, message: TrackedMessage
+    ) -> tuple[Card, PictureFile | None]:
+        now = self._wall_clock()
+        if isinstance(event, QueueMoved):
+            message.view = await self._services.job_views.load_view(event.job)
+            return job_cards.render_waiting(message.view, event.jobs_ahead, event.eta, now), None
+        if isinstance(event, ModelLoading):
+            return job_cards.render_loading(message.view, event.model, event.loaded_share, event.model_bytes), None
+        if message.is_steerable is None:
+            outlook = await self._services.steering.load_outlook(event.job, author_of(message.view))
+            message.is_steerable = outlook is not None and not outlook.obstacle
+        card = job_cards.render_progress(
+            message.view,
+            event.step,
+            event.total_steps,
+            event.seconds_left,
+            now,
+            amendments=list(message.amendments.values()),
+            is_steerable=message.is_steerable,
+        )
+        card = await extend_progress(self._services, message.view, card, now)
+        if not message.has_new_frames or not message.shows_frames:
+            return card, None
+        message.has_new_frames = False
+        return card, await pictures.render_preview(message.view, message.frames, self._services.get(UploadDecoder))
 
     async def next_destination(self, job: str, message: TrackedMessage) -> tuple[DeliveryRole, Address] | None:
         """Return the next destination to serve; None once the job is settled everywhere, which is then recorded.
@@ -92,10 +187,15 @@ class FinalSender:
             await self._deliveries.mark_delivered(job, "answer", response.reason)
         return None
 
-    async def show(self, job: str, role: DeliveryRole, message: TrackedMessage) -> None:
+    async def _load_notify_prefs(self, view: JobView) -> NotifyPrefs:
+        preference = await self._services.preferences.load_preference(view.member_id)
+        rules = await self._services.rule_admin.effective_rules(author_of(view))
+        return NotifyPrefs(preference.ping, preference.direct, rules.long_ping)
+
+    async def show_final(self, job: str, role: DeliveryRole, message: TrackedMessage) -> None:
         """Show the final in one destination, or record why that fails.
 
-        Raises the errors of `bot.discord.delivery.errors` except `DestinationGone`.
+        Raises the errors of `bot.discord.delivery.discord_api` except `DestinationGone`.
         """
         known = message.deliveries if role == "answer" else None  # a new message cannot be taken back: look again
         deliveries = known or await self._deliveries.list_deliveries(job)

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from bot.domain.dto import Destination
     from bot.domain.events import JobSteered
     from bot.domain.steering import AmendmentView
-    from bot.policy.rules import EffectiveRules
     from bot.services import Services
 
 MAX_IGNORED = 4096  # jobs of other front ends, and ended ones, that are not looked up again
@@ -75,7 +74,6 @@ class TrackedMessages:
     def __init__(self, services: Services, clock: Callable[[], float]) -> None:
         self._services = services
         self._deliveries = services.deliveries
-        self._rule_admin = services.rule_admin
         self._clock = clock
         self._messages: dict[str, TrackedMessage] = {}
         self._ignored: LRUCache[str, None] = LRUCache(MAX_IGNORED)
@@ -101,7 +99,7 @@ class TrackedMessages:
     async def track(self, view: JobView, destination: Destination) -> TrackedMessage:
         """Track a message. From now on the workers send this job's frames."""
         if view.id not in self._messages:
-            shows_frames = (await self.load_effective_rules(view)).previews
+            shows_frames = (await self._services.rule_admin.effective_rules(author_of(view))).previews
             self._services.feed.watch(view.id)
             amendments = await self._load_amendments(view)
             self._messages[view.id] = TrackedMessage(
@@ -121,10 +119,6 @@ class TrackedMessages:
             return await self._services.steering.list_amendments(view.id, author_of(view))
         except UserError:
             return []
-
-    async def load_effective_rules(self, view: JobView) -> EffectiveRules:
-        """Return the effective rules of the job's channel, which say how it is shown."""
-        return await self._rule_admin.effective_rules(author_of(view))
 
     def untrack(self, job: str) -> None:
         """Forget the message after its final is shown everywhere; late frames do not track it again."""

@@ -1,4 +1,4 @@
-"""The commands of `/settings`: their options and their autocomplete. Other modules do the work.
+"""The commands of `/settings`: their options and their autocomplete. `rules` does the work.
 
 Discord shows them to those who may manage the server; each still checks the permission table. Budgets also work in a
 direct conversation, since the operator need not be a member of a server.
@@ -6,6 +6,7 @@ direct conversation, since the operator need not be a member of a server.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import discord
@@ -13,15 +14,17 @@ from discord import app_commands
 from discord.app_commands import AppCommandChannel, Choice, Range
 
 from bot.discord.declarations import declare
-from bot.discord.settings import autocomplete, kill_switch, rule_changes, rule_file, rule_pages
-from bot.discord.settings.rule_changes import parse_target
+from bot.discord.job_choice import MAX_CHOICE_CHARS, MAX_CHOICES
+from bot.discord.settings import rules, texts
 from bot.domain.errors import UserError
+from bot.domain.texts import shorten
 from bot.policy.rules import value_parser
-from bot.policy.rules.catalogue import SETTINGS, Setting
-from bot.policy.rules.rule import Scope
+from bot.policy.rules.catalogue import SETTINGS, Setting, SettingKind
+from bot.policy.rules.presets import PRESETS
+from bot.policy.rules.rule import EVERYWHERE
 
 if TYPE_CHECKING:
-    from bot.discord.settings.responses import Interaction
+    from bot.discord.client import Interaction
 
 REQUEST_CHANNEL_TYPES = [
     discord.ChannelType.text,
@@ -31,6 +34,14 @@ REQUEST_CHANNEL_TYPES = [
     discord.ChannelType.stage_voice,
 ]
 VALUE_LENGTH = 4000  # characters of a value: a list may be long
+COSTS = ("5 min", "15 min", "30 min", "1 h", "2 h", "4 h", "12 h", "1 d", "no limit")
+COMMON_VALUES: Mapping[SettingKind, tuple[str, ...]] = {
+    "number": ("1", "2", "3", "5", "10", "20", "50", "100", "250", "500", "1000"),
+    "cost": COSTS,
+    "seconds": ("0 s", "30 s", "60 s", "2 min", "5 min", "10 min"),
+    "size": ("64x64", "256x256", "512x512", "768x768", "1024x1024", "no limit"),
+    "switch": ("on", "off"),
+}
 BUDGET_OPTIONS = ("cost_day", "cost_month", "running", "queued")  # a budget's options: limits on all members together
 
 
@@ -62,7 +73,7 @@ settings = app_commands.Group(
 
 @settings.command(description="All settings of this server, and buttons to change them")
 async def show(interaction: Interaction) -> None:
-    await rule_pages.show_overview(interaction)
+    await rules.show_overview(interaction)
 
 
 @settings.command(name="set", description="Set a limit or a switch: for everyone, or for one channel, role or member")
@@ -81,7 +92,7 @@ async def set_(
     role: discord.Role | None = None,
     member: discord.User | None = None,
 ) -> None:
-    await rule_changes.set_rule(interaction, _rule_target(interaction, channel, role, member), setting, value)
+    await rules.set_rule(interaction, _rule_target(interaction, channel, role, member), setting, value)
 
 
 @settings.command(description="Remove a rule, so that the next wider one holds again")
@@ -98,7 +109,7 @@ async def unset(
     role: discord.Role | None = None,
     member: discord.User | None = None,
 ) -> None:
-    await rule_changes.set_rule(interaction, _rule_target(interaction, channel, role, member), setting, "")
+    await rules.set_rule(interaction, _rule_target(interaction, channel, role, member), setting, "")
 
 
 @settings.command(description="What holds for a member, which rule decides it, and what they have used")
@@ -111,50 +122,47 @@ async def explain(
 ) -> None:
     roles = member.roles if isinstance(member, discord.Member) else ()
     channel_id = "" if channel is None else str(channel)
-    await rule_pages.show_explanation(
-        interaction,
-        rule_pages.ExplanationTarget(str(member.id), tuple(str(role.id) for role in roles), channel_id),
-        setting or "",
-    )
+    target = rules.ExplanationTarget(str(member.id), tuple(str(role.id) for role in roles), channel_id)
+    await rules.show_explanation(interaction, target, setting or "")
 
 
 @settings.command(description="Many settings at once, for a kind of server; shows first what it would change")
 @app_commands.describe(name="Which preset")
 async def preset(interaction: Interaction, name: Range[str, 1, 40]) -> None:
-    await rule_changes.preview_preset(interaction, name)
+    await rules.preview_preset(interaction, name=name)
 
 
 @settings.command(description="What was changed here, by whom, each with a button to undo it")
 async def log(interaction: Interaction) -> None:
-    await rule_pages.show_history(interaction)
+    await rules.show_history(interaction)
 
 
 @settings.command(description="Take back the last change, or the one of this number")
 @app_commands.describe(number="The change's number in the history")
 async def undo(interaction: Interaction, number: Range[int, 1, 2**31] | None = None) -> None:
-    await rule_changes.undo_change(interaction, number)
+    await rules.undo_change(interaction, number=number)
 
 
 @settings.command(description="This server's settings as a file")
 async def export(interaction: Interaction) -> None:
-    await rule_file.export_rules(interaction)
+    await rules.export_rules(interaction)
 
 
 @settings.command(name="import", description="Settings from a file, in place of all; shows first what would change")
 @app_commands.describe(file="A file as export gives it (YAML)")
 async def import_(interaction: Interaction, file: discord.Attachment) -> None:
-    await rule_file.offer_import(interaction, file)
+    await rules.offer_import(interaction, file)
 
 
 @settings.command(description="Close the server: cancel all jobs and admit no new ones (owner only)")
 @app_commands.describe(reason="Members read it when they are refused")
 async def close(interaction: Interaction, reason: Range[str, 1, 300] | None = None) -> None:
-    await kill_switch.open_close_form(interaction, reason or "")
+    await rules.open_close_form(interaction, reason=reason or "")
 
 
 @settings.command(name="open", description="Take new jobs again after close")
 async def open_(interaction: Interaction) -> None:
-    await kill_switch.reopen(interaction)
+    await rules.reopen(interaction)
 
 
 @settings.command(description="For this bot's operator: what all members of a server may use together")
@@ -181,15 +189,15 @@ async def budget(
     limits = {f"together_{name}": text for name, text in amounts.items() if text is not None}
     if setting or value:
         limits[setting or ""] = value or ""
-    await kill_switch.change_budget(interaction, guild or "", limits)
+    await rules.change_budget(interaction, guild or "", limits)
 
 
 def _rule_target(
     interaction: Interaction, channel: int | None, role: discord.Role | None, member: discord.User | None
-) -> tuple[Scope, str] | UserError:
+) -> rules.Target | UserError:
     """Return whom a rule is for, or the refusal, which is raised only after the permission check."""
     try:
-        return parse_target(interaction.guild_id, channel, role and role.id, member and member.id)
+        return rules.parse_target(interaction.guild_id, channel, role and role.id, member and member.id)
     except UserError as error:
         return error
 
@@ -198,61 +206,100 @@ def _rule_target(
 @unset.autocomplete("setting")
 @explain.autocomplete("setting")
 async def suggest_settings(interaction: Interaction, current: str) -> list[Choice[str]]:
-    excluded = () if interaction.command is explain else rule_changes.DEDICATED_COMMANDS
-    return autocomplete.suggest_settings(current, [name for name in SETTINGS if name not in excluded])
+    """Suggest settings by name, title or description, but for those with commands of their own."""
+    excluded = () if interaction.command is explain else rules.DEDICATED_COMMANDS
+    return setting_choices(current, [name for name in SETTINGS if name not in excluded])
 
 
 @budget.autocomplete("setting")
 async def suggest_ceilings(interaction: Interaction, current: str) -> list[Choice[str]]:
-    return autocomplete.suggest_settings(
-        current, [name for name, setting in SETTINGS.items() if "operator" in setting.scopes]
-    )
+    return setting_choices(current, [name for name, setting in SETTINGS.items() if "operator" in setting.scopes])
 
 
 @set_.autocomplete("value")
 @budget.autocomplete("value")
 async def suggest_values(interaction: Interaction, current: str) -> list[Choice[str]]:
-    setting = _find_setting(interaction.namespace.setting)
-    return autocomplete.suggest_values(setting, current, {} if setting is None else _live_values(interaction, setting))
+    try:
+        setting = value_parser.find_setting(interaction.namespace.setting or "")
+    except UserError:
+        return []
+    return value_choices(setting, current, _live_values(interaction, setting))
 
 
 @budget.autocomplete("cost_day")
 @budget.autocomplete("cost_month")
 async def suggest_costs(interaction: Interaction, current: str) -> list[Choice[str]]:
-    return autocomplete.suggest_named(current, {cost: cost for cost in (*autocomplete.COSTS, "none")})
+    return _match_labels({cost: cost for cost in (*COSTS, "none")}, current)
 
 
 @budget.autocomplete("guild")
 async def suggest_servers(interaction: Interaction, current: str) -> list[Choice[str]]:
-    return autocomplete.suggest_named(current, kill_switch.list_guilds(interaction))
+    """Suggest every server that the bot is in, to operators; none to other members."""
+    if interaction.user.id not in interaction.client.operator_ids:
+        return []
+    guilds = {f"discord:{guild.id}": f"{guild.name} ({guild.id})" for guild in interaction.client.guilds}
+    labels = {EVERYWHERE: "Every server"} | guilds
+    return _to_choices(pair for pair in labels.items() if current.casefold() in f"{pair[1]} {pair[0]}".casefold())
 
 
 @preset.autocomplete("name")
 async def suggest_presets(interaction: Interaction, current: str) -> list[Choice[str]]:
-    return autocomplete.suggest_presets(current)
+    """Suggest presets by name, with what each is for."""
+    return _match_labels({each.name: f"{each.name}: {each.description}" for each in PRESETS.values()}, current)
 
 
-def _find_setting(name: str | None) -> Setting | None:
-    try:
-        return value_parser.find_setting(name or "")
-    except UserError:
-        return None
+def setting_choices(current: str, names: Iterable[str]) -> list[Choice[str]]:
+    """Return the settings whose name, title or description contains the typed text."""
+    query = current.casefold()
+    about = {name: SETTINGS[name].description for name in names}
+    return _to_choices(
+        (name, f"{name}: {description}")
+        for name, description in about.items()
+        if query in f"{name} {texts.setting_title(name)} {description}".casefold()
+    )
 
 
-def _live_names(interaction: Interaction, setting: str) -> list[str]:
-    """Return the models, or the controls or reference adapters of all models, each once."""
-    profiles = interaction.client.services.catalog.list_profiles()
-    if setting == "models":
-        return [profile.name for profile in profiles]
-    parts = [
-        part for profile in profiles for part in (profile.controls if setting == "controls" else profile.references)
-    ]
-    return list(dict.fromkeys(part.name for part in parts))
+def value_choices(setting: Setting, current: str, live_values: Mapping[str, str]) -> list[Choice[str]]:
+    """Return values of one setting. `live_values`: value → label, of models or channels, which no setting lists."""
+    if setting.kind in ("choices", "names"):
+        return _complete_list(setting.choices or tuple(live_values), current)
+    if setting.kind == "channel":
+        return _match_labels(live_values, current)
+    values = setting.choices or COMMON_VALUES.get(setting.kind, ())
+    if setting.kind == "number":
+        values = tuple(value for value in values if setting.minimum <= int(value) <= setting.maximum)
+    return _match_labels({value: value for value in values}, current)
 
 
 def _live_values(interaction: Interaction, setting: Setting) -> dict[str, str]:
-    if setting.kind == "names":
-        return {name: name for name in _live_names(interaction, setting.name)}
-    if setting.kind == "channel" and interaction.guild is not None and interaction.permissions.manage_guild:
-        return {str(channel.id): f"#{channel.name}" for channel in interaction.guild.text_channels}
-    return {}
+    """Return the models, or the controls or reference adapters of all models, each once; or the server's channels."""
+    guild = interaction.guild
+    if setting.kind == "channel" and guild is not None and interaction.permissions.manage_guild:
+        return {str(channel.id): f"#{channel.name}" for channel in guild.text_channels}
+    if setting.kind != "names":
+        return {}
+    profiles = interaction.client.services.catalog.list_profiles()
+    if setting.name == "models":
+        return {profile.name: profile.name for profile in profiles}
+    parts = (profile.controls if setting.name == "controls" else profile.references for profile in profiles)
+    return {part.name: part.name for group in parts for part in group}
+
+
+def _complete_list(names: tuple[str, ...], current: str) -> list[Choice[str]]:
+    """Complete the last name of a list: `ddim, eu` → `ddim, euler`."""
+    earlier_names, _, last_name = current.rpartition(",")
+    chosen_names = [part.strip() for part in earlier_names.split(",") if part.strip()]
+    remaining = [name for name in names if name not in chosen_names and last_name.strip().casefold() in name.casefold()]
+    completions = [", ".join([*chosen_names, name]) for name in remaining]
+    keywords = [] if chosen_names else [name for name in ("all", "none") if current.strip().casefold() in name]
+    return _to_choices((name, name) for name in [*completions, *keywords])
+
+
+def _match_labels(labels: Mapping[str, str], current: str) -> list[Choice[str]]:
+    """Return those of `labels` (value → label) whose label contains the typed text."""
+    return _to_choices(pair for pair in labels.items() if current.casefold() in pair[1].casefold())
+
+
+def _to_choices(pairs: Iterable[tuple[str, str]]) -> list[Choice[str]]:
+    fitting_pairs = [(value, label) for value, label in pairs if 0 < len(value) <= MAX_CHOICE_CHARS]
+    return [Choice(name=shorten(label, MAX_CHOICE_CHARS), value=value) for value, label in fitting_pairs][:MAX_CHOICES]

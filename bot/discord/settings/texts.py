@@ -1,17 +1,19 @@
-"""Texts about rules and changes for the admins' cards, in Discord's markdown.
+"""Texts about rules, changes and explanations for the admins' cards, in Discord's markdown.
 
-Pure. Roles, channels and members are mentions, which every client shows as names. Text that a person wrote always goes
-through `escape_discord`.
+Pure. Lines are short, for a phone. Roles, channels and members are mentions, which every client shows as names. Text
+that a person wrote always goes through `escape_discord`.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from bot.domain.texts import escape_discord, shorten
 from bot.policy.rules.catalogue import SETTINGS
+from bot.policy.rules.explanations import Explanation
 from bot.policy.rules.rule import SCOPES, Rule, RuleChange, RuleStep, RuleValue, Scope
 from bot.policy.rules.value_parser import UNLIMITED, format_setting_value
 from bot.prompt import format_default_cost
@@ -20,7 +22,6 @@ if TYPE_CHECKING:
     from engine.contract import ModelProfile
 
 MAX_LISTED_MODELS = 8
-
 MEMBER_LIMITS = tuple(
     name for name, definition in SETTINGS.items() if "user" in definition.scopes and name != "blocked"
 )
@@ -39,10 +40,14 @@ ACTION_VERBS: Mapping[str, str] = MappingProxyType(
     }
 )
 MAX_VALUE_CHARACTERS = 90
+MAX_ENTRY_CHARACTERS = 560  # characters of one change in the history
 NO_RULE = "no rule"
 NO_LIMIT = UNLIMITED[0]
-MAX_ENTRY_CHARACTERS = 560  # characters of one change in the history
 OPERATOR_SCOPE: Scope = "operator"
+STOP_SETTINGS = ("blocked", "closed")  # settings that stop everything
+Section = tuple[str, list[str]]  # a heading, and its lines
+_PLACEHOLDER = re.compile(r"§(channel|role|user)([0-9]{1,20})§")
+_MENTION_PREFIXES = {"channel": "<#", "role": "<@&", "user": "<@"}
 
 
 def setting_title(setting: str) -> str:
@@ -61,9 +66,7 @@ def subject_mention(scope: Scope, subject: str) -> str:
     number = subject.rpartition(":")[2]
     if scope == OPERATOR_SCOPE:
         return "the whole server 🔒"
-    if scope == "guild" or not number.isdigit():
-        return "everyone"
-    return {"channel": f"<#{number}>", "role": f"<@&{number}>", "user": f"<@{number}>"}[scope]
+    return f"{_MENTION_PREFIXES[scope]}{number}>" if scope != "guild" and number.isdigit() else "everyone"
 
 
 def format_for_card(setting: str, value: RuleValue | None) -> str:
@@ -86,41 +89,38 @@ def format_for_field(setting: str, value: RuleValue) -> str:
     return shorten(str(value) if definition is None else format_setting_value(definition, value), MAX_VALUE_CHARACTERS)
 
 
+def format_rule(rule: Rule) -> str:
+    """Return "Running at once: **5**", for those to whom a rule applies."""
+    return f"{setting_title(rule.setting)} · **{format_for_card(rule.setting, rule.value)}**"
+
+
 def format_step(step: RuleStep) -> str:
     """Return one line of a change: "Running at once for @crew: 3 → **5**"."""
     for_whom = "" if step.scope in ("guild", OPERATOR_SCOPE) else f" for {subject_mention(step.scope, step.subject)}"
     lock = "🔒 " if step.scope == OPERATOR_SCOPE else ""
-    return (
-        f"{lock}{setting_title(step.setting)}{for_whom}: {format_for_card(step.setting, step.before)} → "
-        f"**{_format_after(step)}**"
-    )
-
-
-def _format_after(step: RuleStep) -> str:
-    """Return the new value; of a list also how many were added and removed, since equal counts look alike."""
+    before, after = format_for_card(step.setting, step.before), format_for_card(step.setting, step.after)
     if isinstance(step.before, tuple) and isinstance(step.after, tuple) and SETTINGS[step.setting].kind == "texts":
-        added_count = len({*step.after} - {*step.before})
-        removed_count = len({*step.before} - {*step.after})
-        return f"{format_for_card(step.setting, step.after)} (+{added_count}, −{removed_count})"
-    return format_for_card(step.setting, step.after)
+        added = len({*step.after} - {*step.before})  # equal counts look alike
+        after += f" (+{added}, −{len({*step.before} - {*step.after})})"
+    return f"{lock}{setting_title(step.setting)}{for_whom}: {before} → **{after}**"
 
 
 def format_steps(steps: Sequence[RuleStep]) -> list[str]:
     """Return all lines of a change, in the order of the settings' card."""
     order = {name: position for position, name in enumerate(SETTINGS)}
-    return [
-        f"• {format_step(step)}"
-        for step in sorted(steps, key=lambda sorted_step: order.get(sorted_step.setting, len(order)))
-    ]
+    return [f"• {format_step(step)}" for step in sorted(steps, key=lambda each: order.get(each.setting, len(order)))]
 
 
 def describe_change(change: RuleChange) -> str:
     """Return what has just changed: one line for one rule, a count for more."""
     if not change.steps:
         return "Nothing changed: it was so already."
-    if len(change.steps) == 1:
-        return f"✅ {format_step(change.steps[0])}"
-    return f"✅ {len(change.steps)} rules changed."
+    return f"✅ {format_step(change.steps[0]) if len(change.steps) == 1 else f'{len(change.steps)} rules changed.'}"
+
+
+def describe_undo(change: RuleChange) -> str:
+    """Return what an undo did."""
+    return "\n".join([f"↩️ No. {change.undone_change} was taken back:", *fit_lines(format_steps(change.steps), 700)])
 
 
 def describe_overrides(step: RuleStep, rules: Sequence[Rule]) -> list[str]:
@@ -133,19 +133,16 @@ def describe_overrides(step: RuleStep, rules: Sequence[Rule]) -> list[str]:
         for rule in ceilings
     ]
     if more_specific:
-        lines.append(
-            f"-# {more_specific} {'more specific rule goes' if more_specific == 1 else 'more specific rules go'} first."
-        )
+        verb = "more specific rule goes" if more_specific == 1 else "more specific rules go"
+        lines.append(f"-# {more_specific} {verb} first.")
     return lines
 
 
-def format_entry(change: RuleChange) -> str:
+def format_change(change: RuleChange) -> str:
     """Return a change in the history: who, what, when, and its first lines."""
-    actor = escape_discord(change.actor_name, 32)
-    verb = (
-        f"undid no. {change.undone_change}" if change.undone_change else ACTION_VERBS.get(change.action, change.action)
-    )
-    head = f"**{change.number}.** {actor} {verb} · <t:{round(change.changed_at)}:R>"
+    verb = ACTION_VERBS.get(change.action, change.action)
+    verb = f"undid no. {change.undone_change}" if change.undone_change else verb
+    head = f"**{change.number}.** {escape_discord(change.actor_name, 32)} {verb} · <t:{round(change.changed_at)}:R>"
     undone_note = [f"-# taken back by no. {change.undone_by}"] if change.undone_by else []
     return "\n".join([*fit_lines([head, *format_steps(change.steps)], MAX_ENTRY_CHARACTERS, 4), *undone_note])
 
@@ -171,3 +168,51 @@ def describe_model_costs(model_profiles: Sequence[ModelProfile]) -> list[str]:
     ]
     more = len(model_profiles) - MAX_LISTED_MODELS
     return [*lines, f"and {more} more"] if more > 0 else lines
+
+
+def make_placeholder(kind: str, number: str) -> str:
+    """Return a placeholder of a `channel`, `role` or `user` that survives escaping; later it becomes a mention."""
+    return f"§{kind}{number}§"
+
+
+def build_sections(explanations: Sequence[Explanation]) -> list[Section]:
+    """Return what holds for a member, in three groups, the fullest limit first; empty groups are left out."""
+    limiting = sorted(
+        (each for each in explanations if _is_stopping(each) or each.used_share),
+        key=lambda each: -1.0 if each.setting in STOP_SETTINGS else 1 - (each.used_share or 0),
+    )
+    others = [each for each in explanations if each not in limiting]
+    by_default = [
+        each for each in others if each.rule is None and (each.setting in MEMBER_LIMITS or each.setting == "blocked")
+    ]
+    groups = {
+        "Now": [format_explanation(each) for each in limiting],
+        "Set by rules": [format_explanation(each) for each in others if each.rule is not None],
+        "By default": [f"-# {_format_value(each)}" for each in by_default],
+    }
+    return [(heading, lines) for heading, lines in groups.items() if lines]
+
+
+def format_explanation(explanation: Explanation) -> str:
+    """Return a setting's value, and below it why it holds."""
+    reason = explanation.sentence.removeprefix(f"{explanation.setting} is {explanation.value}: ")
+    reason = _PLACEHOLDER.sub(lambda match: f"{_MENTION_PREFIXES[match[1]]}{match[2]}>", escape_discord(reason, 400))
+    stop_mark = "⛔ " if _is_stopping(explanation) or (explanation.used_share or 0) >= 1 else ""
+    return f"{stop_mark}{_format_value(explanation, '**')}\n-# {reason}"
+
+
+def _format_value(explanation: Explanation, emphasis: str = "") -> str:
+    """Return "Running at once · 1 of 4"; `emphasis` goes around the value."""
+    value = explanation.value
+    if explanation.setting == "blocked":
+        value = "yes" if value == "on" else "no"
+    value = escape_discord(explanation.used or value, 90)
+    text = f"{setting_title(explanation.setting)} · {emphasis}{value}{emphasis}"
+    if explanation.frees_at is None or not explanation.used_share:
+        return text
+    return f"{text}, some frees <t:{round(explanation.frees_at)}:R>"
+
+
+def _is_stopping(explanation: Explanation) -> bool:
+    is_set = explanation.rule is not None and explanation.value not in ("off", "not set")
+    return explanation.setting in STOP_SETTINGS and is_set

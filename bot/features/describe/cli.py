@@ -15,28 +15,29 @@ import typer
 from bot.cli.options import AsJson, Data
 from bot.domain.errors import UserError
 
-Picture = Annotated[Path, typer.Argument(metavar="PICTURE", help="A picture file.")]
-Model = Annotated[str | None, typer.Option(help="Which model scores the words; by default the bot's default model.")]
-
 NOT_RUNNING = "No Darkroom is running on this data folder: start `darkroom up`, whose engine does the work."
 
 
-def describe(picture: Picture, model: Model = None, as_json: AsJson = False, data: Data = None) -> None:
+def describe(
+    picture: Annotated[Path, typer.Argument(metavar="PICTURE", help="A picture file.")],
+    model: Annotated[
+        str | None, typer.Option(help="Which model scores the words; by default the bot's default model.")
+    ] = None,
+    as_json: AsJson = False,
+    data: Data = None,
+) -> None:
     """Suggest prompts for a picture, from words that a model knows, the best first."""
     from bot.app.settings import load_settings
-    from bot.cli.imagine import http_client
-    from bot.cli.imagine.job_inputs import JobInputs
+    from bot.cli.imagine.http_client import find_running
+    from bot.cli.imagine.job_inputs import read_files
     from bot.cli.imagine.result import GenerationError
-    from bot.cli.instance_lock import find_instance
-    from bot.web.auth import terminal_key
 
-    (content,) = JobInputs((picture,)).read_pictures()
-    folder = load_settings(data).data
-    instance = find_instance(folder)
-    if instance is None or not asyncio.run(http_client.is_darkroom_running(instance.url)):
+    (content,) = read_files([picture])
+    running = asyncio.run(find_running(load_settings(data).data))
+    if running is None:
         raise UserError(NOT_RUNNING)
     try:
-        result = asyncio.run(_request_description(instance.url, terminal_key(folder), content, model))
+        result = asyncio.run(_request_description(*running, content, model))
     except GenerationError as error:
         typer.echo(f"darkroom: {error}", err=True)
         raise typer.Exit(1) from None

@@ -13,11 +13,16 @@ import discord
 from discord import app_commands, ui
 from discord.app_commands import Choice
 
-from bot.discord.attachments import to_remote_file
-from bot.discord.checks import reply_on_error, report_errors, require_permission
 from bot.discord.commands.imagine import model_choices, submit_prompt
 from bot.discord.declarations import declare
-from bot.discord.responses import NO_MENTIONS, member_of
+from bot.discord.responses import (
+    NO_MENTIONS,
+    member_of,
+    reply_on_error,
+    report_errors,
+    require_permission,
+    to_remote_file,
+)
 from bot.domain.errors import UserError
 from bot.domain.texts import escape_discord
 from bot.features.describe.service import ImageToPrompt

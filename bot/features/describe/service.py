@@ -21,9 +21,9 @@ from bot.domain.feature import PromptSuggester, RunningFeature, SideWork
 from bot.domain.texts import format_duration, shorten
 from bot.features.describe.rules import EMPTY_TEXT, PromptScores, Vocabulary, build_prompt, choose_vocabulary
 from bot.jobs.costs import WorkCharges, WorkMeter
-from bot.jobs.init_images import RemoteFile
+from bot.jobs.init_images import InitImageLoader, RemoteFile
 from bot.jobs.model_catalog import ModelCatalog
-from bot.jobs.quota import check_action, check_model, refuse_if_closed_or_blocked
+from bot.jobs.quota import check_action, check_allowed
 from bot.pictures.image_codec import crop_square
 from bot.pictures.uploads.upload_decoder import DecodedImage
 from bot.policy.rules import EffectiveRules
@@ -168,9 +168,8 @@ class ImageToPrompt(PromptSuggester, SideWork):
     async def _check_allowed(self, member: Member, model_profile: ModelProfile) -> float:
         """Return the estimated device-seconds. Raise `UserError` if the rules forbid it, or if it takes too long."""
         rules = await self._effective_rules(member)
-        refuse_if_closed_or_blocked(rules)
         check_action(rules, "describe")
-        check_model(rules, model_profile.name)
+        check_allowed(rules, "models", model_profile.name)
         if (seconds := estimate_cost(model_profile, choose_vocabulary(model_profile))) > MAX_COST:
             raise UserError(TOO_SLOW.format(model=model_profile.name, time=format_duration(seconds)))
         return seconds
@@ -331,7 +330,7 @@ async def open_service(app: App) -> AsyncGenerator[RunningFeature]:
     yield RunningFeature(
         ImageToPrompt(
             core.bus.describe,
-            services.init_image_loader.load_upload,
+            services.get(InitImageLoader).load_upload,
             services.catalog,
             services.rule_admin.effective_rules,
             charges.charge,

@@ -9,10 +9,9 @@ import discord
 from discord import app_commands
 from discord.app_commands import Choice, Range
 
-from bot.discord.checks import reply_on_error
 from bot.discord.commands.preferences import prefer
 from bot.discord.job_choice import MAX_CHOICE_CHARS, MAX_CHOICES
-from bot.discord.responses import member_of, send_ephemeral
+from bot.discord.responses import member_of, reply_on_error, send_ephemeral
 from bot.domain.texts import escape_discord
 from bot.features.flag_aliases.rules import MAX_ALIAS_LENGTH, MAX_ALIASES
 from bot.features.flag_aliases.service import FlagAliases

@@ -15,11 +15,9 @@ from discord.app_commands import Range
 from bot.discord.cards import pictures
 from bot.discord.cards.button_layout import MAX_ROW_BUTTONS, Button, ButtonRow
 from bot.discord.cards.job_cards import MAX_CONTENT, Card
-from bot.discord.checks import reply_on_error, require_permission
 from bot.discord.components.forms import FormSubmission, create_form, form_id, open_form, text_field
-from bot.discord.declarations import declare
-from bot.discord.extension import FeatureButton
-from bot.discord.responses import member_of, respond_with_jobs, send_ephemeral
+from bot.discord.declarations import ButtonDeclaration, declare
+from bot.discord.responses import member_of, reply_on_error, require_permission, respond_with_jobs, send_ephemeral
 from bot.domain.errors import UserError
 from bot.domain.texts import escape_discord, shorten
 from bot.features.parties.rules import PartyBoard, PartyPhrase
@@ -28,7 +26,7 @@ from bot.features.parties.service import MAX_SAID, PartyService, Vote
 if TYPE_CHECKING:
     from bot.discord.cards.pictures import PictureFile
     from bot.discord.client import DarkroomClient
-    from bot.discord.extension import Check
+    from bot.discord.declarations import Check
     from bot.domain.dto import AcceptedJob, Destination, JobView, Member
     from bot.services import Services
 
@@ -211,8 +209,8 @@ def _add_lines(content: str, lines: Sequence[str]) -> str:
 
 
 BUTTONS = (
-    FeatureButton("speak", "party", open_phrase_form, submit_phrase),
-    FeatureButton("voteup", "party", partial(press_vote, 1)),
-    FeatureButton("votedown", "party", partial(press_vote, -1)),
+    ButtonDeclaration("speak", "party", open_phrase_form, submit_phrase),
+    ButtonDeclaration("voteup", "party", partial(press_vote, 1)),
+    ButtonDeclaration("votedown", "party", partial(press_vote, -1)),
 )
 REACTIONS = {"👍": partial(react_with_vote, 1), "👎": partial(react_with_vote, -1)}

@@ -40,7 +40,7 @@ from bot.features.parties.store import PartyRecord
 from bot.jobs.active_jobs import ActiveJob, ActiveJobs
 from bot.jobs.control import JobControl
 from bot.jobs.drawing import JobService
-from bot.jobs.quota import check_action, refuse_if_closed_or_blocked
+from bot.jobs.quota import check_action
 from bot.jobs.steering import SteeringService, presume_recipe
 from bot.jobs.views import JobViews
 from bot.jobs.word_filter import WordFilter
@@ -219,7 +219,6 @@ class PartyService:
             raise UserError(NO_PARTY if party is None else OVER, 404)
         _check_invited(party, member)
         rules = await self._effective_rules(member)
-        refuse_if_closed_or_blocked(rules)
         check_action(rules, "party")
         if not await self._store.write(stored.join_party, job, member, self._clock()):
             raise UserError(FULL)
@@ -392,6 +391,8 @@ async def open_service(app: App) -> AsyncGenerator[RunningFeature]:
     clock = app.core.clock
     rules = services.rule_admin.effective_rules
     control = services.job_control
-    parties = PartyService(store, services.jobs, control, services.job_views, services.word_filter, rules, clock=clock)
+    parties = PartyService(
+        store, services.jobs, control, services.job_views, services.get(WordFilter), rules, clock=clock
+    )
     conductor = PartyConductor(store, app.queue.active_jobs, services.steering, control, rules, clock=clock)
     yield RunningFeature(parties, {"parties": conductor.run})

@@ -17,7 +17,7 @@ import typer
 
 from bot.cli.new_file import write_new_file
 from bot.cli.options import Data
-from bot.cli.rules.commands import prefix_discord_id
+from bot.cli.rules import prefix_discord_id
 from bot.domain.errors import UserError
 
 if TYPE_CHECKING:

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, Self
 import discord
 from discord import app_commands, ui
 
-from bot.discord.checks import reply_on_error, report_errors, require_permission
 from bot.discord.declarations import declare
-from bot.discord.responses import NO_MENTIONS, member_of
+from bot.discord.responses import NO_MENTIONS, member_of, reply_on_error, report_errors, require_permission
 from bot.domain.texts import format_job_count
 from bot.features.privacy.service import DataExport, ExportArchive
+from bot.services.data_deletion import DataDeletion
 
 if TYPE_CHECKING:
     from bot.discord.client import DarkroomClient
@@ -70,7 +70,7 @@ def describe_archive(archive: ExportArchive) -> str:
 )
 async def forget_me(interaction: discord.Interaction[DarkroomClient]) -> None:
     async with reply_on_error(interaction):
-        job_count = await interaction.client.services.data_deletion.count_jobs(member_of(interaction).id)
+        job_count = await interaction.client.services.get(DataDeletion).count_jobs(member_of(interaction).id)
         text = CONFIRM_TEXT.format(jobs=format_job_count(job_count), copy=interaction.client.mention_command("my-data"))
         view = ui.View(timeout=None)
         view.add_item(ForgetButton())
@@ -95,7 +95,7 @@ class ForgetButton(ui.DynamicItem[ui.Button[Any]], template=r"forget:me"):
         async with report_errors(interaction, log, "a request to be forgotten failed"):
             member = await require_permission(interaction, "forget")
             await interaction.response.defer()
-            job_count = await interaction.client.services.data_deletion.request_deletion(member.id)
+            job_count = await interaction.client.services.get(DataDeletion).request_deletion(member.id)
             await interaction.edit_original_response(
                 content=DELETION_STARTED.format(jobs=format_job_count(job_count)), view=None
             )

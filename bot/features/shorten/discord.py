@@ -14,10 +14,9 @@ import discord
 from discord import app_commands, ui
 from discord.app_commands import Range
 
-from bot.discord.checks import reply_on_error, report_errors, require_permission
 from bot.discord.commands.imagine import submit_prompt
 from bot.discord.declarations import declare
-from bot.discord.responses import NO_MENTIONS, member_of
+from bot.discord.responses import NO_MENTIONS, member_of, reply_on_error, report_errors, require_permission
 from bot.domain.errors import UserError
 from bot.domain.texts import escape_discord
 from bot.features.shorten.rules import build_short_prompt, split_words

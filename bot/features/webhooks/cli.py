@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from bot.cli.options import AsJson, Data
+from bot.cli.options import AsJson, Data, format_minute
 
 if TYPE_CHECKING:
     from bot.features.webhooks.service import Webhooks, WebhookState
@@ -118,8 +118,7 @@ def _format_state(state: WebhookState) -> str:
 
 
 def _format_letter(letter: WebhookDelivery) -> str:
-    at = time.strftime("%Y-%m-%d %H:%M", time.localtime(letter.at))
-    return f"{at}  {letter.event:14}  {letter.job}  {letter.tries} tries: {letter.error}"
+    return f"{format_minute(letter.at)}  {letter.event:14}  {letter.job}  {letter.tries} tries: {letter.error}"
 
 
 def _to_dict(state: WebhookState) -> dict[str, Any]:

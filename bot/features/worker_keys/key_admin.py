@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from bot.cli.up.broker_setup import BROKER_FOLDER, parse_listen_address
 from bot.cli.up.startup import LOCAL_WORKER
 from bot.domain.errors import UserError
-from engine.bus import worker_permissions
-from engine.bus.worker_key_admin import WorkerKeyAdmin
+from engine.bus import worker_keys
+from engine.bus.embedded_broker import WorkerKeyAdmin
 from engine.bus.worker_keys import KEY_FILE, BadKey, WorkerKey
 
 if TYPE_CHECKING:
@@ -35,11 +35,11 @@ def create_key(settings: Settings, name: str, pools: str, *, as_json: bool) -> s
         key, seed, applied = _open_enrolment(settings).add_key(name, pool_names, datetime.now(UTC).date().isoformat())
     except (BadKey, OSError) as error:
         raise UserError(str(error), 400) from error
-    url, (owner, account) = broker_address(settings), worker_permissions.build_account(key.public, key.name, key.pools)
-    user = worker_permissions.build_user(key.public, key.name, key.pools)
+    url, (owner, account) = broker_address(settings), worker_keys.build_account(key.public, key.name, key.pools)
+    user = worker_keys.build_user(key.public, key.name, key.pools)
     command = f"DARKROOM_NATS_KEY={seed} {worker_command(key, url)}"
     if as_json:
-        account_fields = {"user": user, "account": {owner: account}, "exports": worker_permissions.build_exports()}
+        account_fields = {"user": user, "account": {owner: account}, "exports": worker_keys.build_exports()}
         return _to_json(_to_dict(key) | {"seed": seed, "command": command, **account_fields, "taken": applied})
     instructions = [
         f"The key of {key.name}, for {_describe_pools(key)}. It is shown only now, and stored nowhere:",
@@ -53,14 +53,14 @@ def create_key(settings: Settings, name: str, pools: str, *, as_json: bool) -> s
             "twice (nats-server --signal reload): a new account works from the second time on."
         )
         exports_note = (
-            f"Its account {worker_permissions.MAIN_ACCOUNT}, with the streams and the bot's user, needs this line "
+            f"Its account {worker_keys.MAIN_ACCOUNT}, with the streams and the bot's user, needs this line "
             "(docs/workers.md):"
         )
         instructions += [
             account_note,
             f"  {json.dumps(owner)} {json.dumps(account)}",
             exports_note,
-            f"  exports: {json.dumps(worker_permissions.build_exports())}",
+            f"  exports: {json.dumps(worker_keys.build_exports())}",
         ]
     else:
         instructions.append(APPLIED_NOTE if applied else NOT_RUNNING_NOTE)

@@ -1,7 +1,7 @@
 """The settings that a rule can set, each one annotated field of `EffectiveRules`. Declarations only.
 
-Costs are calibrated device-seconds (`engine.contract.cost`), whole ones. A day is any 24 hours, a month any 30 days:
-both windows roll. Settings that begin with `together_` count all members of the server or channel together.
+Costs are calibrated device-seconds (`engine.contract.presence`), whole ones. A day is any 24 hours, a month any 30
+days: both windows roll. Settings that begin with `together_` count all members of the server or channel together.
 """
 
 from __future__ import annotations

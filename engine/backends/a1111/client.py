@@ -14,17 +14,21 @@ from typing import Any, cast
 from engine.backends.a1111 import BACKEND
 from engine.contract import SAMPLER_TITLES, JobRejected, Lora, Sampler
 from engine.process.settings import BackendSettings
-from engine.remote.drawing import BackendModel, BackendUnreachable, DrawProgress, DrawRequest, OnProgress
-from engine.remote.http_client import BackendHttp, BackendRefusal, as_object, decode_base64, make_headers
-from engine.remote.names import (
+from engine.remote.drawing import (
     KARRAS,
+    BackendModel,
     BackendSampler,
+    BackendUnreachable,
+    DrawProgress,
+    DrawRequest,
+    OnProgress,
     choose_multiple,
     guess_size,
     make_name,
     name_models,
     sort_samplers,
 )
+from engine.remote.http_client import BackendHttp, BackendRefusal, as_object, decode_base64, make_headers
 
 log = logging.getLogger(__name__)
 

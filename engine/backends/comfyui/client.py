@@ -21,9 +21,20 @@ import aiohttp
 from engine.backends.comfyui import BACKEND
 from engine.backends.comfyui.workflow import SlotPlace, SlotValue, Workflow, WrongWorkflow, parse_workflow
 from engine.contract import Feature, JobRejected, Sampler
-from engine.contract.samplers import SAMPLER_ROWS
+from engine.contract.fields import SAMPLER_ROWS
 from engine.process.settings import BackendSettings, SettingError
-from engine.remote.drawing import BackendModel, BackendUnreachable, DrawProgress, DrawRequest, OnProgress
+from engine.remote.drawing import (
+    BackendModel,
+    BackendSampler,
+    BackendUnreachable,
+    DrawProgress,
+    DrawRequest,
+    OnProgress,
+    choose_multiple,
+    guess_size,
+    name_models,
+    sort_samplers,
+)
 from engine.remote.http_client import (
     MAX_PICTURE_BYTES,
     BackendHttp,
@@ -33,7 +44,6 @@ from engine.remote.http_client import (
     parse_object,
     read_body,
 )
-from engine.remote.names import BackendSampler, choose_multiple, guess_size, name_models, sort_samplers
 
 log = logging.getLogger(__name__)
 

@@ -22,7 +22,15 @@ from PIL import Image, ImageOps
 from engine.backends.openai import BACKEND
 from engine.contract import Feature, JobRejected, Sampler
 from engine.process.settings import BackendSettings
-from engine.remote.drawing import BackendModel, DrawProgress, DrawRequest, OnProgress
+from engine.remote.drawing import (
+    BackendModel,
+    DrawProgress,
+    DrawRequest,
+    OnProgress,
+    choose_multiple,
+    name_models,
+    sort_samplers,
+)
 from engine.remote.http_client import (
     DRAW_TIMEOUT,
     MAX_PICTURE_BYTES,
@@ -36,7 +44,6 @@ from engine.remote.http_client import (
     parse_object,
     read_body,
 )
-from engine.remote.names import choose_multiple, name_models, sort_samplers
 
 log = logging.getLogger(__name__)
 

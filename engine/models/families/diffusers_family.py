@@ -47,7 +47,7 @@ from engine.models.picture_conditions import (
     UsesAutoencoder,
 )
 from engine.models.pipeline_support import WholePipelineSupport
-from engine.models.text_cache import PromptKey, TextCache, list_texts
+from engine.models.prompt_chunks import PromptKey, TextCache, list_texts
 from engine.preview_maps.latent_map import MODEL_MAP_FILE, LatentSpace
 from engine.process.memory_requests import Offload
 from engine.prompt.emphasis import strip_emphasis

@@ -11,13 +11,13 @@ from typing import Any, cast
 import torch
 
 from engine.contract import Recipe
-from engine.models.control.control_conditioner import make_flux_conditioner
+from engine.models.control_conditioner import make_flux_conditioner
 from engine.models.families.diffusers_family import choose_guidance
 from engine.models.families.flow_matching import FlowMatchingFamily
 from engine.models.families.picture_editing import NeedsPicture, split_pictures
 from engine.models.family import Conditioning
 from engine.models.picture_conditions import Additions, PictureConditioner
-from engine.models.text_cache import PromptKey
+from engine.models.prompt_chunks import PromptKey
 
 GUIDANCE = 3.5  # the pipeline's own default
 TOKENS = 512  # of T5
@@ -120,4 +120,41 @@ class FluxKontext(NeedsPicture, Flux):
         return inputs | {
             "hidden_states": torch.cat([inputs["hidden_states"], self._pack(picture)], dim=1),
             "img_ids": torch.cat([inputs["img_ids"], positions]),
+        }
+
+
+CHROMA_GUIDANCE = 5.0  # the pipeline's own default
+
+
+class Chroma(Flux):
+    """Conditions: T5's states, and a mask of the tokens that count."""
+
+    pipelines = ("ChromaPipeline",)
+    prompt_arguments = ("prompt_embeds", "prompt_attention_mask")
+    unsupported_samplers = ("heun", "unipc", "dpmpp_3m")
+
+    def __init__(
+        self, pipeline: Any, name: str, revision: str, device: torch.device | str = "cpu", guidance: float | None = None
+    ) -> None:
+        super().__init__(pipeline, name, revision, device, guidance or choose_guidance(name, CHROMA_GUIDANCE))
+
+    def _encode_text(self, pipeline: Any, prompt: PromptKey) -> Conditioning:
+        states, _, mask, *_ = pipeline.encode_prompt(
+            prompt.text, device=self.device, do_classifier_free_guidance=False, max_sequence_length=TOKENS
+        )
+        return states[0].float(), mask[0].float()
+
+    def _make_conditioners(self, pipeline: Any) -> tuple[PictureConditioner, ...]:
+        return ()
+
+    def _name_inputs(self, x: torch.Tensor, t: torch.Tensor, conditioning: Conditioning) -> dict[str, Any]:
+        states, text_mask = conditioning
+        tokens, (height, width) = self._pack(x), x.shape[-2:]
+        return {
+            "hidden_states": tokens,
+            "encoder_hidden_states": states,
+            "timestep": t.to(x.dtype) / 1000,
+            "attention_mask": torch.cat([text_mask, text_mask.new_ones(tokens.shape[:2])], dim=1),
+            "img_ids": self._get_position_ids(height // 2, width // 2, x.dtype),
+            "txt_ids": x.new_zeros(states.shape[1], 3),
         }

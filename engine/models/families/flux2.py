@@ -17,7 +17,7 @@ from engine.models.families.diffusers_family import DISTILLED_STEPS, choose_guid
 from engine.models.families.flow_matching import FlowMatchingFamily
 from engine.models.families.picture_editing import PictureEditing, split_pictures
 from engine.models.family import Conditioning
-from engine.models.text_cache import PromptKey
+from engine.models.prompt_chunks import PromptKey
 
 GUIDANCE = 4.0  # the pipelines' own default
 TOKENS = 512

@@ -12,7 +12,7 @@ import torch
 from engine.models.families.diffusers_family import choose_guidance
 from engine.models.families.flow_matching import FlowMatchingFamily, compute_mu
 from engine.models.family import Conditioning
-from engine.models.text_cache import PromptKey
+from engine.models.prompt_chunks import PromptKey
 
 GUIDANCE = 5.0  # the pipeline's own default
 TOKENS = 128

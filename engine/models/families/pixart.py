@@ -13,7 +13,7 @@ import torch
 from engine.contract import Recipe
 from engine.models.families.diffusers_family import DiffusersFamily, choose_guidance
 from engine.models.family import Conditioning
-from engine.models.text_cache import PromptKey
+from engine.models.prompt_chunks import PromptKey
 
 GUIDANCE = 4.5  # the pipelines' own default
 

@@ -18,7 +18,7 @@ from engine.models.families.diffusers_family import choose_guidance
 from engine.models.families.flow_matching import FlowMatchingFamily
 from engine.models.families.picture_editing import EditedPictures, NeedsPicture, split_pictures
 from engine.models.family import Conditioning
-from engine.models.text_cache import PromptKey
+from engine.models.prompt_chunks import PromptKey
 from engine.prompt.emphasis import strip_emphasis
 
 GUIDANCE = 4.0  # the pipeline's own default

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from PIL import Image
 
-from engine.models.autoencoder.tiled_decode import encode_within_memory
+from engine.models.autoencoder.autoencoder import encode_within_memory
 from engine.models.families.diffusers_family import DiffusersFamily, choose_guidance
 from engine.models.family import Conditioning
-from engine.models.text_cache import PromptKey
+from engine.models.prompt_chunks import PromptKey
 
 GUIDANCE = 4.5  # the pipeline's own default
 TOKENS = 300

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 
 from engine.contract import JobRejected, Sampler
-from engine.models.control.control_conditioner import make_sd3_conditioner
+from engine.models.control_conditioner import make_sd3_conditioner
 from engine.models.families.diffusers_family import choose_guidance
 from engine.models.families.flow_matching import FlowMatchingFamily
 from engine.models.family import Conditioning
 from engine.models.picture_conditions import Additions, ForwardInputs
-from engine.models.text_cache import PromptKey
+from engine.models.prompt_chunks import PromptKey
 from engine.sampling import Plan
 
 GUIDANCE = 7.0  # the pipeline's own default

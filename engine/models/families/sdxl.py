@@ -14,15 +14,15 @@ from PIL import Image
 
 from engine.contract import GuidanceKind, Recipe, find_embeddings
 from engine.models import prompt_chunks
-from engine.models.control.control_conditioner import make_unet_conditioner, name_unet_inputs
+from engine.models.control_conditioner import make_unet_conditioner, name_unet_inputs
 from engine.models.embedding_files import EmbeddingSlot, spell_words
 from engine.models.families.diffusers_family import DiffusersFamily
 from engine.models.families.stable_diffusion import choose_default_guidance, detect_guides, embed_guidance
 from engine.models.family import Conditioning
 from engine.models.inpainting_conditioner import add_channels
-from engine.models.network.reference_attention import attend_to_references, find_references
+from engine.models.network.network_copies import attend_to_references, find_references
 from engine.models.picture_conditions import Additions
-from engine.models.text_cache import PromptKey, list_texts
+from engine.models.prompt_chunks import PromptKey, list_texts
 from engine.prompt.emphasis import strip_emphasis
 
 GUIDANCE = 5.0  # the pipeline's own default

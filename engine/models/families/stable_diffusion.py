@@ -12,16 +12,16 @@ from transformers.models.bert.modeling_bert import BertModel
 from engine.contract import GuidanceKind, ModelPart, Recipe, find_embeddings
 from engine.models import prompt_chunks
 from engine.models.autoencoder.large_decoder import LARGE_FACTOR, LargeDecoder
-from engine.models.control.control_conditioner import make_unet_conditioner, name_unet_inputs
+from engine.models.control_conditioner import make_unet_conditioner, name_unet_inputs
 from engine.models.embedding_files import EmbeddingSlot, spell_words
 from engine.models.families.diffusers_family import DiffusersFamily, choose_guidance
 from engine.models.family import SMALL_MODEL_SIZE, Conditioning
 from engine.models.files.model_source import combine_fingerprints
 from engine.models.inpainting_conditioner import add_channels
 from engine.models.judge import PromptJudge
-from engine.models.network.reference_attention import attend_to_references, find_references
+from engine.models.network.network_copies import attend_to_references, find_references
 from engine.models.picture_conditions import Additions
-from engine.models.text_cache import PromptKey, list_texts
+from engine.models.prompt_chunks import PromptKey, list_texts
 from engine.picture_files import MAX_SIDE
 from engine.prompt.emphasis import strip_emphasis
 from engine.upscaling.super_resolver import SuperResolver

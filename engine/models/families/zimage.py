@@ -13,7 +13,7 @@ from torch.nn.functional import pad
 from engine.models.families.diffusers_family import choose_guidance
 from engine.models.families.flow_matching import FlowMatchingFamily
 from engine.models.family import Conditioning
-from engine.models.text_cache import PromptKey
+from engine.models.prompt_chunks import PromptKey
 
 GUIDANCE = 6.0  # the pipeline's default of 5, as our G
 TOKENS = 512

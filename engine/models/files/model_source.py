@@ -78,7 +78,7 @@ def find_model(name_or_path: str, data: Path) -> ModelSource:
 
 
 def make_model_name(name_or_path: str) -> str:
-    """Return a name that `engine.contract.Name` allows: the last part of a path or hub name, without a suffix."""
+    """Return a name that `Name` allows: the last part of a path or hub name, without a suffix."""
     base_name = name_or_path.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]
     base_name = base_name.removesuffix(SAFETENSORS_SUFFIX).removesuffix(GGUF_SUFFIX)
     name = re.sub(r"[^A-Za-z0-9._-]", "-", base_name).lstrip("._-")[:64]

@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 
 from engine.contract import Dtype, JobRejected, Quantization
 from engine.models.files.model_source import UNUSED_PARTS, refuse_unsafe_part_names
-from engine.models.quantization.stored_quantization import (
+from engine.models.quantization import (
     Matrix,
     PackedWeights,
     TensorSize,

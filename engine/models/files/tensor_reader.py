@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 
 from engine.contract import Dtype, JobRejected
 from engine.models.files.pipeline_parts import SAFETENSORS_DTYPES, Part
-from engine.models.quantization.stored_quantization import Matrix, PackedWeights, find_matrix
+from engine.models.quantization import Matrix, PackedWeights, find_matrix
 
 SLICE_BYTES = 256 * 2**20  # bytes mapped at once
 

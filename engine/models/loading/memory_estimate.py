@@ -17,12 +17,10 @@ from engine.hub.catalogue import GGUF_SUFFIX
 from engine.models.autoencoder.large_decoder import LARGE_DECODER_FOLDER
 from engine.models.files.model_source import ModelSource, find_configs_folder
 from engine.models.files.pipeline_parts import Part, count_parameters, read_index
-from engine.models.loading.number_formats import FormatChooser, PartFormats, choose_training_formats
-from engine.models.loading.pipeline_loader import inspect_folder
+from engine.models.loading.pipeline_loader import FormatChooser, PartFormats, choose_training_formats, inspect_folder
 from engine.models.loading.single_file import inspect_file, inspect_network_file, is_in_part, is_network_file
 from engine.models.network.pipeline_offload import LayerSizes, measure_layers
-from engine.models.quantization.choice import PartQuantization, SizedQuantization, list_candidates
-from engine.models.quantization.stored_quantization import refuse_unopenable
+from engine.models.quantization import PartQuantization, SizedQuantization, list_candidates, refuse_unopenable
 from engine.models.registry import LATENT_CONSISTENCY, STABLE_DIFFUSION
 from engine.models.text_embedder import find_minilm_folder
 from engine.pipelines.network_call import NETWORK_NAMES, TEXT_ENCODER_PREFIX

@@ -32,11 +32,12 @@ from engine.models.files.pipeline_parts import (
 )
 from engine.models.files.tensor_reader import PartGroup, count_gguf_weights, find_group, read_groups, read_tensors
 from engine.models.library_logging import silence_libraries
-from engine.models.loading.number_formats import FormatChooser, PartFormats
 from engine.models.loading.pipeline_loader import (
     LOAD_ERRORS,
+    FormatChooser,
     LoadedPipeline,
     OnProgress,
+    PartFormats,
     load_part,
     load_parts,
     load_pipeline,
@@ -44,7 +45,7 @@ from engine.models.loading.pipeline_loader import (
     make_unused_arguments,
     prepare_pipeline,
 )
-from engine.models.quantization.stored_quantization import (
+from engine.models.quantization import (
     Matrix,
     make_library_config,
     quantize_in_place,

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bot.cli.imagine.followed_pictures import split_controls, split_references
-from bot.cli.imagine.job_inputs import JobInputs, split_arguments
+from bot.cli.imagine.job_inputs import JobInputs, split_arguments, split_controls, split_references
 from bot.domain.errors import UserError
 from bot.prompt import parse
 

@@ -14,8 +14,7 @@ from rich.console import Console
 
 from benchmarks.fixtures.small_controls import build_controlnet, save_small_ip_adapter
 from bot.app.settings import load_settings
-from bot.cli.imagine.followed_pictures import split_controls, split_references
-from bot.cli.imagine.job_inputs import JobInputs
+from bot.cli.imagine.job_inputs import ImagineRequest, JobInputs, split_controls, split_references
 from bot.cli.imagine.local_engine import generate
 from bot.cli.imagine.progress_display import ProgressDisplay
 from bot.cli.imagine.result import ImagineResult
@@ -38,20 +37,12 @@ def draw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def run(text: str, controls: Sequence[str] = (), references: Sequence[str] = ()) -> ImagineResult:
         settings = load_settings(data=tmp_path)
-        prompt = f"{text} {OPTIONS}"
         (controls, sketches), (references, faces) = split_controls(controls), split_references(references)
         options = {"model": str(model), "control": controls, "reference": references}
         job_inputs = JobInputs(controls=tuple(sketches), references=tuple(faces))
+        request = ImagineRequest(f"{text} {OPTIONS}", options, inputs=job_inputs)
         with ProgressDisplay(Console(file=io.StringIO()), 1) as display:
-            return generate(
-                prompt,
-                options,
-                settings,
-                inputs=job_inputs,
-                film=False,
-                display=display,
-                engine=load_engine(settings, UNQUANTIZED),
-            )
+            return generate(request, settings, load_engine(settings, UNQUANTIZED), display)
 
     return run
 

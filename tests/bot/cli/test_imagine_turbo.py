@@ -11,7 +11,7 @@ from PIL import Image
 from rich.console import Console
 
 from bot.app.settings import load_settings
-from bot.cli.imagine.job_inputs import JobInputs
+from bot.cli.imagine.job_inputs import ImagineRequest
 from bot.cli.imagine.local_engine import generate
 from bot.cli.imagine.progress_display import ProgressDisplay
 from bot.cli.options import EngineOptions, load_engine
@@ -36,18 +36,10 @@ def test_the_embedded_model_draws_with_its_turbo_lora(tmp_path: Path, monkeypatc
     monkeypatch.setattr("engine.models.families.embedded.load_embedded", partial(load_embedded, weights=weights))
     monkeypatch.setattr("engine.calibration.calibration.calibrate", lambda family, path: CALIBRATION)
     output = io.StringIO()
-    prompt = "a red fox --count 2 --seed 7 --turbo"
+    request = ImagineRequest("a red fox --count 2 --seed 7 --turbo", {}, with_film=True)
     settings = load_settings(data=tmp_path / "data")
     with ProgressDisplay(Console(file=output), 2) as screen:
-        result = generate(
-            prompt,
-            {},
-            settings,
-            inputs=JobInputs(),
-            film=True,
-            display=screen,
-            engine=load_engine(settings, UNQUANTIZED),
-        )
+        result = generate(request, settings, load_engine(settings, UNQUANTIZED), screen)
     assert (result.steps, result.sampler, len(result.pictures)) == (4, "lcm", 2)
     assert result.film
     parameters = Image.open(io.BytesIO(result.pictures[0])).info["parameters"]

@@ -22,13 +22,13 @@ from bot.cli.up.engine_process import EngineProcess
 from bot.cli.up.startup import (
     LOCAL_WORKER,
     check_classifier_folder,
+    format_welcome,
     is_shared,
     print_load_progress,
     print_when_warm,
     run_bot,
     run_until_stopped,
 )
-from bot.cli.up.welcome import format_welcome
 from bot.domain.errors import UserError
 from engine.contract import ModelProfile, ModelProgress, Presence
 from engine.process.backend_kinds import list_forms, load_backend_kinds

@@ -8,7 +8,7 @@ import discord
 import pytest
 from simcord.enums import ChannelType
 
-from bot.discord.permissions import permission_warning
+from bot.discord.responses import permission_warning
 from shared.discord_jobs import create_thread, imagine_in, text
 
 pytestmark = pytest.mark.asyncio

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from simcord.components import walk_components
 
-from bot.discord import attachments
+from bot.discord import responses
 from bot.discord.components.branches import CONTINUE_HINT, MAX_KEYFRAMES, spread_steps
 from bot.domain.dto import Destination, Member
 from bot.domain.errors import UserError
@@ -96,20 +96,19 @@ async def test_imagine_takes_control_and_reference_pictures_that_live_workers_ca
 @dataclass
 class HugeAttachment:
     url: str = "https://cdn.discordapp.com/never"
-    size: int = attachments.MAX_FILE_BYTES + 1
+    size: int = responses.MAX_FILE_BYTES + 1
     filename: str = "huge.png"
 
 
 async def test_a_too_large_init_image_is_never_downloaded(open_world: Any) -> None:
     with pytest.raises(UserError, match=r"huge.png has 16\.0 MiB, and the limit is 16 MiB"):
-        attachments.to_remote_file(HugeAttachment())
+        responses.to_remote_file(HugeAttachment())
     attachment = HugeAttachment("https://cdn.discordapp.com/attachments/1/2/bär.png?ex=1&hm=a&", 5)
     assert (
-        attachments.to_remote_file(attachment).url
-        == "https://cdn.discordapp.com/attachments/1/2/b%C3%A4r.png?ex=1&hm=a&"
+        responses.to_remote_file(attachment).url == "https://cdn.discordapp.com/attachments/1/2/b%C3%A4r.png?ex=1&hm=a&"
     )
     async with open_world(worker=False) as world:
-        init_images = InitImages((attachments.to_remote_file(HugeAttachment("https://cdn.discordapp.com/gone", 5)),))
+        init_images = InitImages((responses.to_remote_file(HugeAttachment("https://cdn.discordapp.com/gone", 5)),))
         with pytest.raises(UserError, match=r"did not let me download huge\.png"):
             await world.services.jobs.imagine(
                 "", Member("discord:1", "Ann", "discord:2"), Destination("discord"), init_images=init_images

@@ -22,9 +22,8 @@ from bot.discord.cards.button_layout import Button
 from bot.discord.cards.job_cards import render_refusal
 from bot.discord.components import buttons
 from bot.discord.declarations import list_commands
-from bot.discord.permissions import CHANNEL_HIDDEN, THREAD_HIDDEN
-from bot.discord.responses import INTERNAL_ERROR
-from bot.discord.settings import HANDLERS
+from bot.discord.responses import CHANNEL_HIDDEN, INTERNAL_ERROR, THREAD_HIDDEN
+from bot.discord.settings.responses import HANDLERS
 from bot.domain.dto import Member
 from bot.domain.feature import load_features
 from bot.policy.permissions import ACTIONS, PRIVATE_JOB, Action, JobRef, forbidden_reason
@@ -362,7 +361,7 @@ def button_ids(job: str, kinds: tuple[str, ...]) -> Iterator[tuple[str, str]]:
 async def test_every_role_presses_every_button_on_public_and_private_jobs(open_world: Any) -> None:
     async with open_world() as world:
         scene = await set_up(world)
-        assert set(buttons.PRESS_ACTIONS) == set(BUTTONS)
+        assert set(buttons.BUTTONS) == set(BUTTONS)
         kinds = tuple(kind for kind in BUTTONS if kind not in DESTRUCTIVE)
         for actor in scene.actors:
             for job in scene.subjects:
@@ -399,7 +398,7 @@ async def test_a_sent_form_is_checked_like_its_button(open_world: Any) -> None:
         public_job = scene.public_job
         member = next(actor for actor in scene.actors if actor.name == "member")
         card = await scene.send_board(member, [f"remix:{public_job}", f"report:{public_job}", f"edit:{public_job}"])
-        assert set(buttons.FORM_ACTIONS) == set(FORMS)
+        assert {kind for kind, row in buttons.BUTTONS.items() if row.submit} == set(FORMS)
         words = {"prompt": "pear", "negative": ""}
         for form, opener_kind, values in (
             ("remix", "remix", words),

@@ -9,7 +9,7 @@ import pytest
 import pytest_asyncio
 
 from bot.domain.errors import UserError
-from bot.jobs.attended_requests import AttendedRequest, PictureRequest, PicturesMissing, Preview
+from bot.jobs.attended_requests import AttendedRequest, AttendedRequests, PictureRequest, PicturesMissing, Preview
 from engine.contract import JobFailed
 
 pytestmark = pytest.mark.asyncio
@@ -31,7 +31,7 @@ async def services(harness, worker, wait_until):
 async def test_previews_come_first_and_then_the_pictures_of_all_jobs(services, worker, ann, destination):
     request = PictureRequest("a lamp", {"count": 2, "repeat": 2, "steps": 40})
     previews = list[Preview]()
-    async with services.attended_requests.admit(request, ann, destination) as attended_request:
+    async with services.get(AttendedRequests).admit(request, ann, destination) as attended_request:
         async for preview in attended_request.follow_previews():
             previews.append(preview)
         pictures = await attended_request.read_pictures()
@@ -50,7 +50,7 @@ async def test_a_client_that_leaves_cancels_its_job_unless_it_may_come_back(
 ):
     worker.run_gate.clear()
     request = PictureRequest("a lamp", {"count": 1}, key=key)
-    async with services.attended_requests.admit(request, ann, destination, with_previews=False) as attended_request:
+    async with services.get(AttendedRequests).admit(request, ann, destination, with_previews=False) as attended_request:
         await wait_until(lambda: worker.started_jobs)
     worker.run_gate.set()
     job = attended_request.jobs[0].job
@@ -60,7 +60,7 @@ async def test_a_client_that_leaves_cancels_its_job_unless_it_may_come_back(
 
     await wait_until(is_over)
     if key:
-        async with services.attended_requests.admit(request, ann, destination) as found:
+        async with services.get(AttendedRequests).admit(request, ann, destination) as found:
             assert [picture.job for picture in await found.read_pictures()] == [job]
 
 
@@ -68,12 +68,12 @@ async def test_a_failed_job_says_why_and_a_refused_request_makes_none(services, 
     worker.make_result = lambda job, epoch: JobFailed(
         job=job.id, epoch=epoch, reason="The model has no such layer.", blame="worker"
     )
-    async with services.attended_requests.admit(PictureRequest("a lamp"), ann, destination) as attended_request:
+    async with services.get(AttendedRequests).admit(PictureRequest("a lamp"), ann, destination) as attended_request:
         with pytest.raises(PicturesMissing, match="The model has no such layer") as failure:
             await attended_request.read_pictures()
     assert failure.value.state == "failed"
     with pytest.raises(UserError, match="steps"):
-        async with services.attended_requests.admit(PictureRequest("a lamp", {"steps": 0}), ann, destination):
+        async with services.get(AttendedRequests).admit(PictureRequest("a lamp", {"steps": 0}), ann, destination):
             pytest.fail("it was admitted")
 
 

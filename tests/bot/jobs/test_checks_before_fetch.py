@@ -118,7 +118,7 @@ async def test_each_member_fetches_one_image_at_a_time_and_delays_no_other(
     outside.download_gate.set()
     await asyncio.gather(*waiting_tasks, bob_task)
     assert (len(outside.urls), outside.most_at_once) == (MAX_REQUESTS + 1, 2)
-    assert app.services.jobs._init_image_loader._memory_limiter.reserved_bytes == 0
+    assert app.services.jobs.init_image_loader._memory_limiter.reserved_bytes == 0
 
 
 async def test_an_image_gone_at_discord_is_reported_and_frees_the_members_turn(

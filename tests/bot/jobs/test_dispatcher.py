@@ -274,7 +274,7 @@ async def test_a_job_that_waits_too_long_fails_and_costs_nothing(harness, wait_u
 @pytest.mark.asyncio
 async def test_a_running_job_past_its_deadline_fails_with_a_reason_of_its_own(harness, wait_until, ann, destination):
     app, _, job = await _start_running_job(harness, wait_until, ann, destination)
-    app.queue.patrol._clock = lambda: time.time() + harness.settings.max_job_age + 1
+    app.queue.patrol.clock = lambda: time.time() + harness.settings.max_job_age + 1
     await app.queue.patrol.run_round()
     view = await app.services.job_views.load_view(job)
     assert (view.state, view.reason) == ("failed", "It was not done in time; nothing was charged.")

@@ -14,6 +14,7 @@ from sqlalchemy import select
 
 from bot.app.settings import load_settings
 from bot.domain.dto import Destination, Member
+from bot.services.data_deletion import DataDeletion
 from bot.store.schema.tables import metadata
 from engine.bus import BlobMissing
 from engine.bus.embedded_broker import Broker
@@ -98,10 +99,10 @@ async def test_no_file_of_the_data_folder_has_anything_of_a_forgotten_member(
     is_sqlite = harness.settings.database.startswith("sqlite")
     assert not is_sqlite or find_files(data, PROMPT.encode()), "so are the words"
 
-    await app.services.data_deletion.request_deletion(ANN.id)
+    await app.services.get(DataDeletion).request_deletion(ANN.id)
 
     async def is_forgotten() -> bool:
-        return not await app.services.data_deletion.is_under_way(ANN.id) and not find_files(data, *needles)
+        return not await app.services.get(DataDeletion).is_under_way(ANN.id) and not find_files(data, *needles)
 
     try:
         await wait_until(is_forgotten)

@@ -13,6 +13,7 @@ from bot.domain.dto import Member
 from bot.domain.errors import UserError
 from bot.domain.texts import INIT_IMAGE_GONE
 from bot.jobs.init_images import InitImages, JobImageRef
+from bot.services.data_deletion import DataDeletion
 from bot.store.deletion import deletion_steps, retention
 from bot.store.fairness.ledger import run_with_ledger
 from bot.store.jobs import queries
@@ -94,7 +95,7 @@ async def test_init_images_go_with_their_source_and_derived_pictures_stay(
     if deletion_method == "deleted":
         await app.services.moderation.delete_pictures(first.id, ann)
     else:
-        await app.services.data_deletion.request_deletion(ann.id)
+        await app.services.get(DataDeletion).request_deletion(ann.id)
         await wait_until(lambda: not files & stored_names())
     assert not files & stored_names()
     await assert_all_refused(app, views, destination, INIT_IMAGE_GONE, 404)
@@ -183,13 +184,13 @@ async def test_a_waiting_job_fails_if_its_init_image_is_deleted(harness, wait_un
 @pytest.mark.parametrize("deletion_method", ["zoom", "shots"])
 async def test_a_deletion_during_the_request_wins(harness, wait_until, ann, destination, deletion_method):
     app, _, first = await start_finished_job(harness, wait_until, ann, destination)
-    take = app.services.jobs._admission.admit
+    take = app.services.jobs.admission.admit
 
     async def delete_first(*args, **options):
         await app.services.moderation.delete_pictures(first.id, ann)
         return await take(*args, **options)
 
-    app.services.jobs._admission.admit = delete_first
+    app.services.jobs.admission.admit = delete_first
     request = app.services.edits.zoom(first.id, 0, 2.0, BOB, destination)
     if deletion_method == "shots":
         request.close()

@@ -223,7 +223,7 @@ async def test_the_queue_shows_a_job_that_starts_while_the_queue_is_read(
 ):
     app = await harness.open_app()
     (waiting,) = await app.services.jobs.imagine("a lamp", ann, destination)
-    read_layout = app.services.job_views._forecast.get_layout
+    read_layout = app.services.job_views.forecast.get_layout
 
     async def start_and_read_layout(**options):
         if starts_before_layout:
@@ -233,7 +233,7 @@ async def test_the_queue_shows_a_job_that_starts_while_the_queue_is_read(
         await app.store.start_job(waiting.job, 1, "painter", 0, time.time())
         return layout
 
-    monkeypatch.setattr(app.services.job_views._forecast, "get_layout", start_and_read_layout)
+    monkeypatch.setattr(app.services.job_views.forecast, "get_layout", start_and_read_layout)
     (view,) = await app.services.job_views.load_queue("local")
     assert (view.id, view.state) == (waiting.job, "running")
 

@@ -52,7 +52,7 @@ def test_a_load_is_shared_until_the_model_is_in_memory() -> None:
 async def test_an_admitted_job_reserves_its_share(harness) -> None:
     app = await harness.open_app()
     (before,) = await app.services.jobs.imagine("a lamp", JOB.member, Destination("web", {"room": "1"}))
-    app.services.jobs._admission._load_costs._estimate_load = lambda pool, model: 20.0
+    app.services.jobs.admission.load_costs._estimate_load = lambda pool, model: 20.0
     (after,) = await app.services.jobs.imagine("a lamp", JOB.member, Destination("web", {"room": "1"}))
     assert after.cost == pytest.approx(before.cost + 20.0)
     record = await app.store.get_job(after.job)

@@ -25,7 +25,7 @@ class HandWorkers:
 
 async def open_with_jobs(harness, destination, *members, has_patrol=False):
     app = await harness.open_app()
-    app.queue.patrol._lease = 1.0 if has_patrol else 60.0  # these workers hold no claims
+    app.queue.patrol.lease = 1.0 if has_patrol else 60.0  # these workers hold no claims
     worker = await harness.make_worker("hand")
     await worker.announce()
     accepted = [(await app.services.jobs.imagine("a lamp --count 1", one, destination))[0].job for one in members]

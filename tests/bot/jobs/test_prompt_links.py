@@ -7,11 +7,11 @@ from functools import partial
 import pytest
 from aiohttp import web
 
-from bot.cli.imagine.job_inputs import JobInputs
+from bot.cli.imagine.job_inputs import ImagineRequest
 from bot.cli.imagine.local_engine import generate
 from bot.domain.dto import Member
 from bot.domain.errors import UserError
-from bot.jobs.init_images import InitImages, JobImageRef, RemoteFile, split_leading_urls
+from bot.jobs.init_images import InitImages, JobImageRef, PageAddresses, RemoteFile, split_leading_urls
 from bot.pictures.uploads import image_links
 from bot.policy.permissions import OTHER_GUILD, PRIVATE_JOB
 from engine.contract import InitImage
@@ -94,7 +94,7 @@ async def test_links_to_the_pages_own_pictures_are_found_by_job_and_never_fetche
 
     app = await harness.open_app(fetch_upload=fetch_from_server)
     await harness.start_worker()
-    app.services.page_addresses.add(PAGE)
+    app.services.get(PageAddresses).add(PAGE)
 
     async def make_job() -> str:
         (accepted,) = await app.services.jobs.imagine("a lamp --count 2", ann, destination)
@@ -133,4 +133,4 @@ def test_the_command_line_without_a_bot_fetches_nothing(tmp_path) -> None:
         ProgressDisplay(Console(quiet=True), 1) as screen,
         pytest.raises(UserError, match="Links need a running Darkroom"),
     ):
-        generate(f"{ATTACHED} a cat", {}, settings, inputs=JobInputs(), film=False, display=screen, engine=engine)
+        generate(ImagineRequest(f"{ATTACHED} a cat", {}), settings, engine, screen)

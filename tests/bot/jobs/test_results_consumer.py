@@ -35,7 +35,7 @@ async def wait_for_results(app, wait_until):
     """Waits until every report is handled."""
 
     async def is_empty():
-        info = await app.queue.result_consumer._bus.js.stream_info(subjects.RESULTS)
+        info = await app.queue.result_consumer.bus.js.stream_info(subjects.RESULTS)
         return info.state.messages == 0
 
     await wait_until(is_empty, 15)
@@ -86,7 +86,7 @@ async def test_reports_about_unknown_jobs_are_acknowledged_and_dropped(open_job,
     await worker.publish_result(JobStarted(job=UNKNOWN, epoch=1, worker="hand"))
     await worker.publish_result(JobFinished(job=UNKNOWN, epoch=1, cost=1.0, seconds=1.0, ms_per_step=1.0))
     await wait_for_results(app, wait_until)
-    assert app.queue.result_consumer._bus.dead_letters.count == {}
+    assert app.queue.result_consumer.bus.dead_letters.count == {}
     assert (await app.services.job_views.load_view(job.id)).state == "running"
 
 
@@ -126,7 +126,7 @@ async def test_a_bad_picture_becomes_a_dead_letter_and_the_job_runs_again(open_j
         )
         await worker.publish_result(picture)
     await worker.publish_result(finished_report(job))
-    await wait_until(lambda: app.queue.result_consumer._bus.dead_letters.count["results"] == 1)
+    await wait_until(lambda: app.queue.result_consumer.bus.dead_letters.count["results"] == 1)
 
     async def is_queued_again():
         return (await app.store.get_job(job.id)).attempt == 2
@@ -188,7 +188,7 @@ async def test_a_full_disk_is_waited_out_without_counting_an_attempt(open_job, w
     blocked_folder.unlink()
     await wait_for_results(app, wait_until)
     record = await app.store.get_job(job.id)
-    assert (record.state, record.attempt, app.queue.result_consumer._bus.dead_letters.count) == ("finished", 1, {})
+    assert (record.state, record.attempt, app.queue.result_consumer.bus.dead_letters.count) == ("finished", 1, {})
     assert not app.queue.result_consumer._delayed_pictures
 
 
@@ -343,7 +343,7 @@ async def test_waiting_reports_of_one_job_are_stored_with_its_end_in_one_transac
     take_in = app.store.record_pictures
     monkeypatch.setattr(app.store, "record_pictures", lambda *args: (calls.append(args), take_in(*args))[1])
     end_events = []
-    monkeypatch.setattr(app.queue.result_consumer._completion, "_on_end", end_events.append)
+    monkeypatch.setattr(app.queue.result_consumer.completion, "on_end", end_events.append)
     async with hold_reports(app, job, 9):
         for image in range(4):
             await worker.publish_picture(job, 10, image)
@@ -364,7 +364,7 @@ async def test_a_false_choice_of_candidates_ends_no_job(open_job, wait_until, ch
         await worker.publish_picture(job, 10, image)
         await worker.publish_ladder(job, 10, image)
     await worker.publish_result(replace(finished_report(job), chosen_candidates=choice))
-    await wait_until(lambda: app.queue.result_consumer._bus.dead_letters.count["results"] == 1)
+    await wait_until(lambda: app.queue.result_consumer.bus.dead_letters.count["results"] == 1)
     record = await app.store.get_job(job.id)
     assert (record.state, record.task.needs_choice) == ("running", True)
     await worker.publish_result(replace(finished_report(job), chosen_candidates=(3, 1)))
@@ -382,7 +382,7 @@ async def test_a_bad_picture_among_waiting_reports_fails_no_other(open_job, wait
         await worker.publish_picture(job, 10, 0)
         await worker.publish_blob(job, 10, 1, "image", b"GIF89a" * 10, 64)
         await worker.publish_result(finished_report(job))
-    await wait_until(lambda: app.queue.result_consumer._bus.dead_letters.count["results"] == 1)
+    await wait_until(lambda: app.queue.result_consumer.bus.dead_letters.count["results"] == 1)
 
     async def is_queued_again():
         return (await app.store.get_job(job.id)).attempt == 2
@@ -399,5 +399,5 @@ async def test_a_picture_larger_than_announced_is_not_fetched(open_job, wait_unt
     sha = await worker.bus.put_blob(encode_image(Image.effect_noise((64, 64), 50), "PNG"))
     report = PictureReady(job=job.id, image=0, epoch=10, kind="image", sha256=sha, bytes=99, width=64, height=64)
     await worker.publish_result(report)
-    await wait_until(lambda: app.queue.result_consumer._bus.dead_letters.count["results"] == 1)
+    await wait_until(lambda: app.queue.result_consumer.bus.dead_letters.count["results"] == 1)
     assert (await app.services.job_views.load_view(job.id)).pictures == ()

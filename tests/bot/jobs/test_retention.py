@@ -238,7 +238,7 @@ async def test_a_running_bot_deletes_old_jobs(harness, wait_until, ann, destinat
         return record is None or record.ended is not None
 
     await wait_until(is_over)
-    app.retention._limits = replace(app.retention._limits, max_seconds=0.0)
+    app.retention.limits = replace(app.retention.limits, max_seconds=0.0)
     await app.retention.sweep()
     with pytest.raises(UserError, match="limited time"):
         await app.services.job_views.load_view(accepted.job)

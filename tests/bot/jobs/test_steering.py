@@ -22,6 +22,7 @@ from bot.jobs.quota import check_task
 from bot.jobs.steering import require_steerable
 from bot.policy.limits import Limits
 from bot.policy.rules import resolve
+from bot.services.data_deletion import DataDeletion
 from bot.store.members import export
 from bot.store.transitions.amendments import check_held
 from engine.contract import (
@@ -459,7 +460,7 @@ async def test_who_is_forgotten_leaves_changes_without_a_name(open_steered: Any,
     await steered.app.services.steering.amend(steered.job.id, request, BOB, is_joined=True)
     choices = await steered.app.store.query(export.read_choices, BOB.id)
     assert [(job, text) for job, _, text in choices.amendments] == [(steered.job.id, "fox, blue")]
-    await steered.app.services.data_deletion.request_deletion(BOB.id)
+    await steered.app.services.get(DataDeletion).request_deletion(BOB.id)
 
     async def is_forgotten() -> bool:
         (view,) = await steered.app.services.steering.list_amendments(steered.job.id, ann)

@@ -11,6 +11,7 @@ from bot.domain.dto import Destination, Member
 from bot.domain.errors import UserError
 from bot.jobs.costs import WorkCharges
 from bot.policy.limits import DAY_SECONDS, Limits
+from bot.services.data_deletion import DataDeletion
 from bot.store.fairness.ledger import run_with_ledger
 
 pytestmark = pytest.mark.asyncio
@@ -88,8 +89,8 @@ async def test_deleting_relaxed_jobs_restores_no_quota(harness: Any) -> None:
 
     before = await relaxed()
     assert before > 5
-    await app.services.data_deletion.request_deletion(ANN.id)
-    while await app.services.data_deletion.run_round():
+    await app.services.get(DataDeletion).request_deletion(ANN.id)
+    while await app.services.get(DataDeletion).run_round():
         pass
     assert await app.store.get_job(view.id) is None
     assert await relaxed() == pytest.approx(before)

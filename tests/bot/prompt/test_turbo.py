@@ -12,7 +12,7 @@ from bot.jobs.recipe import remix_recipe, replace_start, reroll_recipe, vary_rec
 from bot.prompt import build_recipe as to_recipe
 from bot.prompt import parse
 from engine.contract import ImageToImage, InitImage, Lora, ModelProfile, Recipe, count_row_steps, estimate_cost
-from engine.contract.samplers import SAMPLER_TITLES
+from engine.contract.fields import SAMPLER_TITLES
 
 PLAIN = ModelProfile(
     name="large",

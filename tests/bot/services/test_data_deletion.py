@@ -131,7 +131,7 @@ async def test_messages_are_deleted_if_discord_permits_and_wait_while_it_is_unre
     await deletion.run_round()
     assert await deletion.is_under_way(ANN), "nothing can delete its messages yet"
     assert await store.query(queries.list_pictures, [job]) == [], "its pictures go at once"
-    deletion._front_end.connect(delete_message=take_away)
+    deletion.front_end.connect(delete_message=take_away)
     await deletion.run_round()
     assert await deletion.is_under_way(ANN)
     await deletion.run_round()
@@ -191,10 +191,10 @@ async def test_running_jobs_are_cancelled_before_they_are_deleted(harness, wait_
     ann = Member(ANN, "Ann", "local")
     jobs = [(await app.services.jobs.imagine("a lamp --count 1", ann, destination))[0].job for _ in range(4)]
     await wait_until(lambda: worker.started_jobs)
-    assert await app.services.data_deletion.request_deletion(ANN) == 4
+    assert await app.services.get(DataDeletion).request_deletion(ANN) == 4
 
     async def is_forgotten() -> bool:
-        return not await app.services.data_deletion.is_under_way(ANN)
+        return not await app.services.get(DataDeletion).is_under_way(ANN)
 
     await wait_until(is_forgotten, 20)
     assert await app.store.query(queries.get_jobs, jobs) == {}

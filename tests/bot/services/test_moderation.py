@@ -13,7 +13,7 @@ from bot.domain.errors import UserError
 from bot.domain.incidents import SENTENCES, Incident, incident_sentence
 from bot.domain.texts import PICTURES_DELETED
 from bot.jobs.word_filter import MAX_REQUESTS, TOO_COMPLEX, TOO_MANY_REQUESTS
-from bot.services.front_end_actions import Report
+from bot.services.front_end_actions import FrontEndActions, Report
 from bot.store.deletion import deletion_steps
 from bot.store.jobs import queries
 from bot.store.members import preferences
@@ -366,7 +366,7 @@ async def test_a_report_reaches_the_moderators_list_and_their_channel(harness, w
         posted_reports.append(report)
         return True
 
-    app.services.front_end.connect(post_report=post)
+    app.services.get(FrontEndActions).connect(post_report=post)
     await app.services.rule_admin.set_rule(ADMIN, "guild", "", "reports", "<#42>")
     sentence = await moderation.report_picture(accepted.job, replace(BOB, id="local:cy", name="Cy"), "me too")
     assert sentence == "Reported: the moderators of this server see it in their channel. Thank you."
@@ -376,7 +376,7 @@ async def test_a_report_reaches_the_moderators_list_and_their_channel(harness, w
     async def fail(_: Report) -> bool:
         raise RuntimeError("no such channel")
 
-    app.services.front_end.connect(post_report=fail)
+    app.services.get(FrontEndActions).connect(post_report=fail)
     sentence = await moderation.report_picture(accepted.job, replace(BOB, id="local:di", name="Di"), "and me")
     assert "it stands in the list" in sentence
     await moderation.delete_pictures(accepted.job, MOD)

@@ -19,6 +19,7 @@ from bot.domain.errors import UserError
 from bot.domain.events import JobEnded, JobProgress
 from bot.pictures.image_codec import MAX_SIDE, UnreadableImage, blur_picture, decode_image
 from bot.pictures.moderation_status import NO_CHECK, held_images, hold_reasons, is_held, unchecked_notes
+from bot.services.moderation.picture_review import PictureReview
 from bot.store.jobs.records import StoredPicture
 from bot.store.schema.tables import incidents
 from engine.contract import Presence
@@ -174,7 +175,7 @@ async def test_one_held_picture_does_not_hold_the_others(checked_app: CheckedApp
             await services.gallery.read_picture(job, index)
         assert error.value.status == 403
         assert await services.gallery.read_for_members(job, index) == blur_picture(
-            await checked_app.app.services.picture_review._gallery.read_unblurred(job, index)
+            await checked_app.app.services.get(PictureReview)._gallery.read_unblurred(job, index)
         )
 
 
@@ -192,7 +193,7 @@ async def test_a_held_picture_cannot_be_used_until_it_is_shown(checked_app: Chec
     with pytest.raises(UserError, match="Picture 2 is held by the picture check"):
         await services.variations.interpolate_pictures(job, BOB, destination)
     await services.variations.upscale(job, 0, BOB, destination)
-    view = await checked_app.app.services.picture_review.decide(job, 1, MODERATOR, show=True)
+    view = await checked_app.app.services.get(PictureReview).decide(job, 1, MODERATOR, show=True)
     assert held_images(view) == ()
     assert await services.gallery.read_picture(job, 1)
     checked_app.painter.verdicts = {0: "flagged"}
@@ -207,7 +208,7 @@ async def test_the_film_leaves_out_held_pictures(checked_app: CheckedApp) -> Non
     services = checked_app.app.services
     await checked_app.wait_for_end(job)
     without_it = decode_image(await services.gallery.render_keyframe_grid(job, 0))
-    await checked_app.app.services.picture_review.decide(job, 0, MODERATOR, show=True)
+    await checked_app.app.services.get(PictureReview).decide(job, 0, MODERATOR, show=True)
     with_it = decode_image(await services.gallery.render_keyframe_grid(job, 0))
     assert with_it.width > 1.5 * without_it.width
     single = await checked_app.imagine("a lamp --count 1")
@@ -225,7 +226,7 @@ async def test_the_film_leaves_out_held_pictures(checked_app: CheckedApp) -> Non
 async def test_moderators_decide_and_every_decision_is_recorded(checked_app: CheckedApp) -> None:
     checked_app.painter.verdicts = {0: "flagged", 1: "unchecked"}
     job = await checked_app.imagine("a lamp --count 3")
-    review = checked_app.app.services.picture_review
+    review = checked_app.app.services.get(PictureReview)
     await checked_app.wait_for_end(job)
     entries = [
         ("held", BOB.id, "Picture 1 was flagged by the picture check."),
@@ -261,7 +262,7 @@ async def seed_of(checked_app: CheckedApp, job: str) -> int:
 @pytest.mark.asyncio
 async def test_invalid_decisions_are_refused(checked_app: CheckedApp) -> None:
     checked_app.painter.verdicts = {0: "flagged"}
-    review = checked_app.app.services.picture_review
+    review = checked_app.app.services.get(PictureReview)
     checked_app.painter.step_gate.clear()
     job = await checked_app.imagine("a lamp --count 2")
     with pytest.raises(UserError, match="not finished"):
@@ -351,7 +352,7 @@ async def test_moderators_see_the_pictures_that_wait_for_them(checked_app: Check
     await checked_app.wait_for_end(second)
     checked_app.painter.verdicts = {}
     await checked_app.wait_for_end(await checked_app.imagine("a chair"))
-    review = checked_app.app.services.picture_review
+    review = checked_app.app.services.get(PictureReview)
     assert [view.id for view in await review.list_waiting(MODERATOR, 10)] == [first, second]
     assert [view.id for view in await review.list_waiting(MODERATOR, 1)] == [first]
     await review.decide(first, 0, MODERATOR, show=False)

@@ -13,6 +13,7 @@ import pytest_asyncio
 
 from bot.__main__ import app as darkroom
 from bot.policy.limits import RATES
+from bot.services.api_keys import ApiKeys
 from bot.web.middleware import INVALID_KEY
 from shared.web_server import ask, make_key, open_shared_page
 
@@ -47,7 +48,7 @@ async def test_a_program_with_a_key_is_a_member_with_its_own_jobs(public_server:
         assert (view.member_id, view.member_name) == ("local:key:webui", "webui")
         status, text = await ask(public_server, "GET", f"/api/jobs/{job}", authorization)
         assert json.loads(text)["author"] == {"name": "webui", "you": True}
-    (used,) = [key.used for key in await public_server.services.api_keys.list_all() if key.name == "webui"]
+    (used,) = [key.used for key in await public_server.services.get(ApiKeys).list_all() if key.name == "webui"]
     assert used is not None
 
 
@@ -56,7 +57,7 @@ async def test_a_key_that_is_forged_revoked_or_expired_is_a_401_of_one_sentence(
     revoked = await make_key(public_server, "one")
     expired = await make_key(public_server, "two", seconds=-1)
     assert (await ask(public_server, "GET", "/api/jobs", f"Bearer {revoked}"))[0] == 200
-    await public_server.services.api_keys.revoke("one")
+    await public_server.services.get(ApiKeys).revoke("one")
     for authorization in (
         f"Bearer {revoked}",
         f"Bearer {expired}",
@@ -115,7 +116,7 @@ async def test_the_stream_of_a_revoked_key_ends(public_server: WebServer, monkey
     address = public_server.url + "/api/events"
     async with aiohttp.ClientSession(headers=headers) as program, program.get(address) as page:
         await page.content.readany()
-        await public_server.services.api_keys.revoke("watcher")
+        await public_server.services.get(ApiKeys).revoke("watcher")
         while await page.content.readany():
             pass
 

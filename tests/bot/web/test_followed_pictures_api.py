@@ -12,8 +12,7 @@ import pytest_asyncio
 from rich.console import Console
 
 from bot.cli.imagine import http_client
-from bot.cli.imagine.followed_pictures import split_controls, split_references
-from bot.cli.imagine.job_inputs import JobInputs
+from bot.cli.imagine.job_inputs import JobInputs, split_controls, split_references
 from bot.cli.imagine.progress_display import ProgressDisplay
 from bot.web.auth import terminal_key
 from engine.contract import Recipe

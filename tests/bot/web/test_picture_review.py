@@ -26,7 +26,7 @@ async def check_all(server: WebServer, verdicts: dict[int, Any]) -> None:
     server.workers[0].has_picture_check = True
     server.workers[0].verdicts = verdicts
     rules = RuleAdmin(
-        server.services.gallery._store, server.services.job_control._canceller.cancel, limits=server.settings.limits
+        server.services.gallery._store, server.services.job_control.canceller.cancel, limits=server.settings.limits
     )
     await rules.set_rule(Member("local:ada", "Ada", GUILD, is_admin=True), "guild", "", "check", "on")
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.asyncio
 
-CHECKS = ("bot.web.sse", "bot.jobs.views", "bot.jobs.drawing")
+CHECKS = ("bot.web.sse", "bot.jobs.views", "bot.jobs.control")
 REVIEW_CHECKS = ("bot.services.moderation.picture_review", "bot.services.moderation.moderation")
 
 

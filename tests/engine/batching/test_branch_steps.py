@@ -10,7 +10,7 @@ import torch
 
 from engine.batching.engine import LatentsDone
 from engine.batching.job_images import build_images
-from engine.batching.noise import Noise
+from engine.batching.model_inputs import Noise
 from engine.batching.trajectory import Trajectory
 from engine.contract import Branch, JobRejected, Keyframe, Ladder, encode, map_step
 from engine.models.families.stable_diffusion import StableDiffusion

@@ -10,7 +10,7 @@ import torch
 
 from engine.batching.engine import Engine, LatentsDone, StepDone
 from engine.batching.input_pictures import InitLatents
-from engine.batching.noise import Noise
+from engine.batching.model_inputs import Noise
 from engine.batching.trajectory import Trajectory
 from engine.contract import Branch, ImageToImage, InitImage, Job, list_evaluated_steps
 from engine.sampling import COLUMNS

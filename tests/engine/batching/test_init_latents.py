@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from engine.batching.input_pictures import InitLatents, load_init_latents
-from engine.batching.noise import slerp
+from engine.batching.model_inputs import slerp
 from engine.contract import Branch, Concept, ImageToImage, InitImage, JobRejected, Keyframe, Ladder, Recipe, encode
 from engine.models.families.stable_diffusion import StableDiffusion
 from engine.worker.simulated_model import SimulatedModel

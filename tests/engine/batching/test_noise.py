@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from engine.batching.noise import Noise, slerp
+from engine.batching.model_inputs import Noise, slerp
 from engine.contract import NoiseAncestor, Recipe
 from engine.sampling import plan
 

@@ -12,8 +12,8 @@ import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from engine.batching.amending import encode_change, has_new_texts
 from engine.batching.engine import Engine, LatentsDone
+from engine.batching.job_images import encode_change, has_new_texts
 from engine.contract import (
     AmendmentRequest,
     Change,

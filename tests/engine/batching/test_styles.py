@@ -9,8 +9,8 @@ import msgspec
 import pytest
 import torch
 
-from engine.batching.amending import encode_change
 from engine.batching.engine import Engine, LatentsDone
+from engine.batching.job_images import encode_change
 from engine.contract import AmendmentRequest, Concept, Interpolation, JobRejected, SetConcepts, recipe_for_image
 from engine.models.families.stable_diffusion import StableDiffusion
 

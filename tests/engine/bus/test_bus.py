@@ -29,7 +29,7 @@ from engine.bus import (
 from engine.bus.blobs import BlobEntry
 from engine.bus.deliveries import MAX_DEAD_BYTES
 from engine.bus.embedded_broker import FILE_BYTES, MAX_PAYLOAD, Broker
-from engine.bus.streams import build_stream_configs
+from engine.bus.subjects import build_stream_configs
 from engine.contract import (
     VERSION,
     BillingKey,

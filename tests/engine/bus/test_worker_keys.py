@@ -30,12 +30,10 @@ from engine.bus import (
     ConnectionEnded,
     subjects,
     worker_keys,
-    worker_permissions,
 )
 from engine.bus.claims import open_leader_lease
 from engine.bus.connection import Credentials
-from engine.bus.embedded_broker import Broker, BrokerError, ListenAddress, find_free_port, find_server
-from engine.bus.worker_key_admin import WorkerKeyAdmin
+from engine.bus.embedded_broker import Broker, BrokerError, ListenAddress, WorkerKeyAdmin, find_free_port, find_server
 from engine.bus.worker_keys import BadKey
 from engine.contract import (
     AmendJob,
@@ -429,7 +427,7 @@ async def test_a_worker_cannot_purge_a_stream_by_a_header(site: BrokerSite, scop
     await bot.publish_result("other", JobStarted(job=OTHER, epoch=1, worker="other"))
     await bot.announce(a_presence("other"))
     refused_subjects = set[str]()
-    for subject in worker_permissions.list_publish_subjects("far", ["default"]):
+    for subject in worker_keys.list_publish_subjects("far", ["default"]):
         if not subject.startswith(("$JS.", "frames.", "loading.", "progress.")):
             concrete_subject = subject.replace("*", "one").replace(">", "one")
             with pytest.raises(APIError, match="rollup not permitted"):
@@ -814,13 +812,13 @@ async def test_an_external_broker_may_use_one_token_or_one_user(tmp_path: Path) 
 @pytest.mark.asyncio
 async def test_the_printed_accounts_suffice_for_an_external_broker(tmp_path: Path) -> None:
     record, seed = worker_keys.create_key("far", ["default", "big.one"], DAY)
-    name, account = worker_permissions.build_account(record.public, record.name, record.pools)
+    name, account = worker_keys.build_account(record.public, record.name, record.pools)
     port = find_free_port()
     config = tmp_path / "own.conf"
     text = (
         f'host: "127.0.0.1"\nport: {port}\njetstream {{ store_dir: "{tmp_path}" }}\nmax_payload: 8MB\naccounts {{\n'
         f'  darkroom {{\n    jetstream: enabled\n    users: [ {{ user: "darkroom", password: "secret" }} ]\n'
-        f"    exports: {json.dumps(worker_permissions.build_exports())}\n  }}\n"
+        f"    exports: {json.dumps(worker_keys.build_exports())}\n  }}\n"
     )
     config.write_text(text + "}\n")
     program = str(await asyncio.to_thread(find_server))

@@ -45,8 +45,7 @@ from engine.upscaling.super_resolver import SuperResolver
 from engine.worker import main
 from engine.worker.main import load_all_models
 from engine.worker.worker import Worker
-from engine.worker.worker_life import Watchdog
-from engine.worker.worker_profile import WorkerProfile
+from engine.worker.worker_life import Watchdog, WorkerProfile
 from shared.clock import wait_until
 from shared.ldm_checkpoint import write_ldm_checkpoint
 

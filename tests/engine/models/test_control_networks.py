@@ -18,8 +18,7 @@ from safetensors.torch import load_file, save_file
 from benchmarks.fixtures.small_controls import build_adapter, build_controlnet, save_control
 from benchmarks.fixtures.small_pipelines import save_small_pipeline
 from engine.contract import ControlImage, ControlModel, JobRejected
-from engine.models.control.control_files import CONTROL_KIND, TargetNetwork
-from engine.models.control.control_networks import MAX_KEPT, ControlCollection
+from engine.models.control_networks import CONTROL_KIND, MAX_KEPT, ControlCollection, TargetNetwork
 
 CPU = torch.device("cpu")
 SHA = "a" * 64

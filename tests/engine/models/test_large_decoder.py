@@ -21,7 +21,7 @@ from engine.models.families.embedded import load_embedded
 from engine.models.families.stable_diffusion import StableDiffusion
 from engine.models.files.model_source import ModelSource, fingerprint_folder
 from engine.models.loading.memory_estimate import estimate_bytes
-from engine.models.loading.number_formats import FormatChooser
+from engine.models.loading.pipeline_loader import FormatChooser
 from engine.output.decode_worker import decode_tiled
 from engine.process.model_settings import WEIGHTS_FOLDER
 from engine.upscaling import super_resolver

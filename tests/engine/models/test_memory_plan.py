@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from engine.contract import Quantization
 from engine.models.loading.memory_estimate import MemoryChoice, WeightBytes, choose_memory, list_offloads
-from engine.models.quantization.choice import PartQuantization
+from engine.models.quantization import PartQuantization
 from engine.process.memory_requests import OFFLOADS, Offload
 
 GB = 10**9

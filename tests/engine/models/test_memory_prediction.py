@@ -18,10 +18,9 @@ from engine.contract import Dtype, JobRejected
 from engine.models.files.model_source import ModelSource
 from engine.models.generic_family import GenericFamily
 from engine.models.loading.memory_estimate import InspectedModel, estimate_bytes, estimate_weights
-from engine.models.loading.number_formats import LARGE_PARAMETERS, FormatChooser
-from engine.models.loading.pipeline_loader import inspect_folder
+from engine.models.loading.pipeline_loader import LARGE_PARAMETERS, FormatChooser, inspect_folder
 from engine.models.network.pipeline_offload import is_offloaded
-from engine.models.quantization.choice import PartQuantization, SizedQuantization, choose_quantizations
+from engine.models.quantization import PartQuantization, SizedQuantization, choose_quantizations
 from engine.pipelines.network_call import NETWORK_NAMES
 from engine.process.memory_requests import OFFLOADS, QuantizationRequests
 

@@ -15,7 +15,7 @@ from diffusers.utils import logging
 from safetensors.torch import save_file
 
 from engine.contract import JobRejected
-from engine.models import load_model, make_model_name, text_cache, text_embedder
+from engine.models import load_model, make_model_name, prompt_chunks, text_embedder
 from engine.models.families.stable_diffusion import StableDiffusion
 from engine.models.files import model_source
 from engine.models.files.model_source import fingerprint_folder
@@ -31,7 +31,7 @@ def test_the_embedded_model_has_its_known_properties(embedded: StableDiffusion) 
 def test_texts_are_encoded_alone_in_one_shape_and_cached(
     embedded: StableDiffusion, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(text_cache, "MAX_TEXTS", 3)
+    monkeypatch.setattr(prompt_chunks, "MAX_TEXTS", 3)
     first = embedded.encode_text("a cat")
     assert first.shape == embedded.encode_text("a very " + "very " * 50 + "long text").shape == (24, 384)
     assert embedded.encode_text("a cat") is first

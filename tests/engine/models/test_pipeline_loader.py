@@ -26,8 +26,7 @@ from engine.models.files.model_source import ModelSource, find_model
 from engine.models.files.pipeline_parts import Part
 from engine.models.loading import pipeline_loader
 from engine.models.loading.memory_estimate import InspectedModel, estimate_bytes, estimate_embedded_bytes
-from engine.models.loading.number_formats import FormatChooser, choose_single_format
-from engine.models.loading.pipeline_loader import load_folder_pipeline
+from engine.models.loading.pipeline_loader import FormatChooser, choose_single_format, load_folder_pipeline
 from engine.process.model_settings import WEIGHTS_FOLDER
 from shared.ldm_checkpoint import write_ldm_checkpoint
 

@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 
 from engine.contract import JobRejected
-from engine.models.preprocessing.pose import MAX_PEOPLE, Joints, PersonDetector, draw_skeletons, order_joints
-from engine.models.preprocessing.preprocessors import Preprocessors
+from engine.models.preprocessors import Preprocessors
+from engine.models.vision_networks import MAX_PEOPLE, Joints, PersonDetector, draw_skeletons, order_joints
 from shared.init_image_jobs import draw_scene
 
 transformers: Any = import_module("transformers")

@@ -16,8 +16,8 @@ from PIL import Image, ImageFilter
 from safetensors.torch import save_file
 
 from engine.contract import JobRejected
-from engine.models.preprocessing.preprocessors import Preprocessors, draw_canny_edges
-from engine.models.preprocessing.vision_networks import LineDrawer
+from engine.models.preprocessors import Preprocessors, draw_canny_edges
+from engine.models.vision_networks import LineDrawer
 from shared.init_image_jobs import draw_scene
 
 transformers: Any = import_module("transformers")

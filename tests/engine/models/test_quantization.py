@@ -26,8 +26,8 @@ from engine.contract import JobRejected, Quantization
 from engine.models.families.diffusers_family import DiffusersFamily
 from engine.models.files.model_source import ModelSource, find_model, fingerprint_folder
 from engine.models.loading.memory_estimate import InspectedModel
-from engine.models.loading.number_formats import FormatChooser
-from engine.models.quantization.choice import PartQuantization
+from engine.models.loading.pipeline_loader import FormatChooser
+from engine.models.quantization import PartQuantization
 from engine.process.memory_requests import QuantizationRequests
 from engine.process.settings import load_settings
 from engine.worker.doctor import Finding, check_model

@@ -6,9 +6,16 @@ import pytest
 import torch
 
 from engine.contract import JobRejected, Quantization
-from engine.models.quantization import choice
-from engine.models.quantization.choice import PartQuantization, SizedQuantization, choose_quantizations, list_candidates
-from engine.models.quantization.stored_quantization import Matrix, count_matrix_bytes, find_matrix
+from engine.models import quantization
+from engine.models.quantization import (
+    Matrix,
+    PartQuantization,
+    SizedQuantization,
+    choose_quantizations,
+    count_matrix_bytes,
+    find_matrix,
+    list_candidates,
+)
 from engine.process.memory_requests import QuantizationRequests, parse_quantization, split_model_request
 from engine.process.setting_sources import SettingError
 from engine.process.settings import load_settings
@@ -41,9 +48,9 @@ def test_auto_chooses_the_best_that_fits_beside_the_others(budget: int, chosen: 
 
 
 def test_candidates_are_best_first_and_follow_what_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choice, "find_obstacle", lambda quantization, device: "")
+    monkeypatch.setattr(quantization, "find_obstacle", lambda quantization, device: "")
     both = list_candidates(QuantizationRequests(), CPU)
-    assert [(each.network, each.text) for each in both] == list(choice.AUTO_STEPS)
+    assert [(each.network, each.text) for each in both] == list(quantization.AUTO_STEPS)
     named = list_candidates(QuantizationRequests("int8"), CPU)
     assert [(each.network, each.text) for each in named] == [("int8", "none"), ("int8", "int8"), ("int8", "int4")]
     assert list_candidates(QuantizationRequests("none"), CPU) == (PartQuantization(),)
@@ -53,7 +60,7 @@ def test_candidates_are_best_first_and_follow_what_is_asked_for(monkeypatch: pyt
 
 
 def test_auto_leaves_out_what_this_worker_lacks_and_a_named_one_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("engine.models.quantization.stored_quantization.find_spec", lambda name: None)
+    monkeypatch.setattr("engine.models.quantization.find_spec", lambda name: None)
     assert list_candidates(QuantizationRequests(), CPU) == (PartQuantization(),)
     with pytest.raises(JobRejected, match=r"^Weights cannot be stored as int8 here: the package torchao is not instal"):
         list_candidates(QuantizationRequests("int8"), CPU)

@@ -22,8 +22,7 @@ from engine.batching.job_images import check_job
 from engine.calibration.calibration import Calibration
 from engine.contract import Concept, Job, JobRejected, Recipe, ReferenceImage
 from engine.models import load_model
-from engine.models.reference.adapter_files import MAX_CONFIG_BYTES
-from engine.models.reference.reference_conditioner import ReferenceConditioner
+from engine.models.reference_pictures import MAX_CONFIG_BYTES, ReferenceConditioner
 from shared.init_image_jobs import Blobs, add_job
 from shared.picture_jobs import draw_reference, run_engine, run_picture_jobs, store_pictures
 from shared.small_families import by_engine, error, random_matrices

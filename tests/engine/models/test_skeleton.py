@@ -7,7 +7,7 @@ import colorsys
 import numpy as np
 from PIL import Image
 
-from engine.models.preprocessing.pose import COLOURS, LIMBS, Joints, Point, draw_skeletons, order_joints
+from engine.models.vision_networks import COLOURS, LIMBS, Joints, Point, draw_skeletons, order_joints
 
 # A person who stands and looks at the viewer: what is to the viewer's left is the right arm. COCO's order.
 COCO: list[Point | None] = [

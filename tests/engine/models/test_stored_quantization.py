@@ -22,10 +22,8 @@ from engine.contract import JobRejected
 from engine.models.families.diffusers_family import DiffusersFamily
 from engine.models.files.model_source import ModelSource
 from engine.models.loading.memory_estimate import InspectedModel
-from engine.models.loading.number_formats import FormatChooser
-from engine.models.loading.pipeline_loader import load_training_pipeline
-from engine.models.quantization.choice import PartQuantization
-from engine.models.quantization.stored_quantization import find_matrix, find_stored_quantization
+from engine.models.loading.pipeline_loader import FormatChooser, load_training_pipeline
+from engine.models.quantization import PartQuantization, find_matrix, find_stored_quantization
 from engine.process.memory_requests import QuantizationRequests
 from shared.small_families import build_recipe, by_engine, error
 

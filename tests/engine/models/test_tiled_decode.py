@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from engine.device import memory
-from engine.models.autoencoder import tiled_decode
-from engine.models.autoencoder.tiled_decode import (
+from engine.models.autoencoder import autoencoder
+from engine.models.autoencoder.autoencoder import (
     decode_tiles,
     decode_within_memory,
     estimate_decode_bytes,
@@ -34,8 +34,8 @@ HOST = torch.device("cpu")
 
 @pytest.fixture
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tiled_decode, "TILE", 128)
-    monkeypatch.setattr(tiled_decode, "OVERLAP", 32)
+    monkeypatch.setattr(autoencoder, "TILE", 128)
+    monkeypatch.setattr(autoencoder, "OVERLAP", 32)
 
 
 @given(st.integers(1, 300), st.integers(2, 64), st.integers(1, 40), st.sampled_from((1, 8, 32)))
@@ -94,9 +94,9 @@ def test_a_decode_that_does_not_fit_memory_is_always_tiled(
     size = estimate_decode_bytes(vae, picture_latents[None])
     largest = 256 * 256 * 4 * vae.config.block_out_channels[0]  # of one layer, in bytes
     assert size in (6 * largest, 8 * largest)
-    monkeypatch.setattr(tiled_decode, "memory_for_pictures", lambda _: size)
+    monkeypatch.setattr(autoencoder, "memory_for_pictures", lambda _: size)
     untiled = decode_within_memory(vae, picture_latents[None])
-    monkeypatch.setattr(tiled_decode, "memory_for_pictures", lambda _: size - 1)
+    monkeypatch.setattr(autoencoder, "memory_for_pictures", lambda _: size - 1)
     first, second = (decode_within_memory(vae, picture_latents[None]) for _ in range(2))
     assert not torch.equal(first, untiled)
     assert torch.equal(first, second)
@@ -111,8 +111,8 @@ def test_an_autoencoder_of_unknown_size_is_decoded_whole() -> None:
 def test_a_job_whose_decode_runs_out_of_memory_finishes_in_tiles(
     embedded: StableDiffusion, recipe: Make, job: Make, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    monkeypatch.setattr(tiled_decode, "TILE", 64)
-    monkeypatch.setattr(tiled_decode, "OVERLAP", 16)
+    monkeypatch.setattr(autoencoder, "TILE", 64)
+    monkeypatch.setattr(autoencoder, "OVERLAP", 16)
     monkeypatch.setattr(embedded, "_large_decoder", None)
     monkeypatch.setattr(embedded, "upscale_factor", 1)
     vae = embedded.pipeline.vae

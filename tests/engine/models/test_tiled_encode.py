@@ -12,8 +12,8 @@ from PIL import Image
 from benchmarks.fixtures.small_pipelines import save_small_pipeline
 from benchmarks.report.measures import psnr
 from engine import models
-from engine.models.autoencoder import tiled_decode
-from engine.models.autoencoder.tiled_decode import (
+from engine.models.autoencoder import autoencoder
+from engine.models.autoencoder.autoencoder import (
     encode_tiles,
     encode_within_memory,
     estimate_encode_bytes,
@@ -27,8 +27,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:Depreca
 
 @pytest.fixture
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tiled_decode, "TILE", 128)
-    monkeypatch.setattr(tiled_decode, "OVERLAP", 32)
+    monkeypatch.setattr(autoencoder, "TILE", 128)
+    monkeypatch.setattr(autoencoder, "OVERLAP", 32)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def test_a_tiled_encode_is_close_to_a_whole_one_and_has_no_seams(
     embedded: StableDiffusion, picture: Image.Image, small_tiles: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = embedded.encode_image(picture)
-    monkeypatch.setattr(tiled_decode, "memory_for_pictures", lambda _: 0)
+    monkeypatch.setattr(autoencoder, "memory_for_pictures", lambda _: 0)
     tiled = embedded.encode_image(picture)
     assert not torch.equal(tiled, whole)
     difference = tiled - whole
@@ -77,7 +77,7 @@ def test_an_encode_that_fits_is_whole_and_one_that_does_not_is_tiled(
 
     monkeypatch.setattr(vae, "encode", record)
     for free, expected in ((size, [256]), (size - 1, [128] * 9)):
-        monkeypatch.setattr(tiled_decode, "memory_for_pictures", lambda _, free=free: free)
+        monkeypatch.setattr(autoencoder, "memory_for_pictures", lambda _, free=free: free)
         sides.clear()
         encode_within_memory(vae, pixels)
         assert sides == expected
@@ -90,11 +90,11 @@ def test_families_encode_in_tiles_where_memory_is_short(
 ) -> None:
     save_small_pipeline(kind, tmp_path / kind)
     family = models.load_folder(str(tmp_path / kind), kind)
-    monkeypatch.setattr(tiled_decode, "TILE", 32)
-    monkeypatch.setattr(tiled_decode, "OVERLAP", 8)
+    monkeypatch.setattr(autoencoder, "TILE", 32)
+    monkeypatch.setattr(autoencoder, "OVERLAP", 8)
     drawing = Image.effect_noise((64, 96), 60).convert("RGB")
     whole = family.encode_image(drawing)
-    monkeypatch.setattr(tiled_decode, "memory_for_pictures", lambda _: 0)
+    monkeypatch.setattr(autoencoder, "memory_for_pictures", lambda _: 0)
     tiled = family.encode_image(drawing)
     assert tiled.shape == whole.shape
     assert not torch.equal(tiled, whole)
@@ -108,11 +108,11 @@ def test_a_whole_pipeline_decodes_in_tiles_only_where_memory_is_short(
     family: Any = models.load_folder(str(tmp_path / "auraflow"), "auraflow")
     vae = family.pipeline.vae
     latents = torch.randn(1, vae.config.latent_channels, 48, 48)
-    monkeypatch.setattr(tiled_decode, "memory_for_pictures", lambda _: 1 << 40)
+    monkeypatch.setattr(autoencoder, "memory_for_pictures", lambda _: 1 << 40)
     whole = vae.decode(latents, return_dict=False)[0]
     assert not vae.use_tiling
     torch.testing.assert_close(whole, type(vae).decode(vae, latents, return_dict=False)[0])
-    monkeypatch.setattr(tiled_decode, "memory_for_pictures", lambda _: 0)
+    monkeypatch.setattr(autoencoder, "memory_for_pictures", lambda _: 0)
     tiled = vae.decode(latents, return_dict=False)[0]
     vae.enable_tiling()
     torch.testing.assert_close(tiled, type(vae).decode(vae, latents, return_dict=False)[0])  # diffusers' own tiles

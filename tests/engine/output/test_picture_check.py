@@ -31,8 +31,7 @@ from engine.process.settings import PictureCheckSettings, load_settings
 from engine.worker.doctor import check_picture_check
 from engine.worker.main import load_all_models
 from engine.worker.worker import Worker
-from engine.worker.worker_life import Watchdog
-from engine.worker.worker_profile import WorkerProfile
+from engine.worker.worker_life import Watchdog, WorkerProfile
 from shared.clock import wait_until
 
 RED = Image.new("RGB", (40, 30), "red")

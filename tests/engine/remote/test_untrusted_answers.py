@@ -8,9 +8,8 @@ import pytest
 from aiohttp import web
 
 from engine.contract import JobRejected
-from engine.remote.drawing import BackendUnreachable, KeyRefused
+from engine.remote.drawing import BackendUnreachable, KeyRefused, guess_size, make_name, name_models
 from engine.remote.http_client import clean_line, read_body
-from engine.remote.names import guess_size, make_name, name_models
 from shared.backend_harness import KEY, Answer, talk_to
 
 

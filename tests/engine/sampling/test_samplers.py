@@ -7,7 +7,7 @@ from typing import Any, get_args
 import pytest
 
 from engine.contract import PIPELINE_SAMPLERS, Sampler
-from engine.contract.samplers import SECOND_ORDER_SAMPLERS
+from engine.contract.fields import SECOND_ORDER_SAMPLERS
 from engine.sampling import SAMPLERS, TABLED, NotTabled, build_scheduler, is_flow, plan, samplers_for
 
 SD15: dict[str, Any] = {

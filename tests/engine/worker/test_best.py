@@ -15,8 +15,8 @@ import torch
 from msgspec.structs import replace
 from PIL import Image
 
-from engine.batching.events import LatentsDone, StepDone
 from engine.batching.job_images import build_images
+from engine.batching.trajectory import LatentsDone, StepDone
 from engine.bus.claims import Claim
 from engine.contract import (
     Amendment,
@@ -32,7 +32,7 @@ from engine.contract import (
 )
 from engine.models.families.stable_diffusion import StableDiffusion
 from engine.output.decode_worker import choose_candidates, join_concepts
-from engine.worker import snapshot_saver
+from engine.worker import run_control
 from engine.worker.local_run import run_locally
 from engine.worker.run import JobRun
 from engine.worker.run_output import RunOutput
@@ -98,7 +98,7 @@ async def test_a_job_that_moves_to_another_worker_chooses_the_same_pictures(
     harness: WorkerHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for timeout in ("SAVE_TIMEOUT_SECONDS", "HAND_BACK_TIMEOUT_SECONDS"):
-        monkeypatch.setattr(snapshot_saver, timeout, 60.0)  # a step of eight takes longer on a busy machine
+        monkeypatch.setattr(run_control, timeout, 60.0)  # a step of eight takes longer on a busy machine
     job = make_job(steps=40, count=4, candidate_count=8, bucket=8)
     local = await asyncio.to_thread(run_locally, job, harness.families)
     first, task = await harness.start_worker("one")

@@ -26,8 +26,7 @@ from engine.output.decode_worker import DecodeWorker
 from engine.worker import model_requests as worker_decoding
 from engine.worker.model_requests import DECODE_BUSY_ERROR, DECODE_SLOW_ERROR, WRONG_LATENTS_ERROR, DecodeService
 from engine.worker.worker import Worker
-from engine.worker.worker_life import Watchdog
-from engine.worker.worker_profile import WorkerProfile
+from engine.worker.worker_life import Watchdog, WorkerProfile
 from shared.worker_harness import (
     LONG_STEPS,
     OTHER_JOB,

@@ -26,8 +26,7 @@ from engine.output.decode_worker import DecodeWorker
 from engine.worker import model_requests as worker_describing
 from engine.worker.model_requests import DESCRIBE_BUSY_ERROR, STOPPING_ERROR, DescribeService
 from engine.worker.worker import Worker
-from engine.worker.worker_life import Watchdog
-from engine.worker.worker_profile import WorkerProfile
+from engine.worker.worker_life import Watchdog, WorkerProfile
 from shared.worker_harness import LONG_STEPS, WorkerHarness, make_cache, make_job, wait_until, wait_until_midway
 from training.diffusion.latent_sampling import build_input, initial_noise, sample_latents
 

@@ -22,8 +22,7 @@ from engine.model_cache.loaded_models import LoadedModels
 from engine.output.decode_worker import DecodeWorker
 from engine.worker import intake, simulated_model
 from engine.worker.worker import Worker
-from engine.worker.worker_life import Watchdog
-from engine.worker.worker_profile import WorkerProfile
+from engine.worker.worker_life import Watchdog, WorkerProfile
 from shared.worker_harness import JOB, OTHER_JOB, WorkerHarness, make_job, wait_until
 
 CALIBRATION = simulated_model.build_calibration(row_ms=0.1, rows=8)

@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.fixtures.small_controls import save_small_ip_adapter
 from engine.contract import JobFailed, JobFinished, JobStarted, ReferenceImage
-from engine.models.conditioners import add_conditioners
+from engine.models import add_conditioners
 from engine.models.families.stable_diffusion import StableDiffusion
 from shared.init_image_jobs import draw_scene, hash_blobs
 from shared.picture_files import encode_picture

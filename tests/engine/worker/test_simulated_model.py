@@ -26,7 +26,7 @@ from shared.worker_process import run_worker_command
 
 # A killed worker's job is free after one lease, so the process gets the short lease of these tests.
 SERVE = (
-    "import sys\nfrom engine.bus import connection_base\nfrom engine.bus.streams import BusLimits\n"
+    "import sys\nfrom engine.bus import connection_base\nfrom engine.bus.subjects import BusLimits\n"
     f"connection_base.BusLimits = lambda: BusLimits(lease={LEASE})\n"
     "from engine.__main__ import _exit_now, main\n_exit_now(main(sys.argv[1:]))"
 )

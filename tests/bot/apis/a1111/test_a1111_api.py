@@ -19,7 +19,7 @@ from PIL import Image
 from bot.domain.feature import PromptSuggester
 from bot.pictures.image_codec import ImageFormat, encode_image
 from bot.services import Services
-from bot.services.api_keys import PREFIX
+from bot.services.api_keys import PREFIX, ApiKeys
 from shared.clock import wait_until
 from shared.model_parts import MODEL_PARTS
 from shared.web_server import pause_jobs
@@ -141,7 +141,7 @@ async def test_a_program_sees_previews_and_interrupts_its_own_jobs_alone(shared_
 
 @on_shared_server
 async def test_progress_and_interrupt_know_the_keys_apart(shared_server: WebServer) -> None:
-    keys = shared_server.services.api_keys
+    keys = shared_server.services.get(ApiKeys)
     secrets = [await keys.add(await keys.prepare(name, ["imagine", "read"])) for name in ("ann", "bob")]
     async with contextlib.AsyncExitStack() as stack:
         gate = stack.enter_context(pause_jobs(shared_server.workers[0]))
@@ -308,7 +308,7 @@ async def test_each_api_asks_for_a_key_as_its_clients_send_it(shared_server: Web
 @pytest.mark.asyncio
 async def test_a_closed_room_asks_for_a_key(open_server: OpenServer) -> None:
     async with open_server(allowed_hosts=("other.example",)) as server:
-        keys = server.services.api_keys
+        keys = server.services.get(ApiKeys)
         key = await keys.add(await keys.prepare("painter", ["imagine", "read"]))
         async with server.client.get(f"{server.url}/sdapi/v1/options") as reply:
             assert (reply.status, reply.headers["WWW-Authenticate"]) == (401, 'Basic realm="Darkroom"')

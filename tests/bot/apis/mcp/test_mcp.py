@@ -30,6 +30,7 @@ from bot.apis.mcp.server import TOOLS, build_server
 from bot.apis.mcp.transports import build_http_app
 from bot.cli.imagine import http_client
 from bot.domain.errors import UserError
+from bot.services.api_keys import ApiKeys
 from bot.web.auth import HostPolicy
 from bot.web.middleware import INVALID_KEY
 from tests.bot.apis.mcp.running_darkroom import Darkroom, open_http
@@ -86,7 +87,7 @@ async def test_a_caller_over_http_draws_with_its_own_key(darkroom: Darkroom, htt
 
 
 async def test_an_api_key_acts_within_its_scopes(darkroom: Darkroom, http_address: str) -> None:
-    keys = darkroom.services.api_keys
+    keys = darkroom.services.get(ApiKeys)
     secret = await keys.add(await keys.prepare("viewer", ["read"]))
     async with open_http(http_address, secret) as viewer:
         assert not (await viewer.call_tool("queue", {})).is_error

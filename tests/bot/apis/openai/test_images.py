@@ -22,6 +22,7 @@ from bot.apis.openai.answers import convert_picture
 from bot.apis.openai.errors import shape_error
 from bot.domain.errors import UserError
 from bot.pictures.gallery import Gallery
+from bot.services.api_keys import ApiKeys
 from bot.store import DatabaseUnavailable
 from bot.web.auth import terminal_key
 from bot.web.middleware import GUILD, TERMINAL_ID, TOKEN_BUCKETS, Refusal
@@ -302,7 +303,7 @@ async def test_a_restart_keeps_the_jobs_and_clients_do_not_ask_again(
 
 
 async def test_a_key_that_is_revoked_meanwhile_gets_no_pictures(shared_server: WebServer) -> None:
-    keys = shared_server.services.api_keys
+    keys = shared_server.services.get(ApiKeys)
     secret = await keys.add(await keys.prepare("leaked", ["imagine"]))
     options = {**await asyncio.to_thread(client_options, shared_server), "api_key": secret}
     with pause_jobs(shared_server.workers[0]) as gate:
@@ -334,7 +335,7 @@ async def test_a_stranger_needs_a_key_and_a_limit_says_when_to_come_back(open_se
             with pytest.raises(openai.AuthenticationError) as refusal:
                 await stranger.models.list()
         assert refusal.value.code == "invalid_api_key"
-        keys = server.services.api_keys
+        keys = server.services.get(ApiKeys)
         reader = await keys.add(await keys.prepare("reader", ["read"]))
         async with openai.AsyncOpenAI(**{**options, "api_key": reader}) as program:
             assert [model.id async for model in program.models.list()]

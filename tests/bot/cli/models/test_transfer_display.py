@@ -6,7 +6,7 @@ import io
 
 from rich.console import Console
 
-from bot.cli.models.verification import TransferDisplay
+from bot.cli.models.upkeep import TransferDisplay
 
 
 def test_without_a_terminal_a_line_comes_every_ten_seconds() -> None:

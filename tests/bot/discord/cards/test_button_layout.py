@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from typing import Any, get_args
+from typing import Any
 
 import discord
 import msgspec
 import pytest
 
 from bot.discord.cards import button_layout
-from bot.discord.cards.button_layout import BUTTON_KINDS, ButtonKind
-from bot.discord.components.buttons import BUTTON_ACTIONS, BUTTON_STYLES, CUSTOM_ID
+from bot.discord.components.buttons import BUTTONS, CORE_BUTTONS, CUSTOM_ID
 from bot.domain.dto import PictureRef
 from engine.contract import Amendment, DropImages, Recipe, UpscaleTask
 from shared.sample_views import JOB, PARENT, make_recipe, make_view
@@ -110,17 +109,14 @@ def test_ids_of_older_messages_are_still_valid() -> None:
 
 
 def test_every_press_has_a_handler() -> None:
-    assert set(BUTTON_ACTIONS) == set(BUTTON_KINDS) == set(get_args(ButtonKind))
+    assert len(CORE_BUTTONS) == len({row.kind for row in CORE_BUTTONS})
+    assert {*button_layout.BUTTON_EMOJI, *button_layout.PICTURE_ACTION_LABELS} <= set(BUTTONS)
 
 
 def test_upscale_and_vary_look_alike_and_only_destructive_buttons_are_red() -> None:
-    assert "up" not in BUTTON_STYLES
-    assert "vary" not in BUTTON_STYLES
-    assert {press for press, style in BUTTON_STYLES.items() if style is discord.ButtonStyle.danger} == {
-        "cancel",
-        "erase",
-        "deny",
-    }
+    assert BUTTONS["up"].style is BUTTONS["vary"].style is discord.ButtonStyle.secondary
+    red = {row.kind for row in CORE_BUTTONS if row.style is discord.ButtonStyle.danger}
+    assert red == {"cancel", "erase", "deny"}
 
 
 def test_a_developing_picture_can_be_steered_while_several_images_are_left() -> None:

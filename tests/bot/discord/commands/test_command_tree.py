@@ -21,7 +21,7 @@ from bot.discord.commands.help import render_help
 from bot.discord.commands.preferences import render_preferences
 from bot.discord.declarations import list_command_actions, list_commands, list_help
 from bot.discord.job_choice import MAX_CHOICE_CHARS, MAX_CHOICES
-from bot.discord.permissions import PERMISSIONS_AFTER_TOKEN, SEND_IN_THREADS
+from bot.discord.responses import PERMISSIONS_AFTER_TOKEN, SEND_IN_THREADS
 from bot.jobs.model_catalog import SHIPPED_MODEL
 from bot.jobs.preferences import NAMES as PREFERENCES
 from bot.jobs.preferences import Preference

@@ -12,16 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from simcord.components import validate_components, validate_modal, walk_components
 
-from bot.discord.attachments import UploadedFile
 from bot.discord.cards import button_layout, job_cards
-from bot.discord.components import reports
+from bot.discord.components import review_buttons
 from bot.discord.components.branches import KeyframeMenu, build_branch_form
-from bot.discord.components.buttons import build_view
+from bot.discord.components.buttons import PictureMenu, build_view
 from bot.discord.components.forms import FormSubmission, form_id, parse_submission
-from bot.discord.components.more_menu import PictureMenu
-from bot.discord.components.picture_actions import build_edit_form
+from bot.discord.components.picture_actions import FORM_TITLES, build_edit_form, build_remix_form
 from bot.discord.components.steering import KeepSelect, build_say_form, read_say_form
-from bot.discord.components.variations import FORM_TITLES, build_remix_form
+from bot.discord.responses import UploadedFile
 from bot.domain.dto import PictureRef
 from bot.domain.errors import UserError
 from bot.domain.steering import SteeringRequest
@@ -93,7 +91,7 @@ async def test_every_form_and_card_fits_discords_openapi_schema() -> None:
             "POST", callback, {}, {"type": 9, "data": build_remix_form(make_view(prompt=NASTY), form_kind, 0).to_dict()}
         )
     other_forms = (
-        reports.build_report_form(JOB),
+        review_buttons.build_report_form(JOB),
         build_edit_form(make_view(prompt=NASTY), 3),
         build_branch_form(make_view(prompt=NASTY), 3, 1000),
         build_say_form(JOB),
@@ -107,7 +105,7 @@ async def test_every_form_and_card_fits_discords_openapi_schema() -> None:
     modals = [
         job_cards.render_ended(grid_view),
         job_cards.render_ended(upscale),
-        reports.render_report(make_report(), "https://discord.com/1"),
+        review_buttons.render_report(make_report(), "https://discord.com/1"),
     ]
     for items in (
         [PictureMenu(JOB, index) for index in range(4)],
@@ -133,7 +131,7 @@ async def test_every_form_and_card_fits_discords_openapi_schema() -> None:
 
 
 def test_a_report_card_quotes_members_without_harm() -> None:
-    content = reports.render_report(make_report(reason=NASTY), "").content
+    content = review_buttons.render_report(make_report(reason=NASTY), "").content
     for hostile_text in ("@everyone", "<@5>", "**x**", "\u202e"):
         assert hostile_text not in content
 

@@ -14,6 +14,7 @@ from bot.discord.delivery import courier
 from bot.domain.dto import Member
 from bot.pictures.image_codec import blur_picture
 from bot.policy.permissions import forbidden_reason, job_ref
+from bot.services.moderation.picture_review import PictureReview
 from shared.discord_jobs import create_moderator
 
 pytestmark = pytest.mark.asyncio
@@ -268,7 +269,7 @@ async def test_a_decision_while_a_message_is_sent_is_shown_in_it(
 
         async def decide_and_mark(job: str, marked_role: str, reason: str = "") -> None:
             if marked_role == role:
-                await world.client.services.picture_review.decide(job, 1, admin, show=is_approved)
+                await world.client.services.get(PictureReview).decide(job, 1, admin, show=is_approved)
             await mark_delivered(job, marked_role, reason)
             marked_roles.append(marked_role)
 

@@ -8,7 +8,7 @@ from typing import Any
 import discord
 import pytest
 
-from bot.discord.delivery.errors import DestinationGone, RequestRejected, RetryLater, translate_errors
+from bot.discord.delivery.discord_api import DestinationGone, RequestRejected, RetryLater, translate_errors
 
 PAGE = "<!DOCTYPE html><title>Attention Required! | Cloudflare</title>"
 

@@ -8,7 +8,7 @@ from typing import Any
 import discord
 import pytest
 
-from bot.discord.delivery import progress
+from bot.discord.delivery import final_messages
 from bot.domain.dto import Member
 from shared.discord_jobs import get_message, start_paused_job, wait_until_delivered
 
@@ -182,7 +182,7 @@ async def test_with_closed_direct_messages_a_result_waits_with_its_reason(open_w
 async def test_an_answer_that_never_arrived_is_replaced_by_a_new_message(
     open_world: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(progress, "ID_GRACE_SECONDS", 0.3)
+    monkeypatch.setattr(final_messages, "ID_GRACE_SECONDS", 0.3)
     async with open_world() as world:
         world.env.inject_error("POST", "/interactions/*", status=404, code=10062, message="Unknown interaction")
         await world.alice.slash(world.channel, "imagine", prompt="red apple")

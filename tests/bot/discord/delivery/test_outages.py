@@ -14,10 +14,9 @@ import pytest
 from bot.discord import responses
 from bot.discord.cards import pictures
 from bot.discord.cards.job_cards import Card
-from bot.discord.delivery import courier, discord_api, edit_policy, errors, progress
-from bot.discord.delivery.discord_api import MessageClient
+from bot.discord.delivery import courier, discord_api, edit_policy, final_messages
+from bot.discord.delivery.discord_api import DestinationGone, MessageClient, RetryLater
 from bot.discord.delivery.edit_policy import Edit
-from bot.discord.delivery.errors import DestinationGone, RetryLater
 from bot.domain.dto import Member
 from bot.domain.errors import UserError
 from shared.discord_jobs import start_paused_job, wait_until_delivered
@@ -128,7 +127,7 @@ def fail_three_times(original: Any) -> Any:
 async def test_a_message_whose_id_was_not_stored_is_found_again(
     open_world: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(progress, "ID_GRACE_SECONDS", 0.5)
+    monkeypatch.setattr(final_messages, "ID_GRACE_SECONDS", 0.5)
     async with open_world() as world:
         result = await start_paused_job(world)
         await world.stop_courier()
@@ -143,7 +142,7 @@ async def test_a_message_whose_id_was_not_stored_is_found_again(
 
 @pytest.mark.slow
 async def test_a_slow_first_answer_is_not_given_up(open_world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progress, "ID_GRACE_SECONDS", 0.1)
+    monkeypatch.setattr(final_messages, "ID_GRACE_SECONDS", 0.1)
     monkeypatch.setattr(courier, "SWEEP_SECONDS", 0.3)
     async with open_world() as world:
         show = responses._send_card
@@ -163,7 +162,7 @@ async def test_a_slow_first_answer_is_not_given_up(open_world: Any, monkeypatch:
         first, message = world.channel.history()
         job = await world.deliveries.find_job(str(message.id))
         await world.deliveries.update_address(job, message="")
-        await world.deliveries.mark_delivered(job, "answer", progress.RESPONSE_NEVER_ARRIVED)
+        await world.deliveries.mark_delivered(job, "answer", final_messages.RESPONSE_NEVER_ARRIVED)
         await message.edit(content="it came all the same", attachments=[], view=None)
         await world.deliveries.update_address(job, message=str(message.id))
         await world.wait_until(lambda: world.message(message.id).attachments)
@@ -226,7 +225,7 @@ async def test_an_outage_costs_one_rendering_and_one_warning(
         return original_encode(*args)
 
     monkeypatch.setattr(pictures, "_encode_pictures", count_rendering)
-    monkeypatch.setattr(errors, "_delivery_error", lambda error: RetryLater(0.0, error, outage=True))
+    monkeypatch.setattr(discord_api, "_delivery_error", lambda error: RetryLater(0.0, error, outage=True))
     async with open_world() as world:
         result = await start_paused_job(world)
         world.env.inject_error("PATCH", "*", status=503, times=4)
@@ -275,7 +274,7 @@ async def test_a_final_card_that_discord_rejects_ends_with_a_reason(
             await asyncio.sleep(0.02)
         await wait_until_delivered(world)
         undeliverable = await world.deliveries.list_undeliverable(view.member_id)
-        assert undeliverable == {view.id: f"{errors.UNKNOWN_REASON} {errors.UNKNOWN_REASON}"}
+        assert undeliverable == {view.id: f"{discord_api.UNKNOWN_REASON} {discord_api.UNKNOWN_REASON}"}
 
 
 @pytest.mark.slow
@@ -332,7 +331,7 @@ async def test_a_too_large_preview_is_replaced_by_text(open_world: Any, caplog: 
 async def test_a_preview_that_hangs_does_not_hold_up_its_final(
     open_world: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(progress, "EDIT_TIMEOUT", 0.5)
+    monkeypatch.setattr(final_messages, "EDIT_TIMEOUT", 0.5)
     async with open_world() as world:
         request = world.client.http.request
         hung_routes = []

@@ -7,8 +7,7 @@ from typing import Any, cast
 
 import pytest
 
-from bot.discord.delivery.final_messages import FinalSender
-from bot.discord.delivery.progress import ProgressUpdater
+from bot.discord.delivery.final_messages import MessageSender
 from bot.discord.delivery.tracked_messages import TrackedMessage
 from bot.domain.dto import Delivery, Destination
 from bot.domain.errors import UserError
@@ -28,9 +27,9 @@ async def test_of_a_deleted_job_nothing_is_shown_and_nothing_fails(event: JobEve
     services = SimpleNamespace(
         deliveries=None, job_views=SimpleNamespace(load_view=refuse), steering=SimpleNamespace(load_outlook=refuse)
     )
-    updater = ProgressUpdater(cast(Any, services), cast(Any, SimpleNamespace(edit=edit)), lambda: 0.0, lambda: 0.0)
+    sender = MessageSender(cast(Any, services), cast(Any, SimpleNamespace(edit=edit)), lambda: 0.0, lambda: 0.0)
     message = TrackedMessage(make_view(), Destination("discord", {}), 0.0)
-    await updater.show(cast(Any, event), message, lambda: None)
+    await sender.show_progress(cast(Any, event), message, lambda: None)
 
 
 @pytest.mark.parametrize("deliveries", [{}, {"answer": Delivery("answer", Destination("discord", {"message": "1"}))}])
@@ -45,6 +44,6 @@ async def test_a_deleted_job_has_no_final_to_show(deliveries: dict[str, Delivery
     services = SimpleNamespace(
         deliveries=SimpleNamespace(list_deliveries=list_deliveries), job_views=SimpleNamespace(load_view=refuse)
     )
-    sender = FinalSender(cast(Any, services), cast(Any, None), refuse, lambda: 0.0)
+    sender = MessageSender(cast(Any, services), cast(Any, None), lambda: 0.0, lambda: 0.0)
     message = TrackedMessage(make_view(), Destination("discord", {}), 0.0)
     assert await sender.next_destination(JOB, message) is None

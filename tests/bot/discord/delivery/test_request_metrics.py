@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pytest
 
 from bot.discord.delivery.courier import count_request
+from bot.discord.delivery.discord_api import RequestRejected, RetryLater, TokenExpired
 from bot.discord.delivery.edit_policy import Edit
-from bot.discord.delivery.errors import RequestRejected, RetryLater, TokenExpired
 
 EDIT = Edit("job", "bucket", "final", object(), 0.0)
 

@@ -14,17 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from simcord.components import COMPONENTS_V2_FLAG, validate_components, validate_modal, walk_components
 
-from bot.discord.settings import (
-    COMMANDS,
-    HANDLERS,
-    autocomplete,
-    cards,
-    explanations,
-    forms,
-    rule_changes,
-    texts,
-    ui_parts,
-)
+from bot.discord.settings import cards, commands, moderation, texts
+from bot.discord.settings.responses import HANDLERS, make_button
 from bot.domain.dto import Member
 from bot.jobs.model_catalog import SHIPPED_MODEL
 from bot.policy.limits import Limits
@@ -114,17 +105,14 @@ def test_overview_and_exceptions_fit_discords_limits(rule_list: list[Rule], page
 def test_the_history_fits_discords_limits(change_list: list[RuleChange], page: int) -> None:
     check_card(
         cards.build_history(
-            change_list,
-            page,
-            [1],
-            cards.build_notice(rule_changes.describe_undo(change_list[0]) if change_list else "x"),
+            change_list, page, [1], cards.build_notice(texts.describe_undo(change_list[0]) if change_list else "x")
         )
     )
     for change in change_list:
         check_card(cards.build_result(texts.describe_change(change), undo_number=change.number))
         check_card(
             cards.build_question(
-                ["## Preset", *texts.format_steps(change.steps)], ui_parts.make_button("Apply", "apply", "contest")
+                ["## Preset", *texts.format_steps(change.steps)], make_button("Apply", "apply", "contest")
             )
         )
 
@@ -132,15 +120,15 @@ def test_the_history_fits_discords_limits(change_list: list[RuleChange], page: i
 @pytest.mark.parametrize("name", sorted(SETTINGS))
 def test_the_forms_of_each_setting_are_valid(name: str) -> None:
     one = SETTINGS[name]
-    for form in (forms.build_change_form(one, None), forms.build_rule_form("user", f"discord:{2**63}", one, None)):
+    for form in (cards.build_change_form(one, None), cards.build_rule_form("user", f"discord:{2**63}", one, None)):
         validate_modal(form.to_dict())
         assert len(form.custom_id) <= 100
         assert len(form.title) <= 45
 
 
 def test_the_other_forms_are_valid() -> None:
-    all_forms = [forms.build_add_form(scope) for scope in ("channel", "role", "user")]
-    all_forms += [forms.build_words_form(["a"] * 500, ["b"], "a" * 16), forms.build_close_form(NASTY)]
+    all_forms = [cards.build_add_form(scope) for scope in ("channel", "role", "user")]
+    all_forms += [cards.build_words_form(["a"] * 500, ["b"], "a" * 16), cards.build_close_form(NASTY)]
     for form in all_forms:
         modal = validate_modal(form.to_dict())
         assert modal["custom_id"].split(":")[1] in HANDLERS
@@ -151,10 +139,10 @@ def test_the_other_forms_are_valid() -> None:
 def test_every_form_and_card_fits_discords_openapi_schema() -> None:
     judge = RequestValidator()
     callback = f"/interactions/{10**17}/token/callback"
-    all_forms: list[ui.Modal] = [forms.build_words_form(["a"], [], "a" * 16), forms.build_close_form("x")]
-    all_forms += [forms.build_add_form(scope) for scope in ("channel", "role", "user")]
+    all_forms: list[ui.Modal] = [cards.build_words_form(["a"], [], "a" * 16), cards.build_close_form("x")]
+    all_forms += [cards.build_add_form(scope) for scope in ("channel", "role", "user")]
     for one in SETTINGS.values():
-        all_forms += [forms.build_change_form(one, None), forms.build_rule_form("user", f"discord:{10**17}", one, None)]
+        all_forms += [cards.build_change_form(one, None), cards.build_rule_form("user", f"discord:{10**17}", one, None)]
     for form in all_forms:
         judge.check_request("POST", callback, {}, {"type": 9, "data": form.to_dict()})
     rule_list = [Rule("role", "7", "running", 3, GUILD), Rule("guild", "", "closed", "x", GUILD)]
@@ -166,7 +154,7 @@ def test_every_form_and_card_fits_discords_openapi_schema() -> None:
         cards.build_history([change], 0, [1]),
         cards.build_explanation("a", [("", ["b"]), ("c", ["d"])], "5"),
         cards.build_result("x", undo_number=1),
-        cards.build_question(["a"], ui_parts.make_button("x", "apply", "y")),
+        cards.build_question(["a"], make_button("x", "apply", "y")),
     ):
         body = {"flags": COMPONENTS_V2_FLAG | 64, "components": view.to_components(), "allowed_mentions": {"parse": []}}
         judge.check_request("POST", callback, {}, {"type": 4, "data": body})
@@ -183,22 +171,21 @@ def test_every_setting_has_a_title_and_a_place() -> None:
 def test_suggestions_fit_discords_limits(name: str) -> None:
     role_names = {"1": NASTY, "a" * 101: "too long to be a choice"}
     for typed_text in ("", "o", "ddim, ", "xyz"):
-        suggestions = autocomplete.suggest_values(SETTINGS[name], typed_text, role_names)
+        suggestions = commands.value_choices(SETTINGS[name], typed_text, role_names)
         assert len(suggestions) <= 25
         assert all(1 <= len(each.name) <= 100 and 1 <= len(str(each.value)) <= 100 for each in suggestions)
-    assert autocomplete.suggest_values(None, "", role_names) == []
 
 
 def test_a_list_is_completed_name_by_name() -> None:
-    suggestions = autocomplete.suggest_values(SETTINGS["samplers"], "ddim, eu", {})
+    suggestions = commands.value_choices(SETTINGS["samplers"], "ddim, eu", {})
     names = ("euler", "euler_karras", "euler_ancestral", "heun")
     assert [each.value for each in suggestions] == [f"ddim, {name}" for name in names]
-    assert "all" in [each.value for each in autocomplete.suggest_values(SETTINGS["samplers"], "", {})]
+    assert "all" in [each.value for each in commands.value_choices(SETTINGS["samplers"], "", {})]
 
 
 def test_the_commands_are_within_discords_limits() -> None:
     tree = app_commands.CommandTree(discord.Client(intents=discord.Intents(guilds=True)))
-    for group in COMMANDS:
+    for group in (commands.settings, moderation.moderation):
         tree.add_command(group)
     for group in tree.get_commands():
         data = group.to_dict(tree)
@@ -241,14 +228,14 @@ def test_the_lines_of_a_change_are_in_the_order_of_the_card() -> None:
 @given(st.lists(rules(), max_size=40, unique_by=lambda rule: rule.key), st.text(max_size=400) | st.just(NASTY * 2))
 def test_an_explanation_fits_discords_limits(rule_list: list[Rule], reason: str) -> None:
     each = [Explanation(one.setting, reason[:200], "", reason, one, 1.7e9, 0.5) for one in rule_list]
-    check_card(cards.build_explanation("## What holds", explanations.build_sections(each), "5"))
+    check_card(cards.build_explanation("## What holds", texts.build_sections(each), "5"))
 
 
 def test_what_stops_a_member_comes_first_and_then_the_fullest_limit() -> None:
     blocked_reason = Explanation("blocked", "on", "", "why", Rule("user", "discord:5", "blocked", True, GUILD))
     full_use = Explanation("cost_day", "1 h", "1 h of 1 h", "why", None, 1.7e9, 1.0)
     half_use = Explanation("running", "2", "1 of 2", "why", None, None, 0.5)
-    ((heading, lines), (second_heading, second_lines)) = explanations.build_sections(
+    ((heading, lines), (second_heading, second_lines)) = texts.build_sections(
         [half_use, full_use, Explanation("steps", "1000", "", "why"), blocked_reason]
     )
     assert (heading, second_heading) == ("Now", "By default")

@@ -10,7 +10,8 @@ import msgspec
 import pytest
 
 from bot.discord.responses import DEFER_AFTER
-from bot.discord.settings import cards, ui_parts
+from bot.discord.settings import cards
+from bot.discord.settings.responses import make_button, make_layout
 from shared.discord_staff import create_staff, list_button_labels, list_custom_ids, read_form_fields, read_text
 from shared.model_parts import MODEL_PARTS
 
@@ -230,8 +231,8 @@ async def test_a_card_of_another_version_says_so(open_world: Any) -> None:
         staff = await create_staff(world)
         room = world.client.get_channel(staff.channel.id)
         for verb in ("ancient", "page", "add"):
-            press = ui_parts.make_button("Old", verb, "elsewhere", 99)
-            card = await room.send(view=ui_parts.make_layout(ui_parts.make_row(press)))
+            press = make_button("Old", verb, "elsewhere", 99)
+            card = await room.send(view=make_layout(discord.ui.ActionRow(press)))
             assert "another version" in read_text(await staff.admin.click(card, label="Old")), verb
 
 

@@ -7,7 +7,8 @@ import asyncio
 import pytest
 
 from bot.app.settings import load_settings
-from bot.cli.imagine.runner import ImagineRequest, _load_aliases, _resolve_request
+from bot.cli.imagine.job_inputs import ImagineRequest
+from bot.cli.imagine.runner import _load_aliases, _resolve_request
 from bot.domain.dto import Member
 from bot.domain.errors import UserError
 from bot.features.flag_aliases import cli

@@ -13,6 +13,7 @@ import pytest
 from bot.discord.cards.job_cards import render_refusal
 from bot.features.privacy import discord as commands
 from bot.jobs.views import REMOVAL_SENTENCES
+from bot.services.data_deletion import DataDeletion
 from shared.discord_jobs import text
 
 pytestmark = pytest.mark.asyncio
@@ -25,7 +26,7 @@ async def imagine(world: Any, member: Any, prompt: str) -> Any:
 
 
 async def wait_until_forgotten(world: Any, member: Any) -> None:
-    data_deletion = world.app.services.data_deletion
+    data_deletion = world.app.services.get(DataDeletion)
     member_id = f"discord:{member.id}"
     await world.wait_until(lambda: True)
     while await data_deletion.is_under_way(member_id):

@@ -16,9 +16,8 @@ from engine.backends.a1111 import client as a1111
 from engine.backends.a1111.client import Automatic1111, match_a1111_samplers, strip_networks
 from engine.contract import Lora
 from engine.remote import http_client
-from engine.remote.drawing import MAX_PICTURE_SECONDS, BackendUnreachable, DrawProgress, DrawRequest
+from engine.remote.drawing import MAX_PICTURE_SECONDS, BackendUnreachable, DrawProgress, DrawRequest, sort_samplers
 from engine.remote.http_client import DRAW_TIMEOUT, BackendHttp
-from engine.remote.names import sort_samplers
 from shared.backend_harness import serve
 from shared.clock import wait_until
 from tests.engine.backends.a1111.a1111_stand_in import A1111StandIn

@@ -16,8 +16,15 @@ from safetensors import SafetensorError
 
 from engine.contract import JobRejected, Preprocessor
 from engine.models.files.pipeline_parts import count_parameters, find_weight_files
-from engine.models.preprocessing.pose import DETECTOR_FOLDER, PoseEstimator, has_detector
-from engine.models.preprocessing.vision_networks import CONFIG_FILE, WEIGHTS_FILE, DepthEstimator, LineDrawer
+from engine.models.vision_networks import (
+    CONFIG_FILE,
+    DETECTOR_FOLDER,
+    WEIGHTS_FILE,
+    DepthEstimator,
+    LineDrawer,
+    PoseEstimator,
+    has_detector,
+)
 
 NAMES: tuple[Preprocessor, ...] = get_args(Preprocessor)
 

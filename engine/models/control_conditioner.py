@@ -14,8 +14,14 @@ from PIL import Image, ImageOps
 
 from engine.contract import ControlModel, Preprocessor, Recipe
 from engine.models.autoencoder.autoencoder import get_shift
-from engine.models.control.control_files import ControlFile, TargetNetwork
-from engine.models.control.control_networks import ControlCollection, ControlNet, ControlNetwork, TransformerControlNet
+from engine.models.control_networks import (
+    ControlCollection,
+    ControlFile,
+    ControlNet,
+    ControlNetwork,
+    TargetNetwork,
+    TransformerControlNet,
+)
 from engine.models.family import Conditioning
 from engine.models.files.added_kind import CONTROL_FOLDER, PREPROCESSOR_FOLDER
 from engine.models.picture_conditions import (
@@ -28,7 +34,7 @@ from engine.models.picture_conditions import (
     PictureSlot,
     SlotKind,
 )
-from engine.models.preprocessing.preprocessors import Preprocessors
+from engine.models.preprocessors import Preprocessors
 
 NameTexts = Callable[[Conditioning], Mapping[str, Any]]
 

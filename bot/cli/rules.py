@@ -6,14 +6,14 @@ commands.
 
 from __future__ import annotations
 
-import json
-import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from bot.cli.options import format_minute, print_json
 from bot.domain.errors import UserError
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ app = typer.Typer(
     help="Limits of members, channels, roles and servers (docs/limits.md). Without --guild: ceilings over all servers.",
 )
 
+OPERATOR_NAME = "this bot's operator"  # as members read it
 EVERYWHERE = "*"  # as `bot.policy.rules.EVERYWHERE`, which is slow to import
 
 
@@ -49,24 +50,23 @@ Data = Annotated[Path | None, typer.Option(help="Folder of the store (DARKROOM_D
 @app.command()
 def show(guild: Guild = EVERYWHERE, as_json: AsJson = False, data: Data = None) -> None:
     """Show the rules of a server, or the ceilings over all servers."""
+    from bot.policy.rules import SETTINGS
     from bot.policy.rules.explanations import describe_subject
     from bot.policy.rules.value_parser import format_setting_value
 
-    def format_rule(rule: Rule) -> str:
-        subject_name = {"operator": "ceiling", "guild": "server"}.get(rule.scope) or describe_subject(
-            rule.scope, rule.subject
-        )
-        return f"{subject_name:<28} {rule.setting:<20} {format_value(rule)}"
-
-    def format_value(rule: Rule) -> str:
-        return format_setting_value(_find_setting(rule.setting), rule.value).replace("\n", ", ")
-
-    rules = run_with_rule_admin(data, lambda admin: admin.list_rules(guild))
-    if as_json:
+    rules: list[Rule] = run_with_rule_admin(data, lambda admin: admin.list_rules(guild))
+    lines = list[str]()
+    rows = list[dict[str, Any]]()
+    for rule in rules:
+        own_name = {"operator": "ceiling", "guild": "server"}.get(rule.scope)
+        text = format_setting_value(SETTINGS[rule.setting], rule.value).replace("\n", ", ")
+        lines.append(f"{own_name or describe_subject(rule.scope, rule.subject):<28} {rule.setting:<20} {text}")
         names = ("guild", "scope", "subject", "setting", "value")
-        _print_json([{name: getattr(rule, name) for name in names} | {"text": format_value(rule)} for rule in rules])
+        rows.append({name: getattr(rule, name) for name in names} | {"text": text})
+    if as_json:
+        print_json(rows)
     else:
-        typer.echo("\n".join(map(format_rule, rules)) or "No rules are set: the bot's defaults hold.")
+        typer.echo("\n".join(lines) or "No rules are set: the bot's defaults hold.")
 
 
 @app.command("set")
@@ -82,9 +82,8 @@ def set_rule(
 ) -> None:
     """Set one rule."""
     scope, subject = _resolve_scope(guild, channel, role, user, ceiling)
-    print_change(
-        run_with_rule_admin(data, lambda admin: admin.set_rule(operator_member(guild), scope, subject, setting, value))
-    )
+    operator = operator_member(guild)
+    _change(data, lambda admin: admin.set_rule(operator, scope, subject, setting, value))
 
 
 @app.command()
@@ -99,9 +98,7 @@ def unset(
 ) -> None:
     """Remove one rule."""
     scope, subject = _resolve_scope(guild, channel, role, user, ceiling)
-    print_change(
-        run_with_rule_admin(data, lambda admin: admin.unset_rule(operator_member(guild), scope, subject, setting))
-    )
+    _change(data, lambda admin: admin.unset_rule(operator_member(guild), scope, subject, setting))
 
 
 @app.command()
@@ -117,7 +114,7 @@ def budget(
         if not equals:
             raise UserError(f"“{limit[:40]}” is no SETTING=VALUE, as in cost_day=1h.")
         values[name.strip()] = value.strip() or None
-    print_change(run_with_rule_admin(data, lambda admin: admin.set_ceilings(operator_member(guild), guild, **values)))
+    _change(data, lambda admin: admin.set_ceilings(operator_member(guild), guild, **values))
 
 
 @app.command()
@@ -139,14 +136,10 @@ def explain(
     explanations = run_with_rule_admin(data, lambda admin: admin.explain(guild, member, setting))
     if as_json:
         rows = [asdict(explanation) for explanation in explanations]
-        _print_json([row | {"frees": row.pop("frees_at"), "taken": row.pop("used_share")} for row in rows])
+        print_json([row | {"frees": row.pop("frees_at"), "taken": row.pop("used_share")} for row in rows])
     else:
-        typer.echo(
-            "\n".join(
-                explanation.sentence + (f" Used: {explanation.used}." if explanation.used else "")
-                for explanation in explanations
-            )
-        )
+        sentences = (each.sentence + (f" Used: {each.used}." if each.used else "") for each in explanations)
+        typer.echo("\n".join(sentences))
 
 
 @app.command()
@@ -176,7 +169,7 @@ def import_rules(
 
     with file.open("rb") as stream:
         text = stream.read(MAX_BYTES + 1).decode("utf-8", "replace")
-    print_change(run_with_rule_admin(data, lambda admin: admin.import_yaml(operator_member(guild), text)))
+    _change(data, lambda admin: admin.import_yaml(operator_member(guild), text))
 
 
 @app.command()
@@ -190,7 +183,7 @@ def log(
 
     changes = run_with_rule_admin(data, lambda admin: admin.list_changes(guild, limit))
     for change in changes:
-        typer.echo(f"{time.strftime('%Y-%m-%d %H:%M', time.localtime(change.changed_at))}  {summarise_change(change)}")
+        typer.echo(f"{format_minute(change.changed_at)}  {summarise_change(change)}")
     if not changes:
         typer.echo("Nothing was changed.")
 
@@ -202,7 +195,30 @@ def undo(
     data: Data = None,
 ) -> None:
     """Undo a change."""
-    print_change(run_with_rule_admin(data, lambda admin: admin.undo_change(operator_member(guild), number)))
+    _change(data, lambda admin: admin.undo_change(operator_member(guild), number))
+
+
+@app.command()
+def close(
+    reason: Annotated[str, typer.Option(metavar="TEXT", help="Why; members read it when they are refused.")] = "",
+    guild: Guild = EVERYWHERE,
+    data: Data = None,
+) -> None:
+    """Stop a server, or without --guild all: take no new jobs, cancel open ones and refund what they did not use."""
+    operator = replace(operator_member(guild), name=OPERATOR_NAME)
+    change = run_with_rule_admin(data, lambda admin: admin.mark_closed(operator, reason))
+    if change is None:
+        typer.echo("It is closed already.")
+        return
+    _print_change(change)
+    # it does so on its next rounds (`bot.jobs.control`), a stopped bot when it starts
+    typer.echo("A running bot cancels the open jobs there within seconds and refunds what they did not use.")
+
+
+@app.command("open")
+def reopen(guild: Guild = EVERYWHERE, data: Data = None) -> None:
+    """Take new jobs again after close."""
+    _change(data, lambda admin: admin.open_guild(operator_member(guild)))
 
 
 def operator_member(guild: str) -> Member:
@@ -214,12 +230,9 @@ def operator_member(guild: str) -> Member:
 
 def _resolve_scope(guild: str, channel: str, role: str, user: str, ceiling: bool) -> tuple[Scope, str]:
     """Return the scope and subject of a rule. Raise `UserError` for more than one."""
-    choices: list[tuple[Scope, str]] = [
-        *([("channel", channel)] if channel else []),
-        *([("role", role)] if role else []),
-        *([("user", user)] if user else []),
-        *([("operator", "")] if ceiling else []),
-    ]
+    subjects: tuple[tuple[Scope, str], ...] = (("channel", channel), ("role", role), ("user", user))
+    choices = [choice for choice in subjects if choice[1]]
+    choices += [("operator", "")] if ceiling else []
     if len(choices) > 1:
         raise UserError("A rule is for one of --channel, --role, --user or --ceiling.")
     return choices[0] if choices else ("operator" if guild == EVERYWHERE else "guild", "")
@@ -233,10 +246,8 @@ def run_with_rule_admin(data: Path | None, action: Callable[[RuleAdmin], Awaitab
 
     settings = load_settings(data)
     settings.data.mkdir(mode=0o700, parents=True, exist_ok=True)
-
-    return run_with_store(
-        settings.database, lambda store: action(RuleAdmin(store, refuse_cancel, limits=settings.limits))
-    )
+    limits = settings.limits
+    return run_with_store(settings.database, lambda store: action(RuleAdmin(store, refuse_cancel, limits=limits)))
 
 
 async def refuse_cancel(_job: str) -> str:
@@ -244,13 +255,11 @@ async def refuse_cancel(_job: str) -> str:
     raise UserError("Jobs are cancelled by the running bot.")
 
 
-def _find_setting(name: str) -> Any:
-    from bot.policy.rules import SETTINGS
-
-    return SETTINGS[name]
+def _change(data: Path | None, action: Callable[[RuleAdmin], Awaitable[RuleChange]]) -> None:
+    _print_change(run_with_rule_admin(data, action))
 
 
-def print_change(change: RuleChange) -> None:
+def _print_change(change: RuleChange) -> None:
     """Print what was changed, and how to undo it."""
     from bot.policy.rules.explanations import describe_step
 
@@ -258,7 +267,3 @@ def print_change(change: RuleChange) -> None:
         typer.echo(describe_step(step))
     guild = "" if change.guild == EVERYWHERE else f" --guild {change.guild}"
     typer.echo(f"Change {change.number}: `darkroom rules undo {change.number}{guild}` takes it back.")
-
-
-def _print_json(value: list[Any]) -> None:
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))

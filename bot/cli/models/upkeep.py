@@ -1,8 +1,6 @@
-"""`darkroom models verify`: compares every byte of added models with the hub's checksums.
+"""Models on this machine, for `darkroom models verify`, `remove` and `default`: their files and their defaults.
 
 Shows a download: bytes, speed and time left on one line; where there is no terminal, a line every few seconds.
-
-`darkroom models remove`: asks, and deletes a model with its settings, or a part.
 """
 
 from __future__ import annotations
@@ -10,8 +8,8 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Literal
 
 import typer
@@ -27,6 +25,8 @@ from rich.progress import (
 )
 
 from bot.domain.errors import UserError
+from bot.prompt.sampler_names import SAMPLER_LIST, find_sampler
+from engine.contract import Sampler
 from engine.hub.added_models import (
     AddedPlace,
     ModelManifest,
@@ -43,7 +43,9 @@ from engine.hub.catalogue import WEIGHT_SUFFIXES, suggest_names
 from engine.hub.download import plan_repair, run_download
 from engine.hub.repository import RepositoryFile
 from engine.process.load_progress import format_loaded_part, format_size
-from engine.process.model_settings import read_model_settings, write_model_settings
+from engine.process.memory_requests import QuantizationRequest
+from engine.process.memory_requests import parse_quantization as parse_request
+from engine.process.model_settings import EMBEDDED_MODEL, ModelSettings, read_model_settings, write_model_settings
 
 
 def verify_models(data: Path, names: list[str], *, repair: bool = False, quiet: bool = False) -> dict[str, list[str]]:
@@ -53,30 +55,30 @@ def verify_models(data: Path, names: list[str], *, repair: bool = False, quiet: 
     """
     added = list_places(data)
     console = Console(file=sys.stderr)
-    keys = [find_key(name, list(added)) for name in names] or list(added)
+    keys = [_find_key(name, list(added)) for name in names] or list(added)
     if not keys and not quiet:
         console.print("No model was added yet: darkroom models search.")
     return {key: _verify(*added[key], console, repair, quiet) for key in keys}
 
 
-def find_key(name: str, keys: list[str]) -> str:
+def _find_key(name: str, keys: list[str]) -> str:
     """Return the key that is meant: the name itself, or the only one that ends in it. Raise `UserError` for another."""
-    matches = [name] if name in keys else [key for key in keys if name in list_short_names(key)]
+    matches = [name] if name in keys else [key for key in keys if name in _list_short_names(key)]
     if len(matches) > 1:
         raise UserError(f"Which one: {' or '.join(matches[:4])}?")
     if not matches:
-        raise make_unknown_error(name, keys)
+        raise _make_unknown_error(name, keys)
     return matches[0]
 
 
-def list_short_names(key: str) -> list[str]:
+def _list_short_names(key: str) -> list[str]:
     """Return what `controlnets/canny.safetensors` may be called where that is clear, too."""
     name = key.rpartition("/")[2]
     suffix = next((each for each in WEIGHT_SUFFIXES if name.endswith(each)), "")
     return [name, name.removesuffix(suffix), key.removesuffix(suffix)]
 
 
-def make_unknown_error(name: str, known_names: list[str]) -> UserError:
+def _make_unknown_error(name: str, known_names: list[str]) -> UserError:
     """Return the error for a model that was not added, with likely names."""
     likely = suggest_names(name, known_names)
     question = f" Did you mean {' or '.join(likely)}?" if likely else " `darkroom models list` shows all."
@@ -153,18 +155,15 @@ class TransferDisplay:
         self._progress.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._progress.stop()
 
     def __call__(self, stage: Literal["download", "check"], byte_count: int) -> None:
         """Take bytes that arrived; a check moves nothing, as it follows each file."""
         if stage != self._stage:
             self._stage = stage
-            self._progress.update(
-                self._task, description=f"{self._title}, checking" if stage == "check" else self._title
-            )
+            suffix = ", checking" if stage == "check" else ""
+            self._progress.update(self._task, description=f"{self._title}{suffix}")
         if stage == "download":
             self.advance(byte_count)
 
@@ -205,9 +204,9 @@ def remove_added(data: Path, name: str, *, confirmed: bool) -> str:
         _ask(name, key, sum(size for _, size in found))
     settings_file = read_model_settings(data)
     freed = sum(remove_place(place) for place, _ in found)
-    for name_here in {place.name for place, _ in found if place.kind == "model"} - list_added(data).keys():
-        if name_here in settings_file.models or settings_file.default == name_here:
-            write_model_settings(data, settings_file.without_model(name_here))
+    for gone in {place.name for place, _ in found if place.kind == "model"} - list_added(data).keys():
+        if gone in settings_file.models or settings_file.default == gone:
+            write_model_settings(data, settings_file.without_model(gone))
     are = "are" if len(found) > 1 else "is"
     return f"{key} {are} deleted, which frees {format_size(freed)}. A running Darkroom needs a restart to forget it."
 
@@ -224,10 +223,9 @@ def _find(data: Path, name: str) -> list[tuple[AddedPlace, int]]:
         return both
     if name not in added and name not in partial and is_name(name) and find_place(data, name).path.exists():
         return [(find_place(data, name), 0)]  # the operator's own, which is refused
-    key = find_key(name, list(dict.fromkeys([*added, *partial])))
+    key = _find_key(name, list(dict.fromkeys([*added, *partial])))
     if key in added:
-        place, manifest = added[key]
-        return [(place, manifest.size)]
+        return [(added[key][0], added[key][1].size)]
     place = find_partial(data, key)
     assert place is not None, "its key was listed"
     return [(place, 0)]
@@ -239,3 +237,75 @@ def _ask(name: str, key: str, size: int) -> None:
     size_text = f", {format_size(size)}" if size else ""
     if not typer.confirm(f"Delete {key}{size_text}?", default=False, err=True):
         raise UserError("Nothing was deleted.")
+
+
+@dataclass(frozen=True)
+class DefaultsRequest:
+    """What was typed; empty or None: not given."""
+
+    name: str
+    steps: int | None = None
+    sampler: str = ""
+    guidance: float | None = None
+    quantize: str = ""
+    reset: bool = False
+
+
+def choose_defaults(request: DefaultsRequest, data: Path) -> str:
+    """Write the choice down; return the sentence about it. Raise `UserError` for an unknown model or sampler."""
+    settings_file = read_model_settings(data)
+    if not request.name:
+        return f"The default model is {settings_file.default or EMBEDDED_MODEL}."
+    _refuse_unknown_model(request.name, data)
+    known = ModelSettings() if request.reset else settings_file.get(request.name)
+    settings = ModelSettings(
+        steps=request.steps or known.steps,
+        sampler=_parse_sampler(request.sampler) or known.sampler,
+        guidance=request.guidance or known.guidance,
+        quantize=parse_quantization(request.quantize) or known.quantize,
+    )
+    if request == DefaultsRequest(request.name):
+        default = "" if request.name == EMBEDDED_MODEL else request.name
+        write_model_settings(data, type(settings_file)(default, settings_file.models))
+        return f"{request.name} is the default model from the next start on."
+    if request.name == EMBEDDED_MODEL and settings.quantize:
+        raise UserError("The embedded model is small: it is not quantised.")
+    write_model_settings(data, settings_file.with_model(request.name, settings))
+    return f"{request.name}: {describe_settings(settings)}, from the next start on."
+
+
+def describe_settings(settings: ModelSettings) -> str:
+    """Return "30 steps of dpmpp_2m, guidance 6, int8", or that the model's own defaults hold."""
+    parts = [f"{settings.steps} steps"] if settings.steps else []
+    if settings.sampler:
+        parts = [f"{parts[0]} of {settings.sampler}"] if parts else [settings.sampler]
+    parts += [f"guidance {settings.guidance:g}"] if settings.guidance else []
+    parts += [settings.quantize] if settings.quantize else []
+    return ", ".join(parts) or "its own defaults"
+
+
+def _parse_sampler(text: str) -> Sampler | None:
+    if not text:
+        return None
+    sampler = find_sampler(text)
+    if sampler is None:
+        raise UserError(f"There is no sampler {text[:40]!r}: {SAMPLER_LIST}.")
+    return sampler
+
+
+def _refuse_unknown_model(name: str, data: Path) -> None:
+    if name == EMBEDDED_MODEL or name in list_added(data):
+        return
+    folder = find_place(data, name).path
+    if not folder.is_dir() and not any(folder.with_name(f"{name}{suffix}").is_file() for suffix in WEIGHT_SUFFIXES):
+        raise _make_unknown_error(name, [*list_added(data), EMBEDDED_MODEL])
+
+
+def parse_quantization(text: str) -> QuantizationRequest | None:
+    """Return the choice; None for no text. Raise `UserError` for any other word."""
+    if not text:
+        return None
+    try:
+        return parse_request(text)
+    except ValueError as error:
+        raise UserError(f"--quantize: {error}, not {text[:40]!r}.") from error

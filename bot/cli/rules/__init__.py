@@ -1,1 +1,0 @@
-"""`darkroom rules` and the kill switch, for the bot's operator."""

@@ -1,1 +1,0 @@
-"""Control networks: pictures whose shapes an image follows."""

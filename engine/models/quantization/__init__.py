@@ -1,1 +1,0 @@
-"""Weights in fewer bits: which libraries store them, how many bytes they take, which of them `auto` chooses."""
