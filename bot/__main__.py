@@ -158,9 +158,9 @@ def bench(context: typer.Context) -> None:
     if context.args[:1] == ["models"]:
         _run_engine_command("benchmarks.models.__main__", context.args[1:])
     bench_modules = {
-        "discord": "benchmarks.discord.command",
+        "discord": "benchmarks.loopback_discord",
         "queue": "benchmarks.queue.command",
-        "clients": "benchmarks.clients.command",
+        "clients": "benchmarks.client_apis",
         "scale": "benchmarks.queue.worker_scaling",
         "steer": "benchmarks.steering.command",
         "evaluations": "benchmarks.engine.evaluations",

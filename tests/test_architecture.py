@@ -93,10 +93,8 @@ PURE = [
     "engine.batching.scheduler",
     "engine.model_cache.loaded_models",
     "engine.batching.group",
-    "benchmarks.simulation.arrivals",
-    "benchmarks.simulation.simulated_device",
+    "benchmarks.simulated_day",
     "training.lab.tensor_math",
-    "training.lab.contact_sheet",
     "training.lab.word_sums",
 ]
 IO = {

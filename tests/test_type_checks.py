@@ -36,7 +36,7 @@ UNTYPED_LIBRARIES = {
     "re2": ("bot/policy/rules/word_filter.py", "re2"),
     "safetensors": ("engine/models/judge.py", "load_file"),
     "spandrel": ("engine/upscaling/super_resolver.py", "spandrel"),
-    "torch": ("training/core/muon.py", "norm"),
+    "torch": ("training/core/learner.py", "norm"),
     "transformers": ("engine/models/families/embedded.py", "from_pretrained"),
 }
 FIXED_SETTINGS = {

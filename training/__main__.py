@@ -48,13 +48,11 @@ def main(args: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] in ("bot", "engine"):
             raise
-        return _report_error(
-            f"This needs the engine ({error.name} is missing): pip install 'darkroom-bot[all]'.", EXIT_USAGE_ERROR
-        )
+        needed = f"This needs the engine ({error.name} is missing): pip install 'darkroom-bot[all]'."
+        return _report_error(needed, EXIT_USAGE_ERROR)
     except OSError as error:
-        return _report_error(
-            f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", EXIT_USAGE_ERROR
-        )
+        place = f": {error.filename}" if error.filename else ""
+        return _report_error(f"{error.strerror or error}{place}", EXIT_USAGE_ERROR)
     except (JobRejected, ValueError) as error:
         return _report_error(str(error), EXIT_USAGE_ERROR)
     except (KeyboardInterrupt, typer.Abort):

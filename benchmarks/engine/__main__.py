@@ -13,7 +13,6 @@ import typer
 if TYPE_CHECKING:
     from benchmarks.engine.suite import ComparedModels
     from benchmarks.report.figure_row import FigureRow
-
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 
@@ -33,48 +32,42 @@ def bench(
     Rows that miss their goal say MISS (JSON: pass false); the exit code stays 0. `bench discord` measures the bot.
     """
     from benchmarks.engine.suite import load_models
-    from benchmarks.report.figure_row import format_json, format_table
+    from benchmarks.report.figure_row import print_rows
 
     with tempfile.TemporaryDirectory() as temp_folder:
         models = load_models(Path(temp_folder))
     if plot:
         return _plot_users(models, plot)
-    rows = list(_measure_rows(models, quick))
-    typer.echo(format_json(rows) if json else format_table(rows))
+    print_rows(list(_measure_rows(models, quick)), as_json=json)
 
 
 def _measure_rows(models: ComparedModels, quick: bool) -> Iterator[FigureRow]:
     from benchmarks.engine.service import measure_service_rows
     from benchmarks.engine.suite import measure_all_rows, measure_quick_rows
     from benchmarks.engine.throughput import measure_gpu_rows
-    from benchmarks.simulation.simulated_day import simulate_day_rows
+    from benchmarks.report.figure_row import print_progress
+    from benchmarks.simulated_day import simulate_day_rows
 
-    yield from measure_quick_rows(models, _print_progress) if quick else measure_all_rows(models, _print_progress)
+    yield from measure_quick_rows(models) if quick else measure_all_rows(models)
     if not quick:
-        _print_progress("a busy server's day, simulated")
+        print_progress("a busy server's day, simulated")
         yield from simulate_day_rows()
-        yield from measure_gpu_rows(_print_progress)
-    _print_progress("the running program, measured from outside")
+        yield from measure_gpu_rows()
+    print_progress("the running program, measured from outside")
     yield from measure_service_rows()
 
 
 def _plot_users(models: ComparedModels, path: Path) -> None:
     from benchmarks.engine.users_plot import STEPS, measure_user_counts, plot_measurements
     from benchmarks.engine.workload import cast_pipeline
+    from benchmarks.report.figure_row import print_progress
     from engine.calibration.calibration import read_device_name
 
     load = replace(models.load, steps=STEPS)
-    measurements = measure_user_counts(models.family, cast_pipeline(models.pipeline, load.dtype), load, _print_progress)
-    plot_measurements(
-        measurements,
-        path,
-        f"embedded model, {load.steps} steps of DDPM, {load.dtype}, {read_device_name(models.family.device)}",
-    )
-    _print_progress(f"{path}: {len(measurements)} numbers of users, both systems in {load.dtype}")
-
-
-def _print_progress(message: str) -> None:
-    typer.echo(message, err=True)
+    measurements = measure_user_counts(models.family, cast_pipeline(models.pipeline, load.dtype), load)
+    device_name = read_device_name(models.family.device)
+    plot_measurements(measurements, path, f"embedded model, {load.steps} steps of DDPM, {load.dtype}, {device_name}")
+    print_progress(f"{path}: {len(measurements)} numbers of users, both systems in {load.dtype}")
 
 
 def main(argv: list[str] | None = None) -> int:

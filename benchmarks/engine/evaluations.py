@@ -6,11 +6,9 @@ finished pictures in dB.
 
 from __future__ import annotations
 
-import argparse
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median
@@ -21,14 +19,14 @@ from PIL import Image
 
 from benchmarks.engine.resumption import is_resumed_equal
 from benchmarks.engine.users_plot import plot_curve
-from benchmarks.engine.workload import make_job, run_jobs
-from benchmarks.report.figure_row import FigureRow, format_json, format_table
+from benchmarks.engine.workload import run_jobs
+from benchmarks.fixtures.jobs import make_job, make_recipe
+from benchmarks.report.figure_row import FigureRow, make_parser, print_progress, print_rows
 from benchmarks.report.measures import psnr
 from engine.batching.engine import LatentsDone
 from engine.calibration.calibration import calibrate
 from engine.contract import (
     DRAFT_EVALUATIONS,
-    Concept,
     Dtype,
     Recipe,
     Sampler,
@@ -42,48 +40,16 @@ from engine.models.judge import PromptJudge
 from engine.sampling import COLUMNS, Plan, compose
 
 # None of them chose where the evaluations lie.
-PROMPTS = (
-    "terrier, looking up, cute, white background",
-    "octopus, white background",
-    "sunflower",
-    "fox, white background",
-    "strawberry, black background",
-    "guitar",
-    "owl",
-    "mushroom, white background",
-    "blue bicycle",
-    "green teapot",
-    "yellow submarine, white background",
-    "red umbrella",
-    "purple butterfly",
-    "pink pig",
-    "penguin, blue background",
-    "snowman",
-    "cactus, white background",
-    "lemon",
-    "rabbit, cute",
-    "turtle",
-    "hamburger",
-    "lighthouse",
-    "hot air balloon",
-    "airplane, white background",
-    "sailboat",
-    "tractor",
-    "violin",
-    "trophy",
-    "light bulb",
-    "alarm clock, white background",
-    "candle",
-    "key",
-    "mermaid",
-    "robot, black background",
-    "unicorn",
-    "dragon",
-    "crown, white background",
-    "anchor",
-    "kangaroo",
-    "whale, black background",
+PROMPT_TEXT = (
+    "terrier, looking up, cute, white background; octopus, white background; sunflower; fox, white background; "
+    "strawberry, black background; guitar; owl; mushroom, white background; blue bicycle; green teapot; "
+    "yellow submarine, white background; red umbrella; purple butterfly; pink pig; penguin, blue background; snowman; "
+    "cactus, white background; lemon; rabbit, cute; turtle; hamburger; lighthouse; hot air balloon; "
+    "airplane, white background; sailboat; tractor; violin; trophy; light bulb; alarm clock, white background; candle; "
+    "key; mermaid; robot, black background; unicorn; dragon; crown, white background; anchor; kangaroo; "
+    "whale, black background"
 )
+PROMPTS = tuple(PROMPT_TEXT.split("; "))
 QUICK_PROMPTS = PROMPTS[::10]
 STEPS = 1000
 COUNT = 4
@@ -95,7 +61,6 @@ LEAST_SHARE = 95
 OTHER_SAMPLERS: tuple[tuple[Sampler, int, int], ...] = (("ddim", 200, 40), ("euler", 50, 25), ("dpmpp_2m", 25, 13))
 CURVE_EVALUATIONS = (15, 25, 40, 60, 80, 100, 150, 250)
 KILLS = 12
-PrintProgress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -107,30 +72,16 @@ class Drawing:
     batch_limit: int
 
     def make_recipe(self, prompt: str, sampler: Sampler, steps: int, evaluations: int, seed: int) -> Recipe:
-        family = self.family
-        return Recipe(
-            concepts=(Concept(prompt),),
-            model=family.name,
-            sampler=sampler,
-            steps=steps,
-            evaluations=evaluations,
-            seed=seed,
-            guidance=family.guidance,
-            guidance_start=family.interval[0],
-            guidance_stop=family.interval[1],
-            width=family.size,
-            height=family.size,
-            count=COUNT,
-            dtype=self.dtype,
-        )
+        start, stop = self.family.interval
+        options = {"guidance_start": start, "guidance_stop": stop, "count": COUNT, "dtype": self.dtype, "seed": seed}
+        return make_recipe(self.family, prompt, sampler=sampler, steps=steps, evaluations=evaluations, **options)
 
     def draw(self, prompts: Sequence[str], sampler: Sampler, steps: int, evaluations: int) -> list[Image.Image]:
         """Return the finished pictures, four of each prompt in turn; prompt `i` has the seeds from 100·i on."""
+        recipes = [self.make_recipe(prompt, sampler, steps, evaluations, 100 * i) for i, prompt in enumerate(prompts)]
         pictures = list[Image.Image]()
-        for start in range(0, len(prompts), JOBS_AT_ONCE):
-            numbered = list(enumerate(prompts))[start : start + JOBS_AT_ONCE]
-            recipes = [self.make_recipe(prompt, sampler, steps, evaluations, 100 * i) for i, prompt in numbered]
-            pictures += self._run(recipes)
+        for start in range(0, len(recipes), JOBS_AT_ONCE):
+            pictures += self._run(recipes[start : start + JOBS_AT_ONCE])
         return pictures
 
     def time_grid(self, evaluations: int) -> float:
@@ -140,7 +91,7 @@ class Drawing:
         return time.perf_counter() - started_at
 
     def _run(self, recipes: Sequence[Recipe]) -> list[Image.Image]:
-        jobs = [make_job(number, recipe) for number, recipe in enumerate(recipes)]
+        jobs = [make_job(recipe, number) for number, recipe in enumerate(recipes)]
         pictures = {
             (event.job, event.image): self.family.finish(event.latents).convert("RGB")
             for event in run_jobs(self.family, jobs, self.batch_limit)
@@ -198,12 +149,10 @@ def measure_likeness(drawing: Drawing, prompts: Sequence[str], out: Path | None)
     if out is not None:
         save_pictures(out, {"few": few, "draft": draft, "all": full})
     what = f"{STEPS} steps of DDPM with {usual} evaluations against all, {len(full)} pictures"
+    mean_name, alike_name = f"{what}: mean", f"{what}: at least {LEAST_PSNR:.0f} dB"
     size = len(full)
-    mean = fmean(likeness)
-    middle = f"median {median(likeness):.1f}"
-    alike_name = f"{what}: at least {LEAST_PSNR:.0f} dB"
     rows = [
-        FigureRow(f"{what}: mean", mean, "≥ 40", "dB", middle, size, size),
+        FigureRow(mean_name, fmean(likeness), "≥ 40", "dB", f"median {median(likeness):.1f}", size, size),
         FigureRow(alike_name, alike, f"≥ {LEAST_SHARE}", "%", names, size, size),
     ]
     judge = getattr(drawing.family, "judge", None)
@@ -213,8 +162,7 @@ def measure_likeness(drawing: Drawing, prompts: Sequence[str], out: Path | None)
         rows.append(FigureRow("the judge's score of these ÷ of those", scores[0] / scores[1], "≥ 0.99", "", note))
     drafts = fmean(Comparison(draft, full, prompts).likeness)
     draft_name = f"drafts ({DRAFT_EVALUATIONS} evaluations) against all: mean"
-    rows.append(FigureRow(draft_name, drafts, "≥ 32", "dB", "", size, size))
-    return rows
+    return [*rows, FigureRow(draft_name, drafts, "≥ 32", "dB", "", size, size)]
 
 
 def save_pictures(folder: Path, pictures: Mapping[str, Sequence[Image.Image]]) -> None:
@@ -242,18 +190,7 @@ def measure_composition(family: Family) -> FigureRow:
     """Compare a composed plan's rows with its steps one after another, for every sampler, in double precision."""
     worst = 0.0
     for sampler in family.samplers:
-        recipe = Recipe(
-            concepts=(Concept(""),),
-            model=family.name,
-            sampler=sampler,
-            steps=50,
-            evaluations=20,
-            seed=0,
-            guidance=1.0,
-            width=family.size,
-            height=family.size,
-            dtype="float32",
-        )
+        recipe = make_recipe(family, "", sampler=sampler, steps=50, evaluations=20, guidance=1.0)
         try:
             full = family.plan(sampler, recipe.steps, 0.0, family.size, family.size)
         except ValueError:  # it has no table
@@ -291,7 +228,7 @@ def measure_resumption(drawing: Drawing) -> FigureRow:
     """Kill pictures with few evaluations, resume them from their snapshots, and count those that are equal."""
     recipe = drawing.make_recipe(PROMPTS[0], "ddpm", 200, 40, 7)
     recipe = msgspec.structs.replace(recipe, count=1, bucket=2)  # a pinned batch shape
-    jobs = [make_job(number, msgspec.structs.replace(recipe, seed=number)) for number in range(KILLS)]
+    jobs = [make_job(msgspec.structs.replace(recipe, seed=number), number) for number in range(KILLS)]
     equal = sum(is_resumed_equal(drawing.family, job, 1 + 3 * number) for number, job in enumerate(jobs))
     name = f"few evaluations, killed and resumed {KILLS} times, exact: equal to the bit"
     return FigureRow(name, equal, f"= {KILLS}", "pictures", samples=KILLS, planned=KILLS)
@@ -303,7 +240,7 @@ def measure_curve(drawing: Drawing, prompts: Sequence[str]) -> dict[int, list[fl
     curve = dict[int, list[float]]()
     for count in CURVE_EVALUATIONS:
         curve[count] = Comparison(drawing.draw(prompts, "ddpm", STEPS, count), full, prompts).likeness
-        _print_progress(f"{count} evaluations: mean {fmean(curve[count]):.1f} dB, least {min(curve[count]):.1f}")
+        print_progress(f"{count} evaluations: mean {fmean(curve[count]):.1f} dB, least {min(curve[count]):.1f}")
     return curve
 
 
@@ -324,9 +261,7 @@ def measure_brief_rows(family: Family, dtype: Dtype, batch_limit: int) -> list[F
 
 def run(args: Sequence[str]) -> int:
     """Measure and print; return 0, even if goals are missed."""
-    parser = argparse.ArgumentParser(prog="darkroom bench evaluations", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="16 pictures in place of 160, and of other samplers 8")
-    parser.add_argument("--json", action="store_true", help="print a list of rows as JSON")
+    parser = make_parser("evaluations", __doc__, "16 pictures in place of 160, and of other samplers 8")
     parser.add_argument("--out", type=Path, help="a folder for the compared pictures")
     parser.add_argument("--curve", type=Path, metavar="FILE", help="only plot likeness against evaluations as a PNG")
     arguments = parser.parse_args(args)
@@ -337,13 +272,9 @@ def run(args: Sequence[str]) -> int:
         plot_curve(curve, arguments.curve, f"embedded model, {drawing.dtype}, {COUNT * len(QUICK_PROMPTS)} pictures")
         return 0
     rows = [measure_composition(drawing.family), measure_resumption(drawing), measure_time(drawing)]
-    _print_progress("other samplers")
+    print_progress("other samplers")
     rows += measure_other_samplers(drawing, prompts[:: 2 if arguments.quick else 4])
-    _print_progress(f"{COUNT * len(prompts)} pictures with all evaluations: this takes a while")
+    print_progress(f"{COUNT * len(prompts)} pictures with all evaluations: this takes a while")
     rows += measure_likeness(drawing, prompts, arguments.out)
-    print(format_json(rows) if arguments.json else format_table(rows))  # noqa: T201 - the command line's answer
+    print_rows(rows, as_json=arguments.json)
     return 0
-
-
-def _print_progress(message: str) -> None:
-    print(message, file=sys.stderr)  # noqa: T201

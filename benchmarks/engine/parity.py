@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from benchmarks.engine.workload import Workload, run_pipeline
+from benchmarks.fixtures.jobs import run_to_end
 from benchmarks.report.figure_row import FigureRow
 from benchmarks.report.measures import psnr
 from engine.batching.engine import Engine, LatentsDone
@@ -34,37 +35,25 @@ def measure_parity_rows(pipeline: Any, family: Family) -> list[FigureRow]:
     diffusers_latents = run_pipeline(pipeline, jobs[0], output_type="latent")[0]
     single_latents, batched_latents = (_run_jobs(family, batch_jobs)[jobs[0].id] for batch_jobs in (jobs[:1], jobs))
     diffusers_picture, engine_picture = (family.decode(latents) for latents in (diffusers_latents, batched_latents))
+    error = float((single_latents - diffusers_latents).abs().max())
+    likeness = psnr(diffusers_picture, engine_picture)
     return [
         *measure_plan_rows(dict(pipeline.scheduler.config)),
-        FigureRow(
-            "latents against diffusers, same batch shape",
-            float((single_latents - diffusers_latents).abs().max()),
-            "≤ 1e-4",
-            "absolute",
-        ),
-        FigureRow(
-            "picture against diffusers, other batch shape", psnr(diffusers_picture, engine_picture), "≥ 60", "dB"
-        ),
+        FigureRow("latents against diffusers, same batch shape", error, "≤ 1e-4", "absolute"),
+        FigureRow("picture against diffusers, other batch shape", likeness, "≥ 60", "dB"),
     ]
 
 
 def _run_jobs(family: Family, jobs: list[Job]) -> dict[str, torch.Tensor]:
     engine = Engine({family.name: family})
-    latents = dict[str, torch.Tensor]()
     for job in jobs:
         engine.add(job)
-    while not engine.is_idle:
-        latents |= {event.job: event.latents for event in engine.step() if isinstance(event, LatentsDone)}
-    return latents
+    return {event.job: event.latents for event in run_to_end(engine) if isinstance(event, LatentsDone)}
 
 
 PLAN_STEPS = 1000
 TIMESTEP_SHIFT = 0.8  # of a noise schedule that depends on the picture's size
-FLOW_CONFIG: dict[str, Any] = {
-    "_class_name": "FlowMatchEulerDiscreteScheduler",
-    "num_train_timesteps": 1000,
-    "shift": 3.0,
-}
+FLOW_CONFIG = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 3.0}
 
 SamplerCase = tuple[Mapping[str, Any], Sampler, TimestepOptions]
 
@@ -84,9 +73,8 @@ def measure_plan_rows(scheduler_config: Mapping[str, Any]) -> list[FigureRow]:
 def list_planned_samplers(scheduler_config: Mapping[str, Any]) -> list[SamplerCase]:
     """Return every sampler that has a plan: this model's, and those of flow-matching models."""
     lcm_config = {**scheduler_config, "original_inference_steps": PLAN_STEPS}  # LCM takes no more steps than these
-    sigmas = tuple(
-        np.linspace(1.0, 1 / PLAN_STEPS, PLAN_STEPS).tolist()
-    )  # as the pipelines of Flux and Z-Image set them
+    # as the pipelines of Flux and Z-Image set them
+    sigmas = tuple(np.linspace(1.0, 1 / PLAN_STEPS, PLAN_STEPS).tolist())
     shifted_config = FLOW_CONFIG | {"use_dynamic_shifting": True}
     configs_with_timing = [
         (lcm_config, TimestepOptions(TIMESTEP_SHIFT)),
@@ -112,33 +100,22 @@ def measure_plan_error(
     generator = torch.Generator().manual_seed(2)
     step_options = {"generator": generator} if "generator" in parameters else {}
     noise_dtype = torch.float32 if sampler == "dpmpp_2m_sde" else dtype  # as diffusers draws there
-    plan_latents = (
-        torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1)).to(dtype) * sampler_plan.init_sigma
-    )
+    noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    plan_latents = noise.to(dtype) * sampler_plan.init_sigma
     scheduler_latents = UncastableTensor(plan_latents) if dtype == torch.float64 else plan_latents
     noise_generator = torch.Generator().manual_seed(2)
     history = torch.zeros_like(plan_latents)
     step_errors = list[float]()
     for step, t in enumerate(scheduler.timesteps):
-        model_input = (
-            scheduler.scale_model_input(scheduler_latents, t)
-            if hasattr(scheduler, "scale_model_input")
-            else scheduler_latents
-        )
-        scheduler_latents = scheduler.step(
-            _affine_network(model_input, float(t)), t, scheduler_latents, **step_options
-        ).prev_sample
-        step_noise = (
-            torch.randn(plan_latents.shape, generator=noise_generator, dtype=noise_dtype)
-            if sampler_plan.has_noise_draw(step)
-            else torch.zeros(())
-        )
-        plan_latents, history = _apply_plan_step(sampler_plan, step, plan_latents, history, step_noise.to(dtype))
-        step_errors.append(
-            float(
-                (plan_latents - scheduler_latents.as_subclass(torch.Tensor)).abs().max() / scheduler_latents.abs().max()
-            )
-        )
+        is_scaled = hasattr(scheduler, "scale_model_input")
+        model_input = scheduler.scale_model_input(scheduler_latents, t) if is_scaled else scheduler_latents
+        output = _affine_network(model_input, float(t))
+        scheduler_latents = scheduler.step(output, t, scheduler_latents, **step_options).prev_sample
+        shape = plan_latents.shape if sampler_plan.has_noise_draw(step) else (0,)
+        step_noise = torch.randn(shape, generator=noise_generator, dtype=noise_dtype).to(dtype)
+        plan_latents, history = _apply_plan_step(sampler_plan, step, plan_latents, history, step_noise)
+        difference = (plan_latents - scheduler_latents.as_subclass(torch.Tensor)).abs().max()
+        step_errors.append(float(difference / scheduler_latents.abs().max()))
     return _find_worst(step_errors)
 
 
@@ -150,11 +127,10 @@ def _find_worst(errors: Iterable[float]) -> float:
 def _apply_plan_step(
     sampler_plan: Plan, step: int, x: torch.Tensor, history: torch.Tensor, noise: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    coefficients = dict(zip(COLUMNS, sampler_plan.table[step].tolist(), strict=True))
-    output = _affine_network(coefficients["c"] * x, coefficients["t"])
-    return coefficients["A"] * x + coefficients["B"] * output + coefficients["M"] * history + coefficients[
-        "N"
-    ] * noise, coefficients["P"] * x + coefficients["Q"] * output
+    row = dict(zip(COLUMNS, sampler_plan.table[step].tolist(), strict=True))
+    output = _affine_network(row["c"] * x, row["t"])
+    next_x = row["A"] * x + row["B"] * output + row["M"] * history + (row["N"] * noise if noise.numel() else 0.0)
+    return next_x, row["P"] * x + row["Q"] * output
 
 
 def _affine_network(x: torch.Tensor, t: float) -> torch.Tensor:

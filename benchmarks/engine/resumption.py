@@ -8,11 +8,11 @@ import msgspec
 import torch
 
 from benchmarks.engine.workload import Workload
+from benchmarks.fixtures.jobs import run_to_end
 from benchmarks.report.figure_row import FigureRow
 from benchmarks.report.measures import EQUAL_PSNR, psnr
 from engine.batching.engine import Engine, LatentsDone
-from engine.contract import Job, decode, encode
-from engine.contract import Snapshot as Saved
+from engine.contract import Job, Snapshot, decode, encode
 from engine.models.family import Family
 
 KILL_COUNT = 12
@@ -29,36 +29,20 @@ def measure_resume_rows(family: Family, load: Workload) -> list[FigureRow]:
     for number in range(KILL_COUNT):
         job = pinned_jobs[number % len(pinned_jobs)]
         kill_step = random.randrange(1, load.steps)
-        other_jobs = [other_job for other_job in pinned_jobs if other_job.id != job.id]
-        equal_count += torch.equal(
-            _run_uninterrupted(family, job),
-            _run_resumed(family, job, random.sample(other_jobs, 3 % len(other_jobs)), kill_step),
-        )
+        others = [other for other in pinned_jobs if other.id != job.id]
+        resumed = _run_resumed(family, job, random.sample(others, 3 % len(others)), kill_step)
+        equal_count += torch.equal(_run_uninterrupted(family, job), resumed)
     for number in range(KILL_COUNT):
         job = jobs[number % len(jobs)]
-        other_jobs = [
-            other_job for other_job in random.sample(jobs, random.randrange(len(jobs))) if other_job.id != job.id
-        ]
+        others = [other for other in random.sample(jobs, random.randrange(len(jobs))) if other.id != job.id]
         uninterrupted = _run_uninterrupted(family, job)
-        resumed = _run_resumed(family, job, other_jobs, random.randrange(1, load.steps))
+        resumed = _run_resumed(family, job, others, random.randrange(1, load.steps))
         worst_psnr = min(worst_psnr, decoded_psnr(family, uninterrupted, resumed))
+    name = f"killed and resumed {KILL_COUNT} times"
+    counts = KILL_COUNT, max(1, KILL_COUNT)
     return [
-        FigureRow(
-            f"killed and resumed {KILL_COUNT} times, exact: equal to the bit",
-            equal_count,
-            f"= {KILL_COUNT}",
-            "pictures",
-            samples=KILL_COUNT,
-            planned=max(1, KILL_COUNT),
-        ),
-        FigureRow(
-            f"killed and resumed {KILL_COUNT} times beside others, {load.dtype}: worst",
-            worst_psnr,
-            None,
-            "dB",
-            samples=KILL_COUNT,
-            planned=max(1, KILL_COUNT),
-        ),
+        FigureRow(f"{name}, exact: equal to the bit", equal_count, f"= {KILL_COUNT}", "pictures", "", *counts),
+        FigureRow(f"{name} beside others, {load.dtype}: worst", worst_psnr, None, "dB", "", *counts),
     ]
 
 
@@ -79,7 +63,7 @@ def _run_resumed(family: Family, job: Job, other_jobs: list[Job], kill_step: int
     engine.add(job)
     for _ in range(kill_step):
         engine.step()
-    snapshots = [decode(encode(snapshot), Saved) for snapshot in engine.take_snapshots(job.id, 1)]
+    snapshots = [decode(encode(snapshot), Snapshot) for snapshot in engine.take_snapshots(job.id, 1)]
     second_engine = Engine({family.name: family})
     for other_job in other_jobs:
         second_engine.add(other_job)
@@ -88,10 +72,8 @@ def _run_resumed(family: Family, job: Job, other_jobs: list[Job], kill_step: int
 
 
 def _run_to_end(engine: Engine, job: Job) -> torch.Tensor:
-    while True:
-        for event in engine.step():
-            if isinstance(event, LatentsDone) and event.job == job.id:
-                return event.latents
+    ends = (event for event in run_to_end(engine) if isinstance(event, LatentsDone) and event.job == job.id)
+    return next(ends).latents
 
 
 def decoded_psnr(family: Family, first_latents: torch.Tensor, second_latents: torch.Tensor) -> float:

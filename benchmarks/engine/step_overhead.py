@@ -66,10 +66,9 @@ def measure_step_overhead(family: Family, load: Workload) -> FigureRow:
     for _ in range(step_count - warmup_steps):
         engine.step()
     total_seconds = time.perf_counter() - started_at
-    step_ms, overhead_ms = (
-        1000 * seconds / (step_count - warmup_steps)
-        for seconds in (total_seconds, total_seconds - timed_family.forward_seconds)
-    )
+    steps = step_count - warmup_steps
+    step_ms = 1000 * total_seconds / steps
+    overhead_ms = 1000 * (total_seconds - timed_family.forward_seconds) / steps
     name = "time outside the network a step, 8 jobs"
     if step_ms >= 20:
         return FigureRow(name, 100 * overhead_ms / step_ms, "≤ 2", "%", f"{overhead_ms:.2f} ms of {step_ms:.1f}")
@@ -87,9 +86,8 @@ def measure_preview_overhead(family: Family, load: Workload) -> FigureRow:
             ratios.append(_time_steps(family, load, map_store, is_watched=True) / unwatched_seconds)
     added_percent = 100 * (median(ratios) - 1)
     note = f"8 images, a frame of each every {PREVIEW_SECONDS:g} s, snapshots every {SNAPSHOT_SECONDS:g} s, the ladder"
-    return FigureRow(
-        "previews, snapshots and ladder: share of the step time, 50 steps", added_percent, "≤ 5", "%", note
-    )
+    name = "previews, snapshots and ladder: share of the step time, 50 steps"
+    return FigureRow(name, added_percent, "≤ 5", "%", note)
 
 
 def _time_steps(family: Family, load: Workload, map_store: MapStore, is_watched: bool) -> float:
@@ -157,9 +155,8 @@ def measure_cancel_delay(family: Family, load: Workload) -> FigureRow:
         late_steps += 1
     for job in jobs[1:]:
         engine.cancel(job.id)
-    return FigureRow(
-        "steps until a cancelled job's rows are free", late_steps, "≤ 1", "steps", samples=int(has_started)
-    )
+    name = "steps until a cancelled job's rows are free"
+    return FigureRow(name, late_steps, "≤ 1", "steps", samples=int(has_started))
 
 
 def _is_step_of(event: object, job: Job) -> bool:
@@ -169,9 +166,8 @@ def _is_step_of(event: object, job: Job) -> bool:
 def measure_flood_slowdown(family: Family, load: Workload, forward_times: Mapping[int, float]) -> FigureRow:
     """Compare one job beside another user's twenty with the same job alone. `forward_times` are calibrated."""
     lone_job, *_ = load.make_jobs(family)
-    other_jobs = [
-        reassign_job(job, 100 + number) for number, job in enumerate(replace(load, users=20).make_jobs(family))
-    ]
+    flood = replace(load, users=20).make_jobs(family)
+    other_jobs = [reassign_job(job, 100 + number) for number, job in enumerate(flood)]
     time_lone_job = partial(_time_lone_job, family, load, forward_times, lone_job)
     ratios = [time_lone_job(other_jobs) / time_lone_job(()) for _ in range(ROUNDS)]
     name = f"one job of {load.count} beside another user's 20 / alone"

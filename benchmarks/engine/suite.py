@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from benchmarks.engine.parity import measure_parity_rows
 from benchmarks.engine.resumption import measure_resume_rows
 from benchmarks.engine.throughput import measure_forward_rows
 from benchmarks.engine.workload import USERS, Workload, cast_pipeline
-from benchmarks.report.figure_row import FigureRow
+from benchmarks.report.figure_row import FigureRow, print_progress
 from engine.calibration.calibration import Calibration, calibrate
 from engine.models.families.embedded import build_pipeline, load_embedded
 from engine.models.family import Family
@@ -26,7 +26,6 @@ OVERHEAD_STEPS = 200  # for the time of a step outside the network
 # previews: our advantage grows with the jobs' length
 PREVIEW_STEPS = 1000
 QUICK_PREVIEW_STEPS = 200
-PrintProgress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -48,24 +47,24 @@ def load_models(data_folder: Path) -> ComparedModels:
     return ComparedModels(family, build_pipeline(), calibrate(family, data_folder / "calibration.json"))
 
 
-def measure_quick_rows(models: ComparedModels, print_progress: PrintProgress) -> Iterator[FigureRow]:
+def measure_quick_rows(models: ComparedModels) -> Iterator[FigureRow]:
     """Yield the rows of the README's first claims."""
     family = models.family
     pipeline = models.pipeline
     load = models.load
-    yield from _measure_default_rows(models, print_progress)
+    yield from _measure_default_rows(models)
     print_progress("time to the preview at a tenth")
     yield compare_preview_times(pipeline, family, replace(load, steps=QUICK_PREVIEW_STEPS), "≥ 15")
     print_progress(f"throughput against diffusers in {load.dtype}, and the network alone")
     yield throughput.compare_equal_dtype(pipeline, family, load, "≥ 0.95")
 
 
-def measure_all_rows(models: ComparedModels, print_progress: PrintProgress) -> Iterator[FigureRow]:
+def measure_all_rows(models: ComparedModels) -> Iterator[FigureRow]:
     """Yield every row for the embedded model, ordered so that the diffusers pipeline is cast only once."""
     family = models.family
     pipeline = models.pipeline
     load = models.load
-    yield from _measure_default_rows(models, print_progress)
+    yield from _measure_default_rows(models)
     print_progress(f"time to the preview at a tenth of {PREVIEW_STEPS} steps: diffusers takes minutes")
     yield compare_preview_times(pipeline, family, replace(load, steps=PREVIEW_STEPS), "≥ 25")
     yield measure_first_preview(family, replace(load, steps=PREVIEW_STEPS))
@@ -91,11 +90,10 @@ def measure_all_rows(models: ComparedModels, print_progress: PrintProgress) -> I
     yield throughput.compare_compiled(cast_pipeline(pipeline, load.dtype), family, load)
 
 
-def _measure_default_rows(models: ComparedModels, print_progress: PrintProgress) -> Iterator[FigureRow]:
+def _measure_default_rows(models: ComparedModels) -> Iterator[FigureRow]:
     """Yield the rows that need the diffusers pipeline in float32, its default."""
-    print_progress(
-        f"embedded model, {USERS} users, ours in {models.load.dtype}, at most {models.load.batch_limit} rows a forward"
-    )
+    load = models.load
+    print_progress(f"embedded model, {USERS} users, ours in {load.dtype}, at most {load.batch_limit} rows a forward")
     yield from measure_parity_rows(models.pipeline, models.family)
     print_progress("throughput against diffusers as it runs by default")
     yield throughput.compare_default(models.pipeline, models.family, models.load, "≥ 4")
@@ -105,12 +103,11 @@ def compare_preview_times(pipeline: Any, family: Family, load: Workload, goal: s
     """Compare the p95 time at which users see the preview at a tenth of the steps: diffusers' by ours."""
     diffusers_times = workload.time_pipeline_previews(pipeline, family, load)
     engine_times = workload.time_engine_previews(family, load)
-    percentiles = workload.percentile_95(diffusers_times), workload.percentile_95(engine_times)
+    diffusers_p95, engine_p95 = workload.percentile_95(diffusers_times), workload.percentile_95(engine_times)
     name = f"p95 time to the 10 % preview of {load.steps} steps, sooner than diffusers by default"
-    note = f"{percentiles[1]:.2f} s instead of {percentiles[0]:.1f}"
-    return FigureRow(
-        name, percentiles[0] / percentiles[1], goal, "×", note, min(len(diffusers_times), len(engine_times)), load.users
-    )
+    note = f"{engine_p95:.2f} s instead of {diffusers_p95:.1f}"
+    samples = min(len(diffusers_times), len(engine_times))
+    return FigureRow(name, diffusers_p95 / engine_p95, goal, "×", note, samples, load.users)
 
 
 def measure_first_preview(family: Family, load: Workload) -> FigureRow:

@@ -24,7 +24,7 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
 from benchmarks.engine import workload
 from benchmarks.engine.workload import USERS, Workload, cast_pipeline
-from benchmarks.report.figure_row import FigureRow
+from benchmarks.report.figure_row import FigureRow, print_progress
 from engine.calibration.measurement import probe_recipe
 from engine.contract import Dtype, Recipe, count_row_steps
 from engine.models.families.diffusers_family import DiffusersFamily
@@ -37,7 +37,6 @@ log = logging.getLogger(__name__)
 
 ROUNDS = 3
 DEFAULT_ROUNDS = 7  # against diffusers by default: single rounds vary by a tenth
-PrintProgress = Callable[[str], None]
 
 
 def measure_speedup(pipeline: Any, family: Family, load: Workload, rounds: int | None = None) -> float:
@@ -63,30 +62,18 @@ def compare_equal_dtype(pipeline: Any, family: Family, load: Workload, goal: str
     """Divide our gain over the pipeline in our number format by the bare network's gain from sixteen rows at once."""
     workload.cast_pipeline(pipeline, load.dtype)
     _warm_up(pipeline, family, load)
-    rounds = [
-        (_measure_round(pipeline, family, load), measure_batch_speedup(family, load.dtype)) for _ in range(ROUNDS)
-    ]
-    engine_speedup, network_speedup = (median(round_values) for round_values in zip(*rounds, strict=True))
+    pairs = [(_measure_round(pipeline, family, load), measure_batch_speedup(family, load.dtype)) for _ in range(ROUNDS)]
+    engine_speedup, network_speedup = (median(values) for values in zip(*pairs, strict=True))
+    name = "the same in equal dtype, as a share of the bare network's batch gain"
     note = f"{engine_speedup:.2f} × faster where the bare network gains {network_speedup:.2f} ×"
-    return FigureRow(
-        "the same in equal dtype, as a share of the bare network's batch gain",
-        engine_speedup / network_speedup,
-        goal,
-        "",
-        note,
-    )
+    return FigureRow(name, engine_speedup / network_speedup, goal, "", note)
 
 
 def compare_four_pictures(pipeline: Any, family: Family, load: Workload) -> FigureRow:
     """Compare jobs of four pictures, which the pipeline batches itself; both in our number format."""
     workload.cast_pipeline(pipeline, load.dtype)
-    four_picture_load = replace(load, count=4)
-    return FigureRow(
-        f"{USERS} users × 4 pictures: images/s, equal dtype",
-        measure_speedup(pipeline, family, four_picture_load),
-        "≥ 1.15",
-        "×",
-    )
+    speedup = measure_speedup(pipeline, family, replace(load, count=4))
+    return FigureRow(f"{USERS} users × 4 pictures: images/s, equal dtype", speedup, "≥ 1.15", "×")
 
 
 def compare_compiled(pipeline: Any, family: Family, load: Workload) -> FigureRow:
@@ -120,34 +107,30 @@ def compare_guidance_interval(family: Family, load: Workload) -> FigureRow:
 
     `train evaluate` shows the pictures' side.
     """
-    interval_load = replace(load, guidance_interval=family.interval)
-    workload.time_engine(family, replace(interval_load, steps=8))
-    ratios = [workload.time_engine(family, load) / workload.time_engine(family, interval_load) for _ in range(ROUNDS)]
-    interval_start, interval_end = family.interval
-    note = (
-        f"guidance from {interval_start:g} to {interval_end:g} of the steps; `train evaluate --only guidance` has "
-        "its pictures"
-    )
-    return FigureRow("guidance interval on, against off: images/s", median(ratios), "≥ 1.3", "×", note)
+    start, stop = family.interval
+    ratio = _compare_loads(family, load, replace(load, guidance_interval=family.interval))
+    note = f"guidance from {start:g} to {stop:g} of the steps; `train evaluate --only guidance` has its pictures"
+    return FigureRow("guidance interval on, against off: images/s", ratio, "≥ 1.3", "×", note)
 
 
 def compare_mixed_load(family: Family, load: Workload) -> FigureRow:
     """Compare row-steps a second of a mix of samplers, steps and guidance with a load of one kind."""
     mixed_load = replace(load, mixed=True)
-    workload.time_engine(family, replace(mixed_load, steps=8))
-    ratios = [workload.time_engine(family, load) / workload.time_engine(family, mixed_load) for _ in range(ROUNDS)]
-    ratio = median(ratios) * _count_row_steps(family, mixed_load) / _count_row_steps(family, load)
+    ratio = _compare_loads(family, load, mixed_load)
+    ratio *= _count_row_steps(family, mixed_load) / _count_row_steps(family, load)
     return FigureRow("mixed load against an equal one of one kind: row-steps/s", ratio, "≥ 0.95", "×")
 
 
 def compare_init_images(family: Family, load: Workload) -> FigureRow:
     """Compare jobs from an init image and a mask with as many steps of others; encoding counts, too."""
-    init_image_load = replace(load, with_init_image=True)
-    workload.time_engine(family, replace(init_image_load, steps=8))
-    ratio = median(
-        workload.time_engine(family, load) / workload.time_engine(family, init_image_load) for _ in range(ROUNDS)
-    )
+    ratio = _compare_loads(family, load, replace(load, with_init_image=True))
     return FigureRow("begun with a picture and a mask, against words alone: images/s", ratio, "≥ 0.95", "×")
+
+
+def _compare_loads(family: Family, load: Workload, other_load: Workload) -> float:
+    """Return how many times faster the other load runs, by the median round."""
+    workload.time_engine(family, replace(other_load, steps=8))
+    return median(workload.time_engine(family, load) / workload.time_engine(family, other_load) for _ in range(ROUNDS))
 
 
 def _count_row_steps(family: Family, load: Workload) -> int:
@@ -170,11 +153,9 @@ def measure_batch_speedup(family: Family, dtype: Dtype, rounds: int | None = Non
 
     Uses the pipeline's plain network, not our engine's forward.
     """
-    run_few_rows, run_many_rows = (make_plain_forward(family, rows, dtype) for rows in (2, 2 * USERS))
-    times = [
-        (time_call(run_few_rows), time_call(run_many_rows)) for _ in range((rounds or NETWORK_ROUNDS) + WARMUP_FORWARDS)
-    ][WARMUP_FORWARDS:]
-    return USERS * median(each for each, _ in times) / median(each for _, each in times)
+    few_rows, many_rows = (make_plain_forward(family, rows, dtype) for rows in (2, 2 * USERS))
+    few_seconds, many_seconds = _time_in_turn(few_rows, many_rows, rounds or NETWORK_ROUNDS)
+    return USERS * few_seconds / many_seconds
 
 
 def measure_forward_rows(family: Family, dtype: Dtype) -> list[FigureRow]:
@@ -182,12 +163,16 @@ def measure_forward_rows(family: Family, dtype: Dtype) -> list[FigureRow]:
     results = list[FigureRow]()
     for rows in (2, 2 * USERS):
         forwards = make_plain_forward(family, rows, dtype), make_engine_forward(family, rows, dtype)
-        times = [(time_call(forwards[0]), time_call(forwards[1])) for _ in range(NETWORK_ROUNDS + WARMUP_FORWARDS)][
-            WARMUP_FORWARDS:
-        ]
-        figure = median(each for each, _ in times) / median(each for _, each in times)
-        results.append(FigureRow(f"a forward of {rows} rows, {dtype}: plain network / ours", figure, None, "×"))
+        plain_seconds, engine_seconds = _time_in_turn(*forwards, NETWORK_ROUNDS)
+        name = f"a forward of {rows} rows, {dtype}: plain network / ours"
+        results.append(FigureRow(name, plain_seconds / engine_seconds, None, "×"))
     return results
+
+
+def _time_in_turn(first: Callable[[], object], second: Callable[[], object], rounds: int) -> tuple[float, float]:
+    """Return the median seconds of both, which take turns."""
+    pairs = [(time_call(first), time_call(second)) for _ in range(rounds + WARMUP_FORWARDS)][WARMUP_FORWARDS:]
+    return median(seconds for seconds, _ in pairs), median(seconds for _, seconds in pairs)
 
 
 def make_plain_forward(family: Family, rows: int, dtype: Dtype) -> Callable[[], object]:
@@ -196,12 +181,11 @@ def make_plain_forward(family: Family, rows: int, dtype: Dtype) -> Callable[[], 
     assert isinstance(family, DiffusersFamily)  # the benchmark's families are
     network = place_network(copy.deepcopy(getattr(family.pipeline, family.network_name)), family.device, dtype)
     torch_dtype = TORCH_DTYPES[dtype]
+    text = conditioning[0].to(torch_dtype)
 
     @torch.inference_mode()
     def forward() -> torch.Tensor:
-        return network(x.to(torch_dtype), t, encoder_hidden_states=conditioning[0].to(torch_dtype), return_dict=False)[
-            0
-        ]
+        return network(x.to(torch_dtype), t, encoder_hidden_states=text, return_dict=False)[0]
 
     return forward
 
@@ -209,20 +193,14 @@ def make_plain_forward(family: Family, rows: int, dtype: Dtype) -> Callable[[], 
 def make_engine_forward(family: Family, rows: int, dtype: Dtype) -> Callable[[], object]:
     """Return a function that runs one forward of our engine."""
     x, t, conditioning = _make_inputs(family, rows)
-
-    @torch.inference_mode()
-    def forward() -> torch.Tensor:
-        return family.denoise(x, t, conditioning, dtype)
-
-    return forward
+    return torch.inference_mode()(lambda: family.denoise(x, t, conditioning, dtype))
 
 
 def _make_inputs(family: Family, rows: int) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, ...]]:
     x = torch.randn(rows, *family.latent_shape(family.size, family.size), device=family.device)
-    conditioning = tuple(
-        part.expand(rows, *part.shape) for part in family.encode_conditioning("cat", probe_recipe(family))
-    )
-    return x, torch.full((rows,), 500.0, device=family.device), conditioning
+    parts = family.encode_conditioning("cat", probe_recipe(family))
+    timesteps = torch.full((rows,), 500.0, device=family.device)
+    return x, timesteps, tuple(part.expand(rows, *part.shape) for part in parts)
 
 
 def time_call(function: Callable[[], object]) -> float:
@@ -250,15 +228,13 @@ SDXL_UNET_CONFIG: dict[str, Any] = {
     "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
     "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
 }
-SCHEDULER_OPTIONS: dict[str, Any] = {
-    "steps_offset": 1,
-    "clip_sample": False,
-}  # the pipeline would set the same, with a warning
+# The pipeline would set the same, with a warning.
+SCHEDULER_OPTIONS: dict[str, Any] = {"steps_offset": 1, "clip_sample": False}
 AUTOENCODER_CONFIG: dict[str, Any] = {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2}
 ModelPair = tuple[Family, Any]  # our family and the diffusers pipeline on the same weights
 
 
-def measure_gpu_rows(print_progress: Callable[[str], None]) -> list[FigureRow]:
+def measure_gpu_rows() -> list[FigureRow]:
     """Return the rows, measured in bfloat16; without a CUDA device, rows that have no figure."""
     if not torch.cuda.is_available():
         return [FigureRow(name, None, goal, "×", NO_GPU_NOTE) for name, goal in ROW_GOALS]
@@ -298,14 +274,13 @@ def build_random_model(
         "up_block_types": ("UpDecoderBlock2D",) * level_count,
     }
     unused_parts: dict[str, Any] = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", **SCHEDULER_OPTIONS)
     parts: dict[str, Any] = {
         "unet": UNet2DConditionModel(cross_attention_dim=text_encoder.config.hidden_size, **unet_config),
         "vae": AutoencoderKL(**block_types, **autoencoder_config),
         "text_encoder": text_encoder,
         "tokenizer": tokenizer,
-        "scheduler": DDIMScheduler(
-            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", **SCHEDULER_OPTIONS
-        ),
+        "scheduler": scheduler,
     }
     pipeline = StableDiffusionPipeline(**parts, **unused_parts).to(device)
     pipeline.set_progress_bar_config(disable=True)

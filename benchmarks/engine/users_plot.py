@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, median
@@ -18,6 +18,7 @@ from benchmarks.engine.workload import (
     time_engine_previews,
     time_pipeline_previews,
 )
+from benchmarks.report.figure_row import print_progress
 from engine.models.family import Family
 
 USER_COUNTS = (1, 2, 4, 8, 16)
@@ -42,26 +43,16 @@ class UserMeasurement:
     diffusers: tuple[float, float]
 
 
-def measure_user_counts(
-    family: Family, pipeline: Any, load: Workload, print_progress: Callable[[str], None]
-) -> list[UserMeasurement]:
+def measure_user_counts(family: Family, pipeline: Any, load: Workload) -> list[UserMeasurement]:
     """Measure both systems; `pipeline` is in the number format to compare."""
     measurements = list[UserMeasurement]()
     for users in USER_COUNTS:
         print_progress(f"{users} at once")
         user_load = replace(load, users=users)
         time_engine(family, replace(user_load, steps=4))  # builds kernels and packs weights
-        darkroom_seconds = _measure_median(
-            lambda user_load=user_load: (time_engine(family, user_load), time_engine_previews(family, user_load)[-1])
-        )
-        diffusers_seconds = _measure_median(lambda user_load=user_load: _time_diffusers(family, pipeline, user_load))
-        measurements.append(
-            UserMeasurement(
-                users,
-                (users / darkroom_seconds[0], darkroom_seconds[1]),
-                (users / diffusers_seconds[0], diffusers_seconds[1]),
-            )
-        )
+        ours = [(time_engine(family, user_load), time_engine_previews(family, user_load)[-1]) for _ in range(ROUNDS)]
+        theirs = [_time_diffusers(family, pipeline, user_load) for _ in range(ROUNDS)]
+        measurements.append(UserMeasurement(users, _find_medians(users, ours), _find_medians(users, theirs)))
     return measurements
 
 
@@ -70,10 +61,10 @@ def _time_diffusers(family: Family, pipeline: Any, load: Workload) -> tuple[floa
     return seconds, time_pipeline_previews(pipeline, family, load)[-1]
 
 
-def _measure_median(measure_once: Callable[[], tuple[float, float]]) -> tuple[float, float]:
-    """Return the median of each figure over ROUNDS rounds."""
-    first, second = zip(*(measure_once() for _ in range(ROUNDS)), strict=True)
-    return median(first), median(second)
+def _find_medians(users: int, rounds: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Return the medians: pictures a second of so many users, and the last one's seconds to its preview."""
+    seconds, preview_seconds = zip(*rounds, strict=True)
+    return users / median(seconds), median(preview_seconds)
 
 
 def plot_measurements(measurements: list[UserMeasurement], path: Path, caption: str) -> None:

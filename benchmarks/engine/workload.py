@@ -6,28 +6,26 @@ decoding included. It runs as diffusers does by default (float32, eager), in our
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from io import BytesIO
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
-from engine.batching.engine import Engine, Event, JobFailure, LatentsDone, StepDone
+from benchmarks.fixtures.jobs import make_job, make_recipe, name_blobs, run_to_end
+from engine.batching.engine import Engine, Event, LatentsDone, StepDone
 from engine.batching.input_pictures import load_init_latents
-from engine.contract import BillingKey, Concept, Dtype, ImageToImage, InitImage, Job, Recipe, Sampler
+from engine.contract import Dtype, ImageToImage, InitImage, Job, Recipe, Sampler
 from engine.models.family import TORCH_DTYPES, Family
 from engine.models.library_logging import silence_libraries
 
 USERS = 8
 USER_PROMPTS = ("red apple", "blue car", "cat face", "green tree", "pizza", "rocket", "yellow star", "purple octopus")
-DEADLINE = 4e9  # far in the future: no job expires here
 STRENGTH = 0.5  # of the init image
 # (sampler, factor on the steps, guidance): five samplers, five numbers of steps; the sum of row-steps is the same as
 # without `mixed`.
@@ -78,28 +76,20 @@ class Workload:
         if self.with_init_image:
             steps = round(steps / STRENGTH)
             image_to_image = make_image_to_image()
-        recipe = Recipe(
-            concepts=(Concept(USER_PROMPTS[user_number % len(USER_PROMPTS)]),),
-            model=family.name,
+        recipe = make_recipe(
+            family,
+            USER_PROMPTS[user_number % len(USER_PROMPTS)],
             sampler=sampler,
             steps=steps,
             seed=user_number,
             guidance=guidance,
-            width=family.size,
-            height=family.size,
             count=self.count,
             dtype=self.dtype,
             guidance_start=self.guidance_interval[0],
             guidance_stop=self.guidance_interval[1],
             start=image_to_image,
         )
-        return make_job(user_number, recipe, ladder=self.ladder)
-
-
-def make_job(number: int, recipe: Recipe, *, ladder: bool = False) -> Job:
-    """Return a job of a user of its own."""
-    share = BillingKey("standard", "bench", f"user-{number}")
-    return Job(id=f"{number:026d}", task=recipe, billing_key=share, cost=1.0, deadline=DEADLINE, ladder=ladder)
+        return make_job(recipe, user_number, ladder=self.ladder)
 
 
 def make_image_to_image() -> ImageToImage:
@@ -113,14 +103,7 @@ def make_blobs() -> Mapping[str, bytes]:
     """Return the PNGs by SHA-256: a gradient picture and a mask whose right half is white."""
     gradient = Image.linear_gradient("L")
     image = Image.merge("RGB", (gradient, gradient.rotate(90), gradient.rotate(180)))
-    mask = gradient.rotate(90).point([0] * 128 + [255] * 128)
-    return {hashlib.sha256(content).hexdigest(): content for content in (_encode_png(image), _encode_png(mask))}
-
-
-def _encode_png(image: Image.Image) -> bytes:
-    buffer = BytesIO()
-    image.save(buffer, format="PNG")
-    return buffer.getvalue()
+    return name_blobs(image, gradient.rotate(90).point([0] * 128 + [255] * 128))[1]
 
 
 def time_engine(family: Family, load: Workload) -> float:
@@ -149,11 +132,7 @@ def run_jobs(family: Family, jobs: Sequence[Job], batch_limit: int, *, with_prev
         assert isinstance(job.task, Recipe)
         engine.add(job, (), load_init_latents(job.task, make_blobs(), family))
         engine.watch(job.id, with_previews)
-    while not engine.is_idle:
-        for event in engine.step():
-            if isinstance(event, JobFailure):
-                raise RuntimeError(event.reason)
-            yield event
+    return run_to_end(engine)
 
 
 def time_diffusers(pipeline: Any, family: Family, load: Workload) -> float:
@@ -189,12 +168,9 @@ def time_engine_previews(family: Family, load: Workload, step_share: float = 0.1
     started_at = time.perf_counter()
     preview_times = dict[str, float]()
     for event in run_engine(family, load, with_previews=True):
-        if (
-            not isinstance(event, StepDone)
-            or event.x0 is None
-            or event.step < load.steps * step_share
-            or event.job in preview_times
-        ):
+        if not isinstance(event, StepDone) or event.x0 is None or event.job in preview_times:
+            continue
+        if event.step < load.steps * step_share:
             continue
         family.decode(event.x0)
         preview_times[event.job] = time.perf_counter() - started_at
@@ -217,9 +193,8 @@ def time_pipeline_previews(pipeline: Any, family: Family, load: Workload, step_s
     *earlier_jobs, last_job = load.make_jobs(family)
     for job in earlier_jobs:
         run_pipeline(pipeline, job, callback_on_step_end=record_preview)
-    run_pipeline(
-        pipeline, last_job, callback_on_step_end=_stop_after_preview(record_preview, preview_times, load.users)
-    )
+    stop = _stop_after_preview(record_preview, preview_times, load.users)
+    run_pipeline(pipeline, last_job, callback_on_step_end=stop)
     return sorted(preview_times)
 
 

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from benchmarks.models.__main__ import default_cache_folder, measure_models, parse_model_names
-from benchmarks.report.errors import FAILED
-from benchmarks.report.figure_row import FigureRow
+from benchmarks.models.__main__ import MODEL_NAMES, default_cache_folder, measure_models, parse_names
+from benchmarks.report.figure_row import FAILED, FigureRow, print_progress
 
 if TYPE_CHECKING:
     import torch
@@ -47,26 +46,18 @@ def gpu_report(
     """
     from engine.device.memory import choose_device
 
-    names = parse_model_names(models)
+    names = parse_names(models, MODEL_NAMES)
     device = choose_device()
     if device.type != "cuda":
         if models and not full:
             raise typer.BadParameter("On a processor, real sizes need --full.")
-        _print_progress("There is no GPU here: this measures the processor.")
+        print_progress("There is no GPU here: this measures the processor.")
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise typer.BadParameter(f"The report cannot be written to {out}: {error.strerror}.") from error
-    facts, sections = measure_report(
-        device, names, cache or default_cache_folder(), with_real_models=full or device.type == "cuda"
-    )
-    _write_files(out, facts, sections)
-
-
-def _write_files(out: Path, facts: dict[str, object], sections: dict[str, list[FigureRow]]) -> None:
-    """Write both files, and print their paths."""
-    from benchmarks.gpu_report.__main__ import format_json, format_markdown
-
+    with_real_models = full or device.type == "cuda"
+    facts, sections = measure_report(device, names, cache or default_cache_folder(), with_real_models=with_real_models)
     for ending, text in (("json", format_json(facts, sections)), ("md", format_markdown(facts, sections))):
         path = out / f"{REPORT_NAME}.{ending}"
         path.write_text(text, encoding="utf-8")
@@ -86,14 +77,12 @@ def measure_report(
     from benchmarks.gpu_report.speedups import measure_speedup_rows
 
     facts = describe_device(device)
+    facts = describe_device(device)
     sections = {
-        "Parity with the unmodified pipelines": measure_parity_rows(device, _print_progress),
-        "Parity with pictures beside the prompt": [
-            *measure_control_rows(device, _print_progress),
-            *measure_picture_rows(device, _print_progress),
-        ],
-        "Weights in fewer bits": measure_quantization_rows(device, _print_progress),
-        "Ways of running a network": measure_speedup_rows(_make_family_loader(device, cache_folder), _print_progress),
+        "Parity with the unmodified pipelines": measure_parity_rows(device),
+        "Parity with pictures beside the prompt": [*measure_control_rows(device), *measure_picture_rows(device)],
+        "Weights in fewer bits": measure_quantization_rows(device),
+        "Ways of running a network": measure_speedup_rows(_make_family_loader(device, cache_folder)),
     }
     if with_real_models:
         model_rows = measure_models(names, cache_folder, steps=None, is_tiny=False)
@@ -121,10 +110,6 @@ def _make_family_loader(device: torch.device, cache_folder: Path) -> LoadFamily:
     return load_family
 
 
-def _print_progress(message: str) -> None:
-    typer.echo(message, err=True)
-
-
 def main(argv: list[str] | None = None) -> int:
     return int(app(argv, prog_name="darkroom gpu-report", standalone_mode=False) or 0)
 
@@ -145,11 +130,8 @@ def format_markdown(facts: Mapping[str, Any], sections: ReportSections) -> str:
     lines = [f"# Darkroom on {facts['device']}", ""]
     if facts["kind"] != "cuda":
         lines += ["There is no GPU here: all figures are of the processor.", ""]
-    lines += [
-        "| | |",
-        "|---|---|",
-        *(f"| {_format_cell(name)} | {_format_cell(value)} |" for name, value in facts.items()),
-    ]
+    lines += ["| | |", "|---|---|"]
+    lines += [f"| {_format_cell(name)} | {_format_cell(value)} |" for name, value in facts.items()]
     for title, rows in sections.items():
         lines += ["", f"## {title}", "", "| | what | figure | goal | note |", "|---|---|---|---|---|"]
         lines += [_format_row(row) for row in rows]

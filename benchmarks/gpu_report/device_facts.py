@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import torch
 
-from benchmarks.report.errors import describe_error
+from benchmarks.report.figure_row import describe_error
 from engine.calibration.calibration import read_device_name
 from engine.models.family import TORCH_DTYPES
 

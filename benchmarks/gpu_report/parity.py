@@ -2,50 +2,36 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import math
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import partial
 from importlib import import_module
-from io import BytesIO
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, cast
 
 import torch
 from PIL import Image, ImageDraw
 
+from benchmarks.fixtures.jobs import make_recipe as make_family_recipe
+from benchmarks.fixtures.jobs import name_blobs, run_engine
 from benchmarks.fixtures.reference_pipeline import (
     call_inpainting,
     call_pipeline,
     call_with_references,
+    load_pipeline,
     load_quantized_pipeline,
     load_reference_pipeline,
-    make_job,
 )
 from benchmarks.fixtures.small_controls import build_controlnet, save_control, save_small_ip_adapter
 from benchmarks.fixtures.small_pipelines import INPAINTING_BUILDERS, PIPELINE_BUILDERS, save_small_pipeline
 from benchmarks.fixtures.wide_pipelines import WIDE_BUILDERS, save_pipeline
 from benchmarks.models.memory_run import count_stored_bytes
-from benchmarks.report.errors import describe_error
-from benchmarks.report.figure_row import FigureRow
+from benchmarks.report.figure_row import FigureRow, describe_error, print_progress
 from benchmarks.report.measures import psnr
 from engine import models
-from engine.batching.engine import Engine, JobFailure, LatentsDone
-from engine.batching.input_pictures import load_init_latents, load_pictures
-from engine.contract import (
-    Concept,
-    ControlImage,
-    Dtype,
-    ImageToImage,
-    InitImage,
-    Quantization,
-    Recipe,
-    ReferenceImage,
-    Sampler,
-)
+from engine.contract import ControlImage, Dtype, ImageToImage, InitImage, Quantization, Recipe, ReferenceImage, Sampler
 from engine.models.families.diffusers_family import DiffusersFamily
 from engine.models.family import TORCH_DTYPES, Family, HasDefaultSampling
 from engine.models.files.added_kind import CONTROL_FOLDER
@@ -61,52 +47,38 @@ IMAGE_SIDE = 64
 GUIDANCE = 4.0
 SEED = 3
 PREFERRED_SAMPLERS: tuple[Sampler, ...] = ("euler", "dpmpp_2m")
+PARITY_GOAL = "≤ 1e-4"
 
 
-def measure_parity_rows(
-    device: torch.device, print_progress: Callable[[str], None], kinds: tuple[str, ...] = ()
-) -> list[FigureRow]:
+def measure_parity_rows(device: torch.device, kinds: tuple[str, ...] = ()) -> list[FigureRow]:
     """Return one row for each kind; all kinds if none is named."""
-    with tempfile.TemporaryDirectory(prefix="darkroom-report-") as temp_folder:
-        return list(_measure_kinds(Path(temp_folder), device, print_progress, kinds or tuple(PIPELINE_BUILDERS)))
-
-
-def _measure_kinds(
-    temp_folder: Path, device: torch.device, print_progress: Callable[[str], None], kinds: tuple[str, ...]
-) -> Iterator[FigureRow]:
-    for kind in kinds:
-        print_progress(f"parity of {kind}")
-        try:
-            yield _measure_kind(kind, temp_folder / kind, device)
-        except Exception as error:  # the report is for finding kinds that fail here; the others go on
-            yield FigureRow(f"{kind}: latents against the pipeline", None, "≤ 1e-4", "", describe_error(error))
+    rows = list[FigureRow]()
+    with tempfile.TemporaryDirectory(prefix="darkroom-report-") as folder:
+        for kind in kinds or tuple(PIPELINE_BUILDERS):
+            print_progress(f"parity of {kind}")
+            try:
+                rows.append(_measure_kind(kind, Path(folder) / kind, device))
+            except Exception as error:  # the report is for finding kinds that fail here; the others go on
+                name = f"{kind}: latents against the pipeline"
+                rows.append(FigureRow(name, None, PARITY_GOAL, "", describe_error(error)))
+    return rows
 
 
 def _measure_kind(kind: str, folder: Path, device: torch.device) -> FigureRow:
     save_small_pipeline(kind, folder)
     family = models.load_folder(str(folder), kind, device)
-    pipeline = import_module("diffusers").DiffusionPipeline.from_pretrained(folder).to(device)
-    pipeline.set_progress_bar_config(disable=True)
+    pipeline = load_pipeline(folder, device)
     pipeline_class = type(pipeline).__name__
     if isinstance(family, GenericFamily):  # the pipeline's own call draws its pictures
         engine_result = family.finish(run_engine(family, make_recipe(family, "native")))
-        pipeline_result = _call_pipeline_unchanged(pipeline, family)
-        return FigureRow(
-            f"{kind}: picture against {pipeline_class}", psnr(engine_result, pipeline_result), "≥ 60", "dB"
-        )
+        likeness = psnr(engine_result, _call_pipeline_unchanged(pipeline, family))
+        return FigureRow(f"{kind}: picture against {pipeline_class}", likeness, "≥ 60", "dB")
     recipe = make_recipe(family, _choose_sampler(family))
-    engine_result = run_engine(family, recipe)
-    pipeline_result = call_pipeline(pipeline, family, recipe)[0]
-    relative_error = measure_difference(engine_result, pipeline_result)
-    if not math.isfinite(relative_error):
+    difference = measure_difference(run_engine(family, recipe), call_pipeline(pipeline, family, recipe)[0])
+    if not math.isfinite(difference):
         raise RuntimeError("the latents are not finite")
-    return FigureRow(
-        f"{kind}: latents against {pipeline_class}",
-        relative_error,
-        "≤ 1e-4",
-        "",
-        f"float32, {STEPS} steps of {recipe.sampler}",
-    )
+    note = f"float32, {STEPS} steps of {recipe.sampler}"
+    return FigureRow(f"{kind}: latents against {pipeline_class}", difference, PARITY_GOAL, "", note)
 
 
 def _choose_sampler(family: Family) -> Sampler:
@@ -118,42 +90,9 @@ def _choose_sampler(family: Family) -> Sampler:
 
 def make_recipe(family: Family, sampler: Sampler, dtype: Dtype = "float32", **fields: Any) -> Recipe:
     """Return a recipe of one picture: of several, the one that ends first need not be the first one."""
-    return Recipe(
-        concepts=(Concept("a cat"),),
-        model=family.name,
-        sampler=sampler,
-        steps=STEPS,
-        seed=SEED,
-        guidance=GUIDANCE,
-        width=IMAGE_SIDE,
-        height=IMAGE_SIDE,
-        dtype=dtype,
-        guidance_kind=family.guides,
-        count=1,
-        quantization=find_quantization(family),
-        **fields,
-    )
-
-
-def run_engine(family: Family, recipe: Recipe, blobs: Mapping[str, bytes] = MappingProxyType({})) -> torch.Tensor:
-    """Return the latents of the recipe's picture. `blobs`: what it needs, by SHA-256.
-
-    Raises RuntimeError if the job fails.
-    """
-    engine = Engine({family.name: family})
-    try:
-        init_latents = load_init_latents(recipe, blobs, family)
-        pictures = load_pictures(recipe, blobs, family)
-        engine.add(make_job(recipe), (), init_latents, pictures)
-        while not engine.is_idle:
-            for event in engine.step():
-                if isinstance(event, JobFailure):
-                    raise RuntimeError(event.reason)
-                if isinstance(event, LatentsDone):
-                    return event.latents
-    finally:
-        engine.close()
-    raise RuntimeError("the engine ended without latents")
+    values: dict[str, Any] = {"steps": STEPS, "seed": SEED, "guidance": GUIDANCE, "dtype": dtype}
+    values |= {"width": IMAGE_SIDE, "height": IMAGE_SIDE, "quantization": find_quantization(family)}
+    return make_family_recipe(family, "a cat", sampler=sampler, **(values | fields))
 
 
 def measure_difference(actual: torch.Tensor, expected: torch.Tensor) -> float:
@@ -181,22 +120,29 @@ CONTROLS = (("one", 0.6, 0.0, 0.75), ("two", 1.2, 0.25, 1.0))  # name, scale, st
 PIPELINES = {"sd": "StableDiffusionControlNetPipeline", "sdxl": "StableDiffusionXLControlNetPipeline"}
 
 
-def measure_control_rows(device: torch.device, print_progress: Callable[[str], None]) -> list[FigureRow]:
-    """Return one row for each kind of model."""
-    rows: list[FigureRow] = []
-    for kind, pipeline_class in PIPELINES.items():
-        print_progress(f"parity of {kind} with ControlNets")
-        name = f"{kind}: latents with two ControlNets against {pipeline_class}"
-        try:
-            with tempfile.TemporaryDirectory(prefix="darkroom-report-") as folder:
-                figure = _measure_controlled(kind, Path(folder), device)
-            rows.append(FigureRow(name, figure, "≤ 1e-4", "", f"float32, {STEPS} steps of ddim"))
-        except Exception as error:  # the report is for finding kinds that fail here; the others go on
-            rows.append(FigureRow(name, None, "≤ 1e-4", "", describe_error(error)))
-    return rows
+def measure_control_rows(device: torch.device) -> list[FigureRow]:
+    """Return one row for each kind of model with two ControlNets."""
+    return [
+        _measure_row(
+            f"{kind}: latents with two ControlNets against {pipeline_class}",
+            f"float32, {STEPS} steps of ddim",
+            partial(_compare_controlled, kind, device),
+        )
+        for kind, pipeline_class in PIPELINES.items()
+    ]
 
 
-def _measure_controlled(kind: str, data: Path, device: torch.device) -> float:
+def _measure_row(name: str, note: str, compare: Callable[[Path], float]) -> FigureRow:
+    """Return the row of a comparison, which gets a folder of its own; if it fails, the row says so."""
+    print_progress(f"parity of {name}")
+    try:
+        with tempfile.TemporaryDirectory(prefix="darkroom-report-") as folder:
+            return FigureRow(name, compare(Path(folder)), PARITY_GOAL, "", note)
+    except Exception as error:  # the report is for finding what fails here; the others go on
+        return FigureRow(name, None, PARITY_GOAL, "", describe_error(error))
+
+
+def _compare_controlled(kind: str, device: torch.device, data: Path) -> float:
     """Return the largest difference; above 1 relative to the largest latent."""
     diffusers: Any = import_module("diffusers")
     save_small_pipeline(kind, data / "models" / kind)
@@ -205,9 +151,9 @@ def _measure_controlled(kind: str, data: Path, device: torch.device) -> float:
         save_control(build_controlnet(pipeline, seed), data / CONTROL_FOLDER / name)
     family = models.load_model(kind, data, device=device)
     picture = Image.linear_gradient("L").resize((IMAGE_SIDE, IMAGE_SIDE)).convert("RGB")
-    content = BytesIO()
-    picture.save(content, "PNG")
-    actual = _draw_controlled(family, content.getvalue())
+    (sha256,), blobs = name_blobs(picture)
+    controls = tuple(ControlImage(name, sha256, "none", scale, start, stop) for name, scale, start, stop in CONTROLS)
+    actual = run_engine(family, make_recipe(family, "ddim", controls=controls), blobs)
     networks = [diffusers.ControlNetModel.from_pretrained(data / CONTROL_FOLDER / name) for name, *_ in CONTROLS]
     controlled = getattr(diffusers, PIPELINES[kind])(**pipeline.components, controlnet=networks).to(device)
     controlled.scheduler = build_scheduler(cast(Any, family).scheduler_config, "ddim")
@@ -230,67 +176,43 @@ def _measure_controlled(kind: str, data: Path, device: torch.device) -> float:
     return measure_difference(actual, expected)
 
 
-def _draw_controlled(family: Family, picture: bytes) -> torch.Tensor:
-    sha256 = hashlib.sha256(picture).hexdigest()
-    controls = tuple(ControlImage(name, sha256, "none", scale, start, stop) for name, scale, start, stop in CONTROLS)
-    return run_engine(family, make_recipe(family, "ddim", controls=controls), {sha256: picture})
-
-
 SCALE = 0.7
 REFERENCES = (("sd", "plain"), ("sdxl", "plus"))
-PrintProgress = Callable[[str], None]
+REFERENCE_NOTE = f"latents against diffusers, float32, {STEPS} steps of euler"
 
 
-def measure_picture_rows(device: torch.device, print_progress: PrintProgress) -> list[FigureRow]:
+def measure_picture_rows(device: torch.device) -> list[FigureRow]:
     """Return one row for each kind of adapter and of inpainting model."""
-    with tempfile.TemporaryDirectory(prefix="darkroom-report-") as temp_folder:
-        return list(_measure_rows(Path(temp_folder), device, print_progress))
+    comparisons: dict[str, Callable[[Path], float]] = {
+        f"{kind}: a reference picture, {adapter}": partial(_compare_reference, kind, adapter, device)
+        for kind, adapter in REFERENCES
+    }
+    comparisons |= {
+        f"{kind}: a masked picture": partial(_compare_inpainting, kind, device) for kind in INPAINTING_BUILDERS
+    }
+    return [_measure_row(name, REFERENCE_NOTE, compare) for name, compare in comparisons.items()]
 
 
-def _measure_rows(folder: Path, device: torch.device, print_progress: PrintProgress) -> Iterator[FigureRow]:
-    for kind, adapter in REFERENCES:
-        yield _measure_row(
-            f"{kind}: a reference picture, {adapter}",
-            partial(_compare_reference, folder, kind, adapter, device),
-            print_progress,
-        )
-    for kind in INPAINTING_BUILDERS:
-        yield _measure_row(
-            f"{kind}: a masked picture", partial(_compare_inpainting, folder, kind, device), print_progress
-        )
-
-
-def _measure_row(name: str, compare: Callable[[], float], print_progress: PrintProgress) -> FigureRow:
-    print_progress(f"parity of {name}")
-    try:
-        note = f"latents against diffusers, float32, {STEPS} steps of euler"
-        return FigureRow(name, compare(), "≤ 1e-4", "", note)
-    except Exception as error:  # the report is for finding what fails here; the others go on
-        return FigureRow(name, None, "≤ 1e-4", "", describe_error(error))
-
-
-def _compare_reference(data: Path, kind: str, adapter: str, device: torch.device) -> float:
+def _compare_reference(kind: str, adapter: str, device: torch.device, data: Path) -> float:
     save_small_pipeline(kind, data / kind)
     family: Any = models.load_model(str(data / kind), data, device=device)
     adapter_folder = data / "ip-adapters" / f"{kind}-{adapter}"
     save_small_ip_adapter(adapter_folder, family.pipeline.unet, is_plus=adapter == "plus")
-    (sha256,), blobs = _store(_draw_beside())
+    (sha256,), blobs = name_blobs(_draw_beside())
     recipe = make_recipe(family, "euler", references=(ReferenceImage(adapter_folder.name, sha256, SCALE),))
     pipeline = load_reference_pipeline(data / kind, [adapter_folder], device)
     expected = call_with_references(pipeline, family, recipe, blobs)
     return measure_difference(run_engine(family, recipe, blobs), expected)
 
 
-def _compare_inpainting(data: Path, kind: str, device: torch.device) -> float:
+def _compare_inpainting(kind: str, device: torch.device, data: Path) -> float:
     save_small_pipeline(kind, data / kind)
     family: Any = models.load_model(str(data / kind), data, device=device)
     mask = Image.new("L", (IMAGE_SIDE, IMAGE_SIDE), 0)
     ImageDraw.Draw(mask).ellipse((8, 16, 48, 56), fill=255)
-    (sha256, mask_sha256), blobs = _store(_draw_beside(), mask)
+    (sha256, mask_sha256), blobs = name_blobs(_draw_beside(), mask)
     recipe = make_recipe(family, "euler", start=ImageToImage((InitImage(sha256),), 1.0, mask_sha256))
-    pipeline = import_module("diffusers").DiffusionPipeline.from_pretrained(data / kind).to(device)
-    pipeline.set_progress_bar_config(disable=True)
-    expected = call_inpainting(pipeline, family, recipe, blobs)
+    expected = call_inpainting(load_pipeline(data / kind, device), family, recipe, blobs)
     return measure_difference(run_engine(family, recipe, blobs), expected)
 
 
@@ -298,36 +220,23 @@ def _draw_beside() -> Image.Image:
     picture = Image.new("RGB", (IMAGE_SIDE, IMAGE_SIDE), "teal")
     ImageDraw.Draw(picture).rectangle((20, 8, 40, 60), fill="orange")
     return picture
-
-
-def _store(*pictures: Image.Image) -> tuple[list[str], dict[str, bytes]]:
-    """Return the SHA-256 of each picture as a PNG, and the blobs."""
-    contents: list[bytes] = []
-    for picture in pictures:
-        buffer = BytesIO()
-        picture.save(buffer, format="PNG")
-        contents.append(buffer.getvalue())
-    names = [hashlib.sha256(content).hexdigest() for content in contents]
-    return names, dict(zip(names, contents, strict=True))
+    return picture
 
 
 QUANTIZATIONS: tuple[Quantization, ...] = ("int8", "float8", "int4", "nf4")
-PARITY_GOAL = "≤ 1e-4"
 PREDICTION_GOAL = "≤ 1.11"
 
 
-def measure_quantization_rows(
-    device: torch.device, print_progress: Callable[[str], None], kinds: tuple[str, ...] = tuple(WIDE_BUILDERS)
-) -> list[FigureRow]:
+def measure_quantization_rows(device: torch.device, kinds: tuple[str, ...] = tuple(WIDE_BUILDERS)) -> list[FigureRow]:
     """Return two rows for each kind and quantisation; what this device lacks, or what fails, says so."""
+    rows = list[FigureRow]()
     with tempfile.TemporaryDirectory(prefix="darkroom-report-") as temp_folder:
-        rows = list[FigureRow]()
         for kind in kinds:
             save_pipeline(kind, Path(temp_folder) / kind)
             for quantization in QUANTIZATIONS:
                 print_progress(f"{kind} as {quantization}")
                 rows += _measure_quantization(kind, quantization, Path(temp_folder) / kind, device)
-        return rows
+    return rows
 
 
 def _measure_quantization(
@@ -338,13 +247,11 @@ def _measure_quantization(
     if obstacle := find_obstacle(quantization, device):
         yield from (FigureRow(name, None, None, "", obstacle) for name in (parity_name, bytes_name))
         return
-    dtype: Dtype = (
-        "bfloat16" if quantization == "int4" and device.type == "cuda" else "float32"
-    )  # all that its kernel has
+    # all that its kernel has
+    dtype: Dtype = "bfloat16" if quantization == "int4" and device.type == "cuda" else "float32"
     try:
-        family = models.load_folder(
-            str(folder), kind, device, quantization=PartQuantization(quantization, quantization)
-        )
+        both = PartQuantization(quantization, quantization)
+        family = models.load_folder(str(folder), kind, device, quantization=both)
         assert isinstance(family, DiffusersFamily)
         family.get_network(dtype)
         yield _compare_latents(parity_name, family, folder, dtype)

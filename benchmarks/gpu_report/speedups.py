@@ -14,8 +14,7 @@ from typing import Any, Protocol
 
 import torch
 
-from benchmarks.report.errors import FAILED, describe_error
-from benchmarks.report.figure_row import FigureRow
+from benchmarks.report.figure_row import FAILED, FigureRow, describe_error, print_progress
 from engine.calibration.measurement import probe_recipe
 from engine.contract import Dtype
 from engine.models.families.diffusers_family import DiffusersFamily
@@ -45,11 +44,8 @@ class LoadFamily(Protocol):
     def __call__(self, offload: Offload = "none") -> DiffusersFamily: ...
 
 
-def measure_speedup_rows(load_family: LoadFamily, print_progress: Callable[[str], None]) -> list[FigureRow]:
-    """Return the rows.
-
-    `load_family` loads the same model anew each time. A method that fails says so in its rows; the others go on.
-    """
+def measure_speedup_rows(load_family: LoadFamily) -> list[FigureRow]:
+    """Return the rows. A method that fails says so in its rows; the others go on."""
     rows = list[FigureRow]()
     for title, names, measure_method in (
         ("rows together", tuple(_batch_row_name(count) for count in BATCH_SIZES), _measure_batches),
@@ -97,9 +93,8 @@ def _measure_cuda_graphs(load_family: LoadFamily) -> Iterator[FigureRow]:
     for _ in range(FORWARDS_BEFORE_RECORDING + 1):
         forward()
     graph_ms = _measure_ms(forward, family)
-    yield FigureRow(
-        GRAPH_ROW_NAMES[0], plain_ms / graph_ms, None, "×", f"{plain_ms:.3g} ms, with graphs {graph_ms:.3g} ms"
-    )
+    note = f"{plain_ms:.3g} ms, with graphs {graph_ms:.3g} ms"
+    yield FigureRow(GRAPH_ROW_NAMES[0], plain_ms / graph_ms, None, "×", note)
     yield FigureRow(GRAPH_ROW_NAMES[1], float(torch.equal(forward(), plain_output)), "= 1", "")
 
 
@@ -179,9 +174,8 @@ def _make_forward(family: DiffusersFamily, rows: int, dtype: Dtype) -> Callable[
     """Return a function that runs our forward at the native size, on fixed values."""
     shape = family.latent_shape(family.size, family.size)
     x = torch.randn(rows, *shape, generator=torch.Generator().manual_seed(0)).to(family.device)
-    conditioning = tuple(
-        tensor.expand(rows, *tensor.shape) for tensor in family.encode_conditioning("a cat", probe_recipe(family))
-    )
+    parts = family.encode_conditioning("a cat", probe_recipe(family))
+    conditioning = tuple(part.expand(rows, *part.shape) for part in parts)
     timesteps = torch.full((rows,), 500.0, device=family.device)
     return lambda: family.denoise(x, timesteps, conditioning, dtype)
 

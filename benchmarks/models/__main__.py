@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from benchmarks.report.figure_row import FigureRow, print_progress, print_rows
+
 if TYPE_CHECKING:
     from benchmarks.models.measurement import Figures
     from benchmarks.models.model_configs import BenchmarkModel
-    from benchmarks.report.figure_row import FigureRow
 
 MODEL_NAMES = ("sd15", "sdxl", "flux")
 # beside diffusers; offload and tiles; weights in fewer bits; memory of every family
@@ -48,28 +49,18 @@ def bench_models(
     The models have their published configurations and random weights (13 GB in the cache folder). A side that fails
     leaves its rows without a figure; the exit code stays 0. Let nothing else run meanwhile.
     """
-    from benchmarks.report.figure_row import format_json, format_table
-
-    names = parse_model_names(only)
-    part_names = parse_part_names(parts)
+    names = parse_names(only, MODEL_NAMES)
+    part_names = parse_names(parts, PART_NAMES, "part ")
     cache_folder = cache or default_cache_folder()
     rows = list(measure_models(names, cache_folder, steps=steps, is_tiny=tiny, part_names=part_names))
-    typer.echo(format_json(rows) if json else format_table(rows))
+    print_rows(rows, as_json=json)
 
 
-def parse_model_names(only: str) -> tuple[str, ...]:
+def parse_names(text: str, known_names: tuple[str, ...], kind: str = "") -> tuple[str, ...]:
     """Split a list of names at commas; an empty one means all. Raises `typer.BadParameter` for an unknown name."""
-    names = tuple(name.strip() for name in only.split(",") if name.strip()) or MODEL_NAMES
-    if unknown := [name for name in names if name not in MODEL_NAMES]:
-        raise typer.BadParameter(f"There is no {unknown[0]} here; there are {', '.join(MODEL_NAMES)}.")
-    return names
-
-
-def parse_part_names(text: str) -> tuple[str, ...]:
-    """Split a list of parts at commas; an empty one means all. Raises `typer.BadParameter` for an unknown name."""
-    names = tuple(name.strip() for name in text.split(",") if name.strip()) or PART_NAMES
-    if unknown := [name for name in names if name not in PART_NAMES]:
-        raise typer.BadParameter(f"There is no part {unknown[0]} here; there are {', '.join(PART_NAMES)}.")
+    names = tuple(name.strip() for name in text.split(",") if name.strip()) or known_names
+    if unknown := [name for name in names if name not in known_names]:
+        raise typer.BadParameter(f"There is no {kind}{unknown[0]} here; there are {', '.join(known_names)}.")
     return names
 
 
@@ -99,7 +90,7 @@ def measure_models(
     if "families" in part_names:
         from benchmarks.models.family_memory import measure_family_rows
 
-        yield from measure_family_rows(_print_progress)
+        yield from measure_family_rows()
 
 
 def _measure_model(
@@ -110,18 +101,18 @@ def _measure_model(
     from benchmarks.models.random_weights import ensure_model_folder
 
     figures = Figures()
-    _print_progress(f"{model.name}: its folder is {folder}")
+    print_progress(f"{model.name}: its folder is {folder}")
     figures.add_measured("building the model", lambda: ensure_model_folder(folder, model.build_pipeline) and {})
     if "speed" in part_names:
         yield from _measure_speed(model, folder, figures, on_gpu)
     if "memory" in part_names and not figures.failures:
         from benchmarks.models.memory_rows import measure_memory_rows
 
-        yield from measure_memory_rows(model, folder, _print_progress)
+        yield from measure_memory_rows(model, folder)
     if "quantization" in part_names and not figures.failures and (on_gpu or model.name in QUANTIZED_MODELS):
         from benchmarks.models.memory_rows import measure_quantizations
 
-        yield from measure_quantizations(model, folder, _print_progress, on_gpu=on_gpu)
+        yield from measure_quantizations(model, folder, on_gpu=on_gpu)
 
 
 def _measure_speed(model: BenchmarkModel, folder: Path, figures: Figures, on_gpu: bool) -> Iterator[FigureRow]:
@@ -129,14 +120,10 @@ def _measure_speed(model: BenchmarkModel, folder: Path, figures: Figures, on_gpu
     from benchmarks.models.measurement import make_rows, measure_model
 
     if not figures.failures:
-        figures = measure_model(model, folder, _print_progress)
+        figures = measure_model(model, folder)
     for failure in figures.failures:
-        _print_progress(failure)
+        print_progress(failure)
     yield from make_rows(model, figures, on_gpu)
-
-
-def _print_progress(message: str) -> None:
-    typer.echo(message, err=True)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -9,8 +9,6 @@ of JSON: seconds of a step on both sides, and the engine's seconds outside all n
 from __future__ import annotations
 
 import gc
-import hashlib
-import io
 import json
 import sys
 import time
@@ -23,7 +21,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from benchmarks.fixtures.reference_pipeline import make_job
+from benchmarks.fixtures.jobs import make_job, make_recipe, name_blobs
 from benchmarks.fixtures.small_controls import ADAPTER_FILE, EMBEDDING_WIDTHS
 from benchmarks.models.diffusers_run import StepClock, print_output_line, synchronize_gpu
 from benchmarks.models.random_weights import SCALE as REFERENCE_SCALE
@@ -32,7 +30,7 @@ from engine import models
 from engine.batching.engine import Engine, JobFailure
 from engine.batching.input_pictures import load_pictures
 from engine.calibration.calibration import calibrate
-from engine.contract import Concept, ControlImage, Dtype, Recipe, ReferenceImage
+from engine.contract import ControlImage, Dtype, Recipe, ReferenceImage
 from engine.device.memory import choose_device
 from engine.models.control_networks import ControlNet
 from engine.models.families.diffusers_family import DiffusersFamily
@@ -77,7 +75,8 @@ class NetworkClock:
 
 
 def main(run_spec: dict[str, Any]) -> None:
-    picture, blobs = _draw_picture(run_spec["side"])
+    picture = Image.linear_gradient("L").resize((run_spec["side"], run_spec["side"])).convert("RGB")
+    _, blobs = name_blobs(picture)
     dtype, pipeline_class, step_seconds, outside_seconds = _measure_engine(run_spec, blobs)
     gc.collect()  # before diffusers loads the same networks once more
     reference_seconds = _time_diffusers(run_spec, pipeline_class, dtype, picture)
@@ -107,27 +106,17 @@ def _write_controlnets(pipeline: Any, folder: Path) -> None:
         write_network(network, folder / name)
 
 
-def _draw_picture(side: int) -> tuple[Image.Image, dict[str, bytes]]:
-    picture = Image.linear_gradient("L").resize((side, side)).convert("RGB")
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
-    return picture, {hashlib.sha256(buffer.getvalue()).hexdigest(): buffer.getvalue()}
-
-
 def _make_recipe(run_spec: dict[str, Any], family: DiffusersFamily, dtype: Dtype, sha: str) -> Recipe:
     controls = tuple(ControlImage(name, sha, scale=scale) for name, scale in zip(CONTROL_NAMES, SCALES, strict=True))
-    return Recipe(
-        concepts=(Concept(run_spec["prompt"]),),
-        model=family.name,
+    return make_recipe(
+        family,
+        run_spec["prompt"],
         sampler="ddim",
         steps=run_spec["steps"],
-        seed=0,
         guidance=run_spec["guidance"],
         width=run_spec["side"],
         height=run_spec["side"],
-        count=1,
         dtype=dtype,
-        guidance_kind=family.guides,
         controls=controls,
         references=(ReferenceImage(ADAPTER_NAME, sha, REFERENCE_SCALE),),
     )

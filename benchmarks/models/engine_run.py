@@ -17,13 +17,13 @@ from typing import Any, cast
 
 import torch
 
-from benchmarks.fixtures.reference_pipeline import make_job
+from benchmarks.fixtures.jobs import make_job, make_recipe
 from benchmarks.models.diffusers_run import print_output_line, read_memory, synchronize_gpu
 from benchmarks.models.memory_run import count_stored_bytes
 from engine import models
 from engine.batching.engine import Engine, JobFailure, LatentsDone
 from engine.calibration.calibration import calibrate
-from engine.contract import Concept, Job, ModelProfile, Quantization, Recipe, ReferenceImage
+from engine.contract import Job, ModelProfile, Quantization, ReferenceImage
 from engine.device.memory import choose_device
 from engine.models.autoencoder import autoencoder
 from engine.models.families.diffusers_family import DiffusersFamily
@@ -43,17 +43,17 @@ def main(run_spec: dict[str, Any]) -> None:
     quantization = PartQuantization(how, how)
     family = models.load_model(run_spec["folder"], data_folder, device=choose_device(), quantization=quantization)
     model_profile = calibrate(family, data_folder / "calibration.json").to_model_profile(family)
+    chooser = FormatChooser(choose_device(), quantization=quantization)
     print_output_line(
         loaded=read_memory(),
         dtype=model_profile.dtype,
         stored=count_stored_bytes(cast(Any, family).pipeline),
-        predicted=estimate_bytes(
-            find_model(run_spec["folder"], data_folder), FormatChooser(choose_device(), quantization=quantization)
-        ),
+        predicted=estimate_bytes(find_model(run_spec["folder"], data_folder), chooser),
     )
     references, blobs = _use_reference(family, run_spec["reference"]) if "reference" in run_spec else ((), {})
     for number in range(run_spec["pictures"]):
-        _run_job(run_spec, family, _make_job(run_spec, model_profile, number, references), blobs)
+        job = _make_job(run_spec, family, model_profile, number, references)
+        _run_job(run_spec, family, job, blobs)
 
 
 def _fix_decode_memory(free_bytes: int) -> None:
@@ -105,22 +105,20 @@ def _run_job(run_spec: dict[str, Any], family: Family, job: Job, blobs: dict[str
 
 
 def _make_job(
-    run_spec: dict[str, Any], model_profile: ModelProfile, seed: int, references: tuple[ReferenceImage, ...]
+    run_spec: dict[str, Any], family: Family, profile: ModelProfile, seed: int, references: tuple[ReferenceImage, ...]
 ) -> Job:
-    recipe = Recipe(
-        concepts=(Concept(run_spec["prompt"]),),
-        model=model_profile.name,
-        sampler=run_spec["sampler"] or model_profile.sampler,
+    recipe = make_recipe(
+        family,
+        run_spec["prompt"],
+        sampler=run_spec["sampler"] or profile.sampler,
         steps=run_spec["steps"],
         seed=seed,
         guidance=run_spec["guidance"],
         width=run_spec["side"],
         height=run_spec["side"],
-        count=1,
-        dtype=model_profile.dtype,
-        guidance_kind=model_profile.guidance_kind,
+        dtype=profile.dtype,
         references=references,
-        quantization=model_profile.quantization,
+        quantization=profile.quantization,
     )
     return make_job(recipe, seed)
 

@@ -18,12 +18,10 @@ import torch
 
 from benchmarks.fixtures.wide_pipelines import NETWORK_FIELDS, build_medium_pipeline
 from benchmarks.models.diffusers_run import print_output_line
-from benchmarks.models.measurement import PrintProgress
-from benchmarks.models.memory_run import draw_latents, make_recipe, read_settled_memory
+from benchmarks.models.memory_run import draw_latents, make_run_recipe, read_settled_memory
 from benchmarks.models.processes import run_and_collect
 from benchmarks.models.random_weights import ensure_model_folder
-from benchmarks.report.errors import FAILED, describe_error
-from benchmarks.report.figure_row import FigureRow
+from benchmarks.report.figure_row import FAILED, FigureRow, describe_error, print_progress
 from engine import models
 from engine.device.memory import choose_device
 from engine.models.family import HasFormats
@@ -37,7 +35,7 @@ SIDE = 64
 STEPS = 2
 
 
-def measure_family_rows(print_progress: PrintProgress, kinds: Sequence[str] = ()) -> Iterator[FigureRow]:
+def measure_family_rows(kinds: Sequence[str] = ()) -> Iterator[FigureRow]:
     """Yield a row for each kind of pipeline; for all kinds if none is named."""
     names = tuple(kinds) or tuple(NETWORK_FIELDS)
     with tempfile.TemporaryDirectory(prefix="darkroom-bench-") as temp_folder:
@@ -51,9 +49,8 @@ def measure_family_rows(print_progress: PrintProgress, kinds: Sequence[str] = ()
         try:
             lines = run_and_collect([sys.executable, "-m", "benchmarks.models.family_memory", str(spec)], log)
         except RuntimeError as error:
-            yield FigureRow(
-                "every family: memory, predicted ÷ measured", None, GOAL, "×", f"{FAILED}: {describe_error(error)}"
-            )
+            note = f"{FAILED}: {describe_error(error)}"
+            yield FigureRow("every family: memory, predicted ÷ measured", None, GOAL, "×", note)
             return
         yield from (_make_row(line.values) for line in lines)
 
@@ -61,9 +58,8 @@ def measure_family_rows(print_progress: PrintProgress, kinds: Sequence[str] = ()
 def _make_row(line: dict[str, Any]) -> FigureRow:
     predicted_mb = line["predicted"] / 2**20
     note = f"{predicted_mb:.4g} MB predicted, {line['measured_mb']:.4g} MB measured, {line['dtype']}"
-    return FigureRow(
-        f"{line['kind']}: memory, predicted ÷ measured", predicted_mb / line["measured_mb"], GOAL, "×", note
-    )
+    ratio = predicted_mb / line["measured_mb"]
+    return FigureRow(f"{line['kind']}: memory, predicted ÷ measured", ratio, GOAL, "×", note)
 
 
 def main(run_spec: dict[str, Any]) -> None:
@@ -82,11 +78,9 @@ def _measure_family(folder: Path, kind: str, device: torch.device) -> dict[str, 
     before = read_settled_memory()[key]
     family = models.load_model(str(folder / kind), folder, device=device, large_threshold=1_000_000)
     dtype = family.dtypes[0] if isinstance(family, HasFormats) else "float32"
-    recipe = make_recipe(
-        {"prompt": "a cat", "sampler": None, "steps": STEPS, "guidance": 4.0, "side": max(SIDE, family.multiple)},
-        family,
-        dtype,
-    )
+    side = max(SIDE, family.multiple)
+    run_spec = {"prompt": "a cat", "sampler": None, "steps": STEPS, "guidance": 4.0, "side": side}
+    recipe = make_run_recipe(run_spec, family, dtype)
     family.finish(draw_latents(family, recipe)[0])
     return {"measured_mb": read_settled_memory()[key] - before, "dtype": dtype}
 

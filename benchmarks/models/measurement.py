@@ -18,21 +18,12 @@ import torch
 
 from benchmarks.models import diffusers_run
 from benchmarks.models.model_configs import BenchmarkModel
-from benchmarks.models.processes import (
-    DarkroomServer,
-    JobTimes,
-    OutputLine,
-    darkroom_command,
-    run_and_collect,
-    run_server,
-)
+from benchmarks.models.processes import DarkroomServer, OutputLine, darkroom_command, run_and_collect, run_server
 from benchmarks.models.random_weights import SCALE, ensure_adapter, save_picture
-from benchmarks.report.errors import describe_error
-from benchmarks.report.figure_row import FigureRow
+from benchmarks.report.figure_row import FigureRow, describe_error, print_progress
 
 PROMPT = "a lighthouse at night"
 DTYPE = "bfloat16"  # of the folder, and so of diffusers
-PrintProgress = Callable[[str], None]
 SETTLE_SECONDS = 2.0  # seconds after a picture until memory is at rest
 READ_BYTES = 2**24
 
@@ -52,7 +43,7 @@ class Figures:
             self.failures.append(f"{name} failed: {describe_error(error)}")
 
 
-def measure_model(model: BenchmarkModel, model_folder: Path, print_progress: PrintProgress) -> Figures:
+def measure_model(model: BenchmarkModel, model_folder: Path) -> Figures:
     """Measure all figures of one model. The sides alternate, so that a slow hour of the machine affects both."""
     figures = Figures()
     with tempfile.TemporaryDirectory(prefix="darkroom-bench-") as temp_folder:
@@ -81,27 +72,22 @@ class _ModelRunner:
 
     def list_measurements(self) -> dict[str, Callable[[], dict[str, float]]]:
         """Return the parts by name, the sides alternating."""
-        return {
+        measurements: dict[str, Callable[[], dict[str, float]]] = {
             "diffusers, first start": lambda: self._measure_diffusers("first", picture_count=2, decode_count=2),
             "darkroom imagine, first start ever": lambda: self._measure_imagine("first"),
             "diffusers, second start": lambda: self._measure_diffusers("second", picture_count=1, decode_count=1),
             "darkroom imagine, second start": lambda: self._measure_imagine("second"),
             "a step and a decode of the engine": self._measure_engine,
             "darkroom up": self._measure_server,
-            **(self._list_picture_measurements() if self._model.takes_controls else {}),
         }
-
-    def _list_picture_measurements(self) -> dict[str, Callable[[], dict[str, float]]]:
-        return {
-            "steps with two ControlNets and a reference picture": self._measure_controls,
-            "steps with a reference picture": self._measure_reference,
-        }
+        if self._model.takes_controls:
+            measurements["steps with two ControlNets and a reference picture"] = self._measure_controls
+            measurements["steps with a reference picture"] = self._measure_reference
+        return measurements
 
     def _measure_diffusers(self, start_name: str, picture_count: int, decode_count: int) -> dict[str, float]:
         run_spec = self._make_run_spec(picture_count) | {"decodes": decode_count}
-        output_lines = run_and_collect(
-            [sys.executable, diffusers_run.__file__, str(self._write_run_spec(run_spec))], self._log_path("diffusers")
-        )
+        output_lines = self._run("diffusers", [diffusers_run.__file__], run_spec)
         picture_lines = [line for line in output_lines if "picture" in line.values]
         loaded_memory = output_lines[0].values["loaded"]
         figures = {f"diffusers {start_name}": picture_lines[0].elapsed_seconds}
@@ -111,8 +97,7 @@ class _ModelRunner:
 
     def _measure_engine(self) -> dict[str, float]:
         run_spec = self._make_run_spec(picture_count=2) | {"data": str(self._temp_folder / "data")}
-        command = [sys.executable, "-m", "benchmarks.models.engine_run", str(self._write_run_spec(run_spec))]
-        output_lines = run_and_collect(command, self._log_path("engine"))
+        output_lines = self._run("engine", ["-m", "benchmarks.models.engine_run"], run_spec)
         self._figures.dtype = str(output_lines[0].values["dtype"])
         memory = output_lines[-1].values["memory"]
         gpu_memory = {f"ours {name}": memory[name] for name in ("gpu", "gpu_peak") if name in memory}
@@ -120,14 +105,12 @@ class _ModelRunner:
 
     def _measure_controls(self) -> dict[str, float]:
         run_spec = self._make_run_spec(1) | {"data": str(self._temp_folder / "data")}
-        command = [sys.executable, "-m", "benchmarks.models.control_run", str(self._write_run_spec(run_spec))]
-        [output_line] = run_and_collect(command, self._log_path("controls"))
+        [output_line] = self._run("controls", ["-m", "benchmarks.models.control_run"], run_spec)
         values = output_line.values
-        share = 100 * values["outside"] / values["step"]
         return {
             "ours control step": values["step"],
             "diffusers control step": values["diffusers"],
-            "ours control outside": share,
+            "ours control outside": 100 * values["outside"] / values["step"],
         }
 
     def _measure_reference(self) -> dict[str, float]:
@@ -142,16 +125,13 @@ class _ModelRunner:
             "decodes": 0,
             "reference": {"adapter": str(adapter), "picture": str(picture), "scale": SCALE},
         }
-        spec_file = str(self._write_run_spec(run_spec))
         seconds = dict[str, float]()
-        for side, command in (
-            ("diffusers", [sys.executable, diffusers_run.__file__, spec_file]),
-            ("ours", [sys.executable, "-m", "benchmarks.models.engine_run", spec_file]),
+        for side, program in (
+            ("diffusers", [diffusers_run.__file__]),
+            ("ours", ["-m", "benchmarks.models.engine_run"]),
         ):
-            output_lines = run_and_collect(command, self._log_path(f"{side}-reference"))
-            seconds[f"{side} reference step"] = min(
-                line.values["step"] for line in output_lines if line.values.get("step")
-            )
+            steps = [line.values.get("step") for line in self._run(f"{side}-reference", program, run_spec)]
+            seconds[f"{side} reference step"] = min(step for step in steps if step)
         return seconds
 
     def _best_seconds(self, side: str, output_lines: list[OutputLine]) -> dict[str, float]:
@@ -168,26 +148,11 @@ class _ModelRunner:
 
     def _measure_imagine(self, start_name: str) -> dict[str, float]:
         model = self._model
-        command = darkroom_command(
-            "imagine",
-            PROMPT,
-            "--model",
-            str(self._model_folder),
-            "--steps",
-            str(model.steps),
-            "--count",
-            "1",
-            "--guidance",
-            str(model.guidance),
-            "--seed",
-            "1",
-            "--out",
-            str(self._temp_folder),
-            "--json",
-            "--data",
-            str(self._temp_folder / "data"),
-            *(("--sampler", model.sampler) if model.sampler else ()),
-        )
+        options = {"--model": self._model_folder, "--steps": model.steps, "--count": 1, "--guidance": model.guidance}
+        options |= {"--seed": 1, "--out": self._temp_folder, "--data": self._temp_folder / "data"}
+        options |= {"--sampler": model.sampler} if model.sampler else {}
+        words = [str(word) for option in options.items() for word in option]
+        command = darkroom_command("imagine", PROMPT, *words, "--json")
         [output_line] = run_and_collect(command, self._log_path("imagine"))
         if output_line.values["width"] % model.side:  # a small model's pictures are upscaled
             raise RuntimeError(f"the picture has {output_line.values['width']} pixels a side instead of {model.side}")
@@ -195,13 +160,13 @@ class _ModelRunner:
 
     def _measure_server(self) -> dict[str, float]:
         """Measure `darkroom up` on a new data folder, so that this is a first start, too."""
-        with run_server(self._model_folder, self._temp_folder / "chatroom", self._log_path("up")) as server:
+        model_option = ("--model", str(self._model_folder))
+        with run_server(self._temp_folder / "chatroom", self._log_path("up"), *model_option) as server:
             cookie = server.open_session()
             first_job = server.draw_picture(self._make_request(10), cookie)
+            first_preview_at = first_job.first_frame_at or first_job.picture_at
             figures = {"ours first up": first_job.picture_at - server.started_at}
-            figures["ours preview"] = (
-                first_job.picture_at if first_job.first_frame_at is None else first_job.first_frame_at
-            ) - server.started_at
+            figures["ours preview"] = first_preview_at - server.started_at
             later_jobs = [server.draw_picture(self._make_request(11 + number), cookie) for number in range(2)]
             figures["ours next"] = min(job.picture_at - job.posted_at for job in later_jobs)
             time.sleep(SETTLE_SECONDS)
@@ -215,10 +180,9 @@ class _ModelRunner:
 
     def _measure_users(self, server: DarkroomServer, users: int) -> float:
         """Return the pictures a second of `users` at once."""
-        job_times: list[JobTimes] = server.draw_concurrently(
-            [self._make_request(100 * users + number) for number in range(users)]
-        )
-        return users / (max(one.picture_at for one in job_times) - min(one.posted_at for one in job_times))
+        requests = [self._make_request(100 * users + number) for number in range(users)]
+        jobs = server.draw_concurrently(requests)
+        return users / (max(job.picture_at for job in jobs) - min(job.posted_at for job in jobs))
 
     def _make_run_spec(self, picture_count: int) -> dict[str, Any]:
         model = self._model
@@ -237,20 +201,21 @@ class _ModelRunner:
     def _make_request(self, seed: int) -> dict[str, Any]:
         """Return the same job as the HTTP API takes it."""
         model = self._model
-        request = {
+        request: dict[str, Any] = {
             "prompt": PROMPT,
             "model": self._model_folder.name,
             "steps": model.steps,
-            "guidance": model.guidance,
             "count": 1,
             "seed": seed,
         }
+        request["guidance"] = model.guidance
         return request | ({"sampler": model.sampler} if model.sampler else {})
 
-    def _write_run_spec(self, run_spec: dict[str, Any]) -> Path:
+    def _run(self, log_name: str, program: list[str], run_spec: dict[str, Any]) -> list[OutputLine]:
+        """Run a Python program on a file with this specification."""
         path = self._temp_folder / "order.json"
         path.write_text(json.dumps(run_spec))
-        return path
+        return run_and_collect([sys.executable, *program, str(path)], self._log_path(log_name))
 
     def _log_path(self, name: str) -> Path:
         return self._temp_folder / f"{name}.log"
@@ -317,20 +282,15 @@ def _make_row(model: BenchmarkModel, figures: Figures, ratio: RatioRow) -> Figur
             return FigureRow(name, None, None, "×", "left out on a processor, so that all rows fit into the time")
         return FigureRow(name, None, ratio.goal, "×", _missing_note(figures, ratio))
     figure = darkroom_figure * diffusers_figure if ratio.is_rate else darkroom_figure / diffusers_figure
-    return FigureRow(
-        name, figure, ratio.goal, "×", _ratio_note(model, figures, ratio, darkroom_figure, diffusers_figure)
-    )
+    note = _ratio_note(model, figures, ratio, darkroom_figure, diffusers_figure)
+    return FigureRow(name, figure, ratio.goal, "×", note)
 
 
 def _missing_note(figures: Figures, ratio: RatioRow) -> str:
     """Say why there is no figure, and the one figure that was measured."""
-    side_figures = {
-        side: figures.values.get(f"{side} {key}")
-        for side, key in (("ours", ratio.darkroom_key), ("diffusers", ratio.diffusers_key))
-    }
-    measured = [
-        f"{side} {value:.4g} {ratio.unit}" for side, value in side_figures.items() if value and not ratio.is_rate
-    ]
+    keys = {"ours": ratio.darkroom_key, "diffusers": ratio.diffusers_key}
+    sides = {side: figures.values.get(f"{side} {key}") for side, key in keys.items()}
+    measured = [f"{side} {value:.4g} {ratio.unit}" for side, value in sides.items() if value and not ratio.is_rate]
     return "; ".join(figures.failures + measured) or "this machine does not report it"
 
 

@@ -9,18 +9,17 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file
 
-from benchmarks.models.measurement import DTYPE, PROMPT, PrintProgress
+from benchmarks.models.measurement import DTYPE, PROMPT
 from benchmarks.models.model_configs import BenchmarkModel
 from benchmarks.models.processes import run_and_collect
-from benchmarks.report.errors import FAILED, describe_error
-from benchmarks.report.figure_row import FigureRow
+from benchmarks.report.figure_row import FAILED, FigureRow, describe_error, print_progress
 from engine.process.memory_requests import Offload
 
 PREDICTION_GOAL = "0.9 to 1.1"
@@ -30,9 +29,10 @@ MAX_SIDE = 512  # pixels: memory of weights does not depend on the picture
 TINY_TILE = 32  # pixels, for tiny autoencoders
 MB = 2**20
 Figures = dict[str, Any]
+FAILURES = (RuntimeError, OSError, ValueError, LookupError)
 
 
-def measure_memory_rows(model: BenchmarkModel, folder: Path, print_progress: PrintProgress) -> Iterator[FigureRow]:
+def measure_memory_rows(model: BenchmarkModel, folder: Path) -> Iterator[FigureRow]:
     """Yield the rows of one model. A part that fails says so in its row, and the others go on."""
     with tempfile.TemporaryDirectory(prefix="darkroom-bench-") as temp_folder:
         runner = _MemoryRunner(model, folder, Path(temp_folder))
@@ -41,15 +41,14 @@ def measure_memory_rows(model: BenchmarkModel, folder: Path, print_progress: Pri
             print_progress(f"{model.name}: memory, offload {offload}")
             try:
                 runs[offload] = runner.run_offload(offload)
-            except (RuntimeError, OSError, ValueError, LookupError) as error:
-                yield FigureRow(
-                    f"{model.name}: memory, offload {offload}", None, None, "×", f"{FAILED}: {describe_error(error)}"
-                )
+            except FAILURES as error:
+                note = f"{FAILED}: {describe_error(error)}"
+                yield FigureRow(f"{model.name}: memory, offload {offload}", None, None, "×", note)
         yield from _make_offload_rows(model, runs)
         print_progress(f"{model.name}: its autoencoder in tiles")
         try:
             yield from _make_tiling_rows(model, runner.run_tiling())
-        except (RuntimeError, OSError, ValueError, LookupError) as error:
+        except FAILURES as error:
             yield FigureRow(f"{model.name}: tiles", None, None, "×", f"{FAILED}: {describe_error(error)}")
 
 
@@ -106,9 +105,8 @@ def _make_offload_rows(model: BenchmarkModel, runs: dict[Offload, Figures]) -> I
     peaks_mb = _used_mb(layers, "peak"), _used_mb(whole, "peak")
     yield _make_ratio_row(f"{model.name}: offloaded layers, memory at its peak in the steps", *peaks_mb, "MB")
     yield _make_ratio_row(f"{model.name}: offloaded layers, a step", layers["step"], whole["step"], "s")
-    difference = float((layers["latents"] - whole["latents"]).abs().max()) / max(
-        1.0, float(whole["latents"].abs().max())
-    )
+    largest = max(1.0, float(whole["latents"].abs().max()))
+    difference = float((layers["latents"] - whole["latents"]).abs().max()) / largest
     name = f"{model.name}: offloaded layers, latents against those without"
     yield FigureRow(name, difference, PARITY_GOAL, "", f"{whole['dtype']}, {STEPS} steps")
 
@@ -128,20 +126,11 @@ def _make_ratio_row(name: str, figure: float, whole_figure: float, unit: str) ->
 def _make_tiling_rows(model: BenchmarkModel, lines: list[Figures]) -> Iterator[FigureRow]:
     for line in lines:
         name = f"{model.name}: {line['name']} in tiles"
-        yield FigureRow(
-            f"{name}, memory, tiles ÷ whole",
-            line["tiled_mb"] / line["whole_mb"],
-            None,
-            "×",
-            f"{line['tiled_mb']:.4g} MB, whole {line['whole_mb']:.4g} MB, predicted {line['predicted_mb']:.4g} MB",
-        )
-        yield FigureRow(
-            f"{name}, time, tiles ÷ whole",
-            line["tiled_seconds"] / line["whole_seconds"],
-            None,
-            "×",
-            f"{line['tiled_seconds']:.4g} s, whole {line['whole_seconds']:.4g} s",
-        )
+        memory, seconds = line["tiled_mb"] / line["whole_mb"], line["tiled_seconds"] / line["whole_seconds"]
+        note = f"{line['tiled_mb']:.4g} MB, whole {line['whole_mb']:.4g} MB, predicted {line['predicted_mb']:.4g} MB"
+        yield FigureRow(f"{name}, memory, tiles ÷ whole", memory, None, "×", note)
+        note = f"{line['tiled_seconds']:.4g} s, whole {line['whole_seconds']:.4g} s"
+        yield FigureRow(f"{name}, time, tiles ÷ whole", seconds, None, "×", note)
 
 
 def _used_mb(run: Figures, moment: str) -> float:
@@ -162,14 +151,6 @@ GPU_QUANTIZATIONS = ("int8", "float8", "int4", "nf4")
 
 
 @dataclass(frozen=True)
-class WeightStorage:
-    """How the weights of network and text encoders are stored, and whether the decode runs in tiles."""
-
-    quantization: str
-    has_tiles: bool
-
-
-@dataclass(frozen=True)
 class StorageFigures:
     """MB at the peak, seconds of a step, bytes of the weights as predicted and as measured, and the number format."""
 
@@ -180,29 +161,26 @@ class StorageFigures:
     dtype: str
 
 
-def measure_quantizations(
-    model: BenchmarkModel, folder: Path, print_progress: Callable[[str], None], *, on_gpu: bool
-) -> Iterator[FigureRow]:
-    """Yield the rows of every quantisation. A storage that fails leaves its rows without a figure."""
-    whole, failure = _try_measuring(model, folder, WeightStorage("none", False), print_progress)
+def measure_quantizations(model: BenchmarkModel, folder: Path, *, on_gpu: bool) -> Iterator[FigureRow]:
+    """Yield the rows of every quantisation. One that fails leaves its rows without a figure."""
+    whole, failure = _try_measuring(model, folder, "none")
     if whole is not None and model.side > TINY_SIDE:  # a small model also has a copy of its network
         yield _make_bytes_row(model, "bfloat16", whole)
     for quantization in GPU_QUANTIZATIONS if on_gpu else PROCESSOR_QUANTIZATIONS:
-        figures, own_failure = _try_measuring(model, folder, WeightStorage(quantization, True), print_progress)
+        figures, own_failure = _try_measuring(model, folder, quantization)
         yield from _make_quantized_rows(model, quantization, whole, figures, own_failure or failure)
 
 
-def _try_measuring(
-    model: BenchmarkModel, folder: Path, storage: WeightStorage, print_progress: Callable[[str], None]
-) -> tuple[StorageFigures | None, str]:
-    print_progress(f"{model.name}: {storage.quantization}{' with tiles' if storage.has_tiles else ''}")
+def _try_measuring(model: BenchmarkModel, folder: Path, quantization: str) -> tuple[StorageFigures | None, str]:
+    """Measure weights that are stored so; quantised ones are decoded in tiles."""
+    print_progress(f"{model.name}: {quantization}{'' if quantization == 'none' else ' with tiles'}")
     try:
-        return _measure(model, folder, storage, SIDE if model.side > TINY_SIDE else model.side), ""
-    except (RuntimeError, OSError, ValueError, LookupError) as error:
-        return None, f"{storage.quantization} failed: {describe_error(error)}"
+        return _measure(model, folder, quantization, SIDE if model.side > TINY_SIDE else model.side), ""
+    except FAILURES as error:
+        return None, f"{quantization} failed: {describe_error(error)}"
 
 
-def _measure(model: BenchmarkModel, folder: Path, storage: WeightStorage, side: int) -> StorageFigures:
+def _measure(model: BenchmarkModel, folder: Path, quantization: str, side: int) -> StorageFigures:
     with tempfile.TemporaryDirectory(prefix="darkroom-bench-") as temp_folder:
         run_spec: dict[str, Any] = {
             "folder": str(folder),
@@ -214,17 +192,15 @@ def _measure(model: BenchmarkModel, folder: Path, storage: WeightStorage, side: 
             "pictures": 1,
             "out": temp_folder,
             "data": f"{temp_folder}/data",
-            "quantization": storage.quantization,
-            "tiles": storage.has_tiles,
+            "quantization": quantization,
+            "tiles": quantization != "none",
         }
         path = Path(temp_folder) / "order.json"
         path.write_text(json.dumps(run_spec))
         command = [sys.executable, "-m", "benchmarks.models.engine_run", str(path)]
         first, *_, last = [line.values for line in run_and_collect(command, Path(temp_folder) / "log")]
-    memory = last["memory"]
-    return StorageFigures(
-        memory.get("gpu_peak") or memory["peak"], last["step"], first["predicted"], first["stored"], first["dtype"]
-    )
+    peak_mb = last["memory"].get("gpu_peak") or last["memory"]["peak"]
+    return StorageFigures(peak_mb, last["step"], first["predicted"], first["stored"], first["dtype"])
 
 
 def _make_quantized_rows(

@@ -22,11 +22,11 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.fixtures.reference_pipeline import make_job
+from benchmarks.fixtures.jobs import make_job, make_recipe
 from benchmarks.models.diffusers_run import print_output_line, read_memory, synchronize_gpu
 from engine import models
 from engine.batching.engine import Engine, JobFailure, LatentsDone
-from engine.contract import Concept, Dtype, Recipe, Sampler
+from engine.contract import Dtype, Recipe
 from engine.device.memory import choose_device
 from engine.models.family import HasFormats
 from engine.models.files.model_source import find_model
@@ -41,26 +41,24 @@ def main(run_spec: dict[str, Any]) -> None:
     device = choose_device()
     offload = run_spec["offload"]
     chooser = FormatChooser(device, 0 if run_spec["is_large"] else LARGE_PARAMETERS)
-    source = find_model(run_spec["folder"], Path(run_spec["data"]))
-    weights = estimate_weights(source, chooser)  # it also imports the parts' classes, which are no weights
+    data_folder = Path(run_spec["data"])
+    # it also imports the parts' classes, which are no weights
+    weights = estimate_weights(find_model(run_spec["folder"], data_folder), chooser)
     base = read_settled_memory()
+    threshold = chooser.large_threshold
     family = models.load_model(
-        run_spec["folder"],
-        Path(run_spec["data"]),
-        device=device,
-        offload=offload,
-        large_threshold=chooser.large_threshold,
+        run_spec["folder"], data_folder, device=device, offload=offload, large_threshold=threshold
     )
     dtype = family.dtypes[0] if isinstance(family, HasFormats) else "float32"
     reset_peak_memory()
-    latents, step_seconds = draw_latents(family, make_recipe(run_spec, family, dtype))
+    latents, step_seconds = draw_latents(family, make_run_recipe(run_spec, family, dtype))
     peak = read_memory()
     picture = family.finish(latents)
     if offload == "none":
         read_weights(family)
     rest = read_settled_memory()
     with sample_weight_bytes(_list_networks(family)) as samples:
-        draw_latents(family, make_recipe(run_spec, family, dtype))
+        draw_latents(family, make_run_recipe(run_spec, family, dtype))
     save_file({"latents": latents.float().cpu().contiguous()}, run_spec["latents"])
     print_output_line(
         predicted=weights.count_device_bytes(offload),
@@ -150,21 +148,18 @@ def draw_latents(family: Any, recipe: Recipe) -> tuple[torch.Tensor, float | Non
     raise RuntimeError("the engine ended without latents")
 
 
-def make_recipe(run_spec: dict[str, Any], family: Any, dtype: Dtype) -> Recipe:
+def make_run_recipe(run_spec: dict[str, Any], family: Any, dtype: Dtype) -> Recipe:
     """Return the recipe of one picture."""
-    sampler: Sampler = run_spec["sampler"] or family.samplers[0]
-    return Recipe(
-        concepts=(Concept(run_spec["prompt"]),),
-        model=family.name,
-        sampler=sampler,
+    return make_recipe(
+        family,
+        run_spec["prompt"],
+        sampler=run_spec["sampler"] or family.samplers[0],
         steps=run_spec["steps"],
         seed=1,
         guidance=run_spec["guidance"],
         width=run_spec["side"],
         height=run_spec["side"],
-        count=1,
         dtype=dtype,
-        guidance_kind=family.guides,
     )
 
 

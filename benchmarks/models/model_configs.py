@@ -13,7 +13,7 @@ from typing import Any
 from tokenizers import pre_tokenizers
 
 from benchmarks.fixtures import small_pipelines
-from benchmarks.fixtures.small_parts import build_t5_tokenizer
+from benchmarks.fixtures.small_parts import build_t5, build_t5_tokenizer
 from benchmarks.fixtures.small_pipelines import build_flow_scheduler, build_scheduler
 
 diffusers: Any = import_module("diffusers")  # their lazy modules export nothing that a type checker sees
@@ -49,27 +49,13 @@ class BenchmarkModel:
 
 def list_real_models(on_gpu: bool) -> tuple[BenchmarkModel, ...]:
     """Return all models; on a processor with fewer steps and pixels, to fit into 40 minutes on two cores."""
-    sdxl_side = 1024 if on_gpu else 512
+    sdxl_side, sdxl_note = (1024, "") if on_gpu else (512, SMALLER_SIZE_NOTE)
+    steps, user_counts = (6, (2, 4)) if on_gpu else (2, (2,))
     return (
         BenchmarkModel("sd15", build_sd15, 512, 6, 7.5, "dpmpp_2m"),
+        BenchmarkModel("sdxl", lambda: build_sdxl(sdxl_side), sdxl_side, steps, 7.5, "dpmpp_2m", note=sdxl_note),
         BenchmarkModel(
-            "sdxl",
-            lambda: build_sdxl(sdxl_side),
-            sdxl_side,
-            6 if on_gpu else 2,
-            7.5,
-            "dpmpp_2m",
-            note="" if on_gpu else SMALLER_SIZE_NOTE,
-        ),
-        BenchmarkModel(
-            "flux",
-            build_flux,
-            1024,
-            6 if on_gpu else 2,
-            3.5,
-            user_counts=(2, 4) if on_gpu else (2,),
-            note=REDUCED_FLUX_NOTE,
-            takes_controls=False,
+            "flux", build_flux, 1024, steps, 3.5, user_counts=user_counts, note=REDUCED_FLUX_NOTE, takes_controls=False
         ),
     )
 
@@ -140,19 +126,7 @@ def build_flux() -> Any:
     vae = _build_autoencoder(
         16, 1024, scaling_factor=0.3611, shift_factor=0.1159, use_quant_conv=False, use_post_quant_conv=False
     )
-    t5_config = transformers.T5Config(
-        vocab_size=T5_VOCABULARY_SIZE,
-        d_model=4096,
-        d_kv=64,
-        d_ff=10240,
-        num_layers=2,
-        num_heads=64,
-        feed_forward_proj="gated-gelu",
-        is_encoder_decoder=False,
-        use_cache=False,
-        pad_token_id=0,
-        eos_token_id=1,
-    )
+    t5_fields = {"d_kv": 64, "d_ff": 10240, "num_layers": 2, "num_heads": 64}
     solver = build_flow_scheduler(shift=3.0, use_dynamic_shifting=True, base_shift=0.5, max_shift=1.15)
     return diffusers.FluxPipeline(
         transformer=transformer,
@@ -160,7 +134,7 @@ def build_flux() -> Any:
         scheduler=solver,
         text_encoder=transformers.CLIPTextModel(_make_clip_config(768, 12)),
         tokenizer=build_clip_tokenizer(),
-        text_encoder_2=transformers.T5EncoderModel(t5_config),
+        text_encoder_2=build_t5(4096, vocab_size=T5_VOCABULARY_SIZE, **t5_fields),
         tokenizer_2=build_t5_tokenizer(),
     )
 
@@ -184,9 +158,8 @@ def _make_clip_config(width: int, layers: int, **fields: Any) -> Any:
 def build_clip_tokenizer() -> Any:
     """Build a tokenizer with one token a byte, in a vocabulary of CLIP's size."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {
-        token: token_id for token_id, token in enumerate([*letters, *(letter + "</w>" for letter in letters)])
-    }
+    token_texts = [*letters, *(letter + "</w>" for letter in letters)]
+    vocabulary = {token: token_id for token_id, token in enumerate(token_texts)}
     vocabulary |= {"<|startoftext|>": CLIP_START_ID, "<|endoftext|>": CLIP_END_ID}
     return transformers.CLIPTokenizer(vocabulary, [], model_max_length=77)
 

@@ -14,7 +14,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Timer
@@ -35,9 +35,8 @@ class OutputLine:
 
 
 def clean_environment() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if not name.startswith(PRIVATE_PREFIXES)} | {
-        "HF_HUB_OFFLINE": "1"
-    }
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(PRIVATE_PREFIXES)}
+    return inherited | {"HF_HUB_OFFLINE": "1"}
 
 
 def run_and_collect(command: Sequence[str], log_path: Path) -> list[OutputLine]:
@@ -50,9 +49,8 @@ def run_and_collect(command: Sequence[str], log_path: Path) -> list[OutputLine]:
             output_lines.append(OutputLine(time.perf_counter() - started_at, json.loads(line)))
         exit_code = process.wait()
     if exit_code:
-        raise RuntimeError(
-            f"{Path(command[0]).name} {' '.join(command[1:4])} ended with {exit_code}: {read_last_line(log_path)}"
-        )
+        program = f"{Path(command[0]).name} {' '.join(command[1:4])}"
+        raise RuntimeError(f"{program} ended with {exit_code}: {read_last_line(log_path)}")
     return output_lines
 
 
@@ -110,17 +108,11 @@ def find_process_tree(pid: int) -> list[int]:
 
 def find_engine_process(pid: int) -> int | None:
     """Return the engine's process id among the descendants of `darkroom up`."""
-    return next(
-        (process_id for process_id in find_process_tree(pid) if b"engine\0serve" in _read_command_line(process_id)),
-        None,
-    )
-
-
-def _read_command_line(pid: int) -> bytes:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return b""
+    for process_id in find_process_tree(pid):
+        with suppress(OSError):  # the process has ended
+            if b"engine\0serve" in Path(f"/proc/{process_id}/cmdline").read_bytes():
+                return process_id
+    return None
 
 
 def read_memory_mb(pid: int, field: str) -> float:
@@ -133,7 +125,7 @@ def read_memory_mb(pid: int, field: str) -> float:
     return int(remainder.split()[0]) / 1024 if separator else 0.0
 
 
-POLL_SECONDS = 0.1  # seconds between two tries
+POLL_SECONDS = 0.05  # seconds between two tries
 READ_TIMEOUT_SECONDS = 120.0  # seconds; a job's event stream sends something every ten
 FAILURE_EVENTS = ("failed", "cancelled", "deleted")
 
@@ -216,13 +208,13 @@ class DarkroomServer:
 
 
 @contextmanager
-def run_server(model_folder: Path, data_folder: Path, log: Path) -> Generator[DarkroomServer]:
+def run_server(data_folder: Path, log: Path, *options: str) -> Generator[DarkroomServer]:
     """Start `darkroom up` and yield it once the page answers; the model may still be loading.
 
     Raises RuntimeError if it exits.
     """
     started_at = time.perf_counter()
-    command = darkroom_command("up", "--port", "0", "--data", str(data_folder), "--model", str(model_folder))
+    command = darkroom_command("up", "--port", "0", "--data", str(data_folder), *options)
     with run_process(command, log) as process:
         running_file = data_folder / "running.json"
         while not running_file.exists():
@@ -240,6 +232,15 @@ def _parse_events(lines: Any) -> Iterator[tuple[str, dict[str, Any]]]:
             event = line[6:].strip().decode()
         elif line.startswith(b"data:"):
             yield event, json.loads(line[5:])
+
+
+def get_json(address: str) -> dict[str, Any]:
+    """Return the object at an address; empty while nothing answers."""
+    try:
+        with _open_url(address) as response:
+            return dict(json.load(response))
+    except (urllib.error.URLError, ConnectionError):
+        return {}
 
 
 def _open_url(address: str, body: bytes | None = None, cookie: str = "") -> Any:

@@ -11,10 +11,10 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from benchmarks.queue.figures import make_row, percentile
-from benchmarks.queue.system.installation import BenchSystem, make_member
-from benchmarks.queue.system.job_watch import watch_jobs
+from benchmarks.queue.figures import make_row
+from benchmarks.queue.system.installation import BenchSystem, make_member, watch_jobs
 from benchmarks.report.figure_row import FigureRow
+from benchmarks.report.measures import percentile
 from engine.bus import Bus
 
 ROW_MS = 8.0  # 17 ms a step of one picture with guidance
@@ -57,49 +57,30 @@ class PreviewWatch:
             self.preview_time = now
 
 
-async def measure(system: BenchSystem, database: str, *, quick: bool) -> list[FigureRow]:
+async def measure(system: BenchSystem, *, quick: bool) -> list[FigureRow]:
     """Measure some kills and some orderly stops, each with its own job and two workers."""
     async with _watch_previews(system) as previews, watch_jobs(system.app.feed):
         rounds = (QUICK_ROUNDS, QUICK_ROUNDS) if quick else (KILL_ROUNDS, STOP_ROUNDS)
         stops = [await _measure_failover(system, previews, f"stop-{n}", kill=False) for n in range(rounds[1])]
         kills = [await _measure_failover(system, previews, f"kill-{n}", kill=True) for n in range(rounds[0])]
-    return build_rows(database, kills, stops, rounds)
+    return build_rows(kills, stops, rounds)
 
 
-def build_rows(
-    database: str, kills: Sequence[Failover], stops: Sequence[Failover], rounds: tuple[int, int]
-) -> list[FigureRow]:
-    """Return the rows. A goal holds for every round, so the figure is the worst one. `rounds`: expected kills and
-    stops.
-    """
-    waits = [failover.wait_seconds for failover in kills]
-    repeats = [one.repeated_seconds for one in kills]
-    stop_waits = [failover.wait_seconds for failover in stops]
-    repeat_note = f"work repeated at most {percentile([failover.repeated_seconds for failover in stops], 1.0):.2f} s"
-    kill_note = f"{_worst_text(waits)}; until its first new preview"
-    return [
-        make_row(KILL_NAME, database, percentile(waits, 1.0), kill_note, samples=len(waits), expected=rounds[0]),
-        make_row(
-            REPEAT_NAME,
-            database,
-            percentile(repeats, 1.0),
-            _worst_text(repeats),
-            samples=len(repeats),
-            expected=rounds[0],
-        ),
-        make_row(
-            STOP_NAME,
-            database,
-            percentile(stop_waits, 1.0),
-            f"{_worst_text(stop_waits)}; {repeat_note}",
-            samples=len(stop_waits),
-            expected=rounds[1],
-        ),
-    ]
-
-
-def _worst_text(values: Sequence[float]) -> str:
-    return f"the worst of {len(values)}, median {percentile(values, 0.5):.2f} s"
+def build_rows(kills: Sequence[Failover], stops: Sequence[Failover], rounds: tuple[int, int]) -> list[FigureRow]:
+    """Return the rows. A goal holds for every round, so the figure is the worst one. `rounds`: planned kills, stops."""
+    most_repeated = percentile([each.repeated_seconds for each in stops], 1.0)
+    figures = (
+        (KILL_NAME, [each.wait_seconds for each in kills], rounds[0], "until its first new preview"),
+        (REPEAT_NAME, [each.repeated_seconds for each in kills], rounds[0], ""),
+        (STOP_NAME, [each.wait_seconds for each in stops], rounds[1], f"work repeated at most {most_repeated:.2f} s"),
+    )
+    rows = list[FigureRow]()
+    for name, seconds, planned, remark in figures:
+        note = f"the worst of {len(seconds)}, median {percentile(seconds, 0.5):.2f} s"
+        rows.append(
+            make_row(name, percentile(seconds, 1.0), "; ".join(filter(None, (note, remark))), len(seconds), planned)
+        )
+    return rows
 
 
 async def _measure_failover(system: BenchSystem, previews: PreviewWatch, name: str, *, kill: bool) -> Failover:
@@ -121,20 +102,13 @@ async def _measure_failover(system: BenchSystem, previews: PreviewWatch, name: s
     while previews.epoch == epoch:
         last_step = previews.step
         await _wait_for_preview(previews)
-    failover = Failover(
-        previews.epoch_start - end_time, max(0, last_step - previews.step + 1) * (2 * ROW_MS + 1) / 1000
-    )
+    wait_seconds = previews.epoch_start - end_time
+    repeated_seconds = max(0, last_step - previews.step + 1) * (2 * ROW_MS + 1) / 1000
     await system.app.services.job_control.cancel(job, make_member(0))
-    await _stop_workers(system, second_worker, first_worker if not kill else None)
-    return failover
-
-
-async def _stop_workers(system: BenchSystem, *names: str | None) -> None:
-    """Stop this round's workers, so that none of them works in the next one."""
-    running_workers = [name for name in names if name is not None]
-    for name in running_workers:
-        system.workers.stop(name)
-        await system.workers.wait_for_end(name)
+    for running_worker in (second_worker,) if kill else (second_worker, first_worker):  # none works in the next round
+        system.workers.stop(running_worker)
+        await system.workers.wait_for_end(running_worker)
+    return Failover(wait_seconds, repeated_seconds)
 
 
 async def _wait_for_preview(previews: PreviewWatch) -> None:

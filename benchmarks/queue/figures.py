@@ -1,10 +1,9 @@
-"""Figures from measured times: percentiles, growth, rates, and each figure as a row beside its goal. Pure."""
+"""The rows of `darkroom bench queue`: each figure's goal and unit, on either database. Pure."""
 
 from __future__ import annotations
 
-import math
-import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 
 from benchmarks.report.figure_row import FigureRow
@@ -36,37 +35,15 @@ POSTGRESQL_GOALS: Mapping[str, str] = MappingProxyType({"accepted jobs a second"
 SQLITE = "SQLite"
 
 
-def make_row(
-    name: str, database: str, figure: float | None, note: str = "", *, samples: int, expected: int
-) -> FigureRow:
-    """Return a figure beside its goal, with the number of samples taken and of samples expected."""
-    goal, unit = GOALS[name]
-    goal = goal if database == SQLITE else POSTGRESQL_GOALS.get(name, goal)
-    return FigureRow(f"{name} ({database})", figure, goal, unit, note, samples, expected)
+def make_row(name: str, figure: float | None, note: str, samples: int, planned: int) -> FigureRow:
+    """Return a figure beside its goal, with the number of samples taken and of samples planned."""
+    return FigureRow(name, figure, *GOALS[name], note, samples, planned)
 
 
-def missing_rows(database: str, names: Sequence[str], reason: str) -> list[FigureRow]:
-    """Return the rows of figures that could not be measured: they never pass."""
-    return [make_row(name, database, None, reason, samples=1, expected=1) for name in names]
-
-
-def percentile(values: Sequence[float], quantile: float) -> float:
-    """Return the smallest value that at least a share `quantile` of them does not exceed. NaN if there are none."""
-    if not values:
-        return math.nan
-    return sorted(values)[max(0, math.ceil(quantile * len(values)) - 1)]
-
-
-def growth_exponent(sizes: Sequence[float], times: Sequence[float]) -> float:
-    """Return the exponent e of time ~ size^e, by least squares over the logarithms."""
-    return statistics.linear_regression([math.log(each) for each in sizes], [math.log(each) for each in times]).slope
-
-
-def rate_per_second(times: Sequence[float]) -> float:
-    """Return how many a second, by least squares through these times: a batch that ends at once counts once."""
-    if len(times) < 2:
-        return 0.0
-    return 1.0 / statistics.linear_regression(range(len(times)), sorted(times)).slope
+def name_database(rows: Sequence[FigureRow], database: str) -> list[FigureRow]:
+    """Return the rows with the database in their names, and with its own goals."""
+    goals: Mapping[str, str] = {} if database == SQLITE else POSTGRESQL_GOALS
+    return [replace(row, name=f"{row.name} ({database})", goal=goals.get(row.name, row.goal)) for row in rows]
 
 
 def pick_spread(picked_users: Sequence[str], users: int) -> int:

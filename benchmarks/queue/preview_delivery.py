@@ -19,9 +19,10 @@ from pathlib import Path
 
 import aiohttp
 
-from benchmarks.queue.figures import make_row, percentile
+from benchmarks.queue.figures import make_row
 from benchmarks.queue.system.timestamp_worker import WORKER_NAME, read_timestamp
 from benchmarks.report.figure_row import FigureRow
+from benchmarks.report.measures import percentile
 from bot.cli.instance_lock import find_instance
 from engine.bus import Bus
 from engine.bus.embedded_broker import Broker
@@ -39,55 +40,41 @@ P99_NAME = "frame → 100 viewers, p99"
 ROW_NAMES = (SUBSCRIBER_NAME, P50_NAME, P99_NAME)
 
 
-async def measure(database: str | None, name: str, *, quick: bool) -> list[FigureRow]:
+async def measure(database: str | None, *, quick: bool) -> list[FigureRow]:
     """Measure one watched job, whose frames come one at a time."""
     frames = QUICK_FRAMES if quick else FRAME_COUNT
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="darkroom-bench-")))
         broker = await stack.enter_async_context(Broker(folder / "nats"))
-        secret_variables = {"DARKROOM_NATS_TOKEN": broker.token, "DISCORD_TOKEN": ""}
+        variables = {"DARKROOM_NATS_TOKEN": broker.token, "DISCORD_TOKEN": ""}
         store_variables = {"DATABASE_URL": database} if database else {}
-        await stack.enter_async_context(
-            _run_process("bot", _bot_command(broker, folder), folder, secret_variables | store_variables)
-        )
+        bot_options = ("bot", "bot", "--nats", broker.url, "--data", str(folder / "bot"), "--port", "0")
+        await stack.enter_async_context(_run_module(bot_options, folder, variables | store_variables))
         url = await _wait_for_url(folder)
-        worker_command = [
-            sys.executable,
-            "-m",
-            "benchmarks.queue.system.timestamp_worker",
-            broker.url,
-            str(frames),
-            str(FRAME_SECONDS),
-            str(FRAME_BYTES),
-        ]
-        await stack.enter_async_context(_run_process(WORKER_NAME, worker_command, folder, secret_variables))
+        worker = "benchmarks.queue.system.timestamp_worker"
+        worker_options = (worker, broker.url, str(frames), str(FRAME_SECONDS), str(FRAME_BYTES))
+        await stack.enter_async_context(_run_module(worker_options, folder, variables))
         delays = await _measure_delays(broker, url, frames)
-    return build_rows(name, *delays, frames - WARMUP_FRAMES)
+    return build_rows(*delays, frames - WARMUP_FRAMES)
 
 
-def build_rows(
-    name: str, subscriber_delays: list[float], page_delays: list[list[float]], frames: int
-) -> list[FigureRow]:
+def build_rows(subscriber_delays: list[float], page_delays: list[list[float]], frames: int) -> list[FigureRow]:
     """Return the rows: delays to the subscriber and to each page, of `frames` frames."""
     all_pages = [delay for page in page_delays for delay in page]
     note = f"{len(subscriber_delays)} frames of {FRAME_BYTES // 1000} KB, one each {1000 * FRAME_SECONDS:.0f} ms"
-    page_note = f"{len(all_pages)} of {frames * PAGE_COUNT} seen; slowest {max(all_pages, default=0.0):.0f} ms"
-    page_note += "; the pages' process shares the cores"
+    subscriber_note = f"{note}; p50 {percentile(subscriber_delays, 0.5):.2g} ms, with 100 pages open"
+    page_note = (
+        f"{len(all_pages)} of {frames * PAGE_COUNT} seen; slowest {max(all_pages, default=0.0):.0f} ms; the pages' "
+        "process shares the cores"
+    )
+    figures = (
+        (SUBSCRIBER_NAME, subscriber_delays, 0.99, subscriber_note, frames),
+        (P50_NAME, all_pages, 0.5, note, frames * PAGE_COUNT),
+        (P99_NAME, all_pages, 0.99, page_note, frames * PAGE_COUNT),
+    )
     return [
-        make_row(
-            SUBSCRIBER_NAME,
-            name,
-            percentile(subscriber_delays, 0.99),
-            f"{note}; p50 {percentile(subscriber_delays, 0.5):.2g} ms, with 100 pages open",
-            samples=len(subscriber_delays),
-            expected=frames,
-        ),
-        make_row(
-            P50_NAME, name, percentile(all_pages, 0.5), note, samples=len(all_pages), expected=frames * PAGE_COUNT
-        ),
-        make_row(
-            P99_NAME, name, percentile(all_pages, 0.99), page_note, samples=len(all_pages), expected=frames * PAGE_COUNT
-        ),
+        make_row(name, percentile(delays, quantile), text, len(delays), planned)
+        for name, delays, quantile, text, planned in figures
     ]
 
 
@@ -103,15 +90,11 @@ async def _measure_delays(broker: Broker, url: str, frames: int) -> tuple[list[f
                 while len(subscriber_delays) < frames:
                     await asyncio.sleep(0.1)
             await asyncio.sleep(1.0)  # the last frame still travels to the pages
-            return subscriber_delays[WARMUP_FRAMES:], [_delays_after_warmup(page) for page in pages]
+            return subscriber_delays[WARMUP_FRAMES:], [page.frame_delays()[WARMUP_FRAMES:] for page in pages]
     finally:
         listener.cancel()
         await asyncio.gather(listener, return_exceptions=True)
         await bus.close()
-
-
-def _delays_after_warmup(page: StreamViewer) -> list[float]:
-    return page.frame_delays()[WARMUP_FRAMES:]
 
 
 async def _record_delays(bus: Bus, subscriber_delays: list[float]) -> None:
@@ -121,18 +104,13 @@ async def _record_delays(bus: Bus, subscriber_delays: list[float]) -> None:
 
 async def _submit_job(url: str) -> None:
     """Submit one job by the HTTP API, as soon as the bot knows the worker."""
+    job = {"prompt": "a clock", "model": WORKER_NAME, "count": 1}
     async with aiohttp.ClientSession(url) as session, asyncio.timeout(TIMEOUT_SECONDS):
         while True:
-            async with session.post(
-                "/api/jobs", json={"prompt": "a clock", "model": WORKER_NAME, "count": 1}
-            ) as response:
+            async with session.post("/api/jobs", json=job) as response:
                 if response.status == 201:
                     return
             await asyncio.sleep(0.2)
-
-
-def _bot_command(broker: Broker, folder: Path) -> list[str]:
-    return [sys.executable, "-m", "bot", "bot", "--nats", broker.url, "--data", str(folder / "bot"), "--port", "0"]
 
 
 async def _wait_for_url(folder: Path) -> str:
@@ -143,14 +121,16 @@ async def _wait_for_url(folder: Path) -> str:
 
 
 @asynccontextmanager
-async def _run_process(
-    name: str, command: list[str], folder: Path, extra_variables: Mapping[str, str]
-) -> AsyncGenerator[None]:
-    """Run a process while the context lasts."""
+async def _run_module(options: Sequence[str], folder: Path, extra_variables: Mapping[str, str]) -> AsyncGenerator[None]:
+    """Run a module of Python while the context lasts."""
     inherited = {key: value for key, value in os.environ.items() if not key.startswith("DARKROOM_")}
-    with (folder / f"{name}.log").open("wb") as log:
+    with (folder / f"{options[0]}.log").open("wb") as log:
         process = await asyncio.create_subprocess_exec(
-            *command, env={**inherited, **extra_variables}, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            *(sys.executable, "-m", *options),
+            env={**inherited, **extra_variables},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
         )
     try:
         yield

@@ -7,20 +7,16 @@ and broker keep them busy, not the processor. Rows that miss their goal say MISS
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import os
-import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
-from benchmarks.queue.figures import rate_per_second
-from benchmarks.queue.system.installation import BenchSystem, cpu_seconds, make_member, open_system
-from benchmarks.queue.system.job_watch import TIMEOUT_SECONDS
-from benchmarks.report.figure_row import FigureRow, format_json, format_table
+from benchmarks.queue.system.installation import TIMEOUT_SECONDS, BenchSystem, cpu_seconds, make_member, open_system
+from benchmarks.report.figure_row import FigureRow, make_parser, print_progress, print_rows
+from benchmarks.report.measures import rate_per_second
 from bot.store.jobs import queries
 
-PrintLine = Callable[[str], None]
 JobRate = tuple[float, int]  # jobs a second, and how many jobs ended in the window
 WORKERS = (1, 2, 4, 8)
 ROW_MS = 40.0
@@ -39,26 +35,18 @@ USERS_PER_WORKER = ROWS // JOB_ROWS
 
 def run(args: Sequence[str]) -> int:
     """Measure and print; return 0, even if goals are missed."""
-    parser = argparse.ArgumentParser(prog="darkroom bench scale", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="one and two workers, some seconds")
-    parser.add_argument("--json", action="store_true", help="print a list of rows as JSON")
-    arguments = parser.parse_args(args)
-    rows = asyncio.run(measure(quick=arguments.quick, print_line=_print_progress))
-    print(format_json(rows) if arguments.json else format_table(rows))  # noqa: T201 - the command line's answer
+    arguments = make_parser("scale", __doc__, "one and two workers, some seconds").parse_args(args)
+    print_rows(asyncio.run(measure(quick=arguments.quick)), as_json=arguments.json)
     return 0
 
 
-def _print_progress(sentence: str) -> None:
-    print(sentence, file=sys.stderr, flush=True)  # noqa: T201
-
-
-async def measure(*, quick: bool, print_line: PrintLine) -> list[FigureRow]:
+async def measure(*, quick: bool) -> list[FigureRow]:
     """Measure each number of workers on a fresh installation."""
     rates = dict[int, JobRate]()
     rows = list[FigureRow]()
     seconds = QUICK_SECONDS if quick else WINDOW_SECONDS
     for count in WORKERS[:2] if quick else WORKERS:
-        print_line(f"{count} workers")
+        print_progress(f"{count} workers")
         async with open_system(None) as system:
             rates[count], note = await _measure_rate(system, count, seconds)
         rate, end_count = rates[count]
@@ -78,15 +66,8 @@ def efficiency_row(rates: Mapping[int, JobRate], count: int) -> FigureRow:
         f"a job is {1 / jobs_per_second:.1f} s of simulated device time: the machine's own {os.cpu_count()} cores "
         "hardly count"
     )
-    return FigureRow(
-        f"efficiency of {count} workers",
-        ratio,
-        GOAL if count == max(WORKERS) else None,
-        "",
-        note,
-        min(single_ends, joint_ends),
-        2,
-    )
+    goal = GOAL if count == max(WORKERS) else None
+    return FigureRow(f"efficiency of {count} workers", ratio, goal, "", note, min(single_ends, joint_ends), 2)
 
 
 async def _measure_rate(system: BenchSystem, count: int, seconds: float) -> tuple[JobRate, str]:
@@ -94,22 +75,18 @@ async def _measure_rate(system: BenchSystem, count: int, seconds: float) -> tupl
     names = [f"worker-{number}" for number in range(count)]
     for name in names:
         await system.workers.start(name, row_ms=ROW_MS, rows=ROWS)
-    jobs = [
-        await system.imagine(PROMPT, make_member(n % (USERS_PER_WORKER * count)))
-        for n in range(_job_count(count, seconds))
-    ]
+    users = USERS_PER_WORKER * count
+    jobs = [await system.imagine(PROMPT, make_member(n % users)) for n in range(_job_count(count, seconds))]
     await _wait_until_busy(system, count)
     start_time = time.time()
     cpu_before = _cpu_by_process(system)
     await asyncio.sleep(seconds)
-    end_times = await _end_times(system, jobs, start_time)
+    records = (await system.app.store.query(queries.get_jobs, jobs)).values()
+    end_times = [record.ended for record in records if record.ended is not None and record.ended >= start_time]
     cpu_after = _cpu_by_process(system)
-    cpu_used = {process_name: cpu_after[process_name] - cpu_before.get(process_name, 0.0) for process_name in cpu_after}
-    cpu_note = ", ".join(f"{process_name} {value:.1f}" for process_name, value in cpu_used.items())
-    return (
-        rate_per_second(end_times),
-        len(end_times),
-    ), f"{len(end_times)} jobs in {time.time() - start_time:.0f} s; seconds of a core: {cpu_note}"
+    cpu_note = ", ".join(f"{name} {cpu_after[name] - cpu_before.get(name, 0.0):.1f}" for name in cpu_after)
+    note = f"{len(end_times)} jobs in {time.time() - start_time:.0f} s; seconds of a core: {cpu_note}"
+    return (rate_per_second(end_times), len(end_times)), note
 
 
 def _job_count(count: int, seconds: float) -> int:
@@ -119,19 +96,13 @@ def _job_count(count: int, seconds: float) -> int:
 
 async def _wait_until_busy(system: BenchSystem, count: int) -> None:
     """Wait until every worker has a job, and then for their batches to fill."""
+    workers = set[str]()
     async with asyncio.timeout(TIMEOUT_SECONDS):
-        while (
-            len({record.worker for record in await system.app.store.query(queries.list_active) if record.worker})
-            < count
-        ):
+        while len(workers) < count:
             await asyncio.sleep(0.1)
+            active = await system.app.store.query(queries.list_active)
+            workers = {record.worker for record in active if record.worker}
     await asyncio.sleep(WARMUP_SECONDS)
-
-
-async def _end_times(system: BenchSystem, jobs: Sequence[str], since: float) -> list[float]:
-    """Return the end times of the jobs that ended since then."""
-    records = (await system.app.store.query(queries.get_jobs, jobs)).values()
-    return [record.ended for record in records if record.ended is not None and record.ended >= since]
 
 
 def _cpu_by_process(system: BenchSystem) -> dict[str, float]:

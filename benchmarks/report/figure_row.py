@@ -1,14 +1,19 @@
-"""One measured figure beside its goal, as a table for people and as JSON for programs, for any benchmark.
+"""The frame of every benchmark: figures beside their goals, as a table for people or as JSON, and a command line.
 
-A figure of no samples never passes: a row says how many samples were taken, and how many were planned.
+A figure of no samples never passes: a row says how many samples were taken, and how many were planned. Errors are
+described for a report that people publish.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
-from collections.abc import Sequence
+import re
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 AT_MOST_SIGN = "≤"
 RANGE_WORD = " to "
@@ -65,6 +70,12 @@ class FigureRow:
             return self.figure == float(bound)
         return self.figure <= float(bound) if sign == AT_MOST_SIGN else self.figure >= float(bound)
 
+    @classmethod
+    def from_dict(cls, row: Mapping[str, Any]) -> FigureRow:
+        """Return the row that `to_dict` described; the remark becomes its note."""
+        counts = row.get("samples", 1), row.get("of", 1)
+        return cls(row["name"], row["figure"], row["goal"], row["unit"], row.get("note", ""), *counts)
+
     def to_dict(self) -> dict[str, object]:
         row: dict[str, object] = {
             "name": self.name,
@@ -91,3 +102,41 @@ def format_table(rows: Sequence[FigureRow]) -> str:
         if row.remark:
             lines.append(f"       {row.remark}")
     return "\n".join(lines)
+
+
+def print_rows(rows: Sequence[FigureRow], *, as_json: bool) -> None:
+    """Print the rows of a command on standard output."""
+    print(format_json(rows) if as_json else format_table(rows))  # noqa: T201 - the command line's answer
+
+
+def print_progress(sentence: str) -> None:
+    """Print what is measured next on standard error."""
+    print(sentence, file=sys.stderr, flush=True)  # noqa: T201
+
+
+def missing_rows(names: Sequence[str], reason: str) -> list[FigureRow]:
+    """Return the rows of figures that could not be measured: they never pass."""
+    return [FigureRow(name, None, None, "", reason, 0) for name in names]
+
+
+def make_parser(name: str, about: str | None, quick: str) -> argparse.ArgumentParser:
+    """Return the command line of `darkroom bench NAME`: --quick, which means `quick`, and --json."""
+    parser = argparse.ArgumentParser(prog=f"darkroom bench {name}", description=about)
+    parser.add_argument("--quick", action="store_true", help=quick)
+    parser.add_argument("--json", action="store_true", help="print a list of rows as JSON")
+    return parser
+
+
+MAX_LENGTH = 300  # characters
+FAILED = "failed"  # how the note of a row begins that an error left without a figure
+# Only a quoted path may contain spaces. `//` begins no path: addresses stay. A compiler's flag may precede one: -I/usr.
+_QUOTED_PATH = re.compile(r"""(['"])(?:(?:file://)?/(?!/)|[A-Za-z]:[/\\]).*?\1""")
+_PATH = re.compile(
+    r"""(?:(?<![\w./])|(?<=[\s'"]-[A-Za-z]))(?:(?:file://|~)?/(?!/)|[A-Za-z]:[/\\])[^\s'"<>|]+(?<![,;:.)\]])"""
+)
+
+
+def describe_error(error: Exception) -> str:
+    """Return the error's type and text on one line, with `<path>` in place of each absolute path."""
+    text = _PATH.sub("<path>", _QUOTED_PATH.sub(r"\1<path>\1", " ".join(str(error).split())))
+    return f"{type(error).__name__}: {text}"[:MAX_LENGTH] if text else type(error).__name__

@@ -1,9 +1,10 @@
-"""Measures that several benchmarks use: closeness of pictures, and fairness. Pure."""
+"""Measures that several benchmarks use: closeness of pictures, fairness, percentiles, growth and rates. Pure."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+import statistics
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,3 +28,22 @@ def jain_index(shares: Iterable[float]) -> float:
     """
     numbers = [*shares]
     return sum(numbers) ** 2 / (len(numbers) * sum(value * value for value in numbers)) if any(numbers) else math.nan
+
+
+def percentile(values: Sequence[float], quantile: float) -> float:
+    """Return the smallest value that at least a share `quantile` of them does not exceed. NaN if there are none."""
+    if not values:
+        return math.nan
+    return sorted(values)[max(0, math.ceil(quantile * len(values)) - 1)]
+
+
+def growth_exponent(sizes: Sequence[float], times: Sequence[float]) -> float:
+    """Return the exponent e of time ~ size^e, by least squares over the logarithms."""
+    return statistics.linear_regression([math.log(each) for each in sizes], [math.log(each) for each in times]).slope
+
+
+def rate_per_second(times: Sequence[float]) -> float:
+    """Return how many a second, by least squares through these times: a batch that ends at once counts once."""
+    if len(times) < 2:
+        return 0.0
+    return 1.0 / statistics.linear_regression(range(len(times)), sorted(times)).slope

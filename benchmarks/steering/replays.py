@@ -7,7 +7,7 @@ scripts run on small networks with random weights, one for each kind of schedule
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -206,7 +206,7 @@ class Script:
 def draw_script(model: ScriptedModel, rng: Random) -> Script:
     """Draw a script for a model."""
     moves = tuple(
-        Move(rng.randint(0, MOST_PAUSE), rng.random() < LOSS_SHARE, rng.choice(_CHANGES)(rng))
+        Move(rng.randint(0, MOST_PAUSE), rng.random() < LOSS_SHARE, _draw_change(rng))
         for _ in range(rng.randint(1, MOST_MOVES))
     )
     recipe, neighbour = (_draw_recipe(model, rng, count) for count in (rng.randint(1, MAX_COUNT), 1))
@@ -234,33 +234,18 @@ def _draw_recipe(model: ScriptedModel, rng: Random, count: int) -> Recipe:
     )
 
 
-def _draw_concepts(rng: Random) -> Change:
-    texts = rng.sample(WORDS, rng.randint(1, 3))
-    concepts = tuple(Concept(text, rng.choice([0.25, 0.5, 1.0, 2.0])) for text in texts)
-    return SetConcepts(concepts, rng.random() < 0.3, rng.randint(0, 6))
-
-
-def _draw_negative(rng: Random) -> Change:
-    return SetNegative(rng.choice(WORDS))
-
-
-def _draw_guidance(rng: Random) -> Change:
-    return SetGuidance(rng.choice([1.0, 2.0, 6.0]), 0.0, rng.choice([0.6, 1.0]))
-
-
-def _draw_drop(rng: Random) -> Change:
-    return DropImages(tuple(rng.sample(range(MAX_COUNT), rng.randint(1, 2))))
-
-
-def _draw_split(rng: Random) -> Change:
-    places = tuple(rng.sample(range(MAX_COUNT), rng.randint(1, MAX_COUNT - 1)))
-    return SplitImage(rng.randrange(MAX_COUNT), places, rng.randrange(100))
-
-
-_CHANGES: tuple[Callable[[Random], Change], ...] = (
-    _draw_concepts,
-    _draw_negative,
-    _draw_guidance,
-    _draw_drop,
-    _draw_split,
-)
+def _draw_change(rng: Random) -> Change:
+    match rng.randrange(5):
+        case 0:
+            texts = rng.sample(WORDS, rng.randint(1, 3))
+            concepts = tuple(Concept(text, rng.choice([0.25, 0.5, 1.0, 2.0])) for text in texts)
+            return SetConcepts(concepts, rng.random() < 0.3, rng.randint(0, 6))
+        case 1:
+            return SetNegative(rng.choice(WORDS))
+        case 2:
+            return SetGuidance(rng.choice([1.0, 2.0, 6.0]), 0.0, rng.choice([0.6, 1.0]))
+        case 3:
+            return DropImages(tuple(rng.sample(range(MAX_COUNT), rng.randint(1, 2))))
+        case _:
+            places = tuple(rng.sample(range(MAX_COUNT), rng.randint(1, MAX_COUNT - 1)))
+            return SplitImage(rng.randrange(MAX_COUNT), places, rng.randrange(100))

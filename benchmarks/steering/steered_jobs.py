@@ -2,26 +2,31 @@
 
 A press is a request over HTTP. Its answer says from which step on the change holds; the worker gives it once that step
 is next, and the page hears of it. So the answer's arrival is later than the begin of the step, if anything. For the
-cost, windows with and without changes take turns on the same jobs, in an order that evens out a slow drift.
+cost, windows with and without changes take turns on the same jobs, in an order that evens out a slow drift. One page is
+open; its live stream is decoded as it comes.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
+import json
 import statistics
 import time
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
 import aiohttp
 
-from benchmarks.queue.figures import percentile
 from benchmarks.report.figure_row import FigureRow
-from benchmarks.steering.page_reader import PageReader
+from benchmarks.report.measures import percentile
 from bot.domain.errors import UserError
+from bot.domain.job_states import is_end
 
 JOBS = 8
 STEPS = 1000
@@ -67,15 +72,8 @@ class RunningJobs:
 
     async def _submit(self) -> str:
         """Two parts mixed into one text, guidance and evaluation in every step: no change changes a step's rows."""
-        body = {
-            "prompt": "fox::1 terrier::1",
-            "mix": True,
-            "steps": STEPS,
-            "evaluations": "all",
-            "count": 1,
-            "interval": "0-1",
-            "guidance": 4.0,
-        }
+        body = {"prompt": "fox::1 terrier::1", "mix": True, "steps": STEPS, "evaluations": "all", "count": 1}
+        body |= {"interval": "0-1", "guidance": 4.0}
         async with self.client.post("/api/jobs", json=body) as response:
             response.raise_for_status()
             return str((await response.json())["id"])
@@ -162,11 +160,11 @@ async def _press(jobs: RunningJobs, reader: PageReader) -> Response | None:
     if number is None or not await reader.wait_until(lambda: (job, number) in reader.answers, TIMEOUT_SECONDS):
         return None
     answered_at, step = reader.answers[job, number]
-    if step is None or not await reader.wait_until(
-        lambda: reader.find_frame_after(job, step) is not None, TIMEOUT_SECONDS
-    ):
+    if step is None:
         return None
-    return Response(answered_at - start, (reader.find_frame_after(job, step) or start) - start)
+    await reader.wait_until(lambda: reader.find_frame_after(job, step) is not None, TIMEOUT_SECONDS)
+    seen_at = reader.find_frame_after(job, step)
+    return None if seen_at is None else Response(answered_at - start, seen_at - start)
 
 
 def build_rows(responses: list[Response], step_times: list[float], planned: int) -> list[FigureRow]:
@@ -179,18 +177,12 @@ def build_rows(responses: list[Response], step_times: list[float], planned: int)
         f"{JOBS} jobs run, a step takes {1000 * step_seconds:.0f} ms; p50 {1000 * percentile(waits, 0.5):.0f} ms, "
         f"p99 {1000 * slowest:.0f} ms until the page has the answer"
     )
-    counts = {"samples": len(responses) if step_times else 0, "planned": planned}
     ratio = slowest / (step_seconds + ALLOWANCE_SECONDS)
+    frame_note = f"p50 {percentile(frames, 0.5):.2f} s; {JOBS} jobs on the page"
+    samples = len(responses) if step_times else 0
     return [
-        FigureRow(STEP_NAME, ratio, "≤ 1", "", note, **counts),
-        FigureRow(
-            FRAME_NAME,
-            percentile(frames, 0.99),
-            "≤ 0.5",
-            "s",
-            f"p50 {percentile(frames, 0.5):.2f} s; {JOBS} jobs on the page",
-            **counts,
-        ),
+        FigureRow(STEP_NAME, ratio, "≤ 1", "", note, samples, planned),
+        FigureRow(FRAME_NAME, percentile(frames, 0.99), "≤ 0.5", "s", frame_note, samples, planned),
     ]
 
 
@@ -230,3 +222,92 @@ def build_row(steered: Sequence[float], unsteered: Sequence[float], asked_count:
     samples = len(steered) + len(unsteered) if steered and unsteered else 0
     ratio = rates[0] / rates[1] if rates[1] else None
     return FigureRow(THROUGHPUT_NAME, ratio, "≥ 0.95", "×", note, samples, planned)
+
+
+EVENT_END = b"\r\n\r\n"
+TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=30)
+
+
+class PageReader:
+    """`frames`: by job, each picture's arrival and its step, by the monotonic clock. `answers`: by job and number of a
+    change, when the page was told of its answer, and from which step on it holds (None: refused).
+    """
+
+    def __init__(self) -> None:
+        self.frames: dict[str, list[tuple[float, int]]] = defaultdict(list)
+        self.answers: dict[tuple[str, int], tuple[float, int | None]] = {}
+        self.refusals: list[str] = []
+        self.ended: set[str] = set()
+        self._changed = asyncio.Event()
+
+    async def read_stream(self, client: aiohttp.ClientSession) -> None:
+        """Read until cancelled."""
+        async with client.get("/api/events", timeout=TIMEOUT) as response:
+            response.raise_for_status()
+            buffer = b""
+            async for chunk in response.content.iter_any():
+                *events, buffer = (buffer + chunk).split(EVENT_END)
+                for event in events:
+                    self.take_event(event, time.monotonic())
+
+    def take_event(self, event: bytes, now: float) -> None:
+        """Note one event of the stream."""
+        name_line, _, data_line = event.partition(b"event: ")[2].partition(b"\r\n")
+        payload: dict[str, Any] = json.loads(data_line.removeprefix(b"data: ")) if data_line else {}
+        match name_line:
+            case b"frame" if payload["frames"]:
+                self.frames[payload["id"]].append((now, payload["step"]))
+            case b"steered":
+                self._note_change(payload["id"], payload["amendment"], now)
+            case b"job" if is_end(payload["state"]):
+                self.ended.add(payload["id"])
+            case _:
+                return
+        self._changed.set()
+
+    def _note_change(self, job: str, amendment: dict[str, Any], now: float) -> None:
+        if amendment["state"] == "waiting":
+            return
+        self.answers.setdefault((job, amendment["number"]), (now, amendment["step"]))
+        if amendment["state"] == "refused":
+            self.refusals.append(amendment["reason"])
+
+    def find_frame_after(self, job: str, step: int) -> float | None:
+        """Return when the first picture came for which step `step` (counted from 0) was run; None: none has yet."""
+        return next((at for at, steps_done in self.frames[job] if steps_done > step), None)
+
+    def latest_step(self, job: str) -> int:
+        return self.frames[job][-1][1] if self.frames[job] else 0
+
+    def measure_pace(self, job: str, start: float, end: float) -> float | None:
+        """Return a job's steps a second in a window, by least squares over frames and answers; None: too few of them.
+
+        Both say how many steps were run by then.
+        """
+        answers = [(at, step) for (of_job, _), (at, step) in self.answers.items() if of_job == job and step is not None]
+        seen = [(at, step) for at, step in (*self.frames[job], *answers) if start <= at <= end]
+        if len({step for _, step in seen}) < 3:
+            return None
+        return statistics.linear_regression([at for at, _ in seen], [step for _, step in seen]).slope
+
+    async def wait_until(self, condition: Callable[[], bool], seconds: float) -> bool:
+        """Wait until `condition()` holds, checked at every event; False if it takes longer."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while not condition():
+                    self._changed.clear()
+                    await self._changed.wait()
+                return True
+        return condition()
+
+
+@asynccontextmanager
+async def open_page(client: aiohttp.ClientSession) -> AsyncGenerator[PageReader]:
+    """Yield the reader of a page that is open while the context lasts."""
+    reader = PageReader()
+    task = asyncio.create_task(reader.read_stream(client))
+    try:
+        yield reader
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)

@@ -14,7 +14,7 @@ from typing import Any
 import aiohttp
 from channel import JOB_TIMEOUT, read_page_url, run_darkroom, wait_for_model
 
-from benchmarks.steering.page_reader import open_page
+from benchmarks.steering.steered_jobs import open_page
 from bot.web.auth import terminal_key
 from tools.loopback.members import Person
 from tools.loopback.server import Loopback, wait_until

@@ -14,11 +14,11 @@ import pytest
 import torch
 from PIL import Image
 
+from benchmarks import simulated_day
 from benchmarks.engine import evaluations, parity, resumption, step_overhead, suite, throughput, users_plot, workload
 from benchmarks.engine.users_plot import UserMeasurement
 from benchmarks.engine.workload import SAMPLER_MIX, Workload, time_engine
 from benchmarks.report.figure_row import FigureRow
-from benchmarks.simulation import simulated_day
 from engine.batching.engine import Engine
 from engine.calibration.calibration import Calibration
 from engine.contract import Recipe, count_row_steps
@@ -99,7 +99,7 @@ def test_a_killed_and_resumed_picture_is_the_same(embedded: StableDiffusion, mon
 
 def test_gpu_rows_say_that_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    rows = throughput.measure_gpu_rows(lambda sentence: None)
+    rows = throughput.measure_gpu_rows()
     assert [row.name for row in rows] == [name for name, _ in throughput.ROW_GOALS]
     assert all(row.figure is None and not row.meets_goal and row.note == throughput.NO_GPU_NOTE for row in rows)
 
@@ -156,7 +156,7 @@ def list_measured(rows: list[FigureRow]) -> list[str]:
 def test_every_row_of_the_long_table_measures_something(
     short_sides: suite.ComparedModels, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rows = list(suite.measure_all_rows(short_sides, lambda sentence: None))
+    rows = list(suite.measure_all_rows(short_sides))
     unmeasured_rows = {row.name: row.note for row in rows if row.name not in list_measured(rows)}
     assert [note for note in unmeasured_rows.values() if "compiler" not in note] == []
     assert len(unmeasured_rows) <= 1
@@ -165,7 +165,7 @@ def test_every_row_of_the_long_table_measures_something(
 
 @pytest.mark.slow
 def test_every_row_of_the_short_table_measures_something(short_sides: suite.ComparedModels) -> None:
-    rows = list(suite.measure_quick_rows(short_sides, lambda sentence: None))
+    rows = list(suite.measure_quick_rows(short_sides))
     assert list_measured(rows) == [row.name for row in rows]
 
 

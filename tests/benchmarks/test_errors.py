@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.report.errors import describe_error
+from benchmarks.report.figure_row import describe_error
 
 
 @pytest.mark.parametrize(

@@ -39,22 +39,17 @@ def one_kind_and_two_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parity, "QUANTIZATIONS", ("int8", "nf4"))
 
 
-def ignore_sentence(_: str) -> None:
-    pass
-
-
 @pytest.mark.slow
 def test_every_kind_is_measured_and_matches_its_pipeline() -> None:
-    messages: list[str] = []
-    rows = parity.measure_parity_rows(CPU, messages.append)
-    assert len(rows) == len(messages) == len(PIPELINE_BUILDERS)
+    rows = parity.measure_parity_rows(CPU)
+    assert len(rows) == len(PIPELINE_BUILDERS)
     assert [f"{row.name}: {row.note}" for row in rows if not row.meets_goal] == []
 
 
 @pytest.mark.slow
 def test_pictures_beside_the_prompt_are_measured_and_match_their_pipelines() -> None:
-    rows = parity.measure_picture_rows(CPU, ignore_sentence)
-    rows += parity.measure_control_rows(CPU, ignore_sentence)
+    rows = parity.measure_picture_rows(CPU)
+    rows += parity.measure_control_rows(CPU)
     assert [f"{row.name}: {row.note}" for row in rows if not row.meets_goal] == []
     assert len(rows) == 6
 
@@ -67,7 +62,7 @@ def test_a_failing_kind_is_reported_and_the_others_continue(monkeypatch: pytest.
         save_small_pipeline(kind, folder)
 
     monkeypatch.setattr(parity, "save_small_pipeline", fail)
-    broken_row, sound_row = parity.measure_parity_rows(CPU, ignore_sentence, ("sd", "sdxl"))
+    broken_row, sound_row = parity.measure_parity_rows(CPU, ("sd", "sdxl"))
     assert (broken_row.figure, broken_row.meets_goal) == (None, False)
     assert "no kernel image" in broken_row.note
     assert sound_row.meets_goal
@@ -77,7 +72,7 @@ def test_a_failing_kind_is_reported_and_the_others_continue(monkeypatch: pytest.
 def test_a_picture_that_differs_is_a_miss(monkeypatch: pytest.MonkeyPatch) -> None:
     original = parity.call_pipeline
     monkeypatch.setattr(parity, "call_pipeline", lambda *args: original(*args) * 1.01)
-    (row,) = parity.measure_parity_rows(CPU, ignore_sentence, ("sd",))
+    (row,) = parity.measure_parity_rows(CPU, ("sd",))
     assert row.figure == pytest.approx(0.01, abs=0.009)
     assert not row.meets_goal
 
@@ -96,7 +91,7 @@ def load(tmp_path: Path) -> speedups.LoadFamily:
 
 @pytest.mark.slow
 def test_each_method_is_measured_or_marked_as_gpu_only(load: speedups.LoadFamily) -> None:
-    rows = speedups.measure_speedup_rows(load, ignore_sentence)
+    rows = speedups.measure_speedup_rows(load)
     measured_figures = {row.name: row.figure for row in rows if row.figure is not None}
     assert all(figure > 0 for figure in measured_figures.values())
     assert sorted(measured_figures) == sorted(speedups._batch_row_name(count) for count in speedups.BATCH_SIZES)
@@ -109,7 +104,7 @@ def test_a_failing_method_does_not_stop_the_others(load: speedups.LoadFamily, mo
         raise torch.OutOfMemoryError("out of memory")
 
     monkeypatch.setattr(speedups, "_measure_ms", fail)
-    rows = speedups.measure_speedup_rows(load, ignore_sentence)
+    rows = speedups.measure_speedup_rows(load)
     assert len(rows) == len(speedups.BATCH_SIZES) + 3 + len(speedups.OFFLOAD_ROW_NAMES)
     assert all("out of memory" in row.note for row in rows[: len(speedups.BATCH_SIZES)])
     assert {row.note for row in rows[len(speedups.BATCH_SIZES) :]} == {speedups.NO_GPU_NOTE}
@@ -128,7 +123,7 @@ def test_a_method_that_fails_late_keeps_its_first_rows_and_repeats_none(
         return 1.0
 
     monkeypatch.setattr(speedups, "_measure_ms", fail_at_the_third_size)
-    rows = speedups.measure_speedup_rows(load, ignore_sentence)[: len(speedups.BATCH_SIZES)]
+    rows = speedups.measure_speedup_rows(load)[: len(speedups.BATCH_SIZES)]
     assert [row.name for row in rows] == [speedups._batch_row_name(count) for count in speedups.BATCH_SIZES]
     assert [row.figure for row in rows] == [2.0, 4.0, None, None]
 
@@ -140,8 +135,8 @@ def test_failures_name_no_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     figures = Figures()
     figures.add_measured("this", fail)
     monkeypatch.setattr(parity, "save_small_pipeline", fail)
-    rows = speedups.measure_speedup_rows(fail, ignore_sentence)
-    rows += parity.measure_parity_rows(CPU, ignore_sentence, ("sd",))
+    rows = speedups.measure_speedup_rows(fail)
+    rows += parity.measure_parity_rows(CPU, ("sd",))
     notes = [*figures.failures, *(row.note for row in rows)]
     assert all("No such file" in note and "ada" not in note for note in notes), notes
 
@@ -149,7 +144,7 @@ def test_failures_name_no_folder(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_latents_that_are_not_finite_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     original = parity.run_engine
     monkeypatch.setattr(parity, "run_engine", lambda *args: original(*args) * torch.nan)
-    (row,) = parity.measure_parity_rows(CPU, ignore_sentence, ("sd",))
+    (row,) = parity.measure_parity_rows(CPU, ("sd",))
     assert "not finite" in row.note
     assert "| **failed** | sd: latents" in format_markdown({"device": "a", "kind": "cuda"}, {"Parity": [row]})
 

@@ -16,7 +16,7 @@ from safetensors import safe_open
 
 from benchmarks.fixtures import small_pipelines
 from benchmarks.models import family_memory, measurement, memory_rows, model_configs
-from benchmarks.models.__main__ import main, parse_model_names, parse_part_names
+from benchmarks.models.__main__ import MODEL_NAMES, PART_NAMES, main, parse_names
 from benchmarks.models.measurement import RATIO_ROWS, USER_COUNTS, Figures, make_rows
 from benchmarks.models.processes import OutputLine, clean_environment, run_and_collect
 from benchmarks.models.random_weights import STAMP_FILE, ensure_model_folder
@@ -137,7 +137,7 @@ def test_a_part_that_fails_leaves_the_others(monkeypatch: pytest.MonkeyPatch, tm
         raise RuntimeError("it was killed")
 
     monkeypatch.setattr(memory_rows, "run_and_collect", fail)
-    rows = list(memory_rows.measure_memory_rows(_make_subject(), tmp_path, lambda _: None))
+    rows = list(memory_rows.measure_memory_rows(_make_subject(), tmp_path))
     assert [row.figure for row in rows] == [None] * 3
     assert all("failed: RuntimeError: it was killed" in row.note for row in rows)
 
@@ -217,20 +217,22 @@ def test_a_process_takes_what_the_headers_of_larger_models_predict(
     monkeypatch: pytest.MonkeyPatch, forked_programs: ForkedPrograms
 ) -> None:
     monkeypatch.setattr(family_memory, "run_and_collect", forked_programs.run_and_collect)
-    rows = list(family_memory.measure_family_rows(lambda _: None, ("lumina2",)))
+    rows = list(family_memory.measure_family_rows(("lumina2",)))
     assert len(rows) == 1
     assert [f"{row.name}: {row.figure_text}, {row.note}" for row in rows if not row.meets_goal] == []
 
 
-def test_part_names_are_separated_by_commas() -> None:
-    assert parse_part_names("") == ("speed", "memory", "quantization", "families")
-    assert parse_part_names("families, speed") == ("families", "speed")
-    with pytest.raises(typer.BadParameter, match="There is no part taste"):
-        parse_part_names("taste")
-
-
-def test_model_names_are_separated_by_commas() -> None:
-    assert parse_model_names("") == ("sd15", "sdxl", "flux")
-    assert parse_model_names("flux, sd15") == ("flux", "sd15")
-    with pytest.raises(typer.BadParameter, match="There is no sd3"):
-        parse_model_names("sd3")
+@pytest.mark.parametrize(
+    ("known_names", "text", "names", "unknown"),
+    [
+        (MODEL_NAMES, "flux, sd15", ("flux", "sd15"), "There is no sd3"),
+        (PART_NAMES, "families, speed", ("families", "speed"), "There is no sd3"),
+    ],
+)
+def test_names_are_separated_by_commas(
+    known_names: tuple[str, ...], text: str, names: tuple[str, ...], unknown: str
+) -> None:
+    assert parse_names("", known_names) == known_names
+    assert parse_names(text, known_names) == names
+    with pytest.raises(typer.BadParameter, match=unknown):
+        parse_names("sd3", known_names)

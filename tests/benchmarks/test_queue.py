@@ -10,17 +10,7 @@ from urllib.parse import unquote
 
 import pytest
 
-from benchmarks.queue import (
-    admission,
-    command,
-    failover,
-    fairness,
-    figures,
-    job_picking,
-    preview_delivery,
-    start_latency,
-    worker_scaling,
-)
+from benchmarks.queue import command, failover, figures, job_picking, member_waits, preview_delivery, worker_scaling
 from benchmarks.queue.system import private_postgres
 from benchmarks.queue.system.installation import cpu_seconds
 from benchmarks.queue.system.private_postgres import run_postgres as private_postgresql
@@ -28,18 +18,14 @@ from benchmarks.queue.system.private_postgres import run_postgres as private_pos
 pytestmark = pytest.mark.may_block("it opens folders and starts processes, as a command does")
 
 
-def ignore_sentence(sentence: str) -> None:
-    """Ignores the sentence."""
-
-
 @pytest.mark.slow
 @pytest.mark.asyncio
 async def test_the_queue_bench_measures_every_figure_in_its_own_app(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(start_latency, "QUICK_ROUNDS", 2)
+    monkeypatch.setattr(member_waits, "QUICK_ROUNDS", 2)
     monkeypatch.setattr(job_picking, "QUICK_SIZES", (100, 1_000))
     monkeypatch.setattr(job_picking, "QUICK_PICKS", 10)
     monkeypatch.setattr(figures, "GOALS", {**figures.GOALS, job_picking.P50_NAME.format(100, 10): (None, "ms")})
-    rows = await command.measure(["SQLite"], ["latency", "picking"], quick=True, print_line=ignore_sentence)
+    rows = await command.measure(["SQLite"], ["latency", "picking"], quick=True)
     assert [each.name.rpartition(" (")[2] for each in rows] == ["SQLite)"] * len(rows)
     assert all(each.figure is not None for each in rows)
     exponents = [
@@ -56,16 +42,16 @@ async def test_the_queue_bench_measures_every_figure_in_its_own_app(monkeypatch:
 async def test_every_part_measures_all_its_samples(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preview_delivery, "PAGE_COUNT", 5)
     monkeypatch.setattr(preview_delivery, "QUICK_FRAMES", 12)
-    monkeypatch.setattr(admission, "QUICK_SECONDS", 0.5)
-    monkeypatch.setattr(admission, "USERS", 10)
+    monkeypatch.setattr(job_picking, "QUICK_SECONDS", 0.5)
+    monkeypatch.setattr(job_picking, "USERS", 10)
     for name, value in (
-        ("LONG_PROMPT", fairness.SHORT_PROMPT),
+        ("LONG_PROMPT", member_waits.SHORT_PROMPT),
         ("FLOOD_JOBS", 20),
         ("JOBS_PER_USER", 6),
         ("QUICK_SECONDS", 4.0),
     ):
-        monkeypatch.setattr(fairness, name, value)
-    rows = await command.measure(["SQLite"], [part], quick=True, print_line=ignore_sentence)
+        monkeypatch.setattr(member_waits, name, value)
+    rows = await command.measure(["SQLite"], [part], quick=True)
     assert rows
     assert [each.name for each in rows if each.figure is None or each.samples < each.planned] == []
 
@@ -77,7 +63,7 @@ async def test_the_scale_bench_measures_one_and_two_workers(monkeypatch: pytest.
     monkeypatch.setattr(worker_scaling, "ROW_MS", 10.0)
     monkeypatch.setattr(worker_scaling, "QUICK_SECONDS", 4.0)
     monkeypatch.setattr(worker_scaling, "WARMUP_SECONDS", 0.2)
-    rows = await worker_scaling.measure(quick=True, print_line=ignore_sentence)
+    rows = await worker_scaling.measure(quick=True)
     names = ["jobs a second, 1 worker", "jobs a second, 2 workers", "efficiency of 2 workers"]
     assert [each.name for each in rows] == names
     assert all("the broker" in each.note for each in rows[:2])

@@ -7,21 +7,21 @@ import sys
 
 import pytest
 
-from benchmarks.simulation.arrivals import DAY_SECONDS, Arrival, generate_day
-from benchmarks.simulation.simulated_day import (
+from benchmarks.simulated_day import (
+    BATCH_LIMIT,
+    DAY_SECONDS,
+    Arrival,
+    BatchedSimulation,
+    SequentialSimulation,
     compare_orders,
+    compute_forward_ms,
+    compute_isolated_seconds,
     fill_percent,
+    generate_day,
     jain_index,
     measure_fairness,
     percentile,
     simulate_day_rows,
-)
-from benchmarks.simulation.simulated_device import (
-    BATCH_LIMIT,
-    BatchedSimulation,
-    SequentialSimulation,
-    compute_forward_ms,
-    compute_isolated_seconds,
 )
 
 ARRIVALS = generate_day(3)[:400]
@@ -95,9 +95,9 @@ def test_rows_are_padded_to_the_next_bucket() -> None:
 def test_the_statistics_match_textbook_values() -> None:
     assert jain_index([3.0, 3.0, 3.0]) == pytest.approx(1.0)
     assert jain_index([1.0, 0.0, 0.0, 0.0]) == pytest.approx(0.25)
-    assert percentile(range(1, 101), 95) == 95
-    assert percentile([4.0], 50) == percentile([4.0], 95) == 4.0
-    assert percentile([1.0, 2.0, 3.0], 50) == 2.0
+    assert percentile(range(1, 101), 0.95) == 95
+    assert percentile([4.0], 0.5) == percentile([4.0], 0.95) == 4.0
+    assert percentile([1.0, 2.0, 3.0], 0.5) == 2.0
 
 
 @pytest.mark.slow

@@ -11,9 +11,8 @@ import pytest
 import torch
 
 from benchmarks.steering import replays
-from benchmarks.steering.page_reader import PageReader
 from benchmarks.steering.replays import MODELS, draw_script, has_same_latents, measure_replays
-from benchmarks.steering.steered_jobs import Response, build_row, build_rows
+from benchmarks.steering.steered_jobs import PageReader, Response, build_row, build_rows
 from engine.contract import Amendment, DropImages, list_final_images
 
 

@@ -23,18 +23,20 @@ from training.diffusion import latent_sampling
 from training.diffusion.latent_sampling import SamplingInput
 from training.lab import tensor_math
 from training.lab.__main__ import main
-from training.lab.contact_sheet import Tile, draw_sheet, to_ascii
 from training.lab.context import ExperimentResult, LabContext, write_result
 from training.lab.experiments import (
+    Tile,
     blend_pictures,
     compose_drawing,
     crop_square,
     draw_mix,
+    draw_sheet,
     draw_weight_steps,
     interpolate_prompts,
     open_picture,
     show_forward_process,
     show_round_trip,
+    to_ascii,
     to_tensor,
 )
 from training.lab.lesson import draw_apple, draw_cat, write_lesson

@@ -27,7 +27,7 @@ from engine.output.previewer import Previewer
 from training.__main__ import main
 from training.commands.builtin_artwork import find_weights
 from training.core import checkpoint, memory_estimate
-from training.core.muon import is_hidden_matrix
+from training.core.learner import is_hidden_matrix
 from training.core.run import CHECKPOINT_FILE
 from training.diffusion.models import hash_contents
 

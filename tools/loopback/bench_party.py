@@ -22,7 +22,7 @@ from typing import Any
 
 from benchmarks.report.figure_row import FigureRow, format_json
 from benchmarks.report.measures import jain_index
-from benchmarks.steering.loopback_parts import FAIR_NAME, LATE_NAME, LIMITED_NAME
+from benchmarks.steering.command import FAIR_NAME, LATE_NAME, LIMITED_NAME
 from tools.loopback.bench import SOON
 from tools.loopback.members import Act, Person
 from tools.loopback.recorded_request import RecordedRequest

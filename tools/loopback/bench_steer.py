@@ -18,9 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.queue.figures import percentile
 from benchmarks.report.figure_row import FigureRow, format_json
-from benchmarks.steering.loopback_parts import EDIT_NAME
+from benchmarks.report.measures import percentile
+from benchmarks.steering.command import EDIT_NAME
 from tools.loopback.members import Act, Person
 from tools.loopback.server import Loopback, wait_until
 from tools.loopback.simulated_installation import WORDS, open_installation

@@ -25,9 +25,8 @@ def words(
     from training.commands import builtin_artwork
     from training.pictures.artwork import LABEL_PACKAGE
 
-    vocabulary = {
-        word for art in builtin_artwork.load_drawings(cache) for word in (art.description.label, *art.description.tags)
-    }
+    descriptions = [drawing.description for drawing in builtin_artwork.load_drawings(cache)]
+    vocabulary = {word for description in descriptions for word in (description.label, *description.tags)}
     source = f"{LABEL_PACKAGE.name} {LABEL_PACKAGE.version}, {LABEL_PACKAGE.credit}, {LABEL_PACKAGE.licence}"
     out.parent.mkdir(parents=True, exist_ok=True)
     content = json.dumps({"source": source, "words": sorted(vocabulary)}, ensure_ascii=False, indent=0)

@@ -149,10 +149,8 @@ def open_variants(
     if unknown_lines := [format_focus(drawing) for drawing in focus.drawings if drawing not in known_drawings]:
         raise ValueError(f"--focus names {unknown_lines[0]!r}, and there is no such drawing.")
     held_out_indices = np.random.default_rng(seed).choice(len(pictures), VALIDATION_PICTURES, replace=False)
-    pair_lists = (
-        number_variants(pictures),
-        [(int(index), FIRST_VALIDATION_NUMBER) for index in np.sort(held_out_indices)],
-    )
+    held_out_pairs = [(int(index), FIRST_VALIDATION_NUMBER) for index in np.sort(held_out_indices)]
+    pair_lists = (number_variants(pictures), held_out_pairs)
     caches: list[LatentCache] = []
     for name, pairs in zip(("encoding variants", "encoding held-out variants"), pair_lists, strict=True):
         with show_counts(name) as on_progress:

@@ -221,9 +221,7 @@ def export(
     from training.core.run import CHECKPOINT_FILE
     from training.diffusion.diffusion_trainer import load_network
 
-    checkpoint_path = next(
-        (path for path in (run / "run" / CHECKPOINT_FILE, run / CHECKPOINT_FILE) if path.is_file()), None
-    )
+    checkpoint_path = next(filter(Path.is_file, (run / "run" / CHECKPOINT_FILE, run / CHECKPOINT_FILE)), None)
     if checkpoint_path is None:
         raise ValueError(f"{run} holds no run: it has no checkpoint.")
     with silence_libraries():
@@ -231,10 +229,9 @@ def export(
     checkpoint.read_position(checkpoint_path)  # raises if it is incomplete
     tensors, _ = checkpoint.load(checkpoint_path)
     prefix = "network." if raw else "network:average."
+    chosen = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
     try:
-        network.load_state_dict(
-            {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-        )
+        network.load_state_dict(chosen)
     except RuntimeError as error:
         raise ValueError(f"{run} holds no run of `darkroom train diffusion` from {source}.") from error
     with checkpoint.translate_write_errors(to):

@@ -81,8 +81,31 @@ class TrainOptions:
         return next_clock_time(self.until) if self.until else None
 
 
-def with_train_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Replace the parameter `options` in a command's signature by every field of `TrainOptions`, for typer to read."""
+@dataclass(frozen=True)
+class SettingOption:
+    """An option that is a setting of a trainer; left out, the trainer's default holds."""
+
+    name: str
+    kind: Any
+    help: str
+    min: float | None = None
+    max: float | None = None
+    metavar: str | None = None
+    flags: str = ""
+
+    def make_parameter(self) -> inspect.Parameter:
+        """Return the parameter of a command, as typer reads it."""
+        names = (self.flags,) if self.flags else ()
+        option = typer.Option(*names, min=self.min, max=self.max, metavar=self.metavar, help=self.help)
+        annotation = Annotated[self.kind | None, option]
+        return inspect.Parameter(self.name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=None)
+
+
+def with_train_options(*settings: SettingOption) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Replace the parameters `options` and `overrides` in a command's signature, for typer to read.
+
+    In their places come every field of `TrainOptions`, and these settings.
+    """
     type_hints = get_type_hints(TrainOptions, include_extras=True)
     options = [
         inspect.Parameter(
@@ -94,13 +117,19 @@ def with_train_options(command: Callable[..., None]) -> Callable[..., None]:
         for option in fields(TrainOptions)
     ]
 
-    @functools.wraps(command)
-    def run(**arguments: Any) -> None:
-        command(TrainOptions(**{option.name: arguments.pop(option.name) for option in options}), **arguments)
+    def add_options(command: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(command)
+        def run(**arguments: Any) -> None:
+            train_options = TrainOptions(**{option.name: arguments.pop(option.name) for option in options})
+            overrides = {setting.name: arguments.pop(setting.name) for setting in settings}
+            command(train_options, overrides, **arguments)
 
-    _, *own_options = inspect.signature(command, eval_str=True).parameters.values()
-    give_signature(run, [*options[:1], *own_options, *options[1:]])
-    return run
+        _, _, *own_options = inspect.signature(command, eval_str=True).parameters.values()
+        setting_options = [setting.make_parameter() for setting in settings]
+        give_signature(run, [*options[:1], *own_options, *setting_options, *options[1:]])
+        return run
+
+    return add_options
 
 
 def give_signature(run: Callable[..., None], parameters: Sequence[inspect.Parameter]) -> None:

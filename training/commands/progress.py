@@ -58,11 +58,8 @@ def _make_line_reporter(title: str) -> ProgressUpdate:
         if now >= next_line and share < 1:
             next_line = now + LINE_EVERY
             done_share = share - first_share[0]
-            remaining = (
-                f", {timedelta(seconds=round((now - start_time) / done_share * (1 - share)))} left"
-                if done_share > 0
-                else ""
-            )
+            seconds_left = round((now - start_time) / done_share * (1 - share)) if done_share > 0 else 0
+            remaining = f", {timedelta(seconds=seconds_left)} left" if done_share > 0 else ""
             print_status(f"{title}: {share:.0%}{remaining}{f', {details}' if details else ''}")
 
     return report_progress

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-from safetensors import SafetensorError
 
 from engine.models.autoencoder.large_decoder import LARGE_DECODER_FOLDER, LargeDecoder
 from engine.models.judge import as_images
@@ -30,7 +29,7 @@ from training.core import memory_estimate
 from training.core.run import Metrics
 from training.diffusion.denoised_latents import Denoiser, open_denoised_latents
 from training.diffusion.latent_cache import load_caption_encoder
-from training.diffusion.models import find_model_folder, hash_contents
+from training.diffusion.models import find_model_folder, hash_contents, refuse_unreadable
 from training.evaluation.context import load_resolver
 from training.gan.decoder_trainer import (
     Decode,
@@ -48,7 +47,7 @@ from training.gan.decoder_trainer import (
     render_large_variants,
 )
 from training.gan.upscaler_trainer import LARGE_SIDE
-from training.pictures.artwork import is_held_out
+from training.pictures.artwork import split_drawings
 from training.pictures.variants import FIRST_VALIDATION_NUMBER, SIDE
 
 HELD_OUT_PICTURES = 32
@@ -71,9 +70,8 @@ def train_decoder(session: Session, model: str, cache: Path | None, overrides: d
         torch.nn.Module.to(part, session.device)
     pictures, held_out = _open_pictures(session, source, autoencoder, autoencoder_hash, cache, settings)
     fit_output_layer(network, pictures.means[:FIT_PICTURES], as_images(pictures.large[:FIT_PICTURES]))
-    trainer = DecoderTrainer(
-        network, pictures, settings, load_perceptual_loss(session.device) if settings.perceptual > 0 else None
-    )
+    perception = load_perceptual_loss(session.device) if settings.perceptual > 0 else None
+    trainer = DecoderTrainer(network, pictures, settings, perception)
     decode_before = _load_two_passes(model, autoencoder)
     return session.train(
         trainer,
@@ -89,16 +87,14 @@ def _check_memory(network: LargeDecoder, settings: DecoderSettings, source: Netw
     crop_side = min(LARGE_SIDE, settings.crop << (len(config["block_out_channels"]) - 1))
     bytes_per_picture = memory_estimate.activation_bytes(shape, 1, crop_side) / 2  # as for an autoencoder
     pixels = LARGE_SIDE**2
-    memory_estimate.check_fits(
-        memory_estimate.estimate_pixel_network(
-            sum(parameter.numel() for parameter in network.parameters()),
-            bytes_per_picture,
-            settings.batch,
-            settings.pictures * pixels,
-            HELD_OUT_PICTURES * pixels,
-            "a smaller --batch or fewer --pictures",
-            memory_estimate.count_parameters(source.folder),
-        )
+    memory_estimate.check_pixel_network(
+        sum(parameter.numel() for parameter in network.parameters()),
+        bytes_per_picture,
+        settings.batch,
+        settings.pictures * pixels,
+        HELD_OUT_PICTURES * pixels,
+        "a smaller --batch or fewer --pictures",
+        memory_estimate.count_parameters(source.folder),
     )
 
 
@@ -112,8 +108,7 @@ def _open_pictures(
 ) -> tuple[DecoderPictures, DecoderPictures]:
     """Render the pictures to train on and the held-out ones, encode them, and denoise their latents."""
     drawings = builtin_artwork.load_drawings(cache, LARGE_SIDE, with_related_words=True)
-    train_drawings = [drawing for drawing in drawings if not is_held_out(drawing.key)]
-    held_out_drawings = [drawing for drawing in drawings if is_held_out(drawing.key)]
+    train_drawings, held_out_drawings = split_drawings(drawings)
     with show_counts("drawing variants") as on_progress:
         train_pictures = render_large_variants(train_drawings, settings.pictures, 0, settings.seed, on_progress)
     held_out = render_large_variants(held_out_drawings, HELD_OUT_PICTURES, FIRST_VALIDATION_NUMBER, settings.seed)
@@ -200,12 +195,10 @@ def check_network(source: NetworkSource, autoencoder: AutoencoderKL) -> None:
 
 def load_denoiser(source: NetworkSource, autoencoder: AutoencoderKL, device: torch.device) -> Denoiser:
     """Load a network, its noise schedule and the caption encoder. Raises ValueError."""
-    try:
+    with refuse_unreadable(f"{source.name} holds no diffusion network in safetensors."):
         network = UNet2DConditionModel.from_pretrained(
             source.folder, torch_dtype=torch.float32, use_safetensors=True
         ).eval()
-    except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
-        raise ValueError(f"{source.name} holds no diffusion network in safetensors.") from error
     cast(Any, network).to(device, memory_format=torch.channels_last)
     alphas_cumprod = builtin_artwork.load_schedule(source.schedule_parent).alphas_cumprod
     return Denoiser(network, alphas_cumprod, autoencoder, load_caption_encoder())

@@ -61,13 +61,10 @@ def train_on_artwork(session: Session, source: str, autoencoder: str, cache: Pat
     parts_model = _parts_model(source)
     weights = builtin_artwork.find_weights(parts_model)
     _check_size(weights, autoencoder, settings.batch)
-    session.bind_origin(
-        {
-            "starting weights": _describe_start(source, _describe_weights(fingerprint_folder(weights), autoencoder)),
-            "pictures": f"the built-in artwork, {mix_fingerprint()}",
-            "focus": focus.describe(),
-        }
-    )
+    weights_text = _describe_weights(fingerprint_folder(weights), autoencoder)
+    artwork_text = f"the built-in artwork, {mix_fingerprint()}"
+    start = _describe_start(source, weights_text)
+    session.bind_origin({"starting weights": start, "pictures": artwork_text, "focus": focus.describe()})
     vae, caption_encoder = builtin_artwork.load_encoders(weights)
     vae = load_autoencoder(autoencoder).eval() if autoencoder else vae
     for part in (vae, caption_encoder.encoder):
@@ -90,35 +87,26 @@ def train_on_artwork(session: Session, source: str, autoencoder: str, cache: Pat
 def train_on_dataset(session: Session, source: str, autoencoder: str, data: Path, flip: bool) -> int:
     settings = session.resolve_settings(DiffusionSettings if source == SCRATCH else make_small_dataset_settings)
     parts_model = _parts_model(source)
-    if (folder := find_model_folder(parts_model)) and (
-        folder / "unet"
-    ).is_dir():  # otherwise `load_model` reports what is missing
+    folder = find_model_folder(parts_model)
+    if (folder / "unet").is_dir():  # otherwise `load_model` reports what is missing
         _check_size(folder, autoencoder, settings.batch)
     dataset = user_dataset.read_dataset(session, data)
     model = _load_parts(parts_model, autoencoder)
-    session.bind_origin(
-        {
-            "starting weights": _describe_start(source, model.fingerprint),
-            "pictures": dataset.fingerprint,
-            "--flip": str(flip),
-        }
-    )
+    start = _describe_start(source, model.fingerprint)
+    session.bind_origin({"starting weights": start, "pictures": dataset.fingerprint, "--flip": str(flip)})
     scheduler = _load_schedule(model)
     train_cache = user_dataset.encode_dataset(session, dataset, model, side=model.side, seed=settings.seed, flip=flip)
     model.pipeline.unet = _fit_network(_make_network(model, source, settings.seed), train_cache)
     trainer = _make_trainer(model.pipeline.unet, train_cache, scheduler, settings, session.device)
     prompt_states = model.encode_captions(user_dataset.choose_prompts(dataset))
-    evaluator = DiffusionEvaluator(
-        trainer,
-        select_evaluation_rows(train_cache, dataset, flip),
-        prompt_states,
-        model.pipeline.vae,
-        scheduler,
-        "v_mse_of_pictures",
-    )
-    exit_code = session.train(
-        trainer, evaluator, lambda: _write_result(session, model, trainer, autoencoder), minutes=1.0
-    )
+    evaluation_rows = select_evaluation_rows(train_cache, dataset, flip)
+    parts = (evaluation_rows, prompt_states, model.pipeline.vae, scheduler)
+    evaluator = DiffusionEvaluator(trainer, *parts, "v_mse_of_pictures")
+
+    def write_result() -> None:
+        _write_result(session, model, trainer, autoencoder)
+
+    exit_code = session.train(trainer, evaluator, write_result, minutes=1.0)
     if exit_code == 0:
         print_status(f'Draw with it: darkroom imagine "{dataset.pictures[0].caption}" --model {session.options.out}')
     return exit_code

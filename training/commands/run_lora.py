@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -49,9 +48,8 @@ def train_lora(
     settings = session.resolve_settings(build_settings, **overrides)
     session.bind_origin({"model": model.fingerprint, "pictures": dataset.fingerprint, "--flip": str(flip)})
     trainer, evaluator = _make_lora_trainer(session, model, settings, dataset, flip)
-    exit_code = session.train(
-        trainer, evaluator, lambda: write_lora(model.pipeline.unet, session.options.out), minutes=2.0
-    )
+    out = session.options.out
+    exit_code = session.train(trainer, evaluator, lambda: write_lora(model.pipeline.unet, out), minutes=2.0)
     if exit_code == 0 and merge_folder is not None:
         _write_merged_model(session, model, trainer, merge_folder)
     return exit_code
@@ -59,19 +57,12 @@ def train_lora(
 
 def _check_lora_memory(session: Session, folder: Path, overrides: dict[str, Any]) -> None:
     given = session.options.setting_overrides | overrides
-    saved_settings: Mapping[str, Any] = session.position["settings"] if session.position else {}
-    estimate_settings: dict[str, Any] = {
-        "batch": LoraSettings.batch,
-        "rank": LoraSettings.rank,
-        **saved_settings,
-        **{name: value for name, value in given.items() if value is not None},
-    }
+    values: dict[str, Any] = {"batch": LoraSettings.batch, "rank": LoraSettings.rank}
+    values |= session.position["settings"] if session.position else {}
+    values |= {name: value for name, value in given.items() if value is not None}
     if (folder / "unet").is_dir() and (folder / "vae").is_dir():  # otherwise `load_model` reports what is missing
-        memory_estimate.check_fits(
-            memory_estimate.estimate_lora(
-                folder, estimate_settings["batch"], estimate_settings["rank"], estimate_settings.get("size")
-            )
-        )
+        estimate = memory_estimate.estimate_lora(folder, values["batch"], values["rank"], values.get("size"))
+        memory_estimate.check_fits(estimate)
 
 
 def _make_lora_trainer(
@@ -83,9 +74,8 @@ def _make_lora_trainer(
     prompt_states = model.encode_captions(captions)
     network = torch.nn.Module.to(model.pipeline.unet, session.device)
     trainer = LoraTrainer(network, cache, scheduler, settings)
-    return trainer, LoraEvaluator(
-        trainer, select_evaluation_rows(cache, dataset, flip), prompt_states, model.pipeline.vae, scheduler
-    )
+    evaluation_rows = select_evaluation_rows(cache, dataset, flip)
+    return trainer, LoraEvaluator(trainer, evaluation_rows, prompt_states, model.pipeline.vae, scheduler)
 
 
 def _make_lora_settings(model: LoadedModel, overrides: dict[str, Any]) -> LoraSettings:
@@ -113,11 +103,9 @@ def write_layers(network: Any, layers: dict[str, torch.Tensor], folder: Path) ->
 
 
 def _check_merge_folder(session: Session, merge_folder: Path | None) -> None:
-    if (
-        merge_folder is None
-        or not merge_folder.exists()
-        or str(merge_folder.resolve()) == _read_merge_record(session).get("folder")
-    ):
+    if merge_folder is None or not merge_folder.exists():
+        return
+    if str(merge_folder.resolve()) == _read_merge_record(session).get("folder"):
         return
     if not merge_folder.is_dir() or any(merge_folder.iterdir()):
         raise ValueError(f"--merge takes a new folder, and there is something at {merge_folder} already.")
@@ -167,9 +155,8 @@ def train_turbo(
     settings = session.resolve_settings(build_settings, **overrides)
     folder = find_model_folder(source)
     if (folder / "unet").is_dir() and (folder / "vae").is_dir():  # otherwise `load_model` reports what is missing
-        estimate = memory_estimate.estimate_lora(
-            folder, settings.batch, PARAMETERS_OF_LORA * settings.rank, has_size_option=False
-        )
+        rank = PARAMETERS_OF_LORA * settings.rank
+        estimate = memory_estimate.estimate_lora(folder, settings.batch, rank, has_size_option=False)
         memory_estimate.check_fits(estimate)
     model = load_model(source)
     if data is None:
@@ -177,9 +164,8 @@ def train_turbo(
     else:
         pictures = _open_dataset(session, model, data, settings.seed, flip)
     scheduler = cast(DDIMScheduler, DDIMScheduler.from_config(model.pipeline.scheduler.config))
-    network, autoencoder = (
-        torch.nn.Module.to(part, session.device) for part in (model.pipeline.unet, model.pipeline.vae)
-    )
+    parts = (model.pipeline.unet, model.pipeline.vae)
+    network, autoencoder = (torch.nn.Module.to(part, session.device) for part in parts)
     prompt_states = model.encode_captions(pictures.captions)
     trainer = TurboTrainer(network, pictures.train_cache, scheduler, settings)
     evaluator = TurboEvaluator(trainer, pictures.evaluation_cache, prompt_states, autoencoder, scheduler)
@@ -215,12 +201,8 @@ def _open_artwork(session: Session, model: LoadedModel, cache: Path | None, seed
         torch.nn.Module.to(part, session.device)
     train_cache, held_out_cache = builtin_artwork.open_variants(cache, (vae, caption_encoder), seed)
     rows = slice(None, None, EVALUATE_EVERY_ROW)
-    evaluation_cache = LatentCache(
-        held_out_cache.latents[rows],
-        held_out_cache.states[rows],
-        held_out_cache.empty_states,
-        held_out_cache.captions[rows],
-    )
+    latents, states, captions = held_out_cache.latents[rows], held_out_cache.states[rows], held_out_cache.captions[rows]
+    evaluation_cache = LatentCache(latents, states, held_out_cache.empty_states, captions)
     return TurboPictures(train_cache, evaluation_cache, list(SHEET_PROMPTS))
 
 

@@ -8,13 +8,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from PIL import Image
-from safetensors import SafetensorError
 from torch import nn
 
 from engine.models.judge import load_judge, save_judge
@@ -26,7 +25,7 @@ from training.commands.progress import show_counts
 from training.commands.session import Session
 from training.core import memory_estimate
 from training.core.run import Metrics
-from training.diffusion.models import find_model_folder, hash_contents
+from training.diffusion.models import find_model_folder, hash_contents, refuse_unreadable
 from training.evaluation.judge_trainer import (
     RENDERINGS_PER_DRAWING,
     JudgeEvaluator,
@@ -62,7 +61,7 @@ from training.gan.upscaler_trainer import (
     measure_upscaler,
     render_drawings,
 )
-from training.pictures.artwork import is_held_out
+from training.pictures.artwork import is_held_out, split_drawings
 from training.pictures.dataset import DatasetPicture, PictureDataset, number_views, render_view
 from training.pictures.masked_pictures import MaskedPictures, mask_pictures, render_artwork
 from training.pictures.picture_file import decode_picture
@@ -106,12 +105,10 @@ def train_autoencoder(
 
 def load_autoencoder(source: str) -> AutoencoderKL:
     """Load the autoencoder of a model's folder, or of a folder that is one, fp32. Raises ValueError."""
-    try:
+    with refuse_unreadable(f"{source} holds no diffusers autoencoder in safetensors."):
         return AutoencoderKL.from_pretrained(
             find_autoencoder_folder(source), torch_dtype=torch.float32, use_safetensors=True
         )
-    except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
-        raise ValueError(f"{source} holds no diffusers autoencoder in safetensors.") from error
 
 
 def find_autoencoder_folder(source: str) -> Path:
@@ -156,20 +153,11 @@ def _check_autoencoder_memory(network: AutoencoderKL, batch: int, train_count: i
     """Raise ValueError if the training does not fit into memory, with `train_count` and `held_out_count` pictures."""
     side = int(network.config["sample_size"])
     parameter_count = sum(parameter.numel() for parameter in network.parameters())
-    bytes_per_picture = (
-        memory_estimate.activation_bytes(dict(network.config), 1, side) / 2
-    )  # convolutions keep less than a U-Net's attention
-    area = side * side
-    memory_estimate.check_fits(
-        memory_estimate.estimate_pixel_network(
-            parameter_count,
-            bytes_per_picture,
-            batch,
-            train_count * area,
-            held_out_count * area,
-            "a smaller --batch or fewer pictures",
-        )
-    )
+    # convolutions keep less than a U-Net's attention
+    bytes_per_picture = memory_estimate.activation_bytes(dict(network.config), 1, side) / 2
+    pixels = train_count * side * side, held_out_count * side * side
+    remedy = "a smaller --batch or fewer pictures"
+    memory_estimate.check_pixel_network(parameter_count, bytes_per_picture, batch, *pixels, remedy)
 
 
 def _open_artwork(
@@ -191,9 +179,8 @@ def _render_dataset(
     pairs = number_views(train_files, flip=False)
     _check_autoencoder_memory(network, settings.batch, len(pairs), len(held_out_files))
     train_views = [render_view(train_files[index], number, side, seed, flip=False) for index, number in pairs]
-    return mask_pictures(train_views), mask_pictures(
-        [render_view(picture, 0, side, seed, flip=False) for picture in held_out_files]
-    )
+    held_out_views = [render_view(picture, 0, side, seed, flip=False) for picture in held_out_files]
+    return mask_pictures(train_views), mask_pictures(held_out_views)
 
 
 def _write_autoencoder(
@@ -208,10 +195,8 @@ def _write_autoencoder(
     network.register_to_config(_name_or_path="")  # otherwise a path of this machine
     network.save_pretrained(session.options.out, safe_serialization=True)
     torch.nn.Module.float(network)
-    after = measure_autoencoder(network, held_out)
-    write_figures(
-        session, {"held_out": len(held_out), "before": initial_metrics, "after": after, "samples": trainer.samples}
-    )
+    figures = {"before": initial_metrics, "after": measure_autoencoder(network, held_out)}
+    write_figures(session, {"held_out": len(held_out), **figures, "samples": trainer.samples})
 
 
 def write_figures(session: Session, report: Mapping[str, object]) -> None:
@@ -246,27 +231,9 @@ class LargePictures:
     fingerprint: str
 
 
-class LazyPictures(Sequence[Image.Image]):
-    """Decodes pictures on access: a camera's photos in full size do not fit into memory."""
-
-    def __init__(self, pictures: Sequence[DatasetPicture]) -> None:
-        self.pictures = pictures
-
-    def __len__(self) -> int:
-        return len(self.pictures)
-
-    @overload
-    def __getitem__(self, index: int) -> Image.Image: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> LazyPictures: ...
-
-    def __getitem__(self, index: int | slice) -> Image.Image | LazyPictures:
-        return (
-            LazyPictures(self.pictures[index])
-            if isinstance(index, slice)
-            else decode_picture(self.pictures[index].path).pixels
-        )
+def decode_in_turn(pictures: Sequence[DatasetPicture], count: int) -> Iterator[Image.Image]:
+    """Decode `count` pictures, one at a time: a camera's photos in full size do not fit into memory."""
+    return (decode_picture(pictures[number % len(pictures)].path).pixels for number in range(count))
 
 
 def train_upscaler(session: Session, sources: UpscalerSources) -> int:
@@ -300,42 +267,30 @@ def train_upscaler(session: Session, sources: UpscalerSources) -> int:
 
 def _check_upscaler_memory(network: nn.Module, settings: UpscalerSettings, picture_count: int) -> None:
     parameters = list(network.parameters())
-    channels = sum(
-        parameter.numel() for parameter in parameters if parameter.ndim == 1
-    )  # of every layer and its activation
-    bytes_per_picture = (4 * channels + LOSS_BYTES_PER_PIXEL) * settings.crop**2
-    parameter_count = sum(parameter.numel() for parameter in parameters)
-    pixel_count = (picture_count + HELD_OUT_PICTURES) * LARGE_SIDE**2
-    memory_estimate.check_fits(
-        memory_estimate.estimate_pixel_network(
-            parameter_count,
-            bytes_per_picture,
-            settings.batch,
-            pixel_count,
-            HELD_OUT_PICTURES * LARGE_SIDE**2,
-            "fewer --pictures",
-        )
+    channels = sum(each.numel() for each in parameters if each.ndim == 1)  # of every layer and its activation
+    memory_estimate.check_pixel_network(
+        sum(each.numel() for each in parameters),
+        (4 * channels + LOSS_BYTES_PER_PIXEL) * settings.crop**2,
+        settings.batch,
+        (picture_count + HELD_OUT_PICTURES) * LARGE_SIDE**2,
+        HELD_OUT_PICTURES * LARGE_SIDE**2,
+        "fewer --pictures",
     )
 
 
 def _open_large_pictures(session: Session, sources: UpscalerSources, seed: int) -> LargePictures:
     rngs = np.random.default_rng([seed, 1]), np.random.default_rng([seed, 2])
     if sources.data is None:
-        drawings = builtin_artwork.load_drawings(sources.cache, LARGE_SIDE)
-        split_drawings = [
-            [drawing for drawing in drawings if is_held_out(drawing.key) == is_kept_out]
-            for is_kept_out in (False, True)
-        ]
+        sides = split_drawings(builtin_artwork.load_drawings(sources.cache, LARGE_SIDE))
         counts = sources.picture_count, HELD_OUT_PICTURES
-        training, held_out = (
-            render_drawings(*arguments) for arguments in zip(split_drawings, counts, rngs, strict=True)
-        )
+        training, held_out = (render_drawings(*arguments) for arguments in zip(sides, counts, rngs, strict=True))
         return LargePictures(training, held_out, HELD_OUT_PICTURES, "the built-in artwork")
     dataset = user_dataset.read_dataset(session, sources.data, require_captions=False)
-    files = [LazyPictures(picture_files) for picture_files in split_pictures(dataset.pictures)]
-    counts = sources.picture_count, min(HELD_OUT_PICTURES, len(files[1]))
-    training, held_out = (cut_squares(*arguments) for arguments in zip(files, counts, rngs, strict=True))
-    return LargePictures(training, held_out, counts[1], dataset.fingerprint)
+    training_files, held_out_files = split_pictures(dataset.pictures)
+    held_out_count = min(HELD_OUT_PICTURES, len(held_out_files))
+    training = cut_squares(decode_in_turn(training_files, sources.picture_count), rngs[0])
+    held_out = cut_squares(decode_in_turn(held_out_files, held_out_count), rngs[1])
+    return LargePictures(training, held_out, held_out_count, dataset.fingerprint)
 
 
 def _build_pairs(
@@ -360,13 +315,11 @@ def train_judge(session: Session, cache: Path | None, widths: str | None) -> int
     labels = collect_labels(pictures)
     stage_widths = parse_widths(settings.widths)
     stage_bytes = STAGE_VALUE_BYTES * sum(width * STAGE_PIXELS / 4**stage for stage, width in enumerate(stage_widths))
-    memory_estimate.check_fits(
-        memory_estimate.estimate_pixel_network(
-            count_parameters(len(labels), stage_widths),
-            stage_bytes,
-            settings.batch,
-            RENDERINGS_PER_DRAWING * len(pictures) * RENDERING_PIXELS,
-        )
+    memory_estimate.check_pixel_network(
+        count_parameters(len(labels), stage_widths),
+        stage_bytes,
+        settings.batch,
+        RENDERINGS_PER_DRAWING * len(pictures) * RENDERING_PIXELS,
     )
     trainer = JudgeTrainer(pictures, torch.tensor(Embedder()(labels)), settings, device=session.device)
     evaluator = JudgeEvaluator(trainer, held_back_pairs(pictures, 1, settings.seed))

@@ -61,8 +61,7 @@ class Session:
                 saved_value = saved_settings.get(name, "no value")
                 raise ValueError(
                     f"The run in {self.options.out} was begun with --{name.replace('_', '-')} {saved_value}, not "
-                    f"{value}: "
-                    "leave it out, take another --out, or start over with --fresh."
+                    f"{value}: leave it out, take another --out, or start over with --fresh."
                 )
         try:
             return build_settings(**saved_settings)
@@ -104,9 +103,8 @@ class Session:
         if run.progress(time.time()) >= 1:
             return self._write_result(trainer, write_result, "was finished already")
         if self.position is not None:
-            print_status(
-                f"Resuming after {count_noun(trainer.steps, 'step')} ({count_noun(trainer.samples, 'picture')} seen)."
-            )
+            seen = f"{count_noun(trainer.samples, 'picture')} seen"
+            print_status(f"Resuming after {count_noun(trainer.steps, 'step')} ({seen}).")
         with open_tensorboard(self.folder / "tensorboard", trainer.samples) as run.metrics_writer:
             stop_signal = self._train_until_signal(run, 60 * (self.options.minutes or minutes))
         if run.progress(time.time()) < 1:
@@ -117,11 +115,8 @@ class Session:
     def _end_time(self) -> float | None:
         """Return the end by the clock. A resumed run with the same --until keeps its first end, not a day later."""
         position = self.position or {}
-        if (
-            self.options.until
-            and position.get("until") == self.options.until
-            and isinstance(position.get("ending"), float)
-        ):
+        is_same = bool(self.options.until) and position.get("until") == self.options.until
+        if is_same and isinstance(position.get("ending"), float):
             return position["ending"]
         return self.options.end_time()
 
@@ -168,11 +163,9 @@ class Session:
             checkpoint.make_readable(self.options.out)
             checkpoint.write_atomically(finished_file, json.dumps(record))
             status = "is finished"
-        continue_hint = "Another --until" if self.options.until else "A larger --steps"
-        print_status(
-            f"{self.options.out} {status}: {count_noun(trainer.steps, 'step')}. {continue_hint} continues it, --fresh "
-            "starts over."
-        )
+        hint = "Another --until" if self.options.until else "A larger --steps"
+        steps = count_noun(trainer.steps, "step")
+        print_status(f"{self.options.out} {status}: {steps}. {hint} continues it, --fresh starts over.")
         print_status(f"{self.folder / 'sheets'} shows the progress.")
         return 0
 
@@ -345,9 +338,8 @@ def open_tensorboard(folder: Path, samples: int) -> Generator[MetricsWriter | No
             warnings.simplefilter("ignore")  # TensorBoard warns about its own dependencies
             from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        print_status(
-            "TensorBoard is not installed (pip install 'darkroom-bot[train]'); the figures are in run/log.jsonl."
-        )
+        hint = "pip install 'darkroom-bot[train]'"
+        print_status(f"TensorBoard is not installed ({hint}); the figures are in run/log.jsonl.")
         yield None
         return
     with SummaryWriter(str(folder), purge_step=samples or None) as writer:

@@ -33,11 +33,9 @@ def encode_dataset(
 ) -> LatentCache:
     """Encode the pictures' latents and their captions' token states, kept in the run's folder."""
     if truncated_count := model.count_truncated([picture.caption for picture in dataset.pictures]):
-        max_tokens = model.pipeline.tokenizer.model_max_length
-        print_status(
-            f"The text encoder reads {max_tokens} tokens: the ends of {count_noun(truncated_count, 'longer caption')} "
-            "are ignored."
-        )
+        limit = model.pipeline.tokenizer.model_max_length
+        longer = count_noun(truncated_count, "longer caption")
+        print_status(f"The text encoder reads {limit} tokens: the ends of {longer} are ignored.")
     with show_counts("encoding pictures") as on_progress:
         return open_dataset_cache(
             session.folder, dataset, model, side=side, seed=seed, flip=flip, on_progress=on_progress

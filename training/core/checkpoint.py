@@ -36,11 +36,8 @@ def save(
     temp_path.unlink(missing_ok=True)
     try:
         with translate_write_errors(path):
-            save_file(
-                {name: tensor.contiguous() for name, tensor in tensors.items()},
-                temp_path,
-                {"position": json.dumps(position), **metadata},
-            )
+            contents = {name: tensor.contiguous() for name, tensor in tensors.items()}
+            save_file(contents, temp_path, {"position": json.dumps(position), **metadata})
         _sync_to_disk(temp_path)
         os.replace(temp_path, path)
     except OSError:

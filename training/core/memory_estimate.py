@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any, cast
 
 PROCESS_BYTES = 0.8e9  # bytes: torch, diffusers and transformers without any model
-TRAINED_PARAMETER_BYTES = (
-    36  # bytes a parameter: weights, gradient, average, two moments in fp32; a checkpoint writes copies of four
-)
+# bytes a parameter: weights, gradient, average, two moments in fp32; a checkpoint writes copies of four
+TRAINED_PARAMETER_BYTES = 36
 FROZEN_PARAMETER_BYTES = 6  # fp32, and the copy in half precision that autocast keeps
 LORA_PARAMETER_BYTES = 36
 ACTIVATIONS_PER_OUTPUT = 40  # values that a block keeps for its gradient, for each output value
@@ -62,53 +61,42 @@ def estimate_lora(
     config = read_config(folder / "unet")
     vae_factor = 2 ** (len(read_config(folder / "vae", needs_sample_size=False)["block_out_channels"]) - 1)
     lora_parameters = 16 * 4 * 2 * rank * max(config["block_out_channels"])  # at most sixteen blocks of attention
-    weights = (
-        FROZEN_PARAMETER_BYTES * count_parameters(folder / "unet")
-        + LORA_PARAMETER_BYTES * lora_parameters
-        + _frozen_parts_bytes(folder)
-    )
-    remedies = [SMALLER_BATCH] if batch > 1 else []
-    remedies.append("a smaller --size" if has_size_option else "a smaller --rank")
-    remedy = " or ".join(remedies)
+    weights = FROZEN_PARAMETER_BYTES * count_parameters(folder / "unet") + LORA_PARAMETER_BYTES * lora_parameters
+    smaller_size = "a smaller --size" if has_size_option else "a smaller --rank"
+    remedy = f"{SMALLER_BATCH} or {smaller_size}" if batch > 1 else smaller_size
+    weights += _frozen_parts_bytes(folder)
     return MemoryEstimate(weights, activation_bytes(config, batch, side and side // vae_factor), remedy, batch)
 
 
-def estimate_pixel_network(
+def check_pixel_network(
     parameter_count: int,
     bytes_per_picture: float,
     batch: int,
     train_pixels: float,
     held_out_pixels: float = 0.0,
-    remedy: str = "",
+    remedy: str = SMALLER_BATCH,
     frozen_parameter_count: int = 0,
-) -> MemoryEstimate:
-    """Estimate training on `train_pixels` and `held_out_pixels` in memory.
+) -> None:
+    """Raise ValueError if training on `train_pixels` and `held_out_pixels` in memory cannot fit.
 
     Each picture of a batch keeps `bytes_per_picture` for its gradient. `frozen_parameter_count` is of other networks.
     """
-    weights = (
-        TRAINED_PARAMETER_BYTES * parameter_count
-        + PICTURE_PIXEL_BYTES * train_pixels
-        + HELD_OUT_PIXEL_BYTES * held_out_pixels
-        + FROZEN_PARAMETER_BYTES * frozen_parameter_count
-    )
-    return MemoryEstimate(
-        weights, bytes_per_picture * batch, remedy or SMALLER_BATCH, batch, "weights, optimizer and pictures"
-    )
+    weights = TRAINED_PARAMETER_BYTES * parameter_count + FROZEN_PARAMETER_BYTES * frozen_parameter_count
+    weights += PICTURE_PIXEL_BYTES * train_pixels + HELD_OUT_PIXEL_BYTES * held_out_pixels
+    label = "weights, optimizer and pictures"
+    check_fits(MemoryEstimate(weights, bytes_per_picture * batch, remedy, batch, label))
 
 
 def check_fits(estimate: MemoryEstimate) -> None:
     """Raise ValueError, one sentence with the numbers, if the training cannot fit."""
     free = free_bytes()
     if estimate.total > free:
-        breakdown = (
-            f"{_format_gb(estimate.weights)} for {estimate.weights_label}, {_format_gb(estimate.activations)} for a "
-            f"batch of {estimate.batch}"
+        needed, weights, activations, free_text = map(
+            _format_gb, (estimate.total, estimate.weights, estimate.activations, free)
         )
         raise ValueError(
-            f"This training needs about {_format_gb(estimate.total)} of memory ({breakdown}), and {_format_gb(free)} "
-            "are free: "
-            f"try {estimate.remedy}."
+            f"This training needs about {needed} of memory ({weights} for {estimate.weights_label}, {activations} for "
+            f"a batch of {estimate.batch}), and {free_text} are free: try {estimate.remedy}."
         )
 
 
@@ -138,10 +126,8 @@ def count_parameters(folder: Path) -> int:
 def free_bytes() -> float:
     """Return the free bytes: what Linux counts as available, limited by the container's own limit."""
     lines = _read_lines(Path("/proc/meminfo"))
-    available_values = [float(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")]
-    free = (
-        available_values[0] if available_values else float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES"))
-    )
+    available = [float(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")]
+    free = available[0] if available else float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES"))
     limit, usage = (_read_lines(Path(f"/sys/fs/cgroup/memory.{name}")) for name in ("max", "current"))
     return min(free, float(limit[0]) - float(usage[0])) if limit and usage and limit[0].isdigit() else free
 

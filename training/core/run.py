@@ -132,17 +132,9 @@ class TrainingRun:
     def save_checkpoint(self, now: float, losses: Metrics, *, evaluate: bool = False) -> None:
         """Save the checkpoint first, so that it is not lost; then, at times, evaluate and write a sheet."""
         self.checkpoint_count += 1
-        position = {
-            **self.metadata,
-            "steps": self.trainer.steps,
-            "started": self.start_time,
-            "kept": self.checkpoint_count,
-        }
-        checkpoint.save(
-            self.folder / CHECKPOINT_FILE,
-            self.trainer.state_tensors(),
-            {**position, "settings": asdict(self.trainer.settings)},
-        )
+        position = {**self.metadata, "steps": self.trainer.steps, "started": self.start_time}
+        position |= {"kept": self.checkpoint_count, "settings": asdict(self.trainer.settings)}
+        checkpoint.save(self.folder / CHECKPOINT_FILE, self.trainer.state_tensors(), position)
         log_entry = {
             "samples": self.trainer.samples,
             "seconds": round(now - self.start_time),

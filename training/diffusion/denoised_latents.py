@@ -104,10 +104,8 @@ def _draw_noise(seed: int, rows: range, latents: Tensor) -> tuple[Tensor, Tensor
     """Return the level of each row [n], a share of the timesteps, and its noise [n, c, h, w]."""
     generators = [np.random.default_rng([seed, row, CACHE_FORMAT]) for row in rows]
     levels = torch.tensor([generator.uniform(MIN_LEVEL, MAX_LEVEL) for generator in generators])
-    shape = latents.shape[1:]
-    return levels, torch.from_numpy(
-        np.stack([generator.standard_normal(shape, dtype=np.float32) for generator in generators])
-    )
+    noise = np.stack([generator.standard_normal(latents.shape[1:], dtype=np.float32) for generator in generators])
+    return levels, torch.from_numpy(noise)
 
 
 @torch.inference_mode()
@@ -123,9 +121,8 @@ def denoise_latents(denoiser: Denoiser, latents: Tensor, states: Tensor, levels:
     for step in range(STEPS):
         timesteps = first_timesteps * (STEPS - step) // STEPS
         with mixed_precision(device):
-            prediction = network(
-                noisy.to(device), timesteps.to(device), encoder_hidden_states=states, return_dict=False
-            )[0]
+            inputs = (noisy.to(device), timesteps.to(device))
+            prediction = network(*inputs, encoder_hidden_states=states, return_dict=False)[0]
         velocity = prediction.float().cpu()
         signal, sigma = (share.sqrt().view(-1, 1, 1, 1) for share in (alphas[timesteps], 1 - alphas[timesteps]))
         clean = signal * noisy - sigma * velocity

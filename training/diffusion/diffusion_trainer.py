@@ -34,13 +34,13 @@ from training.core.learner import (
     batch_indices,
     cosine_decay,
     drop_conditioning,
+    is_hidden_matrix,
     mixed_precision,
     step_generator,
     stratified_uniforms,
     warmup_factor,
     weighted_indices,
 )
-from training.core.muon import is_hidden_matrix
 from training.core.run import Metrics
 from training.diffusion.latent_cache import LatentCache
 from training.diffusion.sampling import add_noise, decode_latents, measure_v_mse, read_rows, sample_latents

@@ -155,13 +155,8 @@ def open_variant_cache(
     pair_keys = "".join(f"{pictures[index].key}#{number};" for index, number in pairs)
     key = f"{CACHE_FORMAT}/{seed}/{hash_network(autoencoder)}/{hash_network(caption_encoder.encoder)}/{pair_keys}"
     target = folder / f"variants-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
-    return open_or_write_cache(
-        target,
-        _encode_variants(pictures, pairs, autoencoder, caption_encoder, seed),
-        caption_encoder([""])[0],
-        len(pairs),
-        on_progress,
-    )
+    batches = _encode_variants(pictures, pairs, autoencoder, caption_encoder, seed)
+    return open_or_write_cache(target, batches, caption_encoder([""])[0], len(pairs), on_progress)
 
 
 def _encode_variants(

@@ -37,11 +37,9 @@ class SamplingInput:
 
     def inputs_at(self, step: int, steps: int) -> tuple[torch.Tensor, tuple[float, ...]]:
         """Return the texts and coefficients of this step."""
-        return (
-            (self.conditioning, self.coefficients)
-            if is_in_interval(self.interval, step, steps)
-            else (self.conditioning[-1:], ())
-        )
+        if is_in_interval(self.interval, step, steps):
+            return self.conditioning, self.coefficients
+        return self.conditioning[-1:], ()
 
 
 def initial_noise(family: Family, seed: int) -> torch.Tensor:
@@ -86,9 +84,8 @@ def sample_latents(
             x, previous_x0 = _step(family, plan, step, x, previous_x0, batch, dtype)
             on_step(number * steps_per_batch + step - first_step + 1, len(batches) * steps_per_batch)
         if not x.isfinite().all():
-            raise JobRejected(
-                "The picture came out as numbers that are not finite: smaller weights in its prompt may help.", "member"
-            )
+            sentence = "The picture came out as numbers that are not finite: smaller weights in its prompt may help."
+            raise JobRejected(sentence, "member")
         finished += list(x)
     return finished
 
@@ -120,22 +117,17 @@ def _step(
     dtype: Dtype,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return (x', x0) of each input after this step; `previous_x0` is the previous step's."""
-    coefficients_by_name = dict(zip(COLUMNS, plan.table[step].astype(np.float32).tolist(), strict=True))
+    column = dict(zip(COLUMNS, plan.table[step].astype(np.float32).tolist(), strict=True))
     step_inputs = [sampling_input.inputs_at(step, plan.steps) for sampling_input in batch]
     counts = [len(conditioning) for conditioning, _ in step_inputs]
-    rows = (coefficients_by_name["c"] * x).repeat_interleave(torch.tensor(counts, device=x.device), dim=0)
-    timesteps = torch.full((len(rows),), coefficients_by_name["t"], device=x.device)
+    rows = (column["c"] * x).repeat_interleave(torch.tensor(counts, device=x.device), dim=0)
+    timesteps = torch.full((len(rows),), column["t"], device=x.device)
     texts = torch.cat([texts for texts, _ in step_inputs]).to(x.device)
-    out = torch.split(family.denoise(rows, timesteps, (texts,), dtype), counts)
-    guided_out = torch.stack(
-        [
-            _apply_guidance(image_out, coefficients)
-            for image_out, (_, coefficients) in zip(out, step_inputs, strict=True)
-        ]
-    )
-    return coefficients_by_name["A"] * x + coefficients_by_name["B"] * guided_out + coefficients_by_name[
-        "M"
-    ] * previous_x0, coefficients_by_name["P"] * x + coefficients_by_name["Q"] * guided_out
+    outputs = torch.split(family.denoise(rows, timesteps, (texts,), dtype), counts)
+    guided = [_apply_guidance(out, weights) for out, (_, weights) in zip(outputs, step_inputs, strict=True)]
+    guided_out = torch.stack(guided)
+    next_x = column["A"] * x + column["B"] * guided_out + column["M"] * previous_x0
+    return next_x, column["P"] * x + column["Q"] * guided_out
 
 
 def _apply_guidance(out: torch.Tensor, coefficients: tuple[float, ...]) -> torch.Tensor:
@@ -149,16 +141,13 @@ def _apply_guidance(out: torch.Tensor, coefficients: tuple[float, ...]) -> torch
 def _batches(inputs: Sequence[SamplingInput], rows: int) -> list[list[SamplingInput]]:
     """Group the inputs in order, as `rows` and their size allow; a larger one gets its own batch."""
     batches: list[list[SamplingInput]] = []
+    filled_rows = 0
     for candidate in inputs:
-        max_rows = min(
-            rows, rows * MAX_LATENTS // (candidate.start_latents.shape[-2] * candidate.start_latents.shape[-1])
-        )
-        if (
-            batches
-            and sum(len(sampling_input.conditioning) for sampling_input in batches[-1]) + len(candidate.conditioning)
-            <= max_rows
-        ):
+        height, width = candidate.start_latents.shape[-2:]
+        filled_rows += len(candidate.conditioning)
+        if batches and filled_rows <= min(rows, rows * MAX_LATENTS // (height * width)):
             batches[-1].append(candidate)
         else:
             batches.append([candidate])
+            filled_rows = len(candidate.conditioning)
     return batches

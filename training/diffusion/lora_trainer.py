@@ -106,9 +106,8 @@ class LoraTrainer(BatchTrainer[Learner]):
         return F.mse_loss(prediction.float(), target)
 
     def _next_batch(self) -> tuple[Tensor, Tensor, torch.Generator]:
-        clean, states = read_rows(
-            self.cache, np.sort(batch_indices(self.settings.seed, self.steps, len(self.cache), self.batch_size))
-        )
+        indices = batch_indices(self.settings.seed, self.steps, len(self.cache), self.batch_size)
+        clean, states = read_rows(self.cache, np.sort(indices))
         generator = step_generator(self.settings.seed, self.steps)
         return clean, drop_conditioning(states, self.empty_states, self.settings.unconditioned, generator), generator
 

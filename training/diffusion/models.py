@@ -8,6 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -75,31 +77,35 @@ def load_model(source: str) -> LoadedModel:
     if (folder / INDEX_FILE).is_file():
         pipeline = load_training_pipeline(folder, source)
         if not isinstance(pipeline, StableDiffusionPipeline) or detect_guides(pipeline) != "rows":
-            raise JobRejected(
-                f"{source} is not a Stable Diffusion 1.x or 2.x model: only these can be trained.", "model"
-            )
+            sentence = f"{source} is not a Stable Diffusion 1.x or 2.x model: only these can be trained."
+            raise JobRejected(sentence, "model")
         return LoadedModel(pipeline, folder, fingerprint_folder(folder))
     refuse_incomplete(source, folder)
-    try:
+    with refuse_unreadable(f"{source} is no model that diffusers can load from safetensors."):
         pipeline = build_pipeline(folder)  # only our parts, as in `engine/weights`
-    except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
-        raise ValueError(f"{source} is no model that diffusers can load from safetensors.") from error
     _, pipeline.text_encoder = load_text_encoder(with_pooler=True)
     return LoadedModel(pipeline, folder, fingerprint_folder(folder))
+
+
+@contextmanager
+def refuse_unreadable(sentence: str) -> Generator[None]:
+    """Raise ValueError with a sentence if diffusers cannot load what is loaded meanwhile."""
+    try:
+        yield
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
+        raise ValueError(sentence) from error
 
 
 def refuse_incomplete(source: str, folder: Path) -> None:
     """Raise ValueError if a folder lacks one of our parts or has it only as a pickle."""
     missing_parts = [part for part, config in PART_CONFIGS.items() if not (folder / part / config).is_file()]
     if missing_parts:
-        raise ValueError(
-            f"{source} is no model in the layout of diffusers: it has no {' and no '.join(missing_parts)}."
-        )
+        missing = " and no ".join(missing_parts)
+        raise ValueError(f"{source} is no model in the layout of diffusers: it has no {missing}.")
     pickled_parts = [part for part in ("unet", "vae") if not any((folder / part).glob("*.safetensors"))]
     if pickled_parts:
-        raise ValueError(
-            f"{source} has no safetensors for its {' and its '.join(pickled_parts)}, and other formats are not loaded."
-        )
+        parts = " and its ".join(pickled_parts)
+        raise ValueError(f"{source} has no safetensors for its {parts}, and other formats are not loaded.")
 
 
 def hash_contents(path: Path) -> str:
@@ -108,9 +114,8 @@ def hash_contents(path: Path) -> str:
     digest = hashlib.sha256()
     for file_path in sorted(files):
         with file_path.open("rb") as file:
-            digest.update(
-                f"{file_path.name if path.is_dir() else ''} {hashlib.file_digest(file, 'sha256').hexdigest()}".encode()
-            )
+            name = file_path.name if path.is_dir() else ""
+            digest.update(f"{name} {hashlib.file_digest(file, 'sha256').hexdigest()}".encode())
     return digest.hexdigest()[:12]
 
 

@@ -20,32 +20,15 @@ from training.core.learner import mixed_precision
 from training.diffusion.latent_cache import LatentCache
 from training.pictures.masked_pictures import as_pictures
 
-SHEET_PROMPTS = (
-    "terrier, looking up, cute, white background",
-    "red apple",
-    "blue car",
-    "cat with sunglasses",
-    "dog",
-    "puppy, blue background",
-    "kitten, 3d render",
-    "automobile",
-    "vessel, flat design",
-    "pizza",
-    "green apple, white background",
-    "blue apple, white background",
-    "purple octopus, black background",
-    "smiling face with heart-eyes",
-    "angry face, red background",
-    "crying cat, blue background",
-    "rocket, 3d render",
-    "house with garden",
-    "guitar, yellow background",
-    "birthday cake, pink background",
-    "small fish, teal background",
-    "woman with red hair",
-    "sunflower, 3d render, blue background",
-    "ghost, black background",
+SHEET_TEXT = (
+    "terrier, looking up, cute, white background; red apple; blue car; cat with sunglasses; dog; "
+    "puppy, blue background; kitten, 3d render; automobile; vessel, flat design; pizza; green apple, white background; "
+    "blue apple, white background; purple octopus, black background; smiling face with heart-eyes; "
+    "angry face, red background; crying cat, blue background; rocket, 3d render; house with garden; "
+    "guitar, yellow background; birthday cake, pink background; small fish, teal background; woman with red hair; "
+    "sunflower, 3d render, blue background; ghost, black background"
 )
+SHEET_PROMPTS = tuple(SHEET_TEXT.split("; "))
 
 
 def add_noise(clean: Tensor, noise: Tensor, alphas_cumprod: Tensor) -> tuple[Tensor, Tensor]:
@@ -119,9 +102,8 @@ def sample_latents(
     for step, timestep in enumerate(scheduler.timesteps):
         rows, row_states = (2, guided_states) if is_in_interval(interval, step, steps) else (1, states)
         with mixed_precision(states.device):
-            prediction = network(
-                latents.repeat(rows, 1, 1, 1), timestep, encoder_hidden_states=row_states, return_dict=False
-            )[0]
+            noisy = latents.repeat(rows, 1, 1, 1)
+            prediction = network(noisy, timestep, encoder_hidden_states=row_states, return_dict=False)[0]
         *unconditional, guided = prediction.float().chunk(rows)
         for base in unconditional:
             guided = base + guidance * (guided - base)

@@ -51,24 +51,17 @@ from training.diffusion.sampling import (
 from training.gan.losses import gradient_energy
 from training.pictures.masked_pictures import write_picture_sheet
 
-GRID_STEPS = 50  # steps of the teacher's path; original_inference_steps of diffusers' LCMScheduler
-# of diffusers' LCMScheduler
+# steps of the teacher's path; original_inference_steps of diffusers' LCMScheduler
+GRID_STEPS = 50
+# of the same
 TIMESTEP_SCALING = 10.0
 SIGMA_DATA = 0.5
 HUBER_CONSTANT = 1e-3
-TURBO_MODULES = [
-    *TARGET_MODULES,
-    "proj_in",
-    "proj_out",
-    "ff.net.0.proj",
-    "ff.net.2",
-    "conv1",
-    "conv2",
-    "conv_shortcut",
-    "downsamplers.0.conv",
-    "upsamplers.0.conv",
-    "time_emb_proj",
-]
+TURBO_TEXT = (
+    "proj_in proj_out ff.net.0.proj ff.net.2 conv1 conv2 conv_shortcut downsamplers.0.conv upsamplers.0.conv "
+    "time_emb_proj"
+)
+TURBO_MODULES = [*TARGET_MODULES, *TURBO_TEXT.split()]
 _INTERVAL = re.compile(r"([0-9.]{1,8})-([0-9.]{1,8})")
 
 
@@ -157,9 +150,8 @@ class TurboTrainer(BatchTrainer[Learner]):
         if len(scheduler.alphas_cumprod) < GRID_STEPS:
             raise ValueError(f"This model has fewer than {GRID_STEPS} timesteps, too few for the teacher's steps.")
         self.device = next(network.parameters()).device
-        self.schedule = NoiseSchedule(
-            scheduler.alphas_cumprod.to(self.device), scheduler.config["prediction_type"] == "epsilon"
-        )
+        predicts_noise = scheduler.config["prediction_type"] == "epsilon"
+        self.schedule = NoiseSchedule(scheduler.alphas_cumprod.to(self.device), predicts_noise)
         self.interval = parse_interval(settings.interval)
         steps = range(GRID_STEPS - 1, -1, -1)  # the grid begins where the path ends
         self.is_guided = torch.tensor([is_in_interval(self.interval, step, GRID_STEPS) for step in steps])
@@ -219,9 +211,8 @@ class TurboTrainer(BatchTrainer[Learner]):
                 timesteps = self.schedule.grid[at.to(self.device)]
                 span = self.settings.skip * (len(self.schedule.alphas) // GRID_STEPS)
                 prediction = self._predict_guided(latents[rows], timesteps, states[rows], self.is_guided[at])
-                latents[rows] = self.schedule.ddim_step(
-                    prediction, latents[rows], timesteps, (timesteps - span).clamp(min=0)
-                )
+                next_timesteps = (timesteps - span).clamp(min=0)
+                latents[rows] = self.schedule.ddim_step(prediction, latents[rows], timesteps, next_timesteps)
                 indices[going] = at - self.settings.skip
         return latents
 
@@ -229,11 +220,9 @@ class TurboTrainer(BatchTrainer[Learner]):
         """Predict with classifier-free guidance in the rows of `is_guided`, bool [n]; in one forward."""
         rows = is_guided.nonzero().flatten().to(self.device)
         empty_states = self.empty_states.to(self.device).expand(len(rows), -1, -1)
-        predictions = self._predict(
-            torch.cat([noisy, noisy[rows]]), torch.cat([timesteps, timesteps[rows]]), torch.cat([states, empty_states])
-        )
-        conditional = predictions[: len(noisy)]
-        unconditional = predictions[len(noisy) :]
+        doubled = (torch.cat([noisy, noisy[rows]]), torch.cat([timesteps, timesteps[rows]]))
+        predictions = self._predict(*doubled, torch.cat([states, empty_states]))
+        conditional, unconditional = predictions[: len(noisy)], predictions[len(noisy) :]
         guided = unconditional + self.settings.guidance * (conditional[rows] - unconditional)
         return conditional.index_copy(0, rows, guided)
 
@@ -287,9 +276,8 @@ class TurboEvaluator:
             )
 
     def sample_student(self, steps: int = TURBO_STEPS) -> Tensor:
-        return sample_turbo(
-            self.trainer.network, self.prompt_states.to(self.trainer.device), self.scheduler, steps=steps
-        )
+        prompt_states = self.prompt_states.to(self.trainer.device)
+        return sample_turbo(self.trainer.network, prompt_states, self.scheduler, steps=steps)
 
     def evaluate(self) -> Metrics:
         """Return the loss, two distances from the teacher's latents, and how sharp the pictures of four steps are.
@@ -299,9 +287,8 @@ class TurboEvaluator:
         """
         student = self.sample_student()
         teacher = self.teacher_latents
-        student_energy, teacher_energy = (
-            gradient_energy(as_images(decode_latents(self.autoencoder, latents))) for latents in (student, teacher)
-        )
+        images = [as_images(decode_latents(self.autoencoder, latents)) for latents in (student, teacher)]
+        student_energy, teacher_energy = map(gradient_energy, images)
         return {
             "held_out_loss": self.trainer.mean_loss(self.held_out_cache),
             "one_step_distance": relative_distance(self.sample_student(1), teacher),
@@ -311,7 +298,6 @@ class TurboEvaluator:
 
     def draw_sheet(self, path: Path) -> None:
         """Draw each prompt twice: by four steps with the LoRA, and beside that by the teacher."""
-        pictures = [
-            decode_latents(self.autoencoder, latents) for latents in (self.sample_student(), self.teacher_latents)
-        ]
+        sides = (self.sample_student(), self.teacher_latents)
+        pictures = [decode_latents(self.autoencoder, latents) for latents in sides]
         write_picture_sheet(path, [picture for pair in zip(*pictures, strict=True) for picture in pair])

@@ -19,8 +19,15 @@ from torch.nn import functional as F
 
 from engine.device.memory import copy_to_device
 from engine.models.judge import DEFAULT_WIDTHS, MAX_STAGES, MAX_WIDTH, JudgeNetwork, LabelJudge, as_images
-from training.core.learner import Learner, batch_indices, cosine_decay, mixed_precision, step_generator, warmup_factor
-from training.core.muon import is_hidden_matrix
+from training.core.learner import (
+    Learner,
+    batch_indices,
+    cosine_decay,
+    is_hidden_matrix,
+    mixed_precision,
+    step_generator,
+    warmup_factor,
+)
 from training.core.run import Metrics
 from training.evaluation.measures import retrieval_at
 from training.pictures.artwork import Artwork

@@ -31,9 +31,8 @@ def retrieval_at(scores: Tensor, targets: Tensor, count: int) -> float:
 def retrieval_of_any_at(scores: Tensor, target_sets: Sequence[Sequence[int]], count: int) -> float:
     """Return the same if any of several labels counts as a hit."""
     top_labels = cast(list[list[int]], scores.topk(min(count, scores.size(1)), dim=1).indices.tolist())
-    return percent_of_hits(
-        [not set(targets).isdisjoint(row) for targets, row in zip(target_sets, top_labels, strict=True)]
-    )
+    hits = [not set(targets).isdisjoint(row) for targets, row in zip(target_sets, top_labels, strict=True)]
+    return percent_of_hits(hits)
 
 
 def best_places(scores: Tensor, target_sets: Sequence[Sequence[int]]) -> list[int]:

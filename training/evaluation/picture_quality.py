@@ -42,10 +42,8 @@ def check_reconstruction(context: EvaluationContext) -> list[FigureRow]:
     reconstructed = np.stack([_round_trip(context, picture) for picture in real])
     scores = masked_psnr(real, reconstructed, masks)
     training_note = "" if context.weights == WEIGHTS_FOLDER else f"; {UNKNOWN_TRAINING_NOTE}"
-    note = (
-        f"the mean of {len(scores)} of {len(held_out)} drawings; their median is "
-        f"{float(scores.median()):.1f}{training_note}"
-    )
+    counts = f"the mean of {len(scores)} of {len(held_out)} drawings"
+    note = f"{counts}; their median is {float(scores.median()):.1f}{training_note}"
     return [
         goals.PSNR.make_row(float(scores.mean()), note),
         _ssim_row(real, reconstructed, f"{len(held_out)} drawings{training_note}"),
@@ -55,12 +53,8 @@ def check_reconstruction(context: EvaluationContext) -> list[FigureRow]:
 def subject_mask(drawing: Artwork, number: int, seed: int) -> np.ndarray:
     """Return a variant's subject, bool [h, w]: the pixels that follow the drawing's colour, black or white."""
     alpha = drawing.pixels.getchannel("A")
-    in_white, in_black = (
-        render_variant(replace(drawing, pixels=_paint_silhouette(alpha, shade)), number, seed)
-        .pixels[..., 0]
-        .astype(int)
-        for shade in (255, 0)
-    )
+    silhouettes = [replace(drawing, pixels=_paint_silhouette(alpha, shade)) for shade in (255, 0)]
+    in_white, in_black = (render_variant(each, number, seed).pixels[..., 0].astype(int) for each in silhouettes)
     return in_white - in_black > 127
 
 
@@ -147,22 +141,16 @@ def check_seeds(context: EvaluationContext) -> list[FigureRow]:
     pictures = context.sampler.sample_pictures(prompts, range(len(prompts)))
     features = torch.unflatten(context.judge.judge_pictures(pictures).features, 0, (len(labels), SEEDS_PER_PROMPT))
     seed_distance = float(mean_distance(features).mean())
-    has_duplicate = [
-        has_duplicates(group) for group in pictures.reshape(len(labels), SEEDS_PER_PROMPT, *pictures.shape[1:])
-    ]
+    groups = pictures.reshape(len(labels), SEEDS_PER_PROMPT, *pictures.shape[1:])
+    has_duplicate = [has_duplicates(group) for group in groups]
     duplicate_labels = [label for label, is_duplicate in zip(labels, has_duplicate, strict=True) if is_duplicate]
     note = f"{len(labels)} prompts, {SEEDS_PER_PROMPT} seeds"
-    duplicate_note = (
-        f"{note}: "
-        f"{', '.join(duplicate_labels[:LISTED_PROMPTS])}{' …' if len(duplicate_labels) > LISTED_PROMPTS else ''}"
-        if duplicate_labels
-        else note
-    )
+    more = " …" if len(duplicate_labels) > LISTED_PROMPTS else ""
+    listed = f": {', '.join(duplicate_labels[:LISTED_PROMPTS])}{more}" if duplicate_labels else ""
+    diversity_note = f"{note}; 1 would be as different as two drawings"
     return [
-        goals.DIVERSITY.make_row(
-            seed_distance / _drawing_distance(context), f"{note}; 1 would be as different as two drawings"
-        ),
-        goals.SEEDS_ALIKE.make_row(percent_of_hits(has_duplicate), duplicate_note),
+        goals.DIVERSITY.make_row(seed_distance / _drawing_distance(context), diversity_note),
+        goals.SEEDS_ALIKE.make_row(percent_of_hits(has_duplicate), note + listed),
     ]
 
 
@@ -174,16 +162,13 @@ def check_memorisation(context: EvaluationContext) -> list[FigureRow]:
     limit = float(np.median(_rescaled_distances(artwork, drawings)))
     distances, index = find_nearest_drawings(label_sample.pictures, drawings)
     is_repeated = cast(list[bool], (distances < limit).tolist())
-    is_label_match = [
-        artwork[int(i)].description.label == label for i, label in zip(index, label_sample.labels, strict=True)
-    ]
+    nearest_labels = [artwork[int(i)].description.label for i in index]
+    is_label_match = [nearest == label for nearest, label in zip(nearest_labels, label_sample.labels, strict=True)]
     note = (
         f"nearer to it than {limit:.1f} of 255, the median between two renderings of one drawing; the median of "
         f"{len(is_label_match)} pictures is {float(distances.median()):.1f}; the nearest drawing is the one that was "
-        "asked for "
-        f"in {percent_of_hits(is_label_match):.0f} %; of the drawings themselves, "
-        f"{_percent_alike_drawings(artwork, drawings, limit):.0f} % are as near to "
-        "one of another label"
+        f"asked for in {percent_of_hits(is_label_match):.0f} %; of the drawings themselves, "
+        f"{_percent_alike_drawings(artwork, drawings, limit):.0f} % are as near to one of another label"
     )
     return [goals.MEMORISED.make_row(percent_of_hits(is_repeated), note)]
 
@@ -200,11 +185,9 @@ def _rescaled_distances(artwork: Sequence[Artwork], drawings: np.ndarray) -> lis
 
 def _percent_alike_drawings(artwork: Sequence[Artwork], drawings: np.ndarray, limit: float) -> float:
     """Return the percentage of labels whose drawing is nearer than `limit` to another label's, without any model."""
-    label_numbers = {
-        drawing_labels: number
-        for number, drawing_labels in enumerate(sorted({drawing.description.label for drawing in artwork}))
-    }
-    drawing_labels = torch.tensor([label_numbers[drawing.description.label] for drawing in artwork])
+    labels = [drawing.description.label for drawing in artwork]
+    label_numbers = {label: number for number, label in enumerate(sorted(set(labels)))}
+    drawing_labels = torch.tensor([label_numbers[label] for label in labels])
     drawing_numbers = cast(list[int], drawing_labels.tolist())
     first_rows = torch.tensor([drawing_numbers.index(number) for number in range(len(label_numbers))])
     small_drawings = shrink(drawings)
@@ -221,7 +204,6 @@ def _drawing_distance(context: EvaluationContext) -> float:
     by_label = {drawing.description.label: drawing for drawing in context.artwork}
     rng = np.random.default_rng([context.seed, 4])
     sampled_labels = rng.choice(sorted(by_label), min(256, len(by_label)), replace=False)
-    features = context.judge.judge_pictures(
-        np.stack([render_posed(by_label[str(label)]) for label in sampled_labels])
-    ).features
+    pictures = np.stack([render_posed(by_label[str(label)]) for label in sampled_labels])
+    features = context.judge.judge_pictures(pictures).features
     return float(mean_distance(features[None]))

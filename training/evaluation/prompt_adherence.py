@@ -38,11 +38,10 @@ def check_backgrounds(context: EvaluationContext) -> list[FigureRow]:
     colours = [colour for colour in BACKGROUND_COLOURS for _ in range(context.sizes.per_colour)]
     labels = context.choose_labels(len(colours), 2)
     prompts = [f"{label}, {colour} background" for label, colour in zip(labels, colours, strict=True)]
-    found_colours = [
-        nearest_background(picture) for picture in context.sampler.sample_pictures(prompts, range(len(prompts)))
-    ]
-    hits = [found == colour for found, colour in zip(found_colours, colours, strict=True)]
-    misses = [f"{colour} as {found}" for found, colour in zip(found_colours, colours, strict=True) if found != colour]
+    pictures = context.sampler.sample_pictures(prompts, range(len(prompts)))
+    pairs = list(zip(map(nearest_background, pictures), colours, strict=True))
+    misses = [f"{colour} as {found}" for found, colour in pairs if found != colour]
+    hits = [found == colour for found, colour in pairs]
     note = f"{len(hits)} pictures, {len(BACKGROUND_COLOURS)} colours{_list_misses(misses)}"
     return [goals.BACKGROUNDS.make_row(percent_of_hits(hits), note)]
 
@@ -51,20 +50,12 @@ def check_hues(context: EvaluationContext) -> list[FigureRow]:
     """Draw the colour–object pairs that are in no caption, from many seeds."""
     pairs = [pair for pair in sorted(HELD_OUT_PAIRS) for _ in range(context.sizes.per_pair)]
     prompts = [f"{hue} {thing}, white background" for hue, thing in pairs]
-    found_hues = [
-        name_subject_hue(picture) for picture in context.sampler.sample_pictures(prompts, range(len(prompts)))
-    ]
-    misses = [
-        f"{' '.join(pair)} as {found or 'no hue'}"
-        for found, pair in zip(found_hues, pairs, strict=True)
-        if found != pair[0]
-    ]
-    hits = [found == hue for found, (hue, _) in zip(found_hues, pairs, strict=True)]
-    return [
-        goals.HUES.make_row(
-            percent_of_hits(hits), f"{len(hits)} pictures of {len(HELD_OUT_PAIRS)} pairs{_list_misses(misses)}"
-        )
-    ]
+    found_hues = map(name_subject_hue, context.sampler.sample_pictures(prompts, range(len(prompts))))
+    found_pairs = list(zip(found_hues, pairs, strict=True))
+    misses = [f"{' '.join(pair)} as {found or 'no hue'}" for found, pair in found_pairs if found != pair[0]]
+    hits = [found == hue for found, (hue, _) in found_pairs]
+    note = f"{len(hits)} pictures of {len(HELD_OUT_PAIRS)} pairs{_list_misses(misses)}"
+    return [goals.HUES.make_row(percent_of_hits(hits), note)]
 
 
 def check_labels(context: EvaluationContext) -> list[FigureRow]:
@@ -105,20 +96,14 @@ def _share_on_white_row(context: EvaluationContext, goal: Goal, score: float, co
         judge_score = context.judge_score_on_white(count)
     except ValueError as error:
         return goal.make_row(None, str(error))
-    return goal.make_row(
-        _percent_of_judge(score, judge_score),
-        f"{score:.1f} % where the judge has {judge_score:.1f} % on real drawings on white",
-    )
+    note = f"{score:.1f} % where the judge has {judge_score:.1f} % on real drawings on white"
+    return goal.make_row(_percent_of_judge(score, judge_score), note)
 
 
 def check_held_out_words(context: EvaluationContext) -> list[FigureRow]:
     """Draw words that are in no caption; a hit is a label of that meaning among the judge's first five."""
-    word_templates = [
-        (word, template)
-        for word in ACCEPTED_LABELS
-        for template in PROMPT_TEMPLATES
-        for _ in range(context.sizes.per_word)
-    ]
+    repeats = range(context.sizes.per_word)
+    word_templates = [(word, template) for word in ACCEPTED_LABELS for template in PROMPT_TEMPLATES for _ in repeats]
     prompts = [template.format(word=word) for word, template in word_templates]
     output = context.judge.judge_pictures(context.sampler.sample_pictures(prompts, range(len(prompts))))
     score = retrieval_of_any_at(output.scores, _accepted_labels(context, [word for word, _ in word_templates]), 5)
@@ -128,11 +113,10 @@ def check_held_out_words(context: EvaluationContext) -> list[FigureRow]:
     for (word, _), top_row in zip(word_templates, top_labels, strict=True):
         by_word[word].append(not set(top_row).isdisjoint(_accepted_labels(context, [word])[0]))
     word_scores = ", ".join(f"{word} {percent_of_hits(hits):.0f}" for word, hits in by_word.items())
+    share_note = f"where the judge has {judge_score:.1f} % on real drawings, on white"
     return [
         goals.WORDS.make_row(score, f"{len(word_templates)} pictures, in percent: {word_scores}"),
-        goals.WORDS_SHARE.make_row(
-            _percent_of_judge(score, judge_score), f"where the judge has {judge_score:.1f} % on real drawings, on white"
-        ),
+        goals.WORDS_SHARE.make_row(_percent_of_judge(score, judge_score), share_note),
     ]
 
 
@@ -155,10 +139,8 @@ def check_held_out_lemmas(context: EvaluationContext) -> list[FigureRow]:
 
 
 def _accepted_labels(context: EvaluationContext, words: Sequence[str]) -> list[list[int]]:
-    return [
-        [context.label_numbers[label] for label in ACCEPTED_LABELS[word] if label in context.label_numbers]
-        for word in words
-    ]
+    numbers = context.label_numbers
+    return [[numbers[label] for label in ACCEPTED_LABELS[word] if label in numbers] for word in words]
 
 
 def _judge_word_score(context: EvaluationContext) -> float:
@@ -168,11 +150,8 @@ def _judge_word_score(context: EvaluationContext) -> float:
         drawings = [drawing for drawing in context.artwork if drawing.description.label in accepted_labels]
         if drawings:
             pictures = render_posed_rescaled(drawings)
-            scores.append(
-                retrieval_of_any_at(
-                    context.judge.judge_pictures(pictures).scores, _accepted_labels(context, [word] * len(pictures)), 5
-                )
-            )
+            accepted = _accepted_labels(context, [word] * len(pictures))
+            scores.append(retrieval_of_any_at(context.judge.judge_pictures(pictures).scores, accepted, 5))
     if not scores:
         raise ValueError("The artwork has no picture of what the held-out words mean.")
     return sum(scores) / len(scores)
@@ -201,21 +180,14 @@ def check_guidance(context: EvaluationContext) -> list[FigureRow]:
     targets = torch.tensor([context.label_numbers[label] for label in labels])
     results: list[FigureRow] = []
     default_scale = context.sampler.family.guidance
-    scale_intervals = [(guidance_scale, FULL_INTERVAL) for guidance_scale in GUIDANCE_SCALES] + [
-        (default_scale, interval) for interval in GUIDANCE_INTERVALS
-    ]
-    for guidance_scale, interval in scale_intervals:
-        pictures = context.sampler.sample_pictures(prompts, range(len(prompts)), guidance_scale, interval)
+    settings = [(goals_at_scale(scale), scale, FULL_INTERVAL) for scale in GUIDANCE_SCALES]
+    settings += [(goals_in_interval(interval), default_scale, interval) for interval in GUIDANCE_INTERVALS]
+    for (retrieval_goal, background_goal), scale, interval in settings:
+        pictures = context.sampler.sample_pictures(prompts, range(len(prompts)), scale, interval)
         hits = [nearest_background(picture) == colour for picture, colour in zip(pictures, colours, strict=True)]
-        retrieval_goal, background_goal = (
-            goals_in_interval(interval) if interval != FULL_INTERVAL else goals_at_scale(guidance_scale)
-        )
-        results += [
-            retrieval_goal.make_row(
-                retrieval_at(context.judge.judge_pictures(pictures).scores, targets, 5), f"{len(prompts)} pictures"
-            ),
-            background_goal.make_row(percent_of_hits(hits)),
-        ]
+        retrieval = retrieval_at(context.judge.judge_pictures(pictures).scores, targets, 5)
+        results.append(retrieval_goal.make_row(retrieval, f"{len(prompts)} pictures"))
+        results.append(background_goal.make_row(percent_of_hits(hits)))
     return results
 
 

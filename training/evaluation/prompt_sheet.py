@@ -9,6 +9,7 @@ people write them.
 from __future__ import annotations
 
 import io
+import itertools
 import textwrap
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -39,9 +40,8 @@ def choose_words(words: Collection[str], seed: int, count: int = PROMPT_COUNT) -
 def choose_mixed_prompts(labels: Sequence[str], seed: int, count: int = PROMPT_COUNT) -> list[str]:
     """Choose the prompts of the mixed sheet; the same for the same labels and seed."""
     rng = np.random.default_rng([seed, 6])
-    word_prompts = [
-        PROMPT_TEMPLATES[i % len(PROMPT_TEMPLATES)].format(word=word) for i, word in enumerate(ACCEPTED_LABELS)
-    ]
+    templates = itertools.cycle(PROMPT_TEMPLATES)
+    word_prompts = [template.format(word=word) for word, template in zip(ACCEPTED_LABELS, templates, strict=False)]
     sheet_labels = rng.choice(labels, max(0, count - len(word_prompts)), replace=count > len(labels))
     return [*word_prompts, *(_random_prompt(str(label), rng) for label in sheet_labels)][:count]
 
@@ -54,9 +54,8 @@ def _random_prompt(label: str, rng: np.random.Generator) -> str:
     has_hue = rng.random() < 0.25
     has_style = rng.random() < 0.25
     subject = f"{hue} {label}" if has_hue and COLOURS.isdisjoint(label.split()) else label
-    return ", ".join(
-        [subject, *([style] if has_style else []), f"{background if has_background else 'white'} background"]
-    )
+    background_text = f"{background if has_background else 'white'} background"
+    return ", ".join([subject, *([style] if has_style else []), background_text])
 
 
 def draw_sheet(pictures: Sequence[Image.Image], captions: Sequence[str]) -> Image.Image:
@@ -71,14 +70,8 @@ def draw_sheet(pictures: Sequence[Image.Image], captions: Sequence[str]) -> Imag
         thumbnail = picture.convert("RGB").resize((CELL_SIDE - 4, CELL_SIDE - 4), Image.Resampling.LANCZOS)
         page.paste(thumbnail, (left + 2, top + 2))
         wrapped_caption = "\n".join(textwrap.wrap(caption, CELL_SIDE // 7, max_lines=2, placeholder=" …"))
-        pen.multiline_text(
-            (left + CELL_SIDE / 2, top + CELL_SIDE),
-            wrapped_caption,
-            fill="black",
-            font=font,
-            anchor="ma",
-            align="center",
-        )
+        place = (left + CELL_SIDE / 2, top + CELL_SIDE)
+        pen.multiline_text(place, wrapped_caption, fill="black", font=font, anchor="ma", align="center")
     return page
 
 
@@ -102,31 +95,16 @@ def write_sheet(page: Image.Image, path: Path) -> None:
 
 
 DOGS = ("dog", "dog face", "guide dog", "service dog", "poodle")
-CATS = (
-    "cat",
-    "cat face",
-    "black cat",
-    "cat with tears of joy",
-    "cat with wry smile",
-    "crying cat",
-    "grinning cat",
-    "grinning cat with smiling eyes",
-    "kissing cat",
-    "pouting cat",
-    "smiling cat with heart-eyes",
-    "weary cat",
+CAT_TEXT = (
+    "cat; cat face; black cat; cat with tears of joy; cat with wry smile; crying cat; grinning cat; "
+    "grinning cat with smiling eyes; kissing cat; pouting cat; smiling cat with heart-eyes; weary cat"
 )
-CARS = (
-    "car",
-    "oncoming car",
-    "taxi",
-    "oncoming taxi",
-    "police car",
-    "oncoming police car",
-    "racing car",
-    "sport utility vehicle",
-    "pickup truck",
+CAR_TEXT = (
+    "car; oncoming car; taxi; oncoming taxi; police car; oncoming police car; racing car; sport utility vehicle; "
+    "pickup truck"
 )
+CATS = tuple(CAT_TEXT.split("; "))
+CARS = tuple(CAR_TEXT.split("; "))
 BOATS = ("ship", "passenger ship", "sailboat", "motor boat", "speedboat", "ferry", "canoe")
 ACCEPTED_LABELS = {
     "puppy": DOGS,
@@ -143,71 +121,21 @@ PROMPT_TEMPLATES = (
     "{word}, looking up, cute, white background",
     "a {word}, 3d render",
 )
-
-
-FREE_SENTENCES = (
-    "a happy dog with its tongue out",
-    "a sleepy cat on a cushion",
-    "an astronaut floating in space",
-    "a wizard with a long white beard",
-    "the last slice of pizza",
-    "a cup of coffee in the morning",
-    "a robot that wants to be friends",
-    "a haunted house at night",
-    "a very angry chicken",
-    "my birthday cake with candles",
-    "an old pirate ship",
-    "a dragon breathing fire",
-    "a small red car",
-    "a lighthouse by the sea",
-    "a cosy cabin in the snow",
-    "a bowl of ramen noodles",
-    "a knight's sword",
-    "a golden crown with jewels",
-    "a bee on a flower",
-    "a tired student",
-    "a rainy day",
-    "a magic potion",
-    "a treasure map",
-    "a spooky skeleton",
-    "a juicy burger with fries",
-    "a princess with red hair",
-    "a whale under water",
-    "a penguin in winter",
-    "a bunch of grapes, purple",
-    "a broken heart",
-    "fireworks over the city",
-    "a vintage camera",
-    "an electric guitar",
-    "a bicycle, side view",
-    "a train in the mountains",
-    "a slice of watermelon",
-    "a cactus in a pot",
-    "an owl in the moonlight",
-    "a detective looking for clues",
-    "a chef cooking dinner",
-    "a monkey eating a banana",
-    "a green frog, smiling",
-    "a snowman with a hat",
-    "a football player",
-    "a rocket flying to the moon",
-    "a teddy bear, cute, 3d render",
-    "a blue butterfly, flat design",
-    "a strawberry with a face",
-    "a mushroom in the forest",
-    "a goldfish in a bowl",
-    "a huge wave",
-    "a volcano erupting",
-    "a desert island with a palm tree",
-    "a shooting star",
-    "a laptop on a desk",
-    "a pair of sunglasses",
-    "a red umbrella",
-    "a love letter",
-    "a trophy for the winner",
-    "a baby sleeping",
-    "an alien from another planet",
-    "a unicorn on a rainbow",
-    "a vampire laughing",
-    "santa claus, white background",
+SENTENCE_TEXT = (
+    "a happy dog with its tongue out; a sleepy cat on a cushion; an astronaut floating in space; "
+    "a wizard with a long white beard; the last slice of pizza; a cup of coffee in the morning; "
+    "a robot that wants to be friends; a haunted house at night; a very angry chicken; my birthday cake with candles; "
+    "an old pirate ship; a dragon breathing fire; a small red car; a lighthouse by the sea; a cosy cabin in the snow; "
+    "a bowl of ramen noodles; a knight's sword; a golden crown with jewels; a bee on a flower; a tired student; "
+    "a rainy day; a magic potion; a treasure map; a spooky skeleton; a juicy burger with fries; "
+    "a princess with red hair; a whale under water; a penguin in winter; a bunch of grapes, purple; a broken heart; "
+    "fireworks over the city; a vintage camera; an electric guitar; a bicycle, side view; a train in the mountains; "
+    "a slice of watermelon; a cactus in a pot; an owl in the moonlight; a detective looking for clues; "
+    "a chef cooking dinner; a monkey eating a banana; a green frog, smiling; a snowman with a hat; a football player; "
+    "a rocket flying to the moon; a teddy bear, cute, 3d render; a blue butterfly, flat design; "
+    "a strawberry with a face; a mushroom in the forest; a goldfish in a bowl; a huge wave; a volcano erupting; "
+    "a desert island with a palm tree; a shooting star; a laptop on a desk; a pair of sunglasses; a red umbrella; "
+    "a love letter; a trophy for the winner; a baby sleeping; an alien from another planet; a unicorn on a rainbow; "
+    "a vampire laughing; santa claus, white background"
 )
+FREE_SENTENCES = tuple(SENTENCE_TEXT.split("; "))

@@ -43,31 +43,23 @@ def check_upscaling(context: EvaluationContext) -> list[FigureRow]:
     """Time the super-resolver on a picture of the model's size, and measure its overshoot on edge charts."""
     resolver = context.resolver
     size = context.sampler.family.size
-    overshoot_by_chart = measure_overshoots(resolver.upscale)
-    worst_chart = max(overshoot_by_chart, key=lambda name: overshoot_by_chart[name])
-    straight_overshoot = max(
-        value for name, value in overshoot_by_chart.items() if "upright" in name or "lying" in name
-    )
+    overshoots = measure_overshoots(resolver.upscale)
+    worst_chart = max(overshoots, key=lambda name: overshoots[name])
+    straight_overshoot = max(value for name, value in overshoots.items() if "upright" in name or "lying" in name)
     start_time = time.perf_counter()
     upscaled_picture = resolver.upscale(Image.new("RGB", (size, size), "grey"))
     seconds = time.perf_counter() - start_time
-    note = (
-        f"of {len(overshoot_by_chart)} charts: {worst_chart}; where the edge is upright or lying at most "
-        f"{straight_overshoot:g}"
-    )
+    note = f"of {len(overshoots)} charts: {worst_chart}; where the edge is upright or lying at most"
     return [
         goals.UPSCALE_TIME.make_row(seconds, f"{size} to {upscaled_picture.width} px a side"),
-        goals.OVERSHOOT.make_row(overshoot_by_chart[worst_chart], note),
+        goals.OVERSHOOT.make_row(overshoots[worst_chart], f"{note} {straight_overshoot:g}"),
     ]
 
 
 def check_sizes(context: EvaluationContext) -> list[FigureRow]:
     """Measure the model's folder in millions of bytes: the weights that it runs with, no files of a training run."""
-    file_sizes = {
-        path: path.stat().st_size / MEGABYTE
-        for path in context.weights.rglob("*.safetensors")
-        if _is_model_weight(path, context)
-    }
+    paths = [path for path in context.weights.rglob("*.safetensors") if _is_model_weight(path, context)]
+    file_sizes = {path: path.stat().st_size / MEGABYTE for path in paths}
     if not file_sizes:
         raise ValueError("The model's folder has no weights in safetensors.")
     largest = max(file_sizes, key=lambda path: file_sizes[path])
@@ -119,10 +111,9 @@ def edge_charts(side: int = SIDE) -> Iterator[tuple[str, int, int, Image.Image]]
     """Yield name, darker grey, lighter grey, and the chart: grey RGB, `side` px."""
     row_grid, column_grid = np.mgrid[: side * OVERSAMPLING, : side * OVERSAMPLING]
     middle = side // 2 * OVERSAMPLING
-    patterns = {
-        f"upright, {phase}/{OVERSAMPLING} px on": column_grid >= middle + phase for phase in range(OVERSAMPLING)
-    }
-    patterns |= {f"lying, {phase}/{OVERSAMPLING} px on": row_grid >= middle + phase for phase in range(OVERSAMPLING)}
+    patterns: dict[str, np.ndarray] = {}
+    for name, grid in (("upright", column_grid), ("lying", row_grid)):
+        patterns |= {f"{name}, {phase}/{OVERSAMPLING} px on": grid >= middle + phase for phase in range(OVERSAMPLING)}
     patterns |= {"slanting": column_grid + row_grid >= 2 * middle, "steep": 3 * column_grid + row_grid >= 4 * middle}
     patterns |= {
         "a line": (column_grid // OVERSAMPLING == side // 2),

@@ -85,9 +85,8 @@ class AutoencoderTrainer(GanTrainer[AutoencoderKL]):
         generator = step_generator(self.settings.seed, self.steps)
         posterior = self._encode(images)
         latents = self._draw_latents(posterior, generator)
-        task = self._apply_random_pose(
-            DecoderTask(latents, images, 1 + self.settings.subject * subject_masks), generator
-        )
+        weight = 1 + self.settings.subject * subject_masks
+        task = self._apply_random_pose(DecoderTask(latents, images, weight), generator)
         offset = draw_offset(generator)
         with mixed_precision(self.device):
             output = decode_images(self.network, task.latents)
@@ -237,11 +236,10 @@ def measure_autoencoder(autoencoder: AutoencoderKL, held_out: MaskedPictures) ->
     images, subject_masks = (tensor.to(device) for tensor in held_out.read_rows(indices))
     posterior = encode_all(autoencoder, images)
     output = decode_all(autoencoder, posterior.mean)
+    disturbed = decode_all(autoencoder, _add_latent_error(posterior))
     return {
         "masked_psnr": float(psnr(output, images, subject_masks).mean()),
-        "disturbed_psnr": float(
-            psnr(decode_all(autoencoder, _add_latent_error(posterior)), images, subject_masks).mean()
-        ),
+        "disturbed_psnr": float(psnr(disturbed, images, subject_masks).mean()),
         "psnr": float(psnr(output, images).mean()),
         "ssim": float(ssim(output, images).mean()),
         "l1": float((output - images).abs().mean()),

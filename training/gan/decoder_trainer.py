@@ -188,9 +188,8 @@ class DecoderTrainer(GanTrainer[LargeDecoder]):
         latents = torch.cat([self.pictures.read_denoised(indices[:denoised_count]), noisy[denoised_count:]])
         side = min(self.settings.crop, latents.size(-1))
         corners = torch.randint(latents.size(-1) - side + 1, (len(indices), 2), generator=generator).numpy()
-        crops = torch.stack(
-            [row[:, top : top + side, left : left + side] for row, (top, left) in zip(latents, corners, strict=True)]
-        )
+        starts = zip(latents, corners, strict=True)
+        crops = torch.stack([row[:, top : top + side, left : left + side] for row, (top, left) in starts])
         images, masks = self.pictures.read_crops(indices, corners, side)
         tensors = (crops, images, 1 + self.settings.subject * masks)
         return DecoderTask(*(copy_to_device(tensor, self.device) for tensor in tensors))
@@ -373,6 +372,5 @@ class DecoderEvaluator:
         index = spread_rows(len(self.held_out), self.picture_count)
         latents = self.held_out.read_denoised(index)
         columns = self.held_out.large[index], self.decode_before(latents), decode_large(self.trainer.average, latents)
-        write_picture_sheet(
-            path, [picture for triple in zip(*columns, strict=True) for picture in triple], columns=6, zoom=1
-        )
+        pictures = [picture for triple in zip(*columns, strict=True) for picture in triple]
+        write_picture_sheet(path, pictures, columns=6, zoom=1)

@@ -19,8 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
-from training.core.learner import BatchTrainer, Learner, cosine_decay, mixed_precision, warmup_factor
-from training.core.muon import is_hidden_matrix
+from training.core.learner import BatchTrainer, Learner, cosine_decay, is_hidden_matrix, mixed_precision, warmup_factor
 from training.core.run import Metrics
 
 DISCRIMINATOR_HEAD_START = 0.05  # of the run, in which only the discriminator learns

@@ -65,9 +65,8 @@ def round_trip(autoencoder: AutoencoderKL, images: Tensor, batch: int = 32) -> T
 def encode_all(autoencoder: AutoencoderKL, images: Tensor, batch: int = 32) -> Posterior:
     """Encode many pictures in small batches."""
     posteriors = [encode_pictures(autoencoder, part) for part in torch.split(images, batch)]
-    return Posterior(
-        torch.cat([posterior.mean for posterior in posteriors]), torch.cat([one.deviation for one in posteriors])
-    )
+    means = torch.cat([posterior.mean for posterior in posteriors])
+    return Posterior(means, torch.cat([posterior.deviation for posterior in posteriors]))
 
 
 @torch.inference_mode()
@@ -93,10 +92,8 @@ def fold_scale(autoencoder: AutoencoderKL, mean: Tensor, deviation: Tensor) -> N
     """Change the weights so that latents have mean 0 and deviation 1. Raises ValueError without these layers."""
     encoder_layer = _require_convolution(autoencoder.quant_conv)
     decoder_layer = _require_convolution(autoencoder.post_quant_conv)
-    (encoder_bias, decoder_bias), channel_count = (
-        (_require_bias(encoder_layer), _require_bias(decoder_layer)),
-        len(mean),
-    )
+    encoder_bias, decoder_bias = _require_bias(encoder_layer), _require_bias(decoder_layer)
+    channel_count = len(mean)
     decoder_bias.add_(decoder_layer.weight[:, :, 0, 0] @ mean)
     decoder_layer.weight.mul_(deviation.view(1, -1, 1, 1))
     encoder_layer.weight[:channel_count].div_(deviation.view(-1, 1, 1, 1))

@@ -13,7 +13,7 @@ Shi 2016 (the last layer); Wang 2021 (Real-ESRGAN, whose compact network this is
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,9 +70,8 @@ def load_upscaler(path: Path) -> nn.Module:
     except Exception as error:  # the loader parses untrusted files and fails in many ways
         raise ValueError(f"{path} is no super-resolver in safetensors that spandrel knows.") from error
     if not isinstance(descriptor.model, Compact) or descriptor.scale != UPSCALE_FACTOR:
-        raise ValueError(
-            f"{path} is no RealESRGAN Compact that enlarges {UPSCALE_FACTOR} times: only these are trained."
-        )
+        kind = f"RealESRGAN Compact that enlarges {UPSCALE_FACTOR} times"
+        raise ValueError(f"{path} is no {kind}: only these are trained.")
     return descriptor.model.float()
 
 
@@ -180,10 +179,10 @@ def render_drawings(drawings: Sequence[Artwork], count: int, rng: np.random.Gene
     return (render_large(detailed[order[number % len(detailed)]], rng) for number in range(count))
 
 
-def cut_squares(pictures: Sequence[Image.Image], count: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
-    """Cut `count` squares of 256 px out of pictures of any size: the whole picture or a part of it."""
-    for number in range(count):
-        picture = pictures[number % len(pictures)].convert("RGB")
+def cut_squares(pictures: Iterable[Image.Image], rng: np.random.Generator) -> Iterator[np.ndarray]:
+    """Cut a square of 256 px out of each picture of any size: the whole picture or a part of it."""
+    for source in pictures:
+        picture = source.convert("RGB")
         shorter = min(picture.size)
         side = min(shorter, max(LARGE_SIDE, round(shorter * float(rng.uniform(0.4, 1.0)))))
         left, top = (int(rng.integers(0, length - side + 1)) for length in picture.size)
@@ -203,18 +202,15 @@ def build_pairs(
     rng = np.random.default_rng([seed, 256])
     is_chart = rng.random(count) < chart_share
     pictures = [draw_chart(rng, LARGE_SIDE) if chosen else next(large) for chosen in is_chart]
-    clean = [
-        _downscale(picture, rng, use_box_filter=chosen) for picture, chosen in zip(pictures, is_chart, strict=True)
-    ]
+    clean = [_downscale(each, rng, use_box_filter=chosen) for each, chosen in zip(pictures, is_chart, strict=True)]
     decoded_pictures: list[np.ndarray] = []
     for start in range(0, count, 32):
         batch = np.stack(clean[start : start + 32])
         decoded_batch = batch if autoencoder is None else _decode_noisy(autoencoder, batch, (seed << 32) + start)
         decoded_pictures += [_compress_at_random(chosen, rng) for chosen in decoded_batch]
         on_progress(min(start + 32, count), count)
-    return UpscalerPairs(
-        np.stack(pictures), np.stack([_compress_at_random(chosen, rng) for chosen in clean]), np.stack(decoded_pictures)
-    )
+    compressed = [_compress_at_random(chosen, rng) for chosen in clean]
+    return UpscalerPairs(np.stack(pictures), np.stack(compressed), np.stack(decoded_pictures))
 
 
 def _downscale(picture: np.ndarray, rng: np.random.Generator, *, use_box_filter: bool) -> np.ndarray:
@@ -307,18 +303,14 @@ class UpscalerEvaluator:
     def draw_sheet(self, path: Path) -> None:
         """Write a line for each picture: Lanczos and ours of the clean one, the same of the decoded one, the target."""
         index = spread_rows(len(self.held_out), self.picture_count)
-        clean = self.held_out.clean[index]
-        decoded = self.held_out.decoded[index]
-        columns = (
-            upscale_with_lanczos(clean),
-            upscale_batch(self.trainer.average, clean),
-            upscale_with_lanczos(decoded),
-            upscale_batch(self.trainer.average, decoded),
-            self.held_out.large[index],
-        )
-        write_picture_sheet(
-            path, [picture for row in zip(*columns, strict=True) for picture in row], columns=len(columns), zoom=1
-        )
+        small = self.held_out.clean[index], self.held_out.decoded[index]
+        columns = [draw(each) for each in small for draw in (upscale_with_lanczos, self._upscale)]
+        columns.append(self.held_out.large[index])
+        pictures = [picture for row in zip(*columns, strict=True) for picture in row]
+        write_picture_sheet(path, pictures, columns=len(columns), zoom=1)
+
+    def _upscale(self, small: np.ndarray) -> np.ndarray:
+        return upscale_batch(self.trainer.average, small)
 
 
 OVERSAMPLING = 4
@@ -364,12 +356,8 @@ def _draw_step(draw: ImageDraw.ImageDraw, rng: np.random.Generator, side: int) -
     across = np.array([-np.sin(angle), np.cos(angle)])
     middle = rng.uniform(0.3, 0.7, 2) * side
     extent = 2 * side
-    corners = (
-        middle + along * extent,
-        middle - along * extent,
-        middle - along * extent + across * extent * 2,
-        middle + along * extent + across * extent * 2,
-    )
+    edge = (middle + along * extent, middle - along * extent)
+    corners = (*edge, edge[1] + across * extent * 2, edge[0] + across * extent * 2)
     draw.polygon([(float(x), float(y)) for x, y in corners], fill=_random_colour(rng))
 
 
@@ -392,7 +380,6 @@ def _draw_shapes(draw: ImageDraw.ImageDraw, rng: np.random.Generator, side: int)
         elif kind == 2:
             draw.rounded_rectangle(box, float(rng.uniform(0, min(half_width, half_height))), fill=_random_colour(rng))
         else:
-            points = [
-                (x + float(dx) * half_width, y + float(dy) * half_height) for dx, dy in rng.uniform(-1, 1, (3, 2))
-            ]
+            corners = rng.uniform(-1, 1, (3, 2))
+            points = [(x + float(dx) * half_width, y + float(dy) * half_height) for dx, dy in corners]
             draw.polygon(points, fill=_random_colour(rng))

@@ -104,10 +104,9 @@ def nearest(
     typer.echo(f"Reading {len(vocabulary):,} words …", err=True)
     matches = search.find_nearest_words(embed, terms, search.LabVocabulary.embed_words(embed, vocabulary), top)
     if as_json:
-        match_list = [{"word": word, "cosine": round(cosine, 4)} for word, cosine in matches]
-        typer.echo(
-            json.dumps({"sum": format_sum(terms), "of": len(vocabulary), "nearest": match_list}, ensure_ascii=False)
-        )
+        matches_json = [{"word": word, "cosine": round(cosine, 4)} for word, cosine in matches]
+        answer = {"sum": format_sum(terms), "of": len(vocabulary), "nearest": matches_json}
+        typer.echo(json.dumps(answer, ensure_ascii=False))
         return
     typer.echo(f"{format_sum(terms)}, nearest of {len(vocabulary):,} words:")
     for word, cosine in matches:
@@ -163,9 +162,8 @@ def blend(
 
     first = open_picture(a)
     second = open_picture(b)
-    return lambda context: blend_pictures(
-        context, first, second, share=share, strength=strength, prompt=clean_prompt(words)
-    )
+    options = {"share": share, "strength": strength, "prompt": clean_prompt(words)}
+    return lambda context: blend_pictures(context, first, second, **options)
 
 
 @_experiment("seed", "guidance")
@@ -229,14 +227,12 @@ def open_context(model: str, steps: int, guidance: float | None, seed: int) -> G
     columns = (TextColumn("developing"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress_bar:
         task = progress_bar.add_task("developing", total=None)
-        guidance_scale = family.guidance if guidance is None else guidance
-        yield LabContext(
-            family,
-            steps,
-            guidance_scale,
-            seed,
-            lambda finished, total: progress_bar.update(task, completed=finished, total=total),
-        )
+        scale = family.guidance if guidance is None else guidance
+
+        def on_step(finished: int, total: int) -> None:
+            progress_bar.update(task, completed=finished, total=total)
+
+        yield LabContext(family, steps, scale, seed, on_step)
 
 
 def load_family(model: str) -> TokenConditioned:

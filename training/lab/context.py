@@ -66,10 +66,8 @@ class LabContext:
 
     def render_pictures(self, drawings: Sequence[SamplingInput], first_step: int = 0) -> list[Image.Image]:
         """Return the finished pictures, as the model's family finishes them."""
-        return [
-            self.family.finish(latents)
-            for latents in sample_latents(self.family, self.plan, drawings, first_step, self.on_step)
-        ]
+        finished = sample_latents(self.family, self.plan, drawings, first_step, self.on_step)
+        return [self.family.finish(latents) for latents in finished]
 
     def without_guidance(self) -> LabContext:
         """Return the same without guidance, which needs a prompt."""

@@ -48,17 +48,10 @@ def write_lesson(
             picture.save(pictures / f"{title}.png")
     settings = f"{context.steps} steps of DDIM, guidance {context.guidance:g}, seed {context.seed}"
     model = f"{context.family.name} {context.family.revision}"
-    names = {
-        "pictures": pictures.name,
-        "sum": MIX_SUM,
-        "amount_sum": WEIGHT_STEPS_SUM,
-        "a": WALK_PROMPTS[0],
-        "b": WALK_PROMPTS[1],
-        "told": FORWARD_PROMPT,
-    }
-    text = Template(TEMPLATE_FILE.read_text("utf-8")).substitute(
-        chapters, **names, nearest=_nearest_words_table(embed_texts, words), settings=settings, model=model
-    )
+    names = {"pictures": pictures.name, "sum": MIX_SUM, "amount_sum": WEIGHT_STEPS_SUM, "told": FORWARD_PROMPT}
+    names |= {"a": WALK_PROMPTS[0], "b": WALK_PROMPTS[1], "settings": settings, "model": model}
+    table = _nearest_words_table(embed_texts, words)
+    text = Template(TEMPLATE_FILE.read_text("utf-8")).substitute(chapters, **names, nearest=table)
     page = out / f"{name}.md"
     with translate_write_errors(page):
         page.write_text(text, "utf-8")

@@ -47,13 +47,9 @@ class LabVocabulary:
     @classmethod
     def embed_words(cls, embed_texts: EmbedTexts, words: Sequence[str]) -> LabVocabulary:
         """Embed the words; takes seconds for thousands. Batches texts of similar length to save padding."""
-        sorted_words = sorted(words, key=lambda word: (len(word), word))
-        vectors = [
-            vector
-            for start in range(0, len(sorted_words), BATCH)
-            for vector in embed_texts(sorted_words[start : start + BATCH])
-        ]
-        return cls(tuple(sorted_words), torch.tensor(vectors))
+        order = sorted(words, key=lambda word: (len(word), word))
+        batches = (embed_texts(order[start : start + BATCH]) for start in range(0, len(order), BATCH))
+        return cls(tuple(order), torch.tensor([vector for batch in batches for vector in batch]))
 
 
 def find_nearest_words(
@@ -71,11 +67,8 @@ def find_nearest_words(
     term_texts = {term.text.lower() for term in terms}
     cosines = candidates.vectors @ (total / length)
     order = cast(list[int], cosines.argsort(descending=True, stable=True).tolist())
-    matches = [
-        (candidates.words[index], float(cosines[index]))
-        for index in order
-        if candidates.words[index].lower() not in term_texts
-    ]
+    pairs = ((candidates.words[index], float(cosines[index])) for index in order)
+    matches = [(word, cosine) for word, cosine in pairs if word.lower() not in term_texts]
     if not matches:
         raise JobRejected("The list has no other words than those of the sum.", "member")
     return matches[:count]

@@ -35,9 +35,7 @@ def parse_sum(expression: str) -> tuple[Term, ...]:
     text = expression.replace("“", '"').replace("”", '"')
     if len(text) > MAX_TERMS * (MAX_TERM_LENGTH + 20):
         raise _make_error(f"The sum is too long: at most {MAX_TERMS} terms of {MAX_TERM_LENGTH} characters.")
-    terms: list[Term] = []
-    for sign, words in _split_terms(text):
-        terms.append(_parse_term(sign, words))
+    terms = [_parse_term(sign, words) for sign, words in _split_terms(text)]
     if not terms:
         raise _make_error("The sum is empty: write one like “royalty + woman - man”.")
     if len(terms) > MAX_TERMS:
@@ -104,13 +102,8 @@ def _unquote(words: str) -> str:
 
 def _quote(text: str) -> str:
     """Quote the text if it would be parsed otherwise."""
-    is_safe = text == _text_without_syntax(text)
-    return text if is_safe else f'"{text}"'
-
-
-def _text_without_syntax(text: str) -> str | None:
     has_sign = any(token["sign"] for token in _TOKEN.finditer(text))
-    return None if has_sign or _AMOUNT.match(text) else text
+    return f'"{text}"' if has_sign or _AMOUNT.match(text) else text
 
 
 def _make_error(message: str) -> JobRejected:

@@ -149,6 +149,12 @@ def read_notices(cache: Path) -> dict[str, str]:
     return notices
 
 
+def split_drawings(drawings: Sequence[Artwork]) -> tuple[list[Artwork], list[Artwork]]:
+    """Split into drawings to train on and those that are held out."""
+    training = [drawing for drawing in drawings if not is_held_out(drawing.key)]
+    return training, [drawing for drawing in drawings if is_held_out(drawing.key)]
+
+
 def is_held_out(key: str) -> bool:
     """Tell whether a drawing (`style/code`, or a file's name) is held out: 5 % of them, the same everywhere."""
     subject = key.rpartition("/")[2]

@@ -19,23 +19,11 @@ HELD_OUT_PAIRS = frozenset(
     {("blue", "apple"), ("purple", "octopus"), ("green", "cat"), ("red", "frog"), ("pink", "car"), ("blue", "banana")}
 )
 REPLACEMENT_WORDS = {"automobile": "car"}  # a label needs a name even if its word is held out
-FILLER_WORDS = (
-    "emoji",
-    "icon",
-    "sticker",
-    "clip art",
-    "simple",
-    "cartoon",
-    "high quality",
-    "detailed",
-    "picture",
-    "drawing",
-    "illustration",
-    "digital art",
-    "portrait",
-    "beautiful",
-    "looking up",
+FILLER_TEXT = (
+    "emoji, icon, sticker, clip art, simple, cartoon, high quality, detailed, picture, drawing, illustration, "
+    "digital art, portrait, beautiful, looking up"
 )
+FILLER_WORDS = tuple(FILLER_TEXT.split(", "))
 # Captions without a style mean the rounded one: a prompt without a style is one clear picture (decision 75).
 STYLE_MENTION_SHARE = {"3d render": 0.6, "soft shading": 0.95, "flat design": 0.95}
 RELATED_WORD_SHARE = 0.4  # of the captions of a drawing that has such words
@@ -81,15 +69,9 @@ def clean_description(label: str, tags: Iterable[str]) -> Description:
         clean_label = re.sub(rf"\b{word}\b", replacement, clean_label)
     if has_held_out_word(clean_label):
         raise ValueError(f"the label {label!r} has a held-out word and no other name")
-    clean_tags = (_normalise(tag) for tag in tags)
-    return Description(
-        clean_label,
-        tuple(
-            tag
-            for tag in clean_tags
-            if re.search(r"[a-z]{2}", tag) and not has_held_out_word(tag) and tag != clean_label
-        ),
-    )
+    clean_tags = [_normalise(tag) for tag in tags]
+    usable = [tag for tag in clean_tags if re.search(r"[a-z]{2}", tag) and not has_held_out_word(tag)]
+    return Description(clean_label, tuple(tag for tag in usable if tag != clean_label))
 
 
 def is_held_out_pair(hue: str, description: Description) -> bool:

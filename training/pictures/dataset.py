@@ -95,10 +95,8 @@ def _read_picture(
         raise UnusablePicture("is a link that leads out of the folder")
     caption = folder_captions.by_picture.get(path, "")
     if require_captions and not caption:
-        raise UnusablePicture(
-            folder_captions.problems.get(path)
-            or f"has no caption, neither {path.stem}.txt nor a line in {METADATA_FILE}"
-        )
+        no_caption = f"has no caption, neither {path.stem}.txt nor a line in {METADATA_FILE}"
+        raise UnusablePicture(folder_captions.problems.get(path) or no_caption)
     decode_picture(path)
     with path.open("rb") as file:
         return DatasetPicture(path, name, caption, hashlib.file_digest(file, "sha256").hexdigest())
@@ -109,22 +107,17 @@ def _walk_files(folder: Path, skipped: list[SkippedFile]) -> Iterator[Path]:
     count = 0
     for folder_name, folders, names in os.walk(folder):
         current_folder = Path(folder_name)
-        for name in sorted(folders):
-            if (current_folder / name).is_symlink():
-                skipped.append(
-                    SkippedFile((current_folder / name).relative_to(folder).as_posix(), "is a link to a folder")
-                )
+        links = [name for name in sorted(folders) if (current_folder / name).is_symlink()]
+        skipped += [
+            SkippedFile(_relative_name(folder, current_folder / name), "is a link to a folder") for name in links
+        ]
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(name for name in names if not name.startswith(".")):
-            path = current_folder / name
-            ending = Path(name).suffix.lower()
+        for path in sorted(current_folder / name for name in names if not name.startswith(".")):
+            ending = path.suffix.lower()
             if ending in UNSUPPORTED_ENDINGS:
                 supported = ", ".join(sorted(supported_ending[1:] for supported_ending in SUPPORTED_ENDINGS))
-                skipped.append(
-                    SkippedFile(
-                        path.relative_to(folder).as_posix(), f"is in a format that is not supported ({supported})"
-                    )
-                )
+                reason = f"is in a format that is not supported ({supported})"
+                skipped.append(SkippedFile(_relative_name(folder, path), reason))
             elif ending in SUPPORTED_ENDINGS or _is_caption(path):
                 count += 1
                 if count > 2 * MAX_PICTURES:
@@ -181,11 +174,8 @@ def read_captions(folder: Path, caption_files: Sequence[Path], files: Sequence[P
     root = folder.resolve()
     inside = [path for path in caption_files if path.resolve().is_relative_to(root)]
     inside_set = set(inside)  # computed once: a folder may have a million captions
-    captions.skipped += [
-        SkippedFile(_relative_name(folder, path), "is a link that leads out")
-        for path in caption_files
-        if path not in inside_set
-    ]
+    outside = [path for path in caption_files if path not in inside_set]
+    captions.skipped += [SkippedFile(_relative_name(folder, path), "is a link that leads out") for path in outside]
     for path in (file for file in inside if file.name == METADATA_FILE):
         _read_metadata(folder, path, files_by_path, captions)
     for path in (file for file in inside if file.name != METADATA_FILE):
@@ -312,6 +302,5 @@ def _crop_at_random(decoded: DecodedPicture, side: int, rng: np.random.Generator
     crop = large_square.crop((int(left), int(top), int(left) + side, int(top) + side))
     if decoded.was_transparent:  # its background is white and stays white
         return crop
-    return ImageEnhance.Brightness(crop).enhance(
-        float(rng.uniform(1 - MAX_BRIGHTNESS_CHANGE, 1 + MAX_BRIGHTNESS_CHANGE))
-    )
+    brightness = float(rng.uniform(1 - MAX_BRIGHTNESS_CHANGE, 1 + MAX_BRIGHTNESS_CHANGE))
+    return ImageEnhance.Brightness(crop).enhance(brightness)

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from engine.models.judge import as_images
-from training.pictures.artwork import Artwork, is_held_out
+from training.pictures.artwork import Artwork, split_drawings
 from training.pictures.variants import FIRST_VALIDATION_NUMBER, number_variants, render_variant
 
 SUBJECT_THRESHOLD = 12  # of 255: a pixel that differs more from the background belongs to the subject
@@ -71,16 +71,14 @@ def render_artwork(
     on_progress: ProgressCallback = lambda finished, total: None,
 ) -> tuple[MaskedPictures, MaskedPictures]:
     """Render variants to train on, `per_picture` of every drawing, and one variant of every held-out drawing."""
-    train_drawings = [drawing for drawing in pictures if not is_held_out(drawing.key)]
-    held_out_drawings = [drawing for drawing in pictures if is_held_out(drawing.key)]
+    train_drawings, held_out_drawings = split_drawings(pictures)
     pairs = number_variants(train_drawings, per_picture)
     train_pictures = list[np.ndarray]()
     for index, number in pairs:
         train_pictures.append(render_variant(train_drawings[index], number, seed).pixels)
         on_progress(len(train_pictures), len(pairs))
-    return mask_pictures(train_pictures), mask_pictures(
-        [render_variant(drawing, FIRST_VALIDATION_NUMBER, seed).pixels for drawing in held_out_drawings]
-    )
+    held_out = [render_variant(drawing, FIRST_VALIDATION_NUMBER, seed).pixels for drawing in held_out_drawings]
+    return mask_pictures(train_pictures), mask_pictures(held_out)
 
 
 def write_picture_sheet(path: Path, pictures: Sequence[np.ndarray], *, columns: int = 8, zoom: int = 2) -> None:

@@ -83,11 +83,10 @@ def read_pack(path: Path, *, with_related_words: bool = False) -> list[Artwork]:
         descriptions = listing.descriptions
         if not with_related_words:
             descriptions = [replace(description, related_words=()) for description in descriptions]
+        rows = zip(listing.drawings, map(_decode_png, pictures), strict=True)
         return [
-            Artwork(
-                each.key, descriptions[each.description], each.group, each.style, each.licence, each.credit, picture
-            )
-            for each, picture in zip(listing.drawings, map(_decode_png, pictures), strict=True)
+            Artwork(row.key, descriptions[row.description], row.group, row.style, row.licence, row.credit, picture)
+            for row, picture in rows
         ]
 
 

@@ -67,24 +67,18 @@ def _decode_file(path: Path, first_frame: bool) -> DecodedPicture:
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise UnusablePicture(TOO_MANY_PIXELS)
-            if min(width, height) < MIN_SIDE:
-                raise UnusablePicture(f"is {width}×{height} pixels, and each side needs {MIN_SIDE}")
-            is_animated = (
-                getattr(image, "is_animated", False) and image.format != "MPO"
-            )  # a phone's JPEG with a second view
+            # of a phone's JPEG the second view is no frame
+            is_animated = getattr(image, "is_animated", False) and image.format != "MPO"
             if is_animated and not first_frame:
                 raise UnusablePicture("is animated: save the wanted frame as a separate picture")
             image.load()
-            upright_image = ImageOps.exif_transpose(image)
-            return _to_rgb(upright_image)
+            return _to_rgb(ImageOps.exif_transpose(image))
 
 
 def _to_rgb(picture: Image.Image) -> DecodedPicture:
     if picture.mode in GREY_16_BIT_MODES:
-        grey = np.asarray(picture).astype(np.float32) / 257
-        return DecodedPicture(
-            Image.fromarray(grey.clip(0, 255).round().astype(np.uint8)).convert("RGB"), was_transparent=False
-        )
+        grey = (np.asarray(picture).astype(np.float32) / 257).clip(0, 255).round().astype(np.uint8)
+        return DecodedPicture(Image.fromarray(grey).convert("RGB"), was_transparent=False)
     if picture.has_transparency_data:
         layer = picture.convert("RGBA")
         background = Image.new("RGBA", layer.size, (*WHITE, 255))

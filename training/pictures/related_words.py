@@ -34,9 +34,7 @@ MODIFIER = 0.55
 TAG = 0.8
 TAG_STEP = 0.02
 LABEL_WORD = 0.05
-# groups of emojibase
-PEOPLE = 1
-SYMBOLS = 8
+PEOPLE = 1  # a group of emojibase
 # The topics of a label's meaning, by group of emojibase: a bat among animals is no club.
 TOPICS_BY_GROUP = {
     0: {"feeling", "artifact", "animal"},
@@ -47,73 +45,20 @@ TOPICS_BY_GROUP = {
     6: {"artifact", "act", "event", "communication", "food"},
     7: {"artifact", "communication", "substance", "possession", "body", "object", "food", "time"},
 }
-VAGUE_WORDS = frozenset(
-    {
-        "animal",
-        "body",
-        "button",
-        "eyes",
-        "face",
-        "fast",
-        "food",
-        "hand",
-        "heart",
-        "man",
-        "open",
-        "people",
-        "person",
-        "sign",
-        "smile",
-        "symbol",
-        "woman",
-        "black",
-        "blue",
-        "brown",
-        "green",
-        "orange",
-        "purple",
-        "red",
-        "white",
-        "yellow",
-    }
+VAGUE_TEXT = (
+    "animal body button eyes face fast food hand heart man open people person sign smile symbol woman "
+    "black blue brown green orange purple red white yellow"
 )
+VAGUE_WORDS = frozenset(VAGUE_TEXT.split())
 # Labels whose word means another thing in WordNet: "construction" is any building there, "hundred points" sharp ends.
-MISLEADING_LABELS = frozenset(
-    {
-        "black nib",
-        "broken heart",
-        "building construction",
-        "carousel horse",
-        "construction",
-        "cricket game",
-        "curling stone",
-        "dotted line face",
-        "e-mail",
-        "flower playing cards",
-        "heart decoration",
-        "high voltage",
-        "horizontal traffic light",
-        "hot springs",
-        "hundred points",
-        "joystick",
-        "pine decoration",
-        "potted plant",
-        "poultry leg",
-        "purple heart",
-        "puzzle piece",
-        "rice ball",
-        "seal",
-        "speaker high volume",
-        "speaker low volume",
-        "speaker medium volume",
-        "spiral shell",
-        "vertical traffic light",
-        "watch",
-        "wind face",
-        "wood",
-        "yarn",
-    }
+MISLEADING_TEXT = (
+    "black nib; broken heart; building construction; carousel horse; construction; cricket game; curling stone; "
+    "dotted line face; e-mail; flower playing cards; heart decoration; high voltage; horizontal traffic light; "
+    "hot springs; hundred points; joystick; pine decoration; potted plant; poultry leg; purple heart; puzzle piece; "
+    "rice ball; seal; speaker high volume; speaker low volume; speaker medium volume; spiral shell; "
+    "vertical traffic light; watch; wind face; wood; yarn"
 )
+MISLEADING_LABELS = frozenset(MISLEADING_TEXT.split("; "))
 _PREPOSITION = re.compile(r" (?:at|from|in|on|over|with|without) .*")  # "umbrella on ground" is an umbrella
 WORD = re.compile(r"[a-z]{2,}( [a-z]{2,}){0,2}")
 

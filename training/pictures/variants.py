@@ -105,9 +105,8 @@ def render_variant(drawing: Artwork, number: int, seed: int, side: int = SIDE) -
     """
     rng = np.random.default_rng([seed, zlib.crc32(drawing.key.encode()), number])
     pixels, hue = _change_hue(drawing, rng)
-    background = (
-        "white" if rng.random() < 0.5 else str(rng.choice([name for name in BACKGROUND_COLOURS if name != "white"]))
-    )
+    other_names = [name for name in BACKGROUND_COLOURS if name != "white"]
+    background = "white" if rng.random() < 0.5 else str(rng.choice(other_names))
     is_posed = rng.random() < POSED_SHARE
     size, scale = ("", USUAL_SCALE) if is_posed else _random_size(rng)
     has_direction = drawing.group == SYMBOL_GROUP or not {"left", "right"}.isdisjoint(drawing.description.label.split())

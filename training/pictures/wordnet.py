@@ -96,11 +96,8 @@ def _parse_synset(row: str) -> tuple[str, Synset]:
     words_end = 2 * int(word_count, 16)  # a word and the number of its sense
     spellings = [word.replace("_", " ") for word in rest[:words_end:2]]
     pointers = rest[words_end + 1 :]
-    targets = [
-        (symbol, target)
-        for symbol, target, part in zip(pointers[::4], pointers[1::4], pointers[2::4], strict=False)
-        if part == "n"
-    ]
+    kinds = zip(pointers[::4], pointers[1::4], pointers[2::4], strict=False)
+    targets = [(symbol, target) for symbol, target, part in kinds if part == "n"]
     hypernyms, hyponyms = (
         tuple(target for symbol, target in targets if symbol in kind) for kind in (HYPERNYM, HYPONYM)
     )

@@ -1,7 +1,8 @@
 """The system under measurement: the real bot in this process, a database, a broker, workers, and its page's client.
 
 Workers are processes with the real engine, over a device that only takes time or with the embedded model. It opens and
-closes all of them; it measures nothing.
+closes all of them; it measures nothing. A watch follows every job by the bot's feed, with live previews as an open page
+has them; its times are of the monotonic clock.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import gc
 import os
 import sys
 import tempfile
-from collections.abc import AsyncGenerator, Callable, Mapping
+import time
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -24,6 +26,9 @@ from bot.app.settings import Settings, load_settings
 from bot.app.wiring import App, open_app
 from bot.domain.dto import Destination, Member
 from bot.domain.errors import UserError
+from bot.domain.events import Feed, JobEnded, JobProgress
+from bot.domain.job_states import JobState
+from bot.store.jobs import queries
 from bot.web.app import build_app, run_server
 from bot.web.auth import terminal_key
 from engine.bus import Bus
@@ -50,6 +55,14 @@ class BenchSystem:
         """Submit one prompt; return the id of the admitted job."""
         [accepted] = await self.app.services.jobs.imagine(prompt, member, WEB_DESTINATION)
         return accepted.job
+
+    async def measure_cost(self, watch: JobWatch, jobs: Sequence[str]) -> float:
+        """Return the device-seconds of these jobs so far: of running ones, by the newest step in a preview."""
+        records = (await self.app.store.query(queries.get_jobs, jobs)).values()
+        return sum(
+            record.cost * (1.0 if record.state == "finished" else watch.latest_steps.get(record.id, 0) / record.steps)
+            for record in records
+        )
 
 
 def make_member(number: int, guild: int = 0) -> Member:
@@ -94,9 +107,8 @@ def cpu_seconds(pids: Mapping[str, int | None]) -> dict[str, float]:
             fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         except OSError:
             continue
-        seconds[name] = (
-            int(fields[11]) + int(fields[12])
-        ) / TICKS_PER_SECOND  # utime and stime (proc_pid_stat(5), 14 and 15)
+        # utime and stime (proc_pid_stat(5), 14 and 15)
+        seconds[name] = (int(fields[11]) + int(fields[12])) / TICKS_PER_SECOND
     return seconds
 
 
@@ -177,3 +189,62 @@ async def open_client(system: BenchSystem) -> AsyncGenerator[aiohttp.ClientSessi
         aiohttp.ClientSession(f"http://127.0.0.1:{port}", headers=headers, read_bufsize=1 << 22) as client,
     ):
         yield client
+
+
+TIMEOUT_SECONDS = 180.0
+
+
+class JobWatch:
+    """The progress of every job. `first_preview_times`: when a job's first preview came; `first_step_times`: when the
+    first sign of a step came, with a preview or without.
+    """
+
+    def __init__(self) -> None:
+        self.first_preview_times: dict[str, float] = {}
+        self.first_step_times: dict[str, float] = {}
+        self.latest_steps: dict[str, int] = {}
+        self.first_steps: dict[str, int] = {}  # the step of a job's first preview
+        self.ends: dict[str, tuple[float, JobState]] = {}
+        self._changed = asyncio.Event()
+
+    async def follow(self, feed: Feed) -> None:
+        """Follow the feed until it closes."""
+        async with feed.subscribe() as events:
+            async for event in events:
+                if isinstance(event, JobProgress):
+                    self.first_step_times.setdefault(event.job, time.monotonic())
+                if isinstance(event, JobProgress) and event.frames:
+                    self.first_preview_times.setdefault(event.job, time.monotonic())
+                    self.first_steps.setdefault(event.job, event.step)
+                    self.latest_steps[event.job] = event.step
+                elif isinstance(event, JobEnded):
+                    self.ends[event.job] = (time.monotonic(), event.state)
+                self._changed.set()
+
+    async def wait_until(self, condition: Callable[[], bool], seconds: float = TIMEOUT_SECONDS) -> None:
+        """Wait until `condition()` holds, checked at every event. Raises TimeoutError."""
+        async with asyncio.timeout(seconds):
+            while not condition():
+                self._changed.clear()
+                await self._changed.wait()
+
+    async def wait_for_end(self, job: str) -> float:
+        """Return when a job was finished. Raises RuntimeError if it ended otherwise."""
+        await self.wait_until(lambda: job in self.ends)
+        end_time, state = self.ends[job]
+        if state != "finished":
+            raise RuntimeError(f"A job of the benchmark was {state}.")
+        return end_time
+
+
+@asynccontextmanager
+async def watch_jobs(feed: Feed) -> AsyncGenerator[JobWatch]:
+    """Yield a watch that follows the feed while the context lasts."""
+    watch = JobWatch()
+    task = asyncio.create_task(watch.follow(feed))
+    await asyncio.sleep(0)  # it is subscribed from now on
+    try:
+        yield watch
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)

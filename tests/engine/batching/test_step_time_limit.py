@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.simulation.simulated_device import FORWARD_MS
+from benchmarks.simulated_day import FORWARD_MS
 from engine.batching.group import (
     MIN_THROUGHPUT_SHARE,
     Demand,

@@ -17,7 +17,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from benchmarks.fixtures.reference_pipeline import call_pipeline, make_job
+from benchmarks.fixtures.jobs import make_job
+from benchmarks.fixtures.reference_pipeline import call_pipeline
 from benchmarks.fixtures.small_pipelines import save_small_pipeline
 from engine import models
 from engine.batching.engine import Engine, LatentsDone

@@ -14,7 +14,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from benchmarks.fixtures.reference_pipeline import call_pipeline, load_quantized_pipeline, make_job
+from benchmarks.fixtures.jobs import make_job
+from benchmarks.fixtures.reference_pipeline import call_pipeline, load_quantized_pipeline
 from benchmarks.fixtures.wide_pipelines import save_pipeline
 from benchmarks.models.memory_run import count_stored_bytes
 from engine import models

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import base64
 import contextlib
-import itertools
 import statistics
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 import aiohttp
 
-from benchmarks.queue.system.installation import BenchSystem, make_member, open_client, open_system
-from benchmarks.queue.system.job_watch import JobWatch, watch_jobs
-from benchmarks.report.figure_row import FigureRow, format_json, format_table
+from benchmarks.queue.system.installation import (
+    BenchSystem,
+    JobWatch,
+    make_member,
+    open_client,
+    open_system,
+    watch_jobs,
+)
+from benchmarks.report.figure_row import FigureRow, make_parser, missing_rows, print_rows
 from benchmarks.report.measures import jain_index
 from bot.domain.errors import UserError
-from bot.store import JobRecord
-from bot.store.jobs import queries
 
 OVERHEAD_NAME = "a picture by OpenAI's API ÷ by POST /api/jobs"
 PARTIAL_NAME = "a job's first step to the first streamed partial picture"
@@ -31,15 +33,12 @@ ROW_MS = 5.0  # of a simulated step, a row
 
 def run(args: Sequence[str]) -> int:
     """Measure and print; return 0, even if goals are missed."""
-    parser = argparse.ArgumentParser(prog="darkroom bench clients", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="fewer rounds, a shorter window")
-    parser.add_argument("--json", action="store_true", help="print a list of rows as JSON")
-    arguments = parser.parse_args(args)
+    arguments = make_parser("clients", __doc__, "fewer rounds, a shorter window").parse_args(args)
     try:
         rows = asyncio.run(measure(quick=arguments.quick))
     except UserError as error:
-        rows = [FigureRow(name, None, None, "", error.sentence, 0) for name in ROW_NAMES]
-    print(format_json(rows) if arguments.json else format_table(rows))  # noqa: T201 - the command line's answer
+        rows = missing_rows(ROW_NAMES, error.sentence)
+    print_rows(rows, as_json=arguments.json)
     return 0
 
 
@@ -66,13 +65,14 @@ async def measure_overhead(
 ) -> FigureRow:
     """Compare medians of both ways, which take turns."""
     rounds = QUICK_ROUNDS if quick else ROUNDS
-    seconds: dict[str, list[float]] = {"foreign": [], "own": []}
+    foreign = list[float]()
+    own = list[float]()
     for _ in range(rounds + 1):
-        for name, draw in (("foreign", draw_by_foreign_api), ("own", draw_by_own_api)):
+        for draw, seconds in ((draw_by_foreign_api, foreign), (draw_by_own_api, own)):
             start_time = time.monotonic()
             await draw(client)
-            seconds[name].append(time.monotonic() - start_time)
-    foreign_median, own_median = (statistics.median(seconds[name][1:]) for name in ("foreign", "own"))
+            seconds.append(time.monotonic() - start_time)
+    foreign_median, own_median = (statistics.median(seconds[1:]) for seconds in (foreign, own))
     note = f"{1000 * foreign_median:.0f} ms ÷ {1000 * own_median:.0f} ms; medians of {rounds}"
     return FigureRow(row_name, foreign_median / own_median, "≤ 1.05", "", note, rounds, rounds)
 
@@ -125,7 +125,7 @@ async def flood_by_openai(client: aiohttp.ClientSession, connections: int) -> No
     """Keep this many requests under way until cancelled."""
 
     async def ask_for_ever() -> None:
-        for _ in itertools.count():
+        while True:
             await draw_by_openai(client)
 
     async with asyncio.TaskGroup() as group:
@@ -176,15 +176,7 @@ async def measure_fairness(
 
 
 async def _measure_costs(system: BenchSystem, watch: JobWatch, member_jobs: set[str]) -> tuple[float, float]:
-    """Return the device-seconds so far of the client's jobs and of the member's: of running ones, by their step."""
-    jobs = set(watch.latest_steps) | set(watch.ends)
-    records = (await system.app.store.query(queries.get_jobs, sorted(jobs))).values()
-
-    def add_up(wanted: list[JobRecord]) -> float:
-        return sum(
-            record.cost * (1.0 if record.state == "finished" else watch.latest_steps.get(record.id, 0) / record.steps)
-            for record in wanted
-        )
-
-    of_member = [record for record in records if record.id in member_jobs]
-    return add_up([record for record in records if record.id not in member_jobs]), add_up(of_member)
+    """Return the device-seconds so far of the client's jobs and of the member's."""
+    client_jobs = (set(watch.latest_steps) | set(watch.ends)) - member_jobs
+    client_cost = await system.measure_cost(watch, sorted(client_jobs))
+    return client_cost, await system.measure_cost(watch, sorted(member_jobs))

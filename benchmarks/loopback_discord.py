@@ -11,7 +11,7 @@ from pathlib import Path
 
 from bot.domain.errors import UserError
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 REQUIRED_PACKAGES = ("simcord", "jsonschema", "psutil")  # packages of the extra `dev`
 
 

@@ -1,1 +1,0 @@
-"""Benchmarks of the APIs that other programs' clients speak."""

@@ -1,1 +1,0 @@
-"""Benchmarks of the bot against a simulated Discord on this machine."""

@@ -1,1 +1,0 @@
-"""A simulated day on a simulated device."""
