@@ -87,7 +87,11 @@ async def trace_imagine(folder: Path) -> list[Path]:
         await bus.declare()
         await bus.watch_workers()
         shared = {"DARKROOM_NATS_TOKEN": broker.token, "DARKROOM_PARENT": str(os.getpid())}
-        discord = {"DISCORD_API": loopback.api, "DISCORD_GATEWAY": loopback.gateway.url, "DISCORD_TOKEN": TOKEN}
+        discord = {
+            "DARKROOM_DISCORD_API": loopback.api,
+            "DARKROOM_DISCORD_GATEWAY": loopback.gateway.url,
+            "DISCORD_TOKEN": TOKEN,
+        }
         places = [("--nats", broker.url, "--data", str(folder / name)) for name in PACKAGES]
         async with (
             run_process(files[1], shared, "engine", "serve", *places[1]) as engine,

@@ -21,18 +21,22 @@ _TILE_COLOUR = (30, 30, 34)
 
 
 def compose(
-    pictures: Sequence[bytes | None], *, image_format: ImageFormat = "PNG", shape: tuple[int, int] = (1, 1)
+    pictures: Sequence[bytes | None],
+    cell: int = CELL_SIZE,
+    *,
+    image_format: ImageFormat = "PNG",
+    shape: tuple[int, int] = (1, 1),
 ) -> bytes:
     """Return 1 to 4 pictures as one: alone, side by side, or two by two. None is a picture still to come.
 
-    All are scaled to the size of the largest; if its shorter side is below 256 pixels, Lanczos enlarges it to that.
+    All are scaled to the size of the largest; if its shorter side is below `cell` pixels, Lanczos enlarges it to that.
     `shape` is the tiles' width : height while there is no picture. The grid carries the recipe of the first picture
     that has one; the seeds of the others follow from it. Raises `UnreadableImage` for anything but PNG, JPEG or WebP
     pictures of bounded size, `ValueError` for a number of pictures other than 1 to 4.
     """
     images = [None if picture is None else decode_image(picture) for picture in pictures]
     texts = (read_recipe_text(picture) for picture in pictures if picture and image_format != "JPEG")
-    return encode_image(compose_images(images, shape=shape), image_format, text=next(filter(None, texts), ""))
+    return encode_image(compose_images(images, cell, shape), image_format, text=next(filter(None, texts), ""))
 
 
 def compose_images(
