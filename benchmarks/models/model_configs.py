@@ -126,7 +126,6 @@ def build_flux() -> Any:
     vae = _build_autoencoder(
         16, 1024, scaling_factor=0.3611, shift_factor=0.1159, use_quant_conv=False, use_post_quant_conv=False
     )
-    t5_fields = {"d_kv": 64, "d_ff": 10240, "num_layers": 2, "num_heads": 64}
     solver = build_flow_scheduler(shift=3.0, use_dynamic_shifting=True, base_shift=0.5, max_shift=1.15)
     return diffusers.FluxPipeline(
         transformer=transformer,
@@ -134,7 +133,7 @@ def build_flux() -> Any:
         scheduler=solver,
         text_encoder=transformers.CLIPTextModel(_make_clip_config(768, 12)),
         tokenizer=build_clip_tokenizer(),
-        text_encoder_2=build_t5(4096, vocab_size=T5_VOCABULARY_SIZE, **t5_fields),
+        text_encoder_2=build_t5(4096, vocab_size=T5_VOCABULARY_SIZE, d_kv=64, d_ff=10240, num_heads=64),
         tokenizer_2=build_t5_tokenizer(),
     )
 

@@ -135,7 +135,7 @@ def with_train_options(*settings: SettingOption) -> Callable[[Callable[..., None
 def give_signature(run: Callable[..., None], parameters: Sequence[inspect.Parameter]) -> None:
     """Give a function that takes any keyword the parameters that typer reads."""
     keywords = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in parameters]
-    run.__signature__ = inspect.Signature(keywords)  # pyright: ignore[reportFunctionMemberAccess]
+    run.__signature__ = inspect.Signature(keywords)
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in keywords}
 
 

@@ -162,8 +162,8 @@ def blend(
 
     first = open_picture(a)
     second = open_picture(b)
-    options = {"share": share, "strength": strength, "prompt": clean_prompt(words)}
-    return lambda context: blend_pictures(context, first, second, **options)
+    prompt = clean_prompt(words)
+    return lambda context: blend_pictures(context, first, second, share=share, strength=strength, prompt=prompt)
 
 
 @_experiment("seed", "guidance")

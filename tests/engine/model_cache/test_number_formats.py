@@ -154,6 +154,8 @@ async def test_another_autoencoder_needs_room_and_holds_nothing_while_it_waits()
 class FamilyWithPictures(SingleFormatFamily, TakesPictures):
     """A stand-in for a family whose control pictures come of a preprocessor of two bytes, which models share."""
 
+    name = "pictured"
+
     def needs_pictures(self, recipe: Any) -> bool:
         return True
 
