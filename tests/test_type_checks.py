@@ -21,13 +21,12 @@ CONFIG: Mapping[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PRODUCT_ROOMS = ("bot", "engine", "training", "benchmarks")
 PRODUCT_SOURCES = sorted(path for room in PRODUCT_ROOMS for path in (ROOT / room).rglob("*.py"))
 
-IGNORED_LINES = 14  # lines of the product that ignore one rule
-LOOSE_TEST_FILES = 417  # files of tests and tools that are not strict
+IGNORED_LINES = 13  # lines of the product that ignore one rule
+LOOSE_TEST_FILES = 414  # files of tests and tools that are not strict
 # Each library that leaves its types open: a file that would fail without the exception, and what is open there.
 UNTYPED_LIBRARIES = {
     "av": ("bot/pictures/animation.py", "mux"),
     "diffusers": ("engine/models/families/flow_matching.py", "calculate_shift"),
-    "discord": ("bot/discord/commands/reproduce.py", "autocomplete"),
     "huggingface_hub": ("engine/models/loading/single_file.py", "snapshot_download"),
     "nats": ("engine/bus/subjects.py", "add_stream"),
     "nkeys": ("engine/bus/worker_keys.py", "from_seed"),
