@@ -155,7 +155,7 @@ def write(tmp_path: Path) -> Callable[[str, str], Path]:
 def translate(folder: Path, text: str, locale: Locale, location: str = "command_description") -> str | None:
     translator = CommandTranslator(folder)
     asyncio.run(translator.load())
-    context: Any = TranslationContext(getattr(TranslationContextLocation, location), cast(Any, None))
+    context = cast(Any, TranslationContext)(getattr(TranslationContextLocation, location), None)
     return asyncio.run(translator.translate(locale_str(text), locale, context))
 
 
