@@ -55,7 +55,7 @@ removable: .venv/.dev ## take out each feature, or SOME by SEED (BRIEF=1: few te
 	$(BIN)/python tools/removable.py $(if $(SOME),--some $(SOME)) $(if $(SEED),--seed $(SEED)) $(if $(BRIEF),--brief)
 
 coverage: .venv/.dev ## all tests with coverage by lines and branches, a row for each package
-	$(BIN)/python -m pytest $(XDIST) --cov --cov-report= && $(BIN)/coverage json -q -o out/coverage.json && $(BIN)/python tools/coverage_by_room.py out/coverage.json
+	$(BIN)/python -m pytest $(XDIST) --cov --cov-report= && $(BIN)/coverage json -q -o out/coverage.json && $(BIN)/python tools/coverage_by_package.py out/coverage.json
 
 audit: .venv/.dev ## known vulnerabilities of the pinned versions; asks PyPI, so it needs the internet
 	$(BIN)/pip-audit --strict --disable-pip --no-deps -r constraints.txt

@@ -1,4 +1,4 @@
-"""Prints coverage by room, of lines and of branches: `python tools/coverage_by_room.py out/coverage.json`."""
+"""Prints coverage by package, of lines and of branches: `python tools/coverage_by_package.py out/coverage.json`."""
 
 from __future__ import annotations
 
