@@ -67,6 +67,8 @@ def _decode_file(path: Path, first_frame: bool) -> DecodedPicture:
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise UnusablePicture(TOO_MANY_PIXELS)
+            if min(width, height) < MIN_SIDE:
+                raise UnusablePicture(f"is {width}×{height} pixels, and each side needs {MIN_SIDE}")
             # of a phone's JPEG the second view is no frame
             is_animated = getattr(image, "is_animated", False) and image.format != "MPO"
             if is_animated and not first_frame:
