@@ -10,8 +10,8 @@ from pathlib import Path
 COUNTS = ("num_statements", "covered_lines", "num_branches", "covered_branches")
 
 
-def get_room(path: str) -> str:
-    """The room of a file: its first two folders, or one where it lies directly in the top folder."""
+def get_package(path: str) -> str:
+    """The package of a file: its first two folders, or one where it lies directly in the top folder."""
     return "/".join(Path(path).parts[:-1][:2])
 
 
@@ -21,14 +21,15 @@ def format_share(covered: int, total: int) -> str:
 
 def main(report: Path) -> None:
     files = json.loads(report.read_text())["files"]
-    rooms: dict[str, list[int]] = defaultdict(lambda: [0] * len(COUNTS))
+    packages: dict[str, list[int]] = defaultdict(lambda: [0] * len(COUNTS))
     for path, file in files.items():
-        for room in {get_room(path), "all"}:
-            rooms[room] = [total + file["summary"][count] for total, count in zip(rooms[room], COUNTS, strict=True)]
-    print(f"{'room':<28}{'lines':>8}{'covered':>10}{'branches':>10}{'covered':>10}")
-    for room, (lines, covered_lines, branches, covered_branches) in sorted(rooms.items()):
+        for package in {get_package(path), "all"}:
+            summary = file["summary"]
+            packages[package] = [total + summary[count] for total, count in zip(packages[package], COUNTS, strict=True)]
+    print(f"{'package':<28}{'lines':>8}{'covered':>10}{'branches':>10}{'covered':>10}")
+    for package, (lines, covered_lines, branches, covered_branches) in sorted(packages.items()):
         print(
-            f"{room:<28}{lines:>8}{format_share(covered_lines, lines):>10}"
+            f"{package:<28}{lines:>8}{format_share(covered_lines, lines):>10}"
             f"{branches:>10}{format_share(covered_branches, branches):>10}"
         )
 
