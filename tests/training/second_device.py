@@ -114,6 +114,13 @@ def _make_empty(size: Sequence[int], dtype: torch.dtype | None = None, *_: Any, 
     return SecondTensor(torch.empty(size, dtype=dtype))
 
 
+def _skip_inference_mode(mode: Any = True) -> Any:
+    """Stand for `torch.inference_mode`, in which views of a tensor that is written in Python fail."""
+    if callable(mode):
+        return torch.no_grad()(mode)
+    return torch.no_grad() if mode else torch.enable_grad()
+
+
 def _make_empty_strided(
     size: Sequence[int], stride: Sequence[int], dtype: torch.dtype | None = None, *_: Any, **__: Any
 ) -> torch.Tensor:
@@ -130,5 +137,5 @@ KERNELS = torch.library.Library("aten", "IMPL")
 KERNELS.impl("empty.memory_format", _make_empty, "PrivateUse1")
 KERNELS.impl("empty_strided", _make_empty_strided, "PrivateUse1")
 KERNELS.impl("_copy_from", _copy_from, "PrivateUse1")
-torch.inference_mode = torch.no_grad  # views of a tensor that is written in Python fail in inference mode
+torch.inference_mode = _skip_inference_mode
 torch.autocast = _skip_autocast

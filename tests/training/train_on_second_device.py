@@ -16,6 +16,10 @@ import numpy as np
 import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
+from tests.training.second_device import NAME, autocast_devices
+
+# It goes before whatever decorates its functions by `torch`.
+# isort: split
 from engine.models.judge import JudgeNetwork
 from engine.process.model_settings import WEIGHTS_FOLDER
 from tests.shared.training_parts import (
@@ -33,7 +37,6 @@ from tests.shared.training_parts import (
     tiny_network,
 )
 from tests.shared.training_parts import make_pictures as make_decoder_pictures
-from tests.training.second_device import NAME, autocast_devices
 from training.commands.run_decoder import NetworkSource, load_denoiser
 from training.diffusion.denoised_latents import open_denoised_latents
 from training.diffusion.diffusion_trainer import DiffusionEvaluator, DiffusionSettings, DiffusionTrainer
