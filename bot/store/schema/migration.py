@@ -38,7 +38,7 @@ def migrate_tables(connection: Connection) -> None:
     config = _alembic_config(connection)
     if schema_age == "old":
         command.upgrade(config, "head")
-    metadata.create_all(connection)
+    metadata.create_all(connection, checkfirst=schema_age != "none")  # a database of somebody else is refused
     if schema_age == "none":
         command.stamp(config, "head")
 
