@@ -336,7 +336,6 @@ Point = tuple[float, float]
 Joints = tuple[Point | None, ...]  # 18, in OpenPose's order; None: not seen
 
 COCO_JOINTS = 17
-NECK = 1
 # For each joint of OpenPose the one of COCO: nose, neck (none), right arm, left arm, right leg, left leg, eyes, ears.
 _COCO_INDEXES = (0, None, 6, 8, 10, 5, 7, 9, 12, 14, 16, 11, 13, 15, 2, 1, 4, 3)
 _COCO_SHOULDERS = (5, 6)

@@ -20,7 +20,6 @@ from types import TracebackType
 from typing import Literal
 
 LogFormat = Literal["text", "json"]
-LOG_FORMATS: tuple[LogFormat, ...] = ("text", "json")
 TRACEBACK_INDENT = "    "  # of every line after the first: no traceback can look like a record
 TEXT_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 JOB_PREFIX = "job %s"  # how our messages start if they name their job first

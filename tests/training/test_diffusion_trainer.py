@@ -27,7 +27,7 @@ from training.commands import builtin_artwork
 from training.commands.builtin_artwork import Focus, parse_focus, read_focus, write_focus
 from training.core import checkpoint
 from training.core.learner import weighted_indices
-from training.core.run import CHECKPOINT_FILE, Budget, TrainingRun, read_settings
+from training.core.run import CHECKPOINT_FILE, Budget, TrainingRun
 from training.diffusion.diffusion_trainer import (
     DiffusionEvaluator,
     DiffusionSettings,
@@ -481,7 +481,8 @@ def test_a_stopped_and_resumed_run_ends_like_an_uninterrupted_one(tmp_path: Path
         checkpoint.load(tmp_path / name / CHECKPOINT_FILE)[0] for name in ("whole", "broken")
     )
     assert are_equal(full_tensors, resumed_tensors)
-    assert DiffusionSettings(**read_settings(tmp_path / "broken")) == full_run.trainer.settings
+    position = checkpoint.read_position(tmp_path / "broken" / CHECKPOINT_FILE)
+    assert DiffusionSettings(**position["settings"]) == full_run.trainer.settings
     lines = [json.loads(line) for line in (tmp_path / "broken" / "log.jsonl").read_text().splitlines()]
     assert [line["samples"] for line in lines] == [16, 48]
     with Image.open(tmp_path / "broken" / "sheets" / "000000048.png") as sheet:

@@ -171,8 +171,3 @@ class LossAverager:
 
     def means(self) -> Metrics:
         return {name: total / self._count for name, total in self._sums.items()}
-
-
-def read_settings(folder: Path) -> dict[str, Any]:
-    """Return the settings that a run was started with."""
-    return checkpoint.read_position(folder / CHECKPOINT_FILE)["settings"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import cast
 
@@ -29,7 +29,6 @@ from training.pictures.artwork import Artwork, is_held_out
 from training.pictures.variants import FIRST_VALIDATION_NUMBER, OTHER_SCALES, render_posed, render_variant
 
 UNKNOWN_TRAINING_NOTE = "held out if its autoencoder was trained with `darkroom train autoencoder`, else not known"
-Trip = Callable[[np.ndarray], np.ndarray]
 
 
 def check_reconstruction(context: EvaluationContext) -> list[FigureRow]:

@@ -63,8 +63,6 @@ if TYPE_CHECKING:
 
     from engine.contract import ModelProfile
 
-PICTURE_FIELDS = ("init_images", "mask")
-
 
 async def draw_from_text(request: web.Request) -> web.Response:
     """Draw pictures of a prompt, and return them. If the client goes, the jobs are cancelled."""
