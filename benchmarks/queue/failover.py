@@ -1,6 +1,6 @@
 """Measures a job that changes its worker, because the first one was killed, or shut down in order.
 
-A second worker is warm and idle beside it. The steps in previews before and after tell how much work is repeated.
+Another worker is warm and idle beside it. The steps in previews before and after tell how much work is repeated.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from benchmarks.queue.figures import make_row
 from benchmarks.queue.system.installation import BenchSystem, make_member, watch_jobs
 from benchmarks.report.figure_row import FigureRow
 from benchmarks.report.measures import percentile
+from bot.store.jobs import queries
 from engine.bus import Bus
 
 ROW_MS = 8.0  # 17 ms a step of one picture with guidance
@@ -84,14 +85,14 @@ def build_rows(kills: Sequence[Failover], stops: Sequence[Failover], rounds: tup
 
 
 async def _measure_failover(system: BenchSystem, previews: PreviewWatch, name: str, *, kill: bool) -> Failover:
-    first_worker = f"{name}-first"
-    second_worker = f"{name}-second"
-    await system.workers.start(first_worker, row_ms=ROW_MS)
-    job = await system.imagine(PROMPT, make_member(0))
+    workers = (f"{name}-a", f"{name}-b")
+    for worker in workers:  # both before the job: on a busy machine a worker may need longer to start than the job runs
+        await system.workers.start(worker, row_ms=ROW_MS)
     old_epoch = previews.epoch
+    job = await system.imagine(PROMPT, make_member(0))
     await _wait_until(lambda: previews.epoch != old_epoch)
-    await system.workers.start(second_worker, row_ms=ROW_MS)
     await asyncio.sleep(max(0.0, previews.epoch_start + WORK_SECONDS - time.monotonic()))
+    first_worker = (await system.app.store.query(queries.get_jobs, [job]))[job].worker
     epoch = previews.epoch
     end_time = time.monotonic()
     last_step = previews.step
@@ -105,9 +106,11 @@ async def _measure_failover(system: BenchSystem, previews: PreviewWatch, name: s
     wait_seconds = previews.epoch_start - end_time
     repeated_seconds = max(0, last_step - previews.step + 1) * (2 * ROW_MS + 1) / 1000
     await system.app.services.job_control.cancel(job, make_member(0))
-    for running_worker in (second_worker,) if kill else (second_worker, first_worker):  # none works in the next round
-        system.workers.stop(running_worker)
-        await system.workers.wait_for_end(running_worker)
+    for worker in workers:  # none works in the next round
+        if kill and worker == first_worker:
+            continue
+        system.workers.stop(worker)
+        await system.workers.wait_for_end(worker)
     return Failover(wait_seconds, repeated_seconds)
 
 
