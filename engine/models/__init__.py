@@ -124,16 +124,16 @@ def _make_family(
     from engine.models.autoencoder.large_decoder import LargeDecoder
     from engine.models.families.stable_diffusion import StableDiffusion, as_stable_diffusion
     from engine.models.generic_family import GenericFamily
-    from engine.models.registry import INPAINTING_PIPELINES, LATENT_CONSISTENCY, STABLE_DIFFUSION, find_families
+    from engine.models.registry import INPAINTING_PIPELINES, find_families
 
     read_pipeline = INPAINTING_PIPELINES.get(type(loaded.pipeline).__name__)
     pipeline = loaded.pipeline if read_pipeline is None else read_pipeline(loaded.pipeline)
     class_name = type(pipeline).__name__
     name = source.name
     revision = _make_revision(source, loaded.quantization)
-    if class_name in (LATENT_CONSISTENCY, STABLE_DIFFUSION):
+    if class_name in StableDiffusion.pipelines:
         large_decoder = LargeDecoder.load(source.path, pipeline.vae)
-        if class_name == LATENT_CONSISTENCY:
+        if class_name == "LatentConsistencyModelPipeline":
             pipeline = as_stable_diffusion(pipeline)
             return StableDiffusion(pipeline, name, revision, device, large_decoder=large_decoder)
         return StableDiffusion(pipeline, name, revision, device, None, resolver, large_decoder)

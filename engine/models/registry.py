@@ -13,9 +13,6 @@ from engine.models import families
 from engine.models.families.diffusers_family import DiffusersFamily
 from engine.models.families.stable_diffusion import as_stable_diffusion, as_stable_diffusion_xl
 
-# `_make_family` builds these itself: StableDiffusionPipeline may take a super-resolver.
-STABLE_DIFFUSION = "StableDiffusionPipeline"
-LATENT_CONSISTENCY = "LatentConsistencyModelPipeline"
 # Inpainting pipelines, each with the function that reads it as the text-to-image pipeline of the same parts.
 INPAINTING_PIPELINES: dict[str, Callable[[Any], Any]] = {
     "StableDiffusionInpaintPipeline": as_stable_diffusion,

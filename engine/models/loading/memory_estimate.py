@@ -14,13 +14,13 @@ from safetensors import SafetensorError
 from engine.contract import Dtype, JobRejected, Quantization
 from engine.hub.catalogue import GGUF_SUFFIX
 from engine.models.autoencoder.large_decoder import LARGE_DECODER_FOLDER
+from engine.models.families.stable_diffusion import StableDiffusion
 from engine.models.files.model_source import ModelSource, find_configs_folder
 from engine.models.files.pipeline_parts import Part, count_parameters, read_header, read_index
 from engine.models.loading.pipeline_loader import FormatChooser, PartFormats, choose_training_formats, inspect_folder
 from engine.models.loading.single_file import inspect_file, inspect_network_file, is_in_part, is_network_file
 from engine.models.network.pipeline_offload import LayerSizes, measure_layers
 from engine.models.quantization import PartQuantization, SizedQuantization, list_candidates, refuse_unopenable
-from engine.models.registry import LATENT_CONSISTENCY, STABLE_DIFFUSION
 from engine.models.text_embedder import find_minilm_folder
 from engine.pipelines.network_call import NETWORK_NAMES, TEXT_ENCODER_PREFIX
 from engine.process.load_progress import format_size
@@ -170,7 +170,7 @@ def _inspect_source(source: ModelSource) -> tuple[str, list[Part]]:
     configs = find_configs_folder(source.path) if source.is_file else source.path
     parts = _choose_inspection(source)(source.path, source.name)
     class_name = read_index(configs, source.name)["_class_name"] if configs else ""
-    if class_name in (STABLE_DIFFUSION, LATENT_CONSISTENCY) and not source.is_file:
+    if class_name in StableDiffusion.pipelines and not source.is_file:
         parts = [*parts, _count_part("large_decoder", source.path / LARGE_DECODER_FOLDER)]
     return class_name, parts
 
