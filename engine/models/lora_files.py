@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from engine.contract import TURBO_LORA, JobRejected, Lora
 from engine.device.memory import is_out_of_memory
 from engine.models.files.added_kind import AddedEntry, AddedKind, cache_while_unchanged, log_once
-from engine.models.files.pipeline_parts import read_header
+from engine.models.files.pipeline_parts import read_names
 from engine.models.library_logging import silence_libraries
 from engine.models.network.pipeline_offload import copy_without_offload, find_offload, offload_like, remove_hooks
 from engine.models.quantization import find_compute_dtype, find_weight_shape
@@ -341,7 +341,7 @@ def _make_adapter_name(lora: LoraFile) -> str:
 def count_layers(lora: LoraFile) -> int:
     """Return how many layers its file changes. Raises `JobRejected` where it is unreadable."""
     try:
-        return sum(_LAYER_KEY.search(name) is not None for name in read_header(lora.path))
+        return sum(_LAYER_KEY.search(name) is not None for name in read_names(lora.path))
     except (OSError, SafetensorError) as error:
         raise JobRejected(f"The LoRA {lora.name} cannot be read as safetensors.", "worker") from error
 

@@ -25,7 +25,7 @@ from engine.contract import JobRejected, ModelPart
 from engine.device.memory import is_out_of_memory
 from engine.models.files.added_kind import AddedEntry, AddedKind, cache_while_unchanged, reject_added
 from engine.models.files.model_source import combine_fingerprints, fingerprint_file
-from engine.models.files.pipeline_parts import read_header
+from engine.models.files.pipeline_parts import read_header, read_names
 from engine.models.files.tensor_reader import read_tensors
 from engine.models.library_logging import silence_libraries
 
@@ -121,10 +121,9 @@ def _inspect(path: Path) -> tuple[str, LatentLayout]:
 
 
 def _read_shapes(path: Path) -> Mapping[str, torch.Size]:
-    header = read_header(path)
-    if len(header) > MAX_TENSORS:
+    if len(read_names(path)) > MAX_TENSORS:
         raise reject_autoencoder(path.stem, "has too many tensors")
-    shapes = {_PREFIX.sub("", name): each.shape for name, each in header.items()}
+    shapes = {_PREFIX.sub("", name): each.shape for name, each in read_header(path).items()}
     return {name: shape for name, shape in shapes.items() if _OWN_KEY.match(name)}
 
 

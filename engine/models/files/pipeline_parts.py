@@ -138,6 +138,12 @@ def refuse_pickles(folder: Path, part_classes: Mapping[str, Any]) -> None:
             raise JobRejected(f"The folder {name} of the model's configurations holds a pickle, {reason}.", "model")
 
 
+def read_names(path: Path) -> list[str]:
+    """Return the names of a safetensors file's tensors. Raises `SafetensorError` or OSError."""
+    with cast(Any, safe_open)(path, framework="pt") as file:
+        return list(file.keys())
+
+
 def read_header(path: Path) -> dict[str, HeaderTensor]:
     """Return what the header of a safetensors file says of each tensor. Raises `SafetensorError` or OSError."""
     with cast(Any, safe_open)(path, framework="pt") as file:
