@@ -108,7 +108,7 @@ class RunPictures:
             raise JobRejected("The init image was no longer at the broker.", "worker") from error
 
     async def _draw_image(
-        self, run: JobRun, image: int, offer: tuple[BackendModel, ModelProfile], init_image: InitImage
+        self, run: JobRun, image: int, offer: tuple[BackendModel, ModelProfile], init_image: FittedImages
     ) -> None:
         recipe = run.job.task
         assert isinstance(recipe, Recipe)
@@ -253,24 +253,24 @@ def check_recipe(recipe: Recipe, profile: ModelProfile) -> None:
         raise JobRejected(f"{profile.name} edits a picture by words: give it one.", "member")
 
 
-class InitImage(NamedTuple):
+class FittedImages(NamedTuple):
     """What a job's pictures begin with, as PNG of the recipe's size; None: nothing."""
 
     picture: bytes | None = None
     mask: bytes | None = None
 
 
-def fit_init_image(recipe: Recipe, blobs: Mapping[str, bytes]) -> InitImage:
+def fit_init_image(recipe: Recipe, blobs: Mapping[str, bytes]) -> FittedImages:
     """Return the init image that all pictures of a job share. Decodes it: call it in a thread. Raises `JobRejected`."""
     size = (recipe.width, recipe.height)
     start = recipe.start
     if not isinstance(start, ImageToImage):
-        return InitImage()
+        return FittedImages()
     picture = _fit_png(blobs[start.pictures[0].sha256], size, "init image", "RGB")
-    return InitImage(picture, _fit_png(blobs[start.mask], size, "mask", "L") if start.mask else None)
+    return FittedImages(picture, _fit_png(blobs[start.mask], size, "mask", "L") if start.mask else None)
 
 
-def make_request(recipe: Recipe, image: int, model: BackendModel, init_image: InitImage) -> DrawRequest:
+def make_request(recipe: Recipe, image: int, model: BackendModel, init_image: FittedImages) -> DrawRequest:
     """Return the request for one image."""
     recipe = recipe_for_image(recipe, image)
     strength = recipe.start.strength if isinstance(recipe.start, ImageToImage) else 1.0
