@@ -130,7 +130,7 @@ class Chroma(Flux):
     prompt_arguments = ("prompt_embeds", "prompt_attention_mask")
     unsupported_samplers = ("heun", "unipc", "dpmpp_3m")
 
-    def _choose_guidance(self) -> float:
+    def _choose_guidance(self) -> float:  # guided by two forwards, not by an input as Flux
         return FlowMatchingFamily._choose_guidance(self)
 
     def _encode_text(self, pipeline: Any, prompt: PromptKey) -> Conditioning:
