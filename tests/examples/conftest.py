@@ -1,5 +1,5 @@
 """The examples ask the same running Darkroom as the tests of `darkroom mcp`."""
 
-from tests.bot.apis.mcp.running_darkroom import darkroom, data_folder
+from shared.running_darkroom import darkroom, data_folder
 
 __all__ = ["darkroom", "data_folder"]

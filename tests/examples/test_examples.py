@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.bot.apis.mcp.running_darkroom import ROOT, Darkroom
+from shared.running_darkroom import ROOT, Darkroom
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.slow]
 EXAMPLES = ROOT / "examples"

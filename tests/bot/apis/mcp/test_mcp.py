@@ -33,7 +33,8 @@ from bot.domain.errors import UserError
 from bot.services.api_keys import ApiKeys
 from bot.web.auth import HostPolicy
 from bot.web.middleware import INVALID_KEY
-from tests.bot.apis.mcp.running_darkroom import Darkroom, open_http
+from shared.running_darkroom import Darkroom
+from tests.bot.apis.mcp.mcp_clients import open_http, open_stdio
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -47,7 +48,7 @@ async def test_an_assistant_draws_over_stdio(darkroom: Darkroom) -> None:
             darkroom.go_on()
 
     darkroom.worker.pause_step = 4  # until a preview is reported
-    async with darkroom.open_stdio("legacy") as client:
+    async with open_stdio(darkroom, "legacy") as client:
         tools = (await client.list_tools()).tools
         assert [tool.name for tool in tools] == list(TOOLS)
         result = await client.call_tool("imagine", {"prompt": "a lamp", "count": 2}, progress_callback=note_progress)
