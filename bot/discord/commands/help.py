@@ -1,4 +1,7 @@
-"""`/help`: what this bot does, on one phone screen, with a clickable mention of every command."""
+"""`/help`: what this bot does, on one phone screen, with a clickable mention of every command.
+
+With many commands their list comes in a second message, since one of Discord's holds 2000 characters.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,9 @@ from typing import TYPE_CHECKING
 
 from discord import app_commands
 
+from bot.discord.cards.job_cards import MAX_CONTENT
 from bot.discord.declarations import declare, list_help
-from bot.discord.responses import member_of, send_ephemeral
+from bot.discord.responses import NO_MENTIONS, member_of, send_ephemeral
 
 if TYPE_CHECKING:
     from bot.discord.client import Interaction
@@ -28,10 +32,9 @@ HELP_TEXT = """**Darkroom** turns prompts into pictures while you watch.
 While it develops, *Keep…* lets images go and *Say more…* changes it.
 -# React with ✉️ to get it by message, with ❌ to cancel or delete yours.
 
-**Yours**
-{commands}
-
 -# A message's *Apps* menu reproduces its picture or uses its prompt."""
+COMMANDS_TEXT = """**Yours**
+{commands}"""
 STAFF_LINE = "-# {settings show} · limits, refused words and reports of this server"
 _COMMAND_NAME = re.compile(r"\{([a-z-]+(?: [a-z-]+)?)\}")
 
@@ -40,11 +43,16 @@ _COMMAND_NAME = re.compile(r"\{([a-z-]+(?: [a-z-]+)?)\}")
 async def show_help(interaction: Interaction) -> None:
     member = member_of(interaction)
     is_staff = interaction.guild_id is not None and (member.is_moderator or member.is_admin or member.is_owner)
-    await send_ephemeral(interaction, render_help(interaction.client.mention_command, is_staff=is_staff))
+    first_text, *other_texts = render_help(interaction.client.mention_command, is_staff=is_staff)
+    await send_ephemeral(interaction, first_text)
+    for text in other_texts:
+        await interaction.followup.send(text, ephemeral=True, allowed_mentions=NO_MENTIONS)
 
 
-def render_help(mention: Callable[[str], str], *, is_staff: bool) -> str:
-    """Return the text; `is_staff`: for those who may see this server's settings."""
+def render_help(mention: Callable[[str], str], *, is_staff: bool) -> list[str]:
+    """Return one text or two; `is_staff`: for those who may see this server's settings."""
     lines = "\n".join(f"{{{name}}} · {words}" for name, words in list_help().items())
-    text = HELP_TEXT.replace("{commands}", lines) + (f"\n{STAFF_LINE}" if is_staff else "")
-    return _COMMAND_NAME.sub(lambda match: mention(match[1]), text)
+    commands_text = COMMANDS_TEXT.replace("{commands}", lines) + (f"\n{STAFF_LINE}" if is_staff else "")
+    texts = [_COMMAND_NAME.sub(lambda match: mention(match[1]), text) for text in (HELP_TEXT, commands_text)]
+    whole_text = "\n\n".join(texts)
+    return [whole_text] if len(whole_text) <= MAX_CONTENT else texts
