@@ -19,22 +19,30 @@ import aiohttp
 
 from bot.app.leader_election import Leader
 from bot.app.metrics import Metrics, MetricsPage
-from bot.app.queue_wiring import Core, Queue, wire_queue
 from bot.app.settings import Settings
 from bot.domain.errors import UserError
 from bot.domain.events import Feed
 from bot.domain.feature import load_parts, merge_rows
+from bot.jobs.active_jobs import ActiveJobs
 from bot.jobs.admission import Admission, AdmittingTransaction
 from bot.jobs.attended_requests import AttendedRequests
-from bot.jobs.control import JobControl
+from bot.jobs.completion import BrokerBlobs, JobCompletion
+from bot.jobs.control import ClosedGuildWatcher, ExternalChangeWatcher, JobCanceller, JobControl
 from bot.jobs.costs import LoadCosts
+from bot.jobs.dispatch import Dispatcher, JobRerouter, JobSender, PlaceAnnouncer
 from bot.jobs.drawing import JobService
 from bot.jobs.edits import EditService
+from bot.jobs.forecast import Forecast
 from bot.jobs.history import History
+from bot.jobs.ingest import ResultIngest
 from bot.jobs.init_images import InitImageLoader, PageAddresses
+from bot.jobs.model_catalog import ModelCatalog
+from bot.jobs.patrol import Patrol
 from bot.jobs.preferences import ModelChoices, Preferences
+from bot.jobs.previews import PreviewRelay
+from bot.jobs.results import AmendmentAnswers, ClaimReports, ResultConsumer
 from bot.jobs.retention import FileCleanup, OrphanFiles, Retention, RetentionLimits
-from bot.jobs.steering import SteeringService
+from bot.jobs.steering import AmendmentSender, SteeringService
 from bot.jobs.variations import VariationService
 from bot.jobs.views import Deliveries, JobViews
 from bot.jobs.word_filter import WordFilter
@@ -54,7 +62,7 @@ from bot.services.rule_admin import RuleAdmin
 from bot.services.sessions import Sessions
 from bot.store import Store
 from engine.bus import Bus
-from engine.contract import JobRejected
+from engine.contract import JobRejected, Presence
 from engine.process.model_settings import (
     EMBEDDED_MODEL,
     ModelSettingsError,
@@ -332,3 +340,117 @@ def read_model_choices(data: Path) -> ModelSettingsFile:
         return read_model_settings(data)
     except ModelSettingsError as error:
         raise UserError(str(error)) from error
+
+
+@dataclass(frozen=True)
+class Core:
+    """What all parts use."""
+
+    settings: Settings
+    bus: Bus
+    store: Store
+    picture_store: PictureStore
+    feed: Feed
+    metrics: Metrics
+    worker_decoder: UploadDecoder  # decodes pictures of workers
+    clock: Callable[[], float]
+    style_guides: Mapping[str, StyleGuide]  # by model
+    default_model: str = ""  # empty: the embedded one
+
+    def live_workers(self) -> dict[str, Presence]:
+        """Return the live workers by name."""
+        return self.bus.workers
+
+
+@dataclass(frozen=True)
+class Queue:
+    """The parts that move jobs from SQL to workers and back."""
+
+    active_jobs: ActiveJobs
+    blobs: BrokerBlobs
+    catalog: ModelCatalog
+    forecast: Forecast
+    completion: JobCompletion
+    sender: JobSender
+    dispatcher: Dispatcher
+    canceller: JobCanceller
+    result_consumer: ResultConsumer
+    patrol: Patrol
+    rerouter: JobRerouter
+    closed_guilds: ClosedGuildWatcher
+    external_changes: ExternalChangeWatcher
+    previews: PreviewRelay
+    amendment_sender: AmendmentSender
+
+
+def wire_queue(core: Core) -> Queue:
+    """Build the queue's parts; starts nothing."""
+    store = core.store
+    bus = core.bus
+    feed = core.feed
+    metrics = core.metrics
+    clock = core.clock
+    active_jobs = ActiveJobs(on_first_preview=metrics.observe_first_preview)
+    catalog = ModelCatalog(store, core.live_workers, clock, core.default_model)
+    forecast = Forecast(
+        store,
+        active_jobs,
+        core.live_workers,
+        clock=clock,
+        get_startup_progress=bus.get_startup_progress,
+        get_model_size=bus.model_progress.get_model_size,
+    )
+    blobs = BrokerBlobs(bus, core.picture_store, active_jobs)
+    completion = JobCompletion(
+        store,
+        bus,
+        active_jobs,
+        feed,
+        clock=clock,
+        blobs=blobs,
+        on_end=metrics.count_end,
+        on_requeue=metrics.count_requeue,
+    )
+    sender = JobSender(store, bus, active_jobs, feed, catalog, blobs, completion)
+    places = PlaceAnnouncer(feed, forecast, clock=clock)
+    limits = core.settings.limits
+    dispatcher = Dispatcher(store, bus, active_jobs, catalog, sender, places, limits=limits, clock=clock)
+    canceller = JobCanceller(store, bus, active_jobs, completion, core.live_workers)
+    amendment_sender = AmendmentSender(store, bus, active_jobs, feed)
+    claims = ClaimReports(
+        store,
+        bus,
+        active_jobs,
+        feed,
+        completion,
+        on_reclaim=metrics.count_reclaim,
+        on_start=amendment_sender.wake,
+        clock=clock,
+    )
+    result_consumer = ResultConsumer(
+        bus,
+        active_jobs,
+        completion,
+        ResultIngest(store, bus, active_jobs, core.picture_store, core.worker_decoder, clock=clock),
+        claims,
+        AmendmentAnswers(store, active_jobs, feed, catalog.find_profile_for),
+        blobs,
+        clock=clock,
+    )
+    return Queue(
+        active_jobs,
+        blobs,
+        catalog,
+        forecast,
+        completion,
+        sender,
+        dispatcher,
+        canceller,
+        result_consumer,
+        Patrol(store, bus, active_jobs, completion, sender.submit, lease=bus.limits.lease, clock=clock),
+        JobRerouter(store, bus, active_jobs, completion, catalog, core.live_workers, clock=clock),
+        ClosedGuildWatcher(store, canceller.cancel),
+        ExternalChangeWatcher(store, completion, canceller.cancel),
+        PreviewRelay(bus, active_jobs, feed, core.worker_decoder, clock=clock),
+        amendment_sender,
+    )
