@@ -42,8 +42,7 @@ def bench(
 
 
 def _measure_rows(models: ComparedModels, quick: bool) -> Iterator[FigureRow]:
-    from benchmarks.engine.service import measure_service_rows
-    from benchmarks.engine.suite import measure_all_rows, measure_quick_rows
+    from benchmarks.engine.suite import measure_all_rows, measure_quick_rows, measure_service_rows
     from benchmarks.engine.throughput import measure_gpu_rows
     from benchmarks.report.figure_row import print_progress
     from benchmarks.simulated_day import simulate_day_rows
