@@ -18,7 +18,7 @@ from standardwebhooks import Webhook as Verifier
 
 from bot.__main__ import app as darkroom
 from bot.domain.errors import UserError
-from bot.features.webhooks.service import Webhooks
+from bot.features.webhooks.sender import Webhooks
 from bot.features.webhooks.settings import WebhookSettings
 from shared.clock import wait_until
 from shared.web_server import ask, make_key, open_shared_page
