@@ -18,7 +18,7 @@ import typer
 from bot.cli.options import AsJson, Data, format_minute
 
 if TYPE_CHECKING:
-    from bot.features.webhooks.sender import Webhooks, WebhookState
+    from bot.features.webhooks.service import Webhooks, WebhookState
     from bot.features.webhooks.store import WebhookDelivery
     from bot.store import Store
 
@@ -97,7 +97,7 @@ def replay(
 def _run(data: Path | None, action: Callable[[Webhooks], Awaitable[T]]) -> T:
     from bot.cli.store_session import load_store_settings, run_with_store
     from bot.features.webhooks.rules import PrivateHosts
-    from bot.features.webhooks.sender import Webhooks
+    from bot.features.webhooks.service import Webhooks
     from bot.features.webhooks.settings import WebhookSettings
 
     settings = load_store_settings(data)

@@ -10,7 +10,7 @@ from aiohttp import web
 
 from bot.domain.errors import UserError
 from bot.features.webhooks.rules import EVENTS, MAX_URL_LENGTH
-from bot.features.webhooks.sender import Webhooks
+from bot.features.webhooks.service import Webhooks
 from bot.features.webhooks.store import KEPT_SECONDS, Webhook
 from bot.policy.permissions import forbidden_reason
 from bot.web.middleware import API_KEY, member_of

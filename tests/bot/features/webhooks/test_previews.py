@@ -9,9 +9,9 @@ import pytest
 import pytest_asyncio
 
 from bot.domain.events import Feed, JobProgress
-from bot.features.webhooks import sender
+from bot.features.webhooks import service
 from bot.features.webhooks.rules import EVENTS
-from bot.features.webhooks.sender import WebhookPreviews, build_preview_body
+from bot.features.webhooks.service import WebhookPreviews, build_preview_body
 from bot.store import JobRecord, Store
 from bot.store.members import api_keys
 from bot.store.members.api_keys import ApiKey
@@ -36,7 +36,7 @@ async def test_a_job_that_no_webhook_reads_is_not_encoded(
         encoded.append(record.id)
         return build_preview_body(record, progress, now)
 
-    monkeypatch.setattr(sender, "build_preview_body", record_body)
+    monkeypatch.setattr(service, "build_preview_body", record_body)
     key = ApiKey("webui", frozenset({"imagine"}), 1.0)
     await sqlite_store.write(api_keys.insert_key, "0" * 64, key)
     await add_webhook(sqlite_store, "a", EVENTS, key="webui")

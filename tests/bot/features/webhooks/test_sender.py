@@ -8,10 +8,10 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 
-from bot.features.webhooks import sender
+from bot.features.webhooks import service
 from bot.features.webhooks import store as stored
 from bot.features.webhooks.rules import EVENTS
-from bot.features.webhooks.sender import WANTS_NO_MORE, WebhookSender
+from bot.features.webhooks.service import WANTS_NO_MORE, WebhookSender
 from bot.store import Store
 from tests.bot.features.webhooks.deliveries import NOW, Client, add_webhook, admit_job
 
@@ -33,7 +33,7 @@ async def run_one_round(store: Store, client: Client) -> None:
 async def test_the_next_event_begins_when_one_ends_and_none_is_sent_twice(
     sqlite_store: Store, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sender, "MAX_WEBHOOK_IN_FLIGHT", 2)
+    monkeypatch.setattr(service, "MAX_WEBHOOK_IN_FLIGHT", 2)
     client.awaited = 2
     await add_webhook(sqlite_store, "a", EVENTS)
     for number in range(4):
@@ -47,7 +47,7 @@ async def test_the_next_event_begins_when_one_ends_and_none_is_sent_twice(
 async def test_a_webhook_with_nothing_in_flight_comes_before_a_backlog(
     sqlite_store: Store, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sender, "MAX_IN_FLIGHT", 2)
+    monkeypatch.setattr(service, "MAX_IN_FLIGHT", 2)
     client.awaited = 2
     await add_webhook(sqlite_store, "a", EVENTS)
     for number in range(3):
@@ -62,7 +62,7 @@ async def test_a_webhook_with_nothing_in_flight_comes_before_a_backlog(
 async def test_a_410_turns_the_webhook_off_and_what_waits_becomes_dead_letters(
     sqlite_store: Store, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sender, "MAX_WEBHOOK_IN_FLIGHT", 1)
+    monkeypatch.setattr(service, "MAX_WEBHOOK_IN_FLIGHT", 1)
     client.status = 410
     webhook = await add_webhook(sqlite_store, "a", EVENTS)
     for number in range(2):

@@ -18,7 +18,7 @@ from standardwebhooks import Webhook as Verifier
 
 from bot.__main__ import app as darkroom
 from bot.domain.errors import UserError
-from bot.features.webhooks.sender import Webhooks
+from bot.features.webhooks.service import Webhooks
 from bot.features.webhooks.settings import WebhookSettings
 from shared.clock import wait_until
 from shared.web_server import ask, make_key, open_shared_page
@@ -88,9 +88,9 @@ async def open_receiver(*statuses: int) -> AsyncGenerator[Receiver]:
 def short_pauses() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("bot.features.webhooks.rules.RETRY_SECONDS", (0.05,))
-        patch.setattr("bot.features.webhooks.sender.ROUND_SECONDS", 0.05)
+        patch.setattr("bot.features.webhooks.service.ROUND_SECONDS", 0.05)
         for name in ("LOOK_SECONDS", "PREVIEW_SECONDS"):
-            patch.setattr(f"bot.features.webhooks.sender.{name}", 0.05)
+            patch.setattr(f"bot.features.webhooks.service.{name}", 0.05)
         yield
 
 

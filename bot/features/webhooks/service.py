@@ -1,4 +1,4 @@
-"""The tasks that send webhooks their events and previews, and the bodies that they send.
+"""Use cases of webhooks, the tasks that send their events and previews, and the bodies that they send.
 
 Events go from the audit into the outbox, from there to the endpoints. One slow endpoint delays no other: each has a few
 messages in flight. Their order is not kept, which Standard Webhooks leaves open; each message says when its event
