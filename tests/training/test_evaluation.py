@@ -36,8 +36,19 @@ from shared.training_parts import THINGS, WIDTHS, drawing, drawings
 from training.__main__ import main
 from training.commands import builtin_artwork
 from training.commands.evaluate import choose_prompts, write_missed
-from training.evaluation import goals, measures, prompt_sheet, speed
-from training.evaluation.checks import CHECK_NAMES, CHECKS, run_checks
+from training.evaluation import checks, goals, measures, prompt_sheet
+from training.evaluation.checks import (
+    CHECK_NAMES,
+    CHECKS,
+    _ssim_row,
+    check_grids,
+    check_memorisation,
+    check_realism,
+    check_seeds,
+    check_upscaling,
+    run_checks,
+    subject_mask,
+)
 from training.evaluation.context import EvaluationContext, InputLoaders, LazyValue, PictureSampler, SampleSizes
 from training.evaluation.judge_trainer import (
     JudgeEvaluator,
@@ -49,7 +60,6 @@ from training.evaluation.judge_trainer import (
     parse_widths,
     render_pairs,
 )
-from training.evaluation.picture_quality import _ssim_row, check_memorisation, check_realism, check_seeds, subject_mask
 from training.evaluation.prompt_adherence import (
     SEEDS,
     check_backgrounds,
@@ -71,7 +81,6 @@ from training.evaluation.prompt_sheet import (
     draw_sheet,
     write_sheet,
 )
-from training.evaluation.speed import check_grids, check_upscaling
 from training.gan.losses import gradient_energy
 from training.pictures.captions import HELD_OUT_WORDS, has_held_out_word
 from training.pictures.variants import (
@@ -621,7 +630,7 @@ def test_grids_of_many_few_and_four_steps_are_timed(monkeypatch: pytest.MonkeyPa
         return LocalResult([], [], 0, job.task.steps / 4, 0.0)
 
     monkeypatch.setattr(Book, "upscale_factor", 4, raising=False)
-    monkeypatch.setattr(speed, "run_locally", run_quickly)
+    monkeypatch.setattr(checks, "run_locally", run_quickly)
     rows = check_grids(make_scene(draw_label))
     assert not any(job.ladder for job in jobs), "the frames of a film are decoded after the pictures"
     assert {job.task.guidance_interval for job in jobs if isinstance(job.task, Recipe)} == {Book.interval}
@@ -733,7 +742,7 @@ def test_an_overshoot_at_slanting_edges_only_is_detected() -> None:
             return picture
         return Image.fromarray((np.asarray(picture).astype(int) + 9).astype(np.uint8))
 
-    overshoots = speed.measure_overshoots(upscale)
+    overshoots = checks.measure_overshoots(upscale)
     assert {value for name, value in overshoots.items() if "upright" in name or "lying" in name} == {0}
     assert overshoots["64 to 192, steep"] == 9
 

@@ -31,7 +31,7 @@ from engine.upscaling.super_resolver import (
     _tile_boxes,
     clamp_ringing,
 )
-from training.evaluation.speed import measure_overshoots
+from training.evaluation.checks import measure_overshoots
 
 TIMEOUT = 60.0
 Make = Callable[..., Path]
