@@ -16,27 +16,28 @@ from aiohttp import web
 from bot.app.metrics import MetricsPage
 from bot.app.settings import Settings
 from bot.domain.concurrency import PerMemberLimit
+from bot.domain.permission import Action
 from bot.jobs.init_images import PageAddresses
 from bot.policy.limits import TokenBuckets
 from bot.services import Services
 from bot.services.api_keys import ApiKeys
 from bot.services.moderation.picture_review import PictureReview
 from bot.services.sessions import Sessions
-from bot.web import media, metrics, middleware, pages, rate_limit, request_body, sse
-from bot.web.api import edits, jobs, openapi, review, steering, wait_reason
+from bot.web import media, metrics, middleware, pages, request_body, sse
+from bot.web.api import edits, jobs, openapi, review, steering
 from bot.web.auth import HostPolicy, SessionTokens, load_or_create_key
 from bot.web.connections import ConnectionLimits, ConnectionTable, GuardedConnection
 from bot.web.listener import listen
 from bot.web.media import GridCache
-from bot.web.routes import list_routes, set_up_features
+from bot.web.routes import Route, list_feature_routes, set_up_features
 from bot.web.sse import EventCache, JobCache
 
 PACKAGE_DIR = Path(__file__).parent
 MAX_BODY_BYTES = 64 * 1024  # of a request's body
 HEADER_SECONDS = 10.0  # until the headers of a connection's first request have arrived
 KEEPALIVE_SECONDS = 30.0  # seconds that a connection may stay open without a request
-MIDDLEWARES = (middleware.handle_errors, rate_limit.limit_address, middleware.authenticate, rate_limit.limit_rate)
-PARTS = (pages, jobs, media, review, sse, edits, steering, wait_reason, openapi)
+MIDDLEWARES = (middleware.handle_errors, middleware.limit_address, middleware.authenticate, middleware.limit_rate)
+PARTS = (jobs, sse, steering, media, edits, review, pages, openapi)
 TEMPLATES = ("base.html", "chatroom.html", "desk.html", "dialogs.html", "discord.html", "enter.html", "sentence.html")
 
 
@@ -74,22 +75,25 @@ def build_app(
     set_up_features(app)
     app[pages.DISCORD_ENABLED] = settings.discord_token is not None
     _load_templates(app)
-    add_routes(app)
     if metrics_snapshot is not None:
         app[metrics.METRICS_SNAPSHOT] = metrics_snapshot
-        app.add_routes(metrics.routes())
+    tagged_routes = list_routes(with_metrics=metrics_snapshot is not None)
+    routes = [route for _, route in tagged_routes]
+    app.add_routes([web.route(route.method, route.path, route.handler) for route in routes])
     app.router.add_static("/static", PACKAGE_DIR / "static")
-    app[openapi.DESCRIPTION] = json.dumps(openapi.describe_routes(app))
+    actions: dict[str, Action] = {f"{route.method} {route.address}": route.action for route in routes}
+    app[middleware.ROUTE_ACTIONS] = {**actions, "GET /static": "file"}
+    app[openapi.DESCRIPTION] = json.dumps(openapi.describe_routes(tagged_routes))
     app.on_response_prepare.append(middleware.add_security_headers)
     app.on_shutdown.append(_close_streams)
     return app
 
 
-def add_routes(app: web.Application) -> None:
-    """Add every route but the metrics and the static files."""
-    for part in PARTS:
-        app.add_routes(part.routes())
-    app.add_routes([web.route(route.method, route.path, route.handler) for route in list_routes()])
+def list_routes(*, with_metrics: bool = True) -> list[tuple[str, Route]]:
+    """Return every route but that of the static files, each with what it is about."""
+    parts = (*PARTS, metrics) if with_metrics else PARTS
+    core = [(str(part.TITLE), route) for part in parts for route in part.ROUTES]
+    return [*core, *list_feature_routes()]
 
 
 def _load_templates(app: web.Application) -> None:

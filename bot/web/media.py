@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
+import msgspec
 from aiohttp import web
 from cachetools import LRUCache
 
@@ -24,9 +25,11 @@ from bot.domain.errors import UserError
 from bot.domain.job_states import is_end
 from bot.pictures import grid
 from bot.pictures.animation import FILM_FORMATS, MEDIA_TYPES, FilmFormat, parse_film_format
+from bot.pictures.captions import FilmCaption
 from bot.pictures.moderation_status import held_images
-from bot.web import serializers
+from bot.web.answers import job_url
 from bot.web.middleware import member_of
+from bot.web.routes import Route, Shape, answer_json
 from bot.web.sse import SERVICES, require_permitted, require_visible
 from engine.contract import MAX_COUNT
 
@@ -89,19 +92,18 @@ DISCONNECT_SECONDS = 0.1  # between two looks whether the client is still there
 MIN_CELL = 512  # least pixels of the shorter side of a picture in the grid
 
 
-def routes() -> list[web.RouteDef]:
-    base = "/api/jobs/{id}"
-    kind_pattern = f"{{kind:{'|'.join(FILM_FORMATS)}}}"
-    return [
-        web.get(base + "/pictures/{n}.png", get_picture),
-        web.get(base + "/grid.png", get_grid),
-        web.get(base + "/film." + kind_pattern, get_film),
-        web.get(base + "/walk." + kind_pattern, get_interpolation_film),
-        web.get(base + "/dissolve/{n}." + kind_pattern, get_dissolve_film),
-        web.get(base + "/round-trip/{n}." + kind_pattern, get_return_film),
-        web.get(base + "/keyframes", list_keyframes),
-        web.get(base + "/keyframes/{n}.webp", get_keyframe),
-    ]
+class Keyframe(msgspec.Struct, frozen=True):
+    """One keyframe of a film."""
+
+    step: int
+    url: str
+
+
+class Keyframes(msgspec.Struct, frozen=True):
+    """The keyframes of a film, and what was said at which step."""
+
+    keyframes: list[Keyframe]
+    captions: Sequence[FilmCaption]
 
 
 async def get_picture(request: web.Request) -> web.Response:
@@ -179,9 +181,9 @@ async def list_keyframes(request: web.Request) -> web.Response:
     gallery = request.app[SERVICES].gallery
     steps = await gallery.keyframe_steps(view.id)
     captions = await gallery.list_captions(view.id)
-    base = f"{serializers.job_url(view.id)}/keyframes"
-    keyframes = [{"step": step, "url": f"{base}/{n}.webp"} for n, step in enumerate(steps)]
-    return web.json_response({"keyframes": keyframes, "captions": [vars(caption) for caption in captions]})
+    base = f"{job_url(view.id)}/keyframes"
+    keyframes = [Keyframe(step, f"{base}/{n}.webp") for n, step in enumerate(steps)]
+    return answer_json(Keyframes(keyframes, captions))
 
 
 async def get_keyframe(request: web.Request) -> web.Response:
@@ -249,3 +251,20 @@ def _file_response(content: bytes, kind: str, name: str, view: JobView) -> web.R
     cache_control = NO_STORE if held_images(view) else CACHE_FOREVER
     headers = {"Cache-Control": cache_control, "Content-Disposition": f'inline; filename="{name}"'}
     return web.Response(body=content, content_type=kind, headers=headers)
+
+
+TITLE = "Results"
+BASE = "/api/jobs/{id}"
+KIND = f"{{kind:{'|'.join(FILM_FORMATS)}}}"
+PNG = Shape(content=("image/png",))
+FILM = Shape(content=tuple(MEDIA_TYPES[kind] for kind in FILM_FORMATS))
+ROUTES = (
+    Route("GET", f"{BASE}/pictures/{{n}}.png", get_picture, "file", PNG),
+    Route("GET", f"{BASE}/grid.png", get_grid, "file", PNG),
+    Route("GET", f"{BASE}/film.{KIND}", get_film, "film", FILM),
+    Route("GET", f"{BASE}/walk.{KIND}", get_interpolation_film, "film", FILM),
+    Route("GET", f"{BASE}/dissolve/{{n}}.{KIND}", get_dissolve_film, "film", FILM),
+    Route("GET", f"{BASE}/round-trip/{{n}}.{KIND}", get_return_film, "film", FILM),
+    Route("GET", f"{BASE}/keyframes", list_keyframes, "job", Shape(Keyframes)),
+    Route("GET", f"{BASE}/keyframes/{{n}}.webp", get_keyframe, "file", Shape(content=("image/webp",))),
+)

@@ -5,18 +5,30 @@ The middleware decides who may read the metrics. The refused messages are for th
 
 from __future__ import annotations
 
+import msgspec
 from aiohttp import web
 from prometheus_client.exposition import choose_encoder
 
 from bot.app.metrics import MetricsPage
 from bot.domain.errors import UserError
 from bot.web.middleware import METRICS_PATH, VISITOR
+from bot.web.routes import Route, Shape, answer_json
 
 METRICS_SNAPSHOT = web.AppKey("metrics_snapshot", MetricsPage)
 
 
-def routes() -> list[web.RouteDef]:
-    return [web.get(METRICS_PATH, get_metrics), web.get("/api/rejections", list_rejections)]
+class Rejection(msgspec.Struct, frozen=True):
+    """A sender's messages that were refused: why, and how many."""
+
+    sender: str
+    reason: str
+    count: int
+
+
+class Rejections(msgspec.Struct, frozen=True):
+    """The messages that were refused in the last minute."""
+
+    rejections: list[Rejection]
 
 
 async def get_metrics(request: web.Request) -> web.Response:
@@ -32,4 +44,11 @@ async def list_rejections(request: web.Request) -> web.Response:
     """
     if not request[VISITOR].is_operator:
         raise UserError("Only the operator may see the refused messages.", 403)
-    return web.json_response({"rejections": request.app[METRICS_SNAPSHOT].refused_messages()})
+    return answer_json(msgspec.convert({"rejections": request.app[METRICS_SNAPSHOT].refused_messages()}, Rejections))
+
+
+TITLE = "Operation"
+ROUTES = (
+    Route("GET", METRICS_PATH, get_metrics, "list", Shape(content=("text/plain",))),
+    Route("GET", "/api/rejections", list_rejections, "list", Shape(Rejections)),
+)

@@ -1,4 +1,5 @@
-"""Middleware of the chatroom: checks every request, turns errors into sentences, adds security headers.
+"""Middleware of the chatroom: checks every request and charges it to its visitor, turns errors into sentences,
+adds security headers.
 
 The access rules are in `bot.web.auth`.
 """
@@ -18,7 +19,9 @@ from aiohttp import HttpVersion11, web
 
 from bot.domain.dto import Member
 from bot.domain.errors import UserError
+from bot.domain.permission import Action
 from bot.policy.limits import TokenBuckets, too_often
+from bot.policy.permissions import scope_refusal
 from bot.services.api_keys import PREFIX, ApiKeys
 from bot.services.sessions import DAY_SECONDS, SESSION_DAYS, Sessions
 from bot.store import DatabaseUnavailable
@@ -92,6 +95,9 @@ ErrorShape = Callable[[Refusal], web.Response]
 ERROR_SHAPES = web.AppKey("error_shapes", Mapping[str, ErrorShape])
 # beginnings of addresses that need no visitor, since they are signed
 PUBLIC_PREFIXES = web.AppKey("public_prefixes", tuple[str, ...])
+# what each route is charged by, such as `GET /api/jobs/{id}`
+ROUTE_ACTIONS = web.AppKey("route_actions", Mapping[str, Action])
+UNKNOWN_ROUTE: Action = "page"
 NO_SHAPES: Mapping[str, ErrorShape] = MappingProxyType({})
 
 # aiohttp passes it by the name `handler`
@@ -276,3 +282,33 @@ def member_of(request: web.Request) -> Member:
     return Member(
         id=f"{GUILD}:{visitor.id}", name=name, guild=GUILD, is_moderator=visitor.is_operator, scopes=visitor.scopes
     )
+
+
+@web.middleware
+async def limit_address(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Charge the request to its public address, before a visitor is looked up. A proxy speaks for many: it has none."""
+    address = address_group(request.remote or "")
+    if address and (wait_seconds := request.app[TOKEN_BUCKETS].take(address, "stranger")):
+        raise too_often(wait_seconds)
+    return await handler(request)
+
+
+@web.middleware
+async def limit_rate(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Charge the request's action to its visitor, unless the scopes of its key forbid it. The terminal has no limit."""
+    visitor = request.get(VISITOR)
+    if visitor is None or visitor.id == TERMINAL_ID:
+        return await handler(request)
+    action = _action_of(request)
+    if reason := scope_refusal(action, visitor.scopes):
+        raise UserError(reason, 403)
+    if wait_seconds := request.app[TOKEN_BUCKETS].take(visitor.id, action):
+        raise too_often(wait_seconds)
+    return await handler(request)
+
+
+def _action_of(request: web.Request) -> Action:
+    actions = request.app[ROUTE_ACTIONS]
+    resource = request.match_info.route.resource
+    method = "GET" if request.method == "HEAD" else request.method
+    return UNKNOWN_ROUTE if resource is None else actions.get(f"{method} {resource.canonical}", UNKNOWN_ROUTE)

@@ -13,9 +13,11 @@ from aiohttp import web
 
 from bot.domain.errors import UserError
 from bot.domain.feature import PromptSuggester
+from bot.web.answers import Notice, Path
 from bot.web.auth import COOKIE_NAME
 from bot.web.middleware import HOST_POLICY, SESSION, SESSION_TOKENS, SESSIONS, SIGN_IN_PATH, VISITOR, set_session_cookie
 from bot.web.request_body import read_body
+from bot.web.routes import Route, Shape, answer_json
 from bot.web.sse import SERVICES
 
 INVITATION_USED = "This address was used already or is not valid. Ask for a new one."
@@ -28,17 +30,6 @@ EXAMPLES = (  # chosen by looking: the embedded model draws them well
 )
 # View channels, send messages (also in threads), embed links, attach files, read the message history
 BOT_PERMISSIONS = 1 << 10 | 1 << 11 | 1 << 14 | 1 << 15 | 1 << 16 | 1 << 38
-
-
-def routes() -> list[web.RouteDef]:
-    return [
-        web.get("/", get_home),
-        web.post(SIGN_IN_PATH, sign_in),
-        web.post("/api/sign-out", sign_out),
-        web.post("/api/sign-out/everywhere", sign_out_everywhere),
-        web.get("/discord", get_discord_page),
-        web.get("/favicon.ico", redirect_icon),
-    ]
 
 
 async def get_home(request: web.Request) -> web.StreamResponse:
@@ -85,7 +76,7 @@ async def sign_in(request: web.Request) -> web.StreamResponse:
     sessions = request.app[SESSIONS]
     old_session = request.get(SESSION)
     if tokens.would_upgrade(token, visitor):
-        response = web.json_response({"path": "/"}, status=201)
+        response = answer_json(Path("/"), 201)
         new_visitor = tokens.exchange_token(token, old_session.visitor if old_session else "")
         assert new_visitor is not None
         cookie, session = await sessions.start("operator" if new_visitor.is_operator else "guest", new_visitor.id)
@@ -94,7 +85,7 @@ async def sign_in(request: web.Request) -> web.StreamResponse:
         return response
     if visitor is None:
         raise UserError(INVITATION_USED, 403)
-    return web.json_response({"path": "/"})
+    return answer_json(Path("/"))
 
 
 async def sign_out(request: web.Request) -> web.StreamResponse:
@@ -113,7 +104,7 @@ async def sign_out_everywhere(request: web.Request) -> web.StreamResponse:
 
 
 def _signed_out_response() -> web.Response:
-    response = web.json_response({"sentence": "You are signed out."})
+    response = answer_json(Notice("You are signed out."))
     response.del_cookie(COOKIE_NAME, httponly=True, samesite="Strict")
     return response
 
@@ -140,3 +131,15 @@ def _render_page(request: web.Request, template: str, **context: Any) -> web.Res
         "is_signed_in": SESSION in request and (is_operator or not is_local),
     }
     return aiohttp_jinja2.render_template(template, request, context)
+
+
+TITLE = "Chatroom"
+PAGE = Shape(content=("text/html",))
+ROUTES = (
+    Route("GET", "/", get_home, "page", PAGE),
+    Route("POST", SIGN_IN_PATH, sign_in, "page", Shape(Path, 201, SignInBody)),
+    Route("POST", "/api/sign-out", sign_out, "prefer", Shape(Notice)),
+    Route("POST", "/api/sign-out/everywhere", sign_out_everywhere, "prefer", Shape(Notice)),
+    Route("GET", "/discord", get_discord_page, "page", PAGE),
+    Route("GET", "/favicon.ico", redirect_icon, "file", Shape(status=302, content=())),
+)

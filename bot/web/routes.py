@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from bot.domain.feature import load_parts, merge_rows
+from bot.domain.feature import load_features, load_parts, merge_rows
 from bot.domain.permission import Action
 from bot.web.middleware import ERROR_SHAPES, PUBLIC_PREFIXES, ErrorShape
 
@@ -19,11 +19,10 @@ from bot.web.middleware import ERROR_SHAPES, PUBLIC_PREFIXES, ErrorShape
 class Shape:
     """What a handler reads and answers. `body`: its struct; `files`: the parts of a form besides `request`.
 
-    `answer`: the struct of the answer, or the name of a schema of `bot.web.api.answers`, for JSON; else the answer is
-    of the types in `content`.
+    `answer`: the type of the answer in JSON, a struct or made of structs; None: it is of the types in `content`.
     """
 
-    answer: str | type[msgspec.Struct] = ""
+    answer: Any = None
     status: int = 200
     body: type[msgspec.Struct] | None = None
     files: tuple[str, ...] = ()
@@ -35,10 +34,10 @@ class Shape:
 
 @dataclass(frozen=True)
 class Route:
-    """A feature's route.
+    """A route of the page or of a feature.
 
     `action`: the row of prices that it is charged by, and the scope that an API key needs. Roles are the handler's to
-    check (`forbidden_reason`). Below a public prefix, whoever asks is charged by the handler.
+    check (`forbidden_reason`). Where no visitor is known, as below a public prefix, only the address is charged.
     `path` may bound a part by a pattern, as aiohttp writes it.
     """
 
@@ -46,7 +45,7 @@ class Route:
     path: str
     handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
     action: Action
-    shape: Shape
+    shape: Shape = Shape()
 
     @property
     def address(self) -> str:
@@ -58,19 +57,20 @@ class Route:
 class ErrorForm:
     """How an API of another program writes errors below `prefixes` of addresses.
 
-    `schema`: the name of its schema. `client_text`, `server_text`: what the description says of 4XX and 5XX.
+    `answer`: the struct of one. `client_text`, `server_text`: what the description says of 4XX and 5XX.
     """
 
     prefixes: tuple[str, ...]
     shape_error: ErrorShape
-    schema: str
+    answer: type[msgspec.Struct]
     client_text: str
     server_text: str
 
 
-def list_routes() -> list[Route]:
-    """Return the routes of all features."""
-    return [route for module in load_parts("web").values() for route in module.ROUTES]
+def list_feature_routes() -> list[tuple[str, Route]]:
+    """Return the routes of all features, each with its feature's title."""
+    features = load_features()
+    return [(features[name].title, route) for name, module in load_parts("web").items() for route in module.ROUTES]
 
 
 def list_error_forms() -> list[ErrorForm]:
@@ -83,9 +83,9 @@ def list_public_prefixes() -> tuple[str, ...]:
     return tuple(prefix for module in load_parts("web").values() for prefix in getattr(module, "PUBLIC_PREFIXES", ()))
 
 
-def join_tables(name: str) -> Mapping[str, Mapping[str, Any]]:
-    """Return JSON Schemas of all features by name: of answers (`SCHEMAS`), or of parts of addresses (`PARAMETERS`)."""
-    return merge_rows({}, *(getattr(module, name, {}) for module in load_parts("web").values()))
+def join_parameters() -> Mapping[str, Mapping[str, Any]]:
+    """Return the JSON Schemas of parts of addresses, of all features by name: their `PARAMETERS`."""
+    return merge_rows({}, *(getattr(module, "PARAMETERS", {}) for module in load_parts("web").values()))
 
 
 def set_up_features(app: web.Application) -> None:
@@ -97,6 +97,7 @@ def set_up_features(app: web.Application) -> None:
             module.set_up(app)
 
 
-def answer_json(answer: msgspec.Struct, status: int = 200) -> web.Response:
-    """Return a struct as the answer to a request."""
-    return web.Response(body=msgspec.json.encode(answer), status=status, content_type="application/json")
+def answer_json(answer: object, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
+    """Return a struct, or what is made of structs, as the answer to a request."""
+    body = msgspec.json.encode(answer)
+    return web.Response(body=body, status=status, headers=headers, content_type="application/json", charset="utf-8")

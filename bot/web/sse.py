@@ -9,6 +9,7 @@ Caches of encoded events and jobs: each is encoded once, however many pages are 
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import logging
 import socket
@@ -20,6 +21,7 @@ from aiohttp import web
 from aiohttp_sse import EventSourceResponse, sse_response
 from cachetools import LRUCache
 
+from bot.domain import texts
 from bot.domain.concurrency import SharedCall, race
 from bot.domain.dto import JobView, Member
 from bot.domain.errors import UserError
@@ -28,8 +30,9 @@ from bot.domain.job_states import is_end
 from bot.policy.permissions import Action, forbidden_reason, job_ref
 from bot.services import Services
 from bot.store import DatabaseUnavailable
-from bot.web import serializers
+from bot.web import answers
 from bot.web.middleware import GUILD, TERMINAL_ID, VISITOR, is_signed_out, member_of
+from bot.web.routes import Route, Shape
 
 log = logging.getLogger(__name__)
 
@@ -58,13 +61,13 @@ class JobCache:
         self._last: LRUCache[str, tuple[JobView, dict[tuple[bool, bool], bytes]]] = LRUCache(MAX_JOBS)
 
     def encode(self, view: JobView, reader: Member) -> bytes:
-        """Return `serializers.serialize_job` as JSON."""
+        """Return the job as `reader` sees it, as JSON."""
         last = self._last.get(view.id)
         if last is None or last[0] != view:
             last = self._last[view.id] = view, {}
         role = (view.member_id == reader.id, reader.is_moderator)
         if role not in last[1]:
-            last[1][role] = msgspec.json.encode(serializers.serialize_job(view, reader))
+            last[1][role] = msgspec.json.encode(answers.describe_job(view, reader))
         return last[1][role]
 
     def encode_list(self, views: Iterable[JobView], reader: Member) -> bytes:
@@ -91,10 +94,6 @@ SEND_BUFFER_BYTES = 64 * 1024  # bytes that may wait in the kernel for a slow cl
 STALL_TIMEOUT = 30.0  # seconds without a read, after which a client is disconnected
 SLOWEST_READ = 16 * 1024  # bytes a second of a large event that a client reads at least
 END_EVENT_ID = "end"  # the id of a job's last event: a browser that reconnects with it is told to stop
-
-
-def routes() -> list[web.RouteDef]:
-    return [web.get("/api/events", stream_events), web.get("/api/jobs/{id}/events", stream_job_events)]
 
 
 async def stream_events(request: web.Request) -> web.StreamResponse:
@@ -124,11 +123,11 @@ def share_page_jobs(services: Services) -> SharedCall[list[JobView]]:
     return SharedCall(load_page_jobs)
 
 
-def workers_payload(app: web.Application) -> dict[str, Any]:
+def describe_workers(app: web.Application) -> answers.Workers:
     """Return the live workers, or that our own engine is starting."""
     services = app[SERVICES]
     starting = services.job_views.startup_notice()
-    return serializers.serialize_workers(
+    return answers.describe_workers(
         services.live_workers(), engine_loading=app[ENGINE_LOADING].is_set(), starting=starting
     )
 
@@ -180,9 +179,9 @@ class PageStream:
 
     async def watch_workers(self) -> None:
         """Send the live workers, at once and whenever they change."""
-        last_state: dict[str, Any] | None = None
+        last_state: answers.Workers | None = None
         while True:
-            state = workers_payload(self._app)
+            state = describe_workers(self._app)
             if state != last_state:
                 await self._send("workers", msgspec.json.encode(state))
                 last_state = state
@@ -349,10 +348,47 @@ def format_event(name: str, data: bytes, event_id: str = "") -> bytes:
 def serialize_event(job_event: LiveEvent) -> tuple[str, dict[str, Any]]:
     """Return the event's name and its value for JSON."""
     if isinstance(job_event, JobProgress):
-        return "frame", serializers.serialize_frame(job_event)
+        return "frame", serialize_frame(job_event)
     if isinstance(job_event, ModelLoading):
-        return "loading", serializers.serialize_loading(job_event)
+        return "loading", serialize_loading(job_event)
     if isinstance(job_event, JobSteered):
-        return "steered", serializers.serialize_steered(job_event)
+        return "steered", serialize_steered(job_event)
     payload = {"jobs_ahead": job_event.jobs_ahead, "eta": job_event.eta, "startup_notice": job_event.startup_notice}
     return "queued", {"id": job_event.job, "state": "queued", **payload}
+
+
+def serialize_frame(job_event: JobProgress) -> dict[str, Any]:
+    """Return live previews: image number → JPEG in base64, only the images that changed.
+
+    The event holds the frames themselves. A frame is a few kilobytes; an address would cost another request on a
+    browser's six connections, and the response could arrive after the picture is finished.
+    """
+    return {
+        "id": job_event.job,
+        "step": job_event.step,
+        "total_steps": job_event.total_steps,
+        "percent": texts.percent_done(job_event.step, job_event.total_steps),
+        "seconds_left": job_event.seconds_left,
+        "frames": {str(index + 1): base64.b64encode(jpeg).decode() for index, jpeg in sorted(job_event.frames.items())},
+    }
+
+
+def serialize_loading(job_event: ModelLoading) -> dict[str, Any]:
+    """Return how far a model is loaded: percent, and the sentence for those who wait."""
+    percent = texts.percent_done(round(job_event.loaded_share * 1000), 1000)
+    sentence = texts.format_loading(job_event.model, job_event.loaded_share, job_event.model_bytes)
+    return {"id": job_event.job, "model": job_event.model, "percent": percent, "sentence": sentence}
+
+
+def serialize_steered(job_event: JobSteered) -> dict[str, Any]:
+    """Return a change that was asked for, made or refused, and what holds now."""
+    amendment = answers.describe_amendment(job_event.view)
+    return {"id": job_event.job, "amendment": amendment, "steering": answers.describe_steering(job_event.recipe)}
+
+
+TITLE = "Jobs"
+STREAM = Shape(content=("text/event-stream",))
+ROUTES = (
+    Route("GET", "/api/events", stream_events, "stream", STREAM),
+    Route("GET", "/api/jobs/{id}/events", stream_job_events, "stream", STREAM),
+)

@@ -14,6 +14,7 @@ from aiohttp import web
 
 from bot.jobs.attended_requests import FeedClosed, PicturesMissing
 from bot.web.middleware import Refusal
+from bot.web.routes import answer_json
 
 MAX_SIDE = 16_384  # pixels
 Count = Annotated[int, msgspec.Meta(ge=1, le=1000)]
@@ -117,6 +118,15 @@ class InterrogateBody(msgspec.Struct, frozen=True):
     model: Name = "clip"
 
 
+class WebuiError(msgspec.Struct, frozen=True):
+    """Why not: `detail` is a sentence."""
+
+    detail: str
+    errors: str
+    error: str = "HTTPException"
+    body: str = ""
+
+
 CHALLENGE = 'Basic realm="Darkroom"'  # its clients send Basic
 
 # statuses of requests that got no pictures
@@ -139,5 +149,4 @@ def shape_error(refusal: Refusal) -> web.Response:
     """Return an error as AUTOMATIC1111's clients read it."""
     status = 401 if refusal.is_stranger else refusal.status
     headers = {"WWW-Authenticate": CHALLENGE} if status == 401 else None
-    error = {"error": "HTTPException", "detail": refusal.sentence, "body": "", "errors": refusal.sentence}
-    return web.json_response(error, status=status, headers=headers)
+    return answer_json(WebuiError(refusal.sentence, refusal.sentence), status, headers)

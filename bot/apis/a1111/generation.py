@@ -55,6 +55,7 @@ from bot.prompt.concepts import MAX_JOBS, escape_braces
 from bot.web.attendance import admit_attended, attend_accepted, read_pictures
 from bot.web.middleware import member_of
 from bot.web.request_body import decode_picture, destination_of, encode_base64, read_picture_body
+from bot.web.routes import answer_json
 from bot.web.sse import SERVICES
 from engine.contract import MAX_COUNT, Recipe, UpscaleTask, settle_amendments
 
@@ -62,6 +63,28 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from engine.contract import ModelProfile
+
+
+class WebuiPictures(msgspec.Struct, frozen=True):
+    """Pictures in base64, the request, and `info`: what they were drawn with, as JSON."""
+
+    images: list[str]
+    parameters: dict[str, Any]
+    info: str
+
+
+class WebuiPicture(msgspec.Struct, frozen=True):
+    """An enlarged picture in base64."""
+
+    image: str
+    html_info: str = ""
+
+
+class WebuiEnlarged(msgspec.Struct, frozen=True):
+    """Enlarged pictures in base64."""
+
+    images: list[str]
+    html_info: str = ""
 
 
 async def draw_from_text(request: web.Request) -> web.Response:
@@ -145,12 +168,9 @@ def _encode_answer(
         )
         for each in pictures
     ]
-    answer: dict[str, Any] = {
-        "images": [encode_base64(each.png) for each in pictures] if body.send_images is not False else [],
-        "parameters": msgspec.to_builtins(body),
-        "info": json.dumps(describe_images(images, body.prompt or "", body.batch_size or 1, started)),
-    }
-    return msgspec.json.encode(answer)
+    sent = [encode_base64(each.png) for each in pictures] if body.send_images is not False else []
+    info = json.dumps(describe_images(images, body.prompt or "", body.batch_size or 1, started))
+    return msgspec.json.encode(WebuiPictures(sent, msgspec.to_builtins(body), info))
 
 
 MAX_PICTURES = MAX_JOBS * MAX_COUNT  # of one request
@@ -268,7 +288,7 @@ async def enlarge_picture(request: web.Request) -> web.Response:
             image = await _read_image(request, attended_request, target)
         except (PicturesMissing, FeedClosed) as missing:
             return answer_missing(missing)
-    return web.json_response({"image": image, "html_info": ""})
+    return answer_json(WebuiPicture(image))
 
 
 async def enlarge_pictures(request: web.Request) -> web.Response:
@@ -284,7 +304,7 @@ async def enlarge_pictures(request: web.Request) -> web.Response:
             images = [await _read_image(request, attended_request, target) for attended_request in attended_requests]
         except (PicturesMissing, FeedClosed) as missing:
             return answer_missing(missing)
-    return web.json_response({"images": images, "html_info": ""})
+    return answer_json(WebuiEnlarged(images))
 
 
 def make_target(body: UpscaleBody) -> TargetSize:

@@ -50,12 +50,12 @@ _HASH = re.compile(r"\s*\[[0-9a-fA-F]{1,64}\]$")  # behind a model's title
 _SUFFIX = re.compile(r"\.(?:safetensors|ckpt)$")
 
 
-@dataclass(frozen=True)
-class ListedSampler:
+class WebuiSampler(msgspec.Struct, frozen=True):
     """A sampler in the list: its name there, and other names that requests may use."""
 
     name: str
-    aliases: tuple[str, ...]
+    aliases: Sequence[str]
+    options: dict[str, str] = {}
 
 
 def name_sampler(sampler: Sampler) -> str:
@@ -64,12 +64,12 @@ def name_sampler(sampler: Sampler) -> str:
     return title if find_sampler(title) == sampler else sampler
 
 
-def list_samplers(first: ModelProfile, profiles: Iterable[ModelProfile]) -> list[ListedSampler]:
+def list_samplers(first: ModelProfile, profiles: Iterable[ModelProfile]) -> list[WebuiSampler]:
     """Return every sampler that a model takes: first the usual one of `first`, then its others, then the rest."""
     samplers = dict[Sampler, None].fromkeys((first.sampler, *first.samplers))
     for profile in profiles:
         samplers |= dict[Sampler, None].fromkeys(profile.samplers)
-    return [ListedSampler(name_sampler(sampler), (sampler,)) for sampler in samplers]
+    return [WebuiSampler(name_sampler(sampler), (sampler,)) for sampler in samplers]
 
 
 def choose_sampler(name: str, scheduler: str, profile: ModelProfile) -> Sampler | None:
@@ -107,11 +107,6 @@ def _list_karras_twins() -> Iterator[tuple[Sampler, Sampler]]:
     for sampler in SAMPLER_NAMES:
         if (twin := find_sampler(f"{sampler}_{KARRAS}")) is not None and twin != sampler:
             yield sampler, twin
-
-
-def title_model(profile: ModelProfile) -> str:
-    """Return a model's title in lists: its name. Clients send it back, and some compare it without its case."""
-    return profile.name
 
 
 def strip_hash(title: str) -> str:

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 from aiohttp import web
 
 from bot.apis.a1111.result_fields import format_timestamp
@@ -24,48 +25,45 @@ from bot.jobs.attended_requests import AttendedRequest
 from bot.pictures import grid
 from bot.web.middleware import member_of
 from bot.web.request_body import encode_base64
+from bot.web.routes import answer_json
 from bot.web.sse import SERVICES
 
 LEAST_PROGRESS = 0.01  # of a request that has not begun: 0 means to clients that there is none
 MIN_CELL = 64  # pixels of a preview in a grid
 
 
+class WebuiProgress(msgspec.Struct, frozen=True, kw_only=True):
+    """How far the caller's requests are, 0 to 1. `eta_relative`: seconds until the current job is done."""
+
+    progress: float = 0.0
+    eta_relative: float = 0.0
+    state: dict[str, Any]
+    current_image: str | None = None
+    textinfo: str | None = None
+    current_task: str | None = None
+
+
 async def get_progress(request: web.Request) -> web.Response:
     """Return how far the caller's requests are, with the newest preview unless `skip_current_image` is true."""
     requests = request.app[OPEN_REQUESTS].list_of(member_of(request).id)
-    current = next(((each, each.open_jobs[0]) for each in requests if each.open_jobs), None)
+    current = next((each for each in requests if each.open_jobs), None)
     if current is None:
-        return web.json_response(_idle_state())
-    view = await request.app[SERVICES].job_views.load_view(current[1])
-    image = None
-    if request.query.get("skip_current_image", "").lower() not in ("true", "1"):
-        image = await _read_preview(request, *current)
-    return web.json_response(_serialize_progress(requests, current[0], view) | {"current_image": image})
-
-
-def _idle_state() -> dict[str, Any]:
-    state = _serialize_state("", 0, 0, None, 0.0)
-    return {
-        "progress": 0.0,
-        "eta_relative": 0.0,
-        "state": state,
-        "current_image": None,
-        "textinfo": None,
-        "current_task": None,
-    }
-
-
-def _serialize_progress(requests: tuple[OpenRequest, ...], current: OpenRequest, view: JobView) -> dict[str, Any]:
+        return answer_json(WebuiProgress(state=_serialize_state("", 0, 0, None, 0.0)))
+    job = current.open_jobs[0]
+    view = await request.app[SERVICES].job_views.load_view(job)
+    skips_image = request.query.get("skip_current_image", "").lower() in ("true", "1")
     job_count = sum(len(each.all_jobs) for each in requests)
     ended_count = job_count - sum(len(each.open_jobs) for each in requests)
     share = (ended_count + view.step / max(1, view.total_steps)) / job_count
-    return {
-        "progress": min(1.0, max(LEAST_PROGRESS, share)),
-        "eta_relative": view.eta or 0.0,
-        "state": _serialize_state(f"scripts_{current.kind}", job_count, ended_count, view, current.started),
-        "textinfo": view.wait_reason or view.startup_notice or None,
-        "current_task": current.task,
-    }
+    progress = WebuiProgress(
+        progress=min(1.0, max(LEAST_PROGRESS, share)),
+        eta_relative=view.eta or 0.0,
+        state=_serialize_state(f"scripts_{current.kind}", job_count, ended_count, view, current.started),
+        current_image=None if skips_image else await _read_preview(request, current, job),
+        textinfo=view.wait_reason or view.startup_notice or None,
+        current_task=current.task,
+    )
+    return answer_json(progress)
 
 
 def _serialize_state(
@@ -101,7 +99,7 @@ async def interrupt(request: web.Request) -> web.Response:
     for each in request.app[OPEN_REQUESTS].list_of(member_of(request).id):
         for job in each.open_jobs:
             await _cancel(request, job)
-    return web.json_response({})
+    return answer_json({})
 
 
 async def skip(request: web.Request) -> web.Response:
@@ -109,7 +107,7 @@ async def skip(request: web.Request) -> web.Response:
     requests = request.app[OPEN_REQUESTS].list_of(member_of(request).id)
     if job := next((each.open_jobs[0] for each in requests if each.open_jobs), None):
         await _cancel(request, job)
-    return web.json_response(None)
+    return answer_json(None)
 
 
 async def _cancel(request: web.Request, job: str) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 from aiohttp import web
 
 from bot.apis.a1111.bodies import InterrogateBody, PictureBody
@@ -23,6 +24,7 @@ from bot.jobs.init_images import InitImageLoader
 from bot.web.media import wait_while_connected
 from bot.web.middleware import member_of
 from bot.web.request_body import decode_picture, read_picture_body
+from bot.web.routes import answer_json
 from bot.web.sse import SERVICES
 from engine.contract import ImageToImage, Recipe, has_skipped_steps, noise_seed, recipe_for_image
 
@@ -112,6 +114,20 @@ def _unquote(value: str) -> str:
     return value[1:-1].replace('\\"', '"') if len(value) >= 2 and value[0] == value[-1] == '"' else value
 
 
+class WebuiParameters(msgspec.Struct, frozen=True):
+    """The parameters that a picture carries: as text, and by their names."""
+
+    info: str
+    items: dict[str, str]
+    parameters: dict[str, str]
+
+
+class WebuiCaption(msgspec.Struct, frozen=True):
+    """The prompt that fits a picture best."""
+
+    caption: str
+
+
 async def read_png_info(request: web.Request) -> web.Response:
     """Return the parameters that a picture carries: as text, and by their names. Empty for a picture without them."""
     async with read_picture_body(request, PictureBody) as body:
@@ -119,7 +135,7 @@ async def read_png_info(request: web.Request) -> web.Response:
         picture = await asyncio.to_thread(decode_picture, body.image)
         text = await loader.read_recipe_text(member_of(request), picture)
     items = {"parameters": text} if text else {}
-    return web.json_response({"info": text, "items": items, "parameters": parse_parameters(text)})
+    return answer_json(WebuiParameters(text, items, parse_parameters(text)))
 
 
 async def interrogate(request: web.Request) -> web.Response:
@@ -134,4 +150,4 @@ async def interrogate(request: web.Request) -> web.Response:
     member = member_of(request)
     profile = await choose_profile(services, member)
     prompts = await wait_while_connected(request, suggester.list_prompts(picture, member, profile.name))
-    return web.json_response({"caption": prompts[0] if prompts else ""})
+    return answer_json(WebuiCaption(prompts[0] if prompts else ""))

@@ -6,15 +6,16 @@ Nothing here is counted in tokens, so usage has other units: words and pictures 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
+
+import msgspec
 
 from bot.apis.openai.bodies import DEFAULT_COMPRESSION, DrawBody, PictureFormat
 from bot.domain.concurrency import run_in_thread
 from bot.domain.dto import JobView
 from bot.jobs.attended_requests import DrawnPicture, Preview
 from bot.pictures.image_codec import ImageFormat, decode_image, encode_image, read_recipe_text
-from bot.web import serializers
+from bot.web.answers import job_url
 from engine.contract import Recipe, Task, count_requested_evaluations
 
 EventKind = Literal["image_generation", "image_edit"]
@@ -22,35 +23,77 @@ FORMATS: dict[PictureFormat, ImageFormat] = {"png": "PNG", "jpeg": "JPEG", "webp
 QUALITIES = {"low": "low", "high": "high", "hd": "high"}
 
 
-@dataclass(frozen=True)
-class RequestUsage:
-    """`words` of the prompt and `pictures` that came in; `device_milliseconds` that the jobs were charged."""
+class OpenAITokenDetails(msgspec.Struct, frozen=True):
+    """Words and pictures that came in; device-milliseconds that went out."""
 
-    words: int
-    pictures: int
-    device_milliseconds: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return it under OpenAI's names."""
-        inputs = self.words + self.pictures
-        output = self.device_milliseconds
-        return {
-            "input_tokens": inputs,
-            "input_tokens_details": {"text_tokens": self.words, "image_tokens": self.pictures},
-            "output_tokens": output,
-            "output_tokens_details": {"image_tokens": output, "text_tokens": 0},
-            "total_tokens": inputs + output,
-        }
+    text_tokens: int
+    image_tokens: int
 
 
-def count_usage(words: int, pictures: int, views: Sequence[JobView]) -> RequestUsage:
-    """Return what a request took: what came in, and what its jobs were charged."""
-    return RequestUsage(words, pictures, round(1000 * sum(view.cost for view in views)))
+class OpenAIUsage(msgspec.Struct, frozen=True):
+    """What a request took, under OpenAI's names; the output is what its jobs were charged, in device-milliseconds."""
+
+    input_tokens: int
+    input_tokens_details: OpenAITokenDetails
+    output_tokens: int
+    output_tokens_details: OpenAITokenDetails
+    total_tokens: int
 
 
-def share_usage(total: RequestUsage, parts: int) -> RequestUsage:
-    """Return one part of a usage."""
-    return RequestUsage(total.words // parts, total.pictures // parts, total.device_milliseconds // parts)
+class DarkroomJobs(msgspec.Struct, frozen=True):
+    """What Darkroom knows of the jobs besides."""
+
+    jobs: list[dict[str, Any]]
+
+
+class OpenAIImages(msgspec.Struct, frozen=True, kw_only=True):
+    """All pictures of a request, each with `b64_json` or `url`."""
+
+    created: int
+    data: Sequence[dict[str, Any]]
+    size: str
+    quality: str
+    background: str
+    output_format: str
+    usage: OpenAIUsage
+    darkroom: DarkroomJobs
+
+
+class OpenAITool(msgspec.Struct, frozen=True):
+    """The tool that every response calls."""
+
+    type: str = "image_generation"
+
+
+class OpenAIResponse(msgspec.Struct, frozen=True, kw_only=True):
+    """A response with the calls of its tool."""
+
+    id: str
+    object: str = "response"
+    created_at: int
+    status: str
+    model: str
+    output: list[dict[str, Any]]
+    error: dict[str, str] | None = None
+    incomplete_details: None = None
+    instructions: None = None
+    metadata: dict[str, str] = {}
+    parallel_tool_calls: bool = False
+    temperature: None = None
+    top_p: None = None
+    tool_choice: OpenAITool = OpenAITool()
+    tools: tuple[OpenAITool, ...] = (OpenAITool(),)
+    usage: dict[str, Any] | None
+    darkroom: DarkroomJobs
+
+
+def count_usage(words: int, pictures: int, views: Sequence[JobView], parts: int = 1) -> OpenAIUsage:
+    """Return one of equal parts of what a request took."""
+    texts = words // parts
+    images = pictures // parts
+    output = round(1000 * sum(view.cost for view in views)) // parts
+    details = (OpenAITokenDetails(texts, images), OpenAITokenDetails(0, output))
+    return OpenAIUsage(texts + images, details[0], output, details[1], texts + images + output)
 
 
 async def convert_picture(png: bytes, picture_format: PictureFormat, compression: int | None) -> bytes:
@@ -79,36 +122,19 @@ def _count_evaluations(task: Task) -> int | None:
     return count_requested_evaluations(task) if isinstance(task, Recipe) else None
 
 
-def describe_jobs(views: Sequence[JobView]) -> list[dict[str, Any]]:
+def describe_jobs(views: Sequence[JobView]) -> DarkroomJobs:
     """Return what Darkroom knows of the jobs besides: an object of its own in the answer."""
-    return [
+    jobs = [
         {
             "id": view.id,
-            "url": serializers.job_url(view.id),
+            "url": job_url(view.id),
             "notes": list(view.notes),
             **{name: getattr(view.task, name, None) for name in ("seed", "steps", "sampler")},
             "evaluations": _count_evaluations(view.task),
         }
         for view in views
     ]
-
-
-def build_images(
-    body: DrawBody,
-    images: Sequence[dict[str, Any]],
-    size: str,
-    usage: RequestUsage,
-    views: Sequence[JobView],
-    now: float,
-) -> dict[str, Any]:
-    """Return the answer with all pictures. `images`: each with `b64_json` or `url`."""
-    return {
-        "created": int(now),
-        "data": list(images),
-        **describe_look(body, size),
-        "usage": usage.to_dict(),
-        "darkroom": {"jobs": describe_jobs(views)},
-    }
+    return DarkroomJobs(jobs)
 
 
 def build_partial(
@@ -128,7 +154,7 @@ def build_partial(
 
 
 def build_completed(
-    kind: EventKind, body: DrawBody, picture: DrawnPicture, content: bytes, usage: RequestUsage, now: float
+    kind: EventKind, body: DrawBody, picture: DrawnPicture, content: bytes, usage: OpenAIUsage, now: float
 ) -> tuple[str, dict[str, Any]]:
     """Return a finished picture as an event."""
     name = f"{kind}.completed"
@@ -138,7 +164,7 @@ def build_completed(
         "b64_json": content,
         "created_at": int(now),
         **describe_look(body, size),
-        "usage": usage.to_dict(),
+        "usage": usage,
         "image_index": picture.picture,
         "job": picture.job,
     }

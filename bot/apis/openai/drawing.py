@@ -66,9 +66,10 @@ class Drawing:
                 sent_counts[preview.picture] += 1
                 yield sent_count, preview
 
-    def count_usage(self) -> answers.RequestUsage:
-        """Return what the request took, once its jobs have ended."""
-        return answers.count_usage(len(self.body.prompt.split()), self.picture_count, self.attended_request.views)
+    def count_usage(self, parts: int = 1) -> answers.OpenAIUsage:
+        """Return one of equal parts of what the request took, once its jobs have ended."""
+        words = len(self.body.prompt.split())
+        return answers.count_usage(words, self.picture_count, self.attended_request.views, parts)
 
 
 async def admit_drawing(

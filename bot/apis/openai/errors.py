@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
+import msgspec
 from aiohttp import web
 
 from bot.domain.errors import HttpStatus, UserError
 from bot.jobs.attended_requests import FeedClosed, PicturesMissing
 from bot.web.middleware import Refusal
+from bot.web.routes import answer_json
 
 DEFAULT_RETRY_SECONDS = 5  # after a limit that does not say when it ends
 MAX_CLIENT_WAIT = 60  # seconds; OpenAI's clients wait no longer by themselves
@@ -31,10 +33,25 @@ class FieldError(UserError):
         self.code = code
 
 
+class OpenAIErrorDetails(msgspec.Struct, frozen=True):
+    """What is wrong, and with which field, if it is one."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class OpenAIError(msgspec.Struct, frozen=True):
+    """Why not, in OpenAI's shape."""
+
+    error: OpenAIErrorDetails
+
+
 def shape_error(refusal: Refusal) -> web.Response:
     """Return an error as OpenAI's clients read it, and when to try again."""
     status = 401 if refusal.is_stranger else STATUSES.get(refusal.status, refusal.status)
-    response = web.json_response({"error": describe_error(refusal.cause, refusal.sentence, status)}, status=status)
+    response = answer_json(OpenAIError(describe_error(refusal.cause, refusal.sentence, status)), status)
     if isinstance(refusal.cause, (PicturesMissing, FeedClosed)):
         response.headers["X-Should-Retry"] = "false"  # clients would draw the same again, twice
     if status == 429:
@@ -44,12 +61,12 @@ def shape_error(refusal: Refusal) -> web.Response:
     return response
 
 
-def describe_error(cause: Exception, sentence: str, status: int) -> dict[str, str | None]:
-    """Return the error's object."""
+def describe_error(cause: Exception, sentence: str, status: int) -> OpenAIErrorDetails:
+    """Return what is wrong."""
     status = STATUSES.get(status, status)
     param, code = (cause.param, cause.code) if isinstance(cause, FieldError) else (None, CODES.get(status))
     error_type = TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
     if isinstance(cause, PicturesMissing) and cause.is_held:
         error_type = "image_generation_user_error"
         code = "moderation_blocked"
-    return {"message": sentence, "type": error_type, "param": param, "code": code}
+    return OpenAIErrorDetails(sentence, error_type, param, code)

@@ -12,7 +12,6 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-import msgspec
 from aiohttp import web
 
 from bot.apis.openai import answers
@@ -34,6 +33,7 @@ from bot.jobs.attended_requests import DrawnPicture, FeedClosed, PicturesMissing
 from bot.jobs.init_images import InitImages, PageAddresses
 from bot.web.attendance import read_pictures
 from bot.web.request_body import read_body, read_foreign_form, read_picture_body
+from bot.web.routes import answer_json
 from bot.web.sse import SERVICES
 from engine.contract import MAX_INIT_IMAGES
 
@@ -113,10 +113,14 @@ async def _answer(drawing: Drawing) -> web.StreamResponse:
     except (PicturesMissing, FeedClosed) as error:
         return shape_error(refusal_of(error))
     images = [await _describe_picture(drawing, picture) for picture in pictures]
-    usage = drawing.count_usage()
-    size = f"{pictures[0].width}x{pictures[0].height}"
-    payload = answers.build_images(drawing.body, images, size, usage, attended_request.views, time.time())
-    return web.Response(body=msgspec.json.encode(payload), content_type="application/json")
+    answer = answers.OpenAIImages(
+        created=int(time.time()),
+        data=images,
+        **answers.describe_look(drawing.body, f"{pictures[0].width}x{pictures[0].height}"),
+        usage=drawing.count_usage(),
+        darkroom=answers.describe_jobs(attended_request.views),
+    )
+    return answer_json(answer)
 
 
 async def _describe_picture(drawing: Drawing, picture: DrawnPicture) -> dict[str, Any]:
@@ -144,8 +148,7 @@ async def _list_pictures(drawing: Drawing) -> AsyncIterator[Event]:
     async for index, preview in drawing.follow_previews():
         yield answers.build_partial(drawing.kind, body, preview, index, time.time())
     pictures = await drawing.attended_request.read_pictures()
-    total = drawing.count_usage()
+    usage = drawing.count_usage(len(pictures))
     for picture in pictures:
         content = await answers.convert_picture(picture.png, body.picture_format, body.output_compression)
-        usage = answers.share_usage(total, len(pictures))
         yield answers.build_completed(drawing.kind, body, picture, content, usage, time.time())

@@ -25,6 +25,7 @@ from bot.jobs.attended_requests import DrawnPicture, FeedClosed, PicturesMissing
 from bot.jobs.init_images import InitImages, PageAddresses
 from bot.web.attendance import read_pictures
 from bot.web.request_body import read_picture_body
+from bot.web.routes import answer_json
 from bot.web.sse import SERVICES
 
 CALL = "response.image_generation_call"
@@ -41,8 +42,7 @@ async def create_response(request: web.Request) -> web.StreamResponse:
         except (PicturesMissing, FeedClosed) as error:
             return shape_error(refusal_of(error))
         items = [await _describe_call(drawing, picture) for picture in pictures]
-        payload = _describe_response(drawing, "completed", items)
-        return web.Response(body=msgspec.json.encode(payload), content_type="application/json")
+        return answer_json(_describe_response(drawing, "completed", items))
 
 
 async def _admit(stack: AsyncExitStack, request: web.Request) -> Drawing:
@@ -93,8 +93,8 @@ async def _list_events(drawing: Drawing) -> AsyncIterator[dict[str, Any]]:
         (picture, *_) = await drawing.attended_request.read_pictures()
         item = await _describe_call(drawing, picture)
     except DRAWING_ERRORS as error:
-        failed = _describe_response(drawing, "failed", [{**begun, "status": "failed"}])
-        yield {"type": "response.failed", "response": {**failed, "error": _describe_failure(error)}}
+        failed = _describe_response(drawing, "failed", [{**begun, "status": "failed"}], _describe_failure(error))
+        yield {"type": "response.failed", "response": failed}
         return
     yield {"type": f"{CALL}.completed", **place}
     yield {"type": "response.output_item.done", "output_index": 0, "item": item}
@@ -119,26 +119,19 @@ async def _describe_call(drawing: Drawing, picture: DrawnPicture) -> dict[str, A
     return {"id": _call_id(drawing), "type": "image_generation_call", "status": "completed", "result": content, **look}
 
 
-def _describe_response(drawing: Drawing, status: str, items: list[dict[str, Any]]) -> dict[str, Any]:
-    usage = drawing.count_usage().to_dict()
-    usage["input_tokens_details"] = {"cached_tokens": 0, **usage["input_tokens_details"]}
+def _describe_response(
+    drawing: Drawing, status: str, items: list[dict[str, Any]], error: dict[str, str] | None = None
+) -> answers.OpenAIResponse:
+    usage = msgspec.to_builtins(drawing.count_usage())
+    usage["input_tokens_details"]["cached_tokens"] = 0
     usage["output_tokens_details"] = {"reasoning_tokens": 0}
-    return {
-        "id": f"resp_{drawing.attended_request.jobs[0].job}",
-        "object": "response",
-        "created_at": int(time.time()),
-        "status": status,
-        "model": drawing.body.model or "darkroom",
-        "output": items,
-        "error": None,
-        "incomplete_details": None,
-        "instructions": None,
-        "metadata": {},
-        "parallel_tool_calls": False,
-        "temperature": None,
-        "top_p": None,
-        "tool_choice": {"type": "image_generation"},
-        "tools": [{"type": "image_generation"}],
-        "usage": usage if status == "completed" else None,
-        "darkroom": {"jobs": answers.describe_jobs(drawing.attended_request.views)},
-    }
+    return answers.OpenAIResponse(
+        id=f"resp_{drawing.attended_request.jobs[0].job}",
+        created_at=int(time.time()),
+        status=status,
+        model=drawing.body.model or "darkroom",
+        output=items,
+        error=error,
+        usage=usage if status == "completed" else None,
+        darkroom=answers.describe_jobs(drawing.attended_request.views),
+    )

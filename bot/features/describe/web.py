@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Sequence
 from typing import Annotated
 
 import msgspec
 from aiohttp import web
 
 from bot.domain.errors import UserError
-from bot.features.describe.service import ImageToPrompt
-from bot.web.api.answers import Schema, list_of, object_of
+from bot.features.describe.service import ImageToPrompt, ScoredPrompt
 from bot.web.media import wait_while_connected
 from bot.web.middleware import member_of
 from bot.web.request_body import FormFiles, read_form
-from bot.web.routes import Route, Shape
+from bot.web.routes import Route, Shape, answer_json
 from bot.web.sse import SERVICES
 
-SUGGESTION = object_of(prompt="string", error_reduction="number")
-SCHEMAS: Mapping[str, Schema] = {
-    "Suggestions": object_of(
-        model="string", tried_texts="integer", prompts=list_of(SUGGESTION), sentence="string", notes=list_of("string")
-    )
-}
+
+class Suggestions(msgspec.Struct, frozen=True):
+    """Prompts for a picture, the best first."""
+
+    model: str
+    tried_texts: int
+    prompts: Sequence[ScoredPrompt]
+    sentence: str
+    notes: Sequence[str]
 
 
 class DescribeBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -42,8 +43,8 @@ async def describe_picture(request: web.Request) -> web.Response:
     image_to_prompt = request.app[SERVICES].get(ImageToPrompt)
     search = image_to_prompt.suggest_prompts(files.pictures[0], member, body.model)
     result = await wait_while_connected(request, search)
-    return web.json_response(asdict(result) | {"sentence": result.sentence})
+    return answer_json(msgspec.convert(result, Suggestions, from_attributes=True))
 
 
-SHAPE = Shape("Suggestions", body=DescribeBody, files=("picture",))
+SHAPE = Shape(Suggestions, body=DescribeBody, files=("picture",))
 ROUTES = (Route("POST", "/api/describe", describe_picture, "describe", SHAPE),)

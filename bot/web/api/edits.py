@@ -1,4 +1,4 @@
-"""The HTTP API of edits: inpaint, zoom out, pan and branch from a finished picture.
+"""The HTTP API of finished pictures: vary, upscale, inpaint, zoom out, pan and branch.
 
 The job service makes every decision. Pictures count from 1, as on the buttons.
 """
@@ -11,10 +11,11 @@ import msgspec
 from aiohttp import web
 
 from bot.domain.errors import UserError
-from bot.web.api.jobs import Count, Evaluations, Guidance, Seed, Steps, created_response
+from bot.web.api.jobs import Count, Evaluations, Guidance, Seed, StepCount, accepts, submit
 from bot.web.media import picture_index_of
 from bot.web.middleware import member_of
-from bot.web.request_body import FormFiles, destination_of, idempotency_key_of, read_body, read_form
+from bot.web.request_body import FormFiles, read_body, read_form
+from bot.web.routes import Route, Shape, answer_json
 from bot.web.sse import SERVICES, require_permitted
 
 
@@ -49,7 +50,7 @@ class BranchBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     step: Annotated[int, msgspec.Meta(ge=1, le=1000)]
     prompt: str | None = None
-    steps: Steps = None
+    steps: StepCount = None
     evaluations: Evaluations = None
     seed: Seed = None
     guidance: Guidance = None
@@ -66,35 +67,34 @@ class BranchBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return {name: value for name, value in values.items() if value is not None}
 
 
-def routes() -> list[web.RouteDef]:
-    base = "/api/jobs/{id}"
-    return [
-        web.post(base + "/edit/{n}", edit),
-        web.post(base + "/zoom/{n}", zoom),
-        web.post(base + "/pan/{n}", pan),
-        web.get(base + "/branch/{n}", list_steps),
-        web.post(base + "/branch/{n}", branch),
-    ]
+class Steps(msgspec.Struct, frozen=True):
+    """The steps of a picture to branch from."""
+
+    steps: list[int]
+
+
+async def vary(request: web.Request) -> web.Response:
+    """V1 to V4: make variations of a picture."""
+    view = await require_permitted(request, "vary")
+    return await submit(request, request.app[SERVICES].variations.vary, view.id, picture_index_of(request))
+
+
+async def upscale(request: web.Request) -> web.Response:
+    """U1 to U4: upscale a picture."""
+    view = await require_permitted(request, "upscale")
+    return await submit(request, request.app[SERVICES].variations.upscale, view.id, picture_index_of(request))
 
 
 async def edit(request: web.Request) -> web.Response:
     """Inpaint a picture where the mask is white."""
     view = await require_permitted(request, "edit")
     index = picture_index_of(request)
+    service = request.app[SERVICES].edits
     async with read_form(request, EditBody) as (body, files):
         if files.mask is None or files != FormFiles(mask=files.mask):
             raise UserError("The form needs a part `mask`: white where the picture is redrawn.", 400)
-        accepted_job = await request.app[SERVICES].edits.edit(
-            view.id,
-            index,
-            files.mask,
-            member_of(request),
-            destination_of(request),
-            text=body.prompt,
-            strength=body.strength,
-            key=idempotency_key_of(request),
-        )
-    return created_response(accepted_job)
+        options = {"text": body.prompt, "strength": body.strength}
+        return await submit(request, service.edit, view.id, index, files.mask, **options)
 
 
 async def zoom(request: web.Request) -> web.Response:
@@ -102,14 +102,10 @@ async def zoom(request: web.Request) -> web.Response:
     view = await require_permitted(request, "zoom")
     index = picture_index_of(request)
     body = await read_body(request, ZoomBody)
-    context = (member_of(request), destination_of(request))
+    service = request.app[SERVICES].edits
     if body.square:
-        return created_response(
-            await request.app[SERVICES].edits.zoom_to_square(view.id, index, *context, key=idempotency_key_of(request))
-        )
-    return created_response(
-        await request.app[SERVICES].edits.zoom(view.id, index, body.factor, *context, key=idempotency_key_of(request))
-    )
+        return await submit(request, service.zoom_to_square, view.id, index)
+    return await submit(request, service.zoom, view.id, index, body.factor)
 
 
 async def pan(request: web.Request) -> web.Response:
@@ -117,19 +113,15 @@ async def pan(request: web.Request) -> web.Response:
     view = await require_permitted(request, "pan")
     index = picture_index_of(request)
     body = await read_body(request, PanBody)
-    context = (member_of(request), destination_of(request))
-    return created_response(
-        await request.app[SERVICES].edits.pan(view.id, index, body.direction, *context, key=idempotency_key_of(request))
-    )
+    return await submit(request, request.app[SERVICES].edits.pan, view.id, index, body.direction)
 
 
 async def list_steps(request: web.Request) -> web.Response:
     """Return the steps to branch from."""
     view = await require_permitted(request, "branch")
     index = picture_index_of(request)
-    return web.json_response(
-        {"steps": list(await request.app[SERVICES].edits.list_branch_steps(view.id, index, member_of(request)))}
-    )
+    steps = await request.app[SERVICES].edits.list_branch_steps(view.id, index, member_of(request))
+    return answer_json(Steps(list(steps)))
 
 
 async def branch(request: web.Request) -> web.Response:
@@ -137,16 +129,18 @@ async def branch(request: web.Request) -> web.Response:
     view = await require_permitted(request, "branch")
     index = picture_index_of(request)
     body = await read_body(request, BranchBody)
-    accepted_job = await request.app[SERVICES].edits.branch(
-        view.id,
-        index,
-        body.step,
-        member_of(request),
-        destination_of(request),
-        text=body.prompt,
-        exact=body.exact,
-        is_undo=body.undo,
-        key=idempotency_key_of(request),
-        **body.options(),
-    )
-    return created_response(accepted_job)
+    options = {"text": body.prompt, "exact": body.exact, "is_undo": body.undo, **body.options()}
+    return await submit(request, request.app[SERVICES].edits.branch, view.id, index, body.step, **options)
+
+
+TITLE = "Continue from a picture"
+BASE = "/api/jobs/{id}"
+ROUTES = (
+    Route("POST", f"{BASE}/vary/{{n}}", vary, "vary", accepts()),
+    Route("POST", f"{BASE}/upscale/{{n}}", upscale, "upscale", accepts()),
+    Route("POST", f"{BASE}/edit/{{n}}", edit, "edit", accepts(EditBody, "mask")),
+    Route("POST", f"{BASE}/zoom/{{n}}", zoom, "zoom", accepts(ZoomBody)),
+    Route("POST", f"{BASE}/pan/{{n}}", pan, "pan", accepts(PanBody)),
+    Route("GET", f"{BASE}/branch/{{n}}", list_steps, "job", Shape(Steps)),
+    Route("POST", f"{BASE}/branch/{{n}}", branch, "branch", accepts(BranchBody)),
+)

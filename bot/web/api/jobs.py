@@ -5,7 +5,7 @@ The job service makes every decision about a job. Pictures count from 1, as on t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Annotated, Any
 
 import msgspec
@@ -16,11 +16,12 @@ from bot.domain.errors import UserError
 from bot.jobs.init_images import ImageInput, InitImages, JobImageRef
 from bot.prompt.concepts import MAX_JOBS
 from bot.prompt.flag_values import MAX_CLIP_LAYER, MIN_FRAMES, MIN_STRENGTH
-from bot.web import serializers
-from bot.web.media import find_picture, picture_index_of
+from bot.web.answers import Accepted, Job, Jobs, Notice, Path, Sentence, Workers, describe_accepted, describe_job
+from bot.web.media import find_picture
 from bot.web.middleware import GUILD, HOST_POLICY, SESSION_TOKENS, TERMINAL_ID, VISITOR, member_of
 from bot.web.request_body import FormFiles, destination_of, idempotency_key_of, read_body, read_form
-from bot.web.sse import JOB_CACHE, SERVICES, require_permitted, require_stoppable, require_visible, workers_payload
+from bot.web.routes import Route, Shape, answer_json
+from bot.web.sse import JOB_CACHE, SERVICES, describe_workers, require_permitted, require_stoppable, require_visible
 from engine.contract import MAX_CONTROLS, MAX_COUNT, MAX_INTERPOLATION_FRAMES, MAX_REFERENCES, MAX_STEPS
 
 
@@ -29,7 +30,7 @@ def describe_range(minimum: float, maximum: float) -> msgspec.Meta:
     return msgspec.Meta(extra_json_schema={"minimum": minimum, "maximum": maximum})
 
 
-Steps = Annotated[int | None, describe_range(1, MAX_STEPS)]
+StepCount = Annotated[int | None, describe_range(1, MAX_STEPS)]
 Evaluations = Annotated[
     int | str | None, msgspec.Meta(description="At how many of the steps the network is asked: a number, all or auto.")
 ]
@@ -37,6 +38,7 @@ Seed = Annotated[int | None, describe_range(0, 2**32 - 1)]
 Guidance = Annotated[float | None, describe_range(1, 30)]
 Count = Annotated[int | None, describe_range(1, MAX_COUNT)]
 PictureName = Annotated[str, msgspec.Meta(extra_json_schema={"pattern": f"^[0-9A-Za-z]+/[1-{MAX_COUNT}]$"})]
+INVITATIONS = "/api/invitations"
 NOT_OPTIONS = ("prompt", "exact", "init_images", "weights", "control_images", "reference_images")
 
 
@@ -56,7 +58,7 @@ class JobBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The body of `POST /api/jobs`. The options mean the same as the prompt's flags, and override them."""
 
     prompt: str
-    steps: Steps = None
+    steps: StepCount = None
     evaluations: Evaluations = None
     draft: bool | None = None
     seed: Seed = None
@@ -98,37 +100,33 @@ class JobBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return {name: value for name, value in values.items() if name not in NOT_OPTIONS and value is not None}
 
 
-def routes() -> list[web.RouteDef]:
-    base = "/api/jobs/{id}"
-    return [
-        web.get("/healthz", healthz),
-        web.get("/api/workers", get_workers),
-        web.post("/api/invitations", create_invitation),
-        web.delete("/api/invitations", void_invitations),
-        web.get("/api/jobs", list_jobs),
-        web.post("/api/jobs", create_jobs),
-        web.get(base, get_job),
-        web.delete(base, cancel_job),
-        web.post(base + "/pause", pause_job),
-        web.post(base + "/resume", resume_job),
-        web.post(base + "/priority", set_priority),
-        web.post(base + "/vary/{n}", vary),
-        web.post(base + "/upscale/{n}", upscale),
-        web.post(base + "/reroll", reroll),
-        web.post(base + "/finish", finish),
-        web.post(base + "/walk", interpolate),
-    ]
+class Health(msgspec.Struct, frozen=True):
+    """That the server is up, and its number of workers."""
+
+    workers: int
+    status: str = "ok"
+    app: str = "darkroom"
+
+
+class WaitReason(msgspec.Struct, frozen=True):
+    """Why a job waits. `eta`: seconds until it is done."""
+
+    id: str
+    state: str
+    wait_reason: str
+    jobs_ahead: int | None
+    eta: float | None
+    step: int
 
 
 async def healthz(request: web.Request) -> web.Response:
     """Return that the server is up, and the number of workers."""
-    workers = request.app[SERVICES].live_workers()
-    return web.json_response({"status": "ok", "workers": len(workers), "app": "darkroom"})
+    return answer_json(Health(len(request.app[SERVICES].live_workers())))
 
 
 async def get_workers(request: web.Request) -> web.Response:
     """Return the live workers."""
-    return web.json_response(workers_payload(request.app))
+    return answer_json(describe_workers(request.app))
 
 
 async def create_invitation(request: web.Request) -> web.Response:
@@ -138,13 +136,13 @@ async def create_invitation(request: web.Request) -> web.Response:
         if request[VISITOR].id != TERMINAL_ID:
             raise UserError("Only the terminal may do this: `darkroom visitors invite`.", 403)
         token = request.app[SESSION_TOKENS].create_invitation(for_operator=True)
-        return web.json_response({"path": f"/?token={token}"}, status=201)
+        return answer_json(Path(f"/?token={token}"), 201)
     if request.app[HOST_POLICY].is_local:
         raise UserError("Only this computer can reach the chatroom, so there are no invitations.", 422)
     if not request[VISITOR].is_operator:
         raise UserError("Only the operator may invite guests.", 403)
     token = request.app[SESSION_TOKENS].create_invitation()
-    return web.json_response({"path": f"/?token={token}"}, status=201)
+    return answer_json(Path(f"/?token={token}"), 201)
 
 
 async def void_invitations(request: web.Request) -> web.Response:
@@ -152,7 +150,7 @@ async def void_invitations(request: web.Request) -> web.Response:
     if not request[VISITOR].is_operator:
         raise UserError("Only the operator may void invitations.", 403)
     request.app[SESSION_TOKENS].void_invitations()
-    return web.json_response({"sentence": "One-time addresses that nobody has used are void."})
+    return answer_json(Notice("One-time addresses that nobody has used are void."))
 
 
 async def list_jobs(request: web.Request) -> web.Response:
@@ -171,17 +169,22 @@ async def list_jobs(request: web.Request) -> web.Response:
 async def create_jobs(request: web.Request) -> web.Response:
     """Submit a prompt: one job, or several where it holds permutations. A form may carry pictures."""
     async with read_form(request, JobBody) as (body, files):
-        accepted_jobs = await request.app[SERVICES].jobs.imagine(
-            body.prompt,
-            member_of(request),
-            destination_of(request),
-            key=idempotency_key_of(request),
-            is_exact=body.exact,
-            init_images=await _init_images(request, body, files),
-            **body.options(),
-        )
-    payload = serializers.serialize_all_accepted(accepted_jobs)
-    return web.json_response(payload, status=201, headers={"Location": payload["url"]})
+        images = await _init_images(request, body, files)
+        options = {"is_exact": body.exact, "init_images": images, **body.options()}
+        return await submit(request, request.app[SERVICES].jobs.imagine, body.prompt, **options)
+
+
+async def submit(
+    request: web.Request,
+    ask: Callable[..., Awaitable[AcceptedJob | Sequence[AcceptedJob]]],
+    *arguments: object,
+    **options: object,
+) -> web.Response:
+    """Ask a service for jobs: with these arguments, the visitor, where the jobs are shown, and the request's key."""
+    key = idempotency_key_of(request)
+    accepted = await ask(*arguments, member_of(request), destination_of(request), key=key, **options)
+    answer = describe_accepted([accepted] if isinstance(accepted, AcceptedJob) else accepted)
+    return answer_json(answer, 201, {"Location": answer.url})
 
 
 async def _init_images(request: web.Request, body: JobBody, files: FormFiles) -> InitImages | None:
@@ -213,28 +216,28 @@ async def _collect_pictures(
 
 async def get_job(request: web.Request) -> web.Response:
     """Return one job."""
-    return web.json_response(serializers.serialize_job(await require_visible(request), member_of(request)))
+    return answer_json(describe_job(await require_visible(request), member_of(request)))
 
 
 async def cancel_job(request: web.Request) -> web.Response:
     """Cancel a job that this visitor may stop."""
     job = await require_stoppable(request)
     sentence = await request.app[SERVICES].job_control.cancel(job, member_of(request))
-    return web.json_response({"id": job, "sentence": sentence})
+    return answer_json(Sentence(job, sentence))
 
 
 async def pause_job(request: web.Request) -> web.Response:
     """Pause a running job at its step, for a quarter of an hour at most."""
     job = await require_stoppable(request, "pause")
     sentence = await request.app[SERVICES].job_control.pause(job, member_of(request))
-    return web.json_response({"id": job, "sentence": sentence})
+    return answer_json(Sentence(job, sentence))
 
 
 async def resume_job(request: web.Request) -> web.Response:
     """Resume a paused job."""
     job = await require_stoppable(request, "pause")
     sentence = await request.app[SERVICES].job_control.resume(job, member_of(request))
-    return web.json_response({"id": job, "sentence": sentence})
+    return answer_json(Sentence(job, sentence))
 
 
 async def set_priority(request: web.Request) -> web.Response:
@@ -244,58 +247,61 @@ async def set_priority(request: web.Request) -> web.Response:
     job = request.match_info["id"]
     body = await read_body(request, PriorityBody)
     sentence = await request.app[SERVICES].job_control.set_priority(job, body.weight)
-    return web.json_response({"id": job, "sentence": sentence})
-
-
-async def vary(request: web.Request) -> web.Response:
-    """V1 to V4: make variations of a picture."""
-    view = await require_permitted(request, "vary")
-    index = picture_index_of(request)
-    accepted_job = await request.app[SERVICES].variations.vary(
-        view.id, index, member_of(request), destination_of(request), key=idempotency_key_of(request)
-    )
-    return created_response(accepted_job)
-
-
-async def upscale(request: web.Request) -> web.Response:
-    """U1 to U4: upscale a picture."""
-    view = await require_permitted(request, "upscale")
-    index = picture_index_of(request)
-    accepted_job = await request.app[SERVICES].variations.upscale(
-        view.id, index, member_of(request), destination_of(request), key=idempotency_key_of(request)
-    )
-    return created_response(accepted_job)
+    return answer_json(Sentence(job, sentence))
 
 
 async def reroll(request: web.Request) -> web.Response:
     """Run the same prompt with another seed."""
     view = await require_permitted(request, "reroll")
-    accepted_job = await request.app[SERVICES].variations.reroll(
-        view.id, member_of(request), destination_of(request), key=idempotency_key_of(request)
-    )
-    return created_response(accepted_job)
+    return await submit(request, request.app[SERVICES].variations.reroll, view.id)
 
 
 async def finish(request: web.Request) -> web.Response:
     """Draw a draft again with an evaluation at every step."""
     view = await require_permitted(request, "finish")
-    accepted_job = await request.app[SERVICES].variations.finish(
-        view.id, member_of(request), destination_of(request), key=idempotency_key_of(request)
-    )
-    return created_response(accepted_job)
+    return await submit(request, request.app[SERVICES].variations.finish, view.id)
 
 
 async def interpolate(request: web.Request) -> web.Response:
     """Interpolate from each picture to the next, as several jobs."""
     view = await require_permitted(request, "walk")
-    services = request.app[SERVICES]
-    accepted_jobs = await services.variations.interpolate_pictures(
-        view.id, member_of(request), destination_of(request), key=idempotency_key_of(request)
-    )
-    payload = serializers.serialize_all_accepted(accepted_jobs)
-    return web.json_response(payload, status=201, headers={"Location": payload["url"]})
+    return await submit(request, request.app[SERVICES].variations.interpolate_pictures, view.id)
 
 
-def created_response(accepted_job: AcceptedJob) -> web.Response:
-    payload = serializers.serialize_all_accepted([accepted_job])
-    return web.json_response(payload, status=201, headers={"Location": payload["url"]})
+async def get_wait_reason(request: web.Request) -> web.Response:
+    """Return what only the running bot knows: the reason for the wait, the job's step, and when it will be done.
+
+    For holders of the terminal key, as `darkroom jobs why`: it covers every server's jobs and private ones, since it
+    says nothing of their prompts.
+    """
+    if not request.app[SESSION_TOKENS].is_terminal_key(request.headers.get("Authorization", "")):
+        raise UserError("This address needs the terminal key of this machine.", 403)
+    view = await request.app[SERVICES].job_views.load_view(request.match_info["id"])
+    return answer_json(msgspec.convert(view, WaitReason, from_attributes=True))
+
+
+def accepts(body: type[msgspec.Struct] | None = None, *files: str) -> Shape:
+    """Return the shape of a route that accepts a job."""
+    return Shape(Accepted, 201, body, files)
+
+
+TITLE = "Jobs"
+BASE = "/api/jobs/{id}"
+JOB_FORM = accepts(JobBody, "picture", "mask", "control", "reference")
+ROUTES = (
+    Route("GET", "/healthz", healthz, "page", Shape(Health)),
+    Route("GET", "/api/workers", get_workers, "job", Shape(Workers)),
+    Route("POST", INVITATIONS, create_invitation, "prefer", Shape(Path, 201, InvitationBody, is_optional=True)),
+    Route("DELETE", INVITATIONS, void_invitations, "prefer", Shape(Notice)),
+    Route("GET", "/api/jobs", list_jobs, "list", Shape(Jobs)),
+    Route("POST", "/api/jobs", create_jobs, "imagine", JOB_FORM),
+    Route("GET", BASE, get_job, "job", Shape(Job)),
+    Route("DELETE", BASE, cancel_job, "cancel", Shape(Sentence)),
+    Route("POST", f"{BASE}/pause", pause_job, "pause", Shape(Sentence)),
+    Route("POST", f"{BASE}/resume", resume_job, "pause", Shape(Sentence)),
+    Route("POST", f"{BASE}/priority", set_priority, "pause", Shape(Sentence, body=PriorityBody)),
+    Route("POST", f"{BASE}/reroll", reroll, "reroll", accepts()),
+    Route("POST", f"{BASE}/finish", finish, "finish", accepts()),
+    Route("POST", f"{BASE}/walk", interpolate, "walk", accepts()),
+    Route("GET", f"{BASE}/wait-reason", get_wait_reason, "job", Shape(WaitReason)),
+)

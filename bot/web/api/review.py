@@ -9,21 +9,13 @@ from aiohttp import web
 
 from bot.domain.errors import UserError
 from bot.services.moderation.picture_review import PictureReview
-from bot.web import serializers
+from bot.web.answers import Job, describe_job
 from bot.web.media import NO_STORE, picture_index_of
 from bot.web.middleware import member_of
+from bot.web.routes import Route, Shape, answer_json
 from bot.web.sse import require_visible
 
 REVIEW = web.AppKey("review", PictureReview)
-
-
-def routes() -> list[web.RouteDef]:
-    base = "/api/jobs/{id}/pictures/{n}"
-    return [
-        web.get(base + "/held.png", get_held_picture),
-        web.post(base + "/show", show_picture),
-        web.post(base + "/hide", hide_picture),
-    ]
 
 
 async def get_held_picture(request: web.Request) -> web.Response:
@@ -51,4 +43,13 @@ async def _decide(request: web.Request, *, is_shown: bool) -> web.Response:
     index = picture_index_of(request)
     member = member_of(request)
     decided_view = await request.app[REVIEW].decide(view.id, index, member, show=is_shown)
-    return web.json_response(serializers.serialize_job(decided_view, member))
+    return answer_json(describe_job(decided_view, member))
+
+
+TITLE = "Review"
+BASE = "/api/jobs/{id}/pictures/{n}"
+ROUTES = (
+    Route("GET", f"{BASE}/held.png", get_held_picture, "review", Shape(content=("image/png",))),
+    Route("POST", f"{BASE}/show", show_picture, "approve", Shape(Job)),
+    Route("POST", f"{BASE}/hide", hide_picture, "deny", Shape(Job)),
+)

@@ -5,18 +5,17 @@ The steering service makes every decision.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
 from aiohttp import web
 
-from bot.domain.dto import Member
-from bot.domain.steering import AmendmentView, SteeringOutlook, SteeringRequest
+from bot.domain.steering import SteeringRequest
+from bot.web.answers import Amendments, describe_amendments
 from bot.web.api.jobs import Guidance, describe_range
 from bot.web.middleware import member_of
 from bot.web.request_body import idempotency_key_of, read_body
-from bot.web.serializers import serialize_amendment, serialize_outlook
+from bot.web.routes import Route, Shape, answer_json
 from bot.web.sse import SERVICES, require_permitted
 from engine.contract import MAX_CONCEPTS, MAX_COUNT, MAX_STEPS
 
@@ -67,18 +66,13 @@ class AmendBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         )
 
 
-def routes() -> list[web.RouteDef]:
-    base = "/api/jobs/{id}"
-    return [web.post(base + "/amend", amend), web.get(base + "/amendments", list_amendments)]
-
-
 async def amend(request: web.Request) -> web.Response:
     """Change a job from its next step on: its words, guidance or images. The answer says what waits for its worker."""
     view = await require_permitted(request, "steer")
     body = await read_body(request, AmendBody)
     reader = member_of(request)
     answer = await request.app[SERVICES].steering.amend(view.id, body.to_request(), reader, idempotency_key_of(request))
-    return web.json_response(_serialize(view.id, reader, answer.amendments, answer.outlook), status=202)
+    return answer_json(describe_amendments(view.id, reader, answer.amendments, answer.outlook), 202)
 
 
 async def list_amendments(request: web.Request) -> web.Response:
@@ -87,12 +81,11 @@ async def list_amendments(request: web.Request) -> web.Response:
     reader = member_of(request)
     steering = request.app[SERVICES].steering
     views = await steering.list_amendments(view.id, reader)
-    outlook = await steering.load_outlook(view.id, reader)
-    return web.json_response(_serialize(view.id, reader, views, outlook))
+    return answer_json(describe_amendments(view.id, reader, views, await steering.load_outlook(view.id, reader)))
 
 
-def _serialize(
-    job: str, reader: Member, views: Sequence[AmendmentView], outlook: SteeringOutlook | None
-) -> dict[str, Any]:
-    amendments = [serialize_amendment(view, reader) for view in views]
-    return {"id": job, "amendments": amendments, **serialize_outlook(outlook)}
+TITLE = "Jobs"
+ROUTES = (
+    Route("POST", "/api/jobs/{id}/amend", amend, "steer", Shape(Amendments, 202, AmendBody)),
+    Route("GET", "/api/jobs/{id}/amendments", list_amendments, "job", Shape(Amendments)),
+)

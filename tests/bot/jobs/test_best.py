@@ -22,7 +22,7 @@ from bot.jobs.recipe import (
     vary_recipe,
 )
 from bot.prompt import build_recipe, parse
-from bot.web.serializers import serialize_job
+from bot.web.answers import describe_job
 from engine.contract import Branch, NoiseAncestor, Recipe, estimate_cost
 
 WITHOUT_JUDGE = replace(SHIPPED_MODEL, has_judge=False)
@@ -134,7 +134,7 @@ async def test_a_finished_job_remembers_its_choice(harness, wait_until, ann, des
     await wait_until(is_finished)
     view = await app.services.job_views.load_view(accepted.job)
     assert (view.task.count, view.task.candidate_count, view.task.chosen_candidates) == (2, 4, (2, 3))
-    assert serialize_job(view, ann)["chosen"] == [2, 3]
+    assert describe_job(view, ann).chosen == (2, 3)
     assert [picture.index for picture in view.pictures] == [0, 1]
     variation = await app.services.variations.vary(accepted.job, 1, ann, destination)
     recipe = (await app.services.job_views.load_view(variation.job)).task

@@ -20,7 +20,7 @@ from bot.pictures.image_codec import decode_image, encode_image
 from bot.policy.rules.explanations import member_texts
 from bot.prompt.capability_check import check_sampler
 from bot.prompt.change_texts import final_prompt, prompt_at_step
-from bot.web.serializers import serialize_job
+from bot.web.answers import GeneratedJob, describe_job
 from engine.contract import (
     Amendment,
     Change,
@@ -98,10 +98,11 @@ def test_cards_and_the_page_show_the_pictures_that_are_there() -> None:
     ups, varies, *_ = build_finished_rows(view)
     assert [button.label for button in (*ups[:2], *varies[:2])] == ["U2", "U4", "V2", "V4"]
     assert [button.index for button in ups[:2]] == [1, 3]
-    payload = serialize_job(view, READER)
-    assert (payload["count"], payload["images"], payload["prompt_text"]) == (2, [2, 4], "fox::0.4 dog::0.6")
-    assert [picture["n"] for picture in payload["pictures"]] == [2, 4]
-    assert (payload["negative"], payload["guidance"]) == ("fog", 6.0)
+    job = describe_job(view, READER)
+    assert isinstance(job, GeneratedJob)
+    assert (job.count, job.images, job.prompt_text) == (2, [2, 4], "fox::0.4 dog::0.6")
+    assert [picture.n for picture in job.pictures] == [2, 4]
+    assert (job.negative, job.guidance) == ("fog", 6.0)
     assert "steered by 5 changes" in format_footer(STEERED)
     assert "Steered: 5 changes" in render_parameters(view)
 

@@ -10,7 +10,7 @@ from bot.discord.declarations import list_command_actions
 from bot.domain.feature import merge_rows
 from bot.policy.limits import FILL_SECONDS, OTHER_ACTIONS, PRICES, RATES, TokenBuckets, too_often
 from bot.policy.permissions import KEY_SCOPES, PERMISSIONS
-from bot.web.rate_limit import ROUTE_ACTIONS
+from bot.web.app import list_routes
 from shared.clock import Clock
 
 
@@ -21,7 +21,7 @@ def test_every_action_has_a_price_that_a_full_bucket_pays() -> None:
 
 def test_every_route_and_command_names_a_row_and_every_scope_is_declared() -> None:
     """Actions and scopes are plain text, since features add their own: a mistyped one fails here."""
-    assert set(ROUTE_ACTIONS.values()) <= set(PRICES)
+    assert {route.action for _, route in list_routes()} <= set(PRICES)
     assert set(list_command_actions().values()) <= set(PERMISSIONS)
     assert {row.scope for row in PERMISSIONS.values() if row.scope} == set(KEY_SCOPES)
     with pytest.raises(ValueError, match="two rows for imagine"):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from bot.store import DatabaseUnavailable
-from bot.web import serializers
+from bot.web import answers
 
 if TYPE_CHECKING:
     from shared.web_server import OpenServer, WebServer
@@ -266,7 +266,7 @@ async def test_an_internal_error_is_500_and_reveals_nothing(server: WebServer, m
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("secret detail")
 
-    monkeypatch.setattr(serializers, "serialize_workers", fail)
+    monkeypatch.setattr(answers, "describe_workers", fail)
     status, sentence = await send_refused(server, "GET", "/api/workers")
     assert status == 500
     assert "secret" not in sentence

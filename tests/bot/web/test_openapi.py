@@ -11,6 +11,7 @@ import pytest
 from aiohttp import web
 
 from bot.web.api import openapi
+from bot.web.app import list_routes
 from bot.web.routes import list_public_prefixes
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ async def test_the_description_has_every_body_that_a_handler_reads(server: WebSe
     }
     read_names = {name for module in modules if module for name in BODY_CALL.findall(inspect.getsource(module))}
     assert "JobBody" in read_names
-    bodies = [body for shape in openapi.list_shapes().values() for body in (shape.body, shape.json_body)]
+    bodies = [body for _, route in list_routes() for body in (route.shape.body, route.shape.json_body)]
     assert read_names == {body.__name__ for body in bodies if body is not None}
 
 

@@ -9,8 +9,7 @@ import aiohttp
 import pytest
 
 from bot.policy.limits import RATES, TokenBuckets
-from bot.web import middleware, rate_limit
-from bot.web.rate_limit import ROUTE_ACTIONS
+from bot.web import middleware
 
 if TYPE_CHECKING:
     from shared.web_server import OpenServer, WebServer
@@ -24,7 +23,7 @@ async def test_every_route_has_its_rate(server: WebServer) -> None:
         for route in server.app.router.routes()
         if route.method != "HEAD" and route.resource is not None
     }
-    assert registered == set(ROUTE_ACTIONS)
+    assert registered == set(server.app[middleware.ROUTE_ACTIONS])
 
 
 async def test_a_flood_of_a_guest_is_refused_and_others_are_served(open_server: OpenServer) -> None:
@@ -60,7 +59,7 @@ async def test_a_public_address_is_charged_before_anybody_is_looked_up(
 
     async with open_server(allowed_hosts=("other.example",)) as server:
         monkeypatch.setattr(TokenBuckets, "take", refuse)
-        monkeypatch.setattr(rate_limit, "address_group", lambda _address: "203.0.113.7")
+        monkeypatch.setattr(middleware, "address_group", lambda _address: "203.0.113.7")
         forged = {"Cookie": f"{middleware.COOKIE_NAME}=forged"}
         for headers in ({}, forged):
             async with server.client.get(server.url + "/api/jobs", headers=headers) as answer:
@@ -82,7 +81,7 @@ async def test_what_all_visitors_behind_a_proxy_need_has_no_shared_rate(
 async def test_in_an_open_room_a_request_without_a_cookie_pays_the_same_price(
     server: WebServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tokens = server.app[rate_limit.TOKEN_BUCKETS]
+    tokens = server.app[middleware.TOKEN_BUCKETS]
     now = time.monotonic()
     monkeypatch.setattr(tokens, "_clock", lambda: now)  # no token comes back meanwhile
     while not tokens.take(middleware.ANYBODY.id, "imagine"):

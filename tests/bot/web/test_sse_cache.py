@@ -8,8 +8,8 @@ import msgspec
 
 from bot.domain.dto import JobView, Member
 from bot.domain.events import JobProgress, QueueMoved, merge_events
-from bot.web import serializers
-from bot.web.sse import MAX_JOBS, EventCache, JobCache
+from bot.web.answers import describe_job
+from bot.web.sse import MAX_JOBS, EventCache, JobCache, serialize_frame
 from engine.contract import Concept, Recipe
 
 
@@ -18,12 +18,12 @@ def test_an_event_is_written_once_for_all_pages_that_keep_up() -> None:
     one = JobProgress("a", 1, 4, 2.0, {0: b"jpeg"})
     other = JobProgress("b", 1, 4, 2.0, {0: b"jpeg"})
     first = texts.encode(one)
-    assert first == b"event: frame\r\ndata: " + msgspec.json.encode(serializers.serialize_frame(one)) + b"\r\n\r\n"
+    assert first == b"event: frame\r\ndata: " + msgspec.json.encode(serialize_frame(one)) + b"\r\n\r\n"
     assert texts.encode(other) != first
     assert texts.encode(one) is first
     merged = merge_events(one, JobProgress("a", 2, 4, 1.0, {1: b"newer"}))
     assert isinstance(merged, JobProgress)
-    assert msgspec.json.encode(serializers.serialize_frame(merged)) in texts.encode(merged)
+    assert msgspec.json.encode(serialize_frame(merged)) in texts.encode(merged)
     assert texts.encode(one) == first  # a slow page still gets its own text
 
 
@@ -76,13 +76,17 @@ READERS = (
 )
 
 
+def encode_and_read(view: JobView, reader: Member) -> object:
+    return msgspec.json.decode(msgspec.json.encode(describe_job(view, reader)))
+
+
 def test_everybody_reads_a_job_as_themselves_and_as_it_is_now() -> None:
     cache = JobCache()
     for view in (VIEW, replace(VIEW, step=5), replace(VIEW, state="finished", finished=110.0), VIEW):
         for reader in READERS:
-            assert msgspec.json.decode(cache.encode(view, reader)) == serializers.serialize_job(view, reader)
+            assert msgspec.json.decode(cache.encode(view, reader)) == encode_and_read(view, reader)
     assert msgspec.json.decode(cache.encode_list([VIEW, VIEW], READERS[1])) == {
-        "jobs": [serializers.serialize_job(VIEW, READERS[1])] * 2
+        "jobs": [encode_and_read(VIEW, READERS[1])] * 2
     }
 
 
