@@ -92,7 +92,7 @@ PURE = [
     "engine.model_cache.loaded_models",
     "engine.batching.group",
     "benchmarks.simulated_day",
-    "training.lab.experiments",
+    "training.lab.tensor_math",
     "training.lab.word_sums",
 ]
 IO = {

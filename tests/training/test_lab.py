@@ -21,7 +21,7 @@ from engine.models.families.stable_diffusion import StableDiffusion
 from engine.models.text_embedder import Embedder
 from training.diffusion import latent_sampling
 from training.diffusion.latent_sampling import SamplingInput
-from training.lab import experiments
+from training.lab import tensor_math
 from training.lab.__main__ import main
 from training.lab.context import ExperimentResult, LabContext, write_result
 from training.lab.experiments import (
@@ -122,9 +122,9 @@ def test_an_invalid_sum_is_refused_in_one_sentence(typed_text: str, sentence: st
 @few_examples
 def test_a_mix_of_one_term_is_that_term_and_an_empty_mix_the_empty_text(seed: int) -> None:
     empty, one = random_states(seed, 2)
-    assert torch.allclose(experiments.mix_states(empty, [one], [1.0]), one, atol=1e-6)
-    assert torch.equal(experiments.mix_states(empty, [], []), empty)
-    assert torch.equal(experiments.mix_states(empty, [one], [0.0]), empty)
+    assert torch.allclose(tensor_math.mix_states(empty, [one], [1.0]), one, atol=1e-6)
+    assert torch.equal(tensor_math.mix_states(empty, [], []), empty)
+    assert torch.equal(tensor_math.mix_states(empty, [one], [0.0]), empty)
 
 
 @given(seeds, st.lists(weights, min_size=1, max_size=5), st.randoms())
@@ -135,14 +135,14 @@ def test_a_mix_ignores_order_and_with_weights_that_sum_to_one_the_empty_text(
     empty, other, *texts = random_states(seed, 2 + len(term_weights))
     pairs = list(zip(texts, term_weights, strict=True))
     random.shuffle(pairs)
-    mixed_states = experiments.mix_states(empty, [text for text, _ in pairs], [weight for _, weight in pairs])
-    assert torch.allclose(experiments.mix_states(empty, texts, term_weights), mixed_states, atol=1e-5)
+    mixed_states = tensor_math.mix_states(empty, [text for text, _ in pairs], [weight for _, weight in pairs])
+    assert torch.allclose(tensor_math.mix_states(empty, texts, term_weights), mixed_states, atol=1e-5)
     all_weights = [*term_weights, 1 - math.fsum(term_weights)]
     expected_sum = torch.stack(
         [text * weight for text, weight in zip([*texts, texts[0]], all_weights, strict=True)]
     ).sum(0)
     for base in (empty, other):
-        assert torch.allclose(experiments.mix_states(base, [*texts, texts[0]], all_weights), expected_sum, atol=1e-4)
+        assert torch.allclose(tensor_math.mix_states(base, [*texts, texts[0]], all_weights), expected_sum, atol=1e-4)
 
 
 @given(
@@ -152,14 +152,14 @@ def test_a_mix_ignores_order_and_with_weights_that_sum_to_one_the_empty_text(
 def test_balanced_weights_ignore_scale_and_their_positive_part_sums_to_one(
     term_weights: list[float], scale: float
 ) -> None:
-    balanced_weights = experiments.balance_weights(term_weights)
+    balanced_weights = tensor_math.balance_weights(term_weights)
     assert math.fsum(weight for weight in balanced_weights if weight > 0) == pytest.approx(1)
-    assert experiments.balance_weights([scale * weight for weight in term_weights]) == pytest.approx(balanced_weights)
+    assert tensor_math.balance_weights([scale * weight for weight in term_weights]) == pytest.approx(balanced_weights)
 
 
 def test_weights_without_a_positive_one_cannot_be_balanced() -> None:
     with pytest.raises(ValueError, match="no weight is positive"):
-        experiments.balance_weights([-1.0, 0.0])
+        tensor_math.balance_weights([-1.0, 0.0])
 
 
 @given(seeds, st.floats(0, 1))
@@ -168,22 +168,22 @@ def test_interpolation_on_an_arc_keeps_lengths_and_hits_both_ends(seed: int, pos
     a, b = random_states(seed, 2)
     a = 3 * a / a.norm()
     b = 3 * b / b.norm()
-    assert float(experiments.interpolate_on_arc(a, b, position).norm()) == pytest.approx(3, abs=1e-3)
-    interpolated = experiments.interpolate_on_arc(a, 2 * b, position)
+    assert float(tensor_math.interpolate_on_arc(a, b, position).norm()) == pytest.approx(3, abs=1e-3)
+    interpolated = tensor_math.interpolate_on_arc(a, 2 * b, position)
     assert float(interpolated.norm()) == pytest.approx(3 + 3 * position, abs=1e-3)
     for end_share, end in ((0.0, a), (1.0, b)):
-        assert torch.allclose(experiments.interpolate_on_arc(a, b, end_share), end, atol=1e-5)
-        assert torch.allclose(experiments.interpolate_states(a, b, end_share), end, atol=1e-5)
-    tokens = experiments.interpolate_states(a, b, position).norm(dim=-1)
+        assert torch.allclose(tensor_math.interpolate_on_arc(a, b, end_share), end, atol=1e-5)
+        assert torch.allclose(tensor_math.interpolate_states(a, b, end_share), end, atol=1e-5)
+    tokens = tensor_math.interpolate_states(a, b, position).norm(dim=-1)
     assert torch.allclose(tokens, (1 - position) * a.norm(dim=-1) + position * b.norm(dim=-1), atol=1e-3)
-    assert torch.equal(experiments.interpolate_on_arc(torch.zeros(3), torch.ones(3), 0.5), torch.full((3,), 0.5))
+    assert torch.equal(tensor_math.interpolate_on_arc(torch.zeros(3), torch.ones(3), 0.5), torch.full((3,), 0.5))
 
 
 def test_psnr_follows_its_definition() -> None:
     black = torch.zeros(4, 4, 3)
-    assert experiments.psnr(black, black) == math.inf
-    assert experiments.psnr(black, black + 255) == pytest.approx(0)
-    assert experiments.psnr(black, black + 2.55) == pytest.approx(40)
+    assert tensor_math.psnr(black, black) == math.inf
+    assert tensor_math.psnr(black, black + 255) == pytest.approx(0)
+    assert tensor_math.psnr(black, black + 2.55) == pytest.approx(40)
 
 
 # --- sampling
@@ -332,7 +332,7 @@ def test_all_three_ways_to_mix_one_term_draw_the_same_picture(
     result = draw_mix(lab(embedded), parse_sum("red apple"), count=1)
     tiles = [result.sheet.crop((12 + n * 204, 60, 12 + n * 204 + 192, 200)) for n in range(3)]
     assert tiles[0].getextrema() != ((255, 255),) * 3
-    psnr_values = [experiments.psnr(to_tensor(tile), to_tensor(tiles[0])) for tile in tiles[1:]]
+    psnr_values = [tensor_math.psnr(to_tensor(tile), to_tensor(tiles[0])) for tile in tiles[1:]]
     assert min(psnr_values) > 50
     assert result.figures["terms"] == {"red apple": 1.0}
 
@@ -417,7 +417,7 @@ def test_an_interpolation_starts_and_ends_with_its_prompts(
         [small_lab.make_drawing(text, small_lab.initial_noise()) for text in texts]
     )
     for frame, expected in zip((result.frames[0], result.frames[2]), end_pictures, strict=True):
-        assert experiments.psnr(to_tensor(frame), to_tensor(expected)) > 45
+        assert tensor_math.psnr(to_tensor(frame), to_tensor(expected)) > 45
     between_seeds = interpolate_prompts(small_lab, "sun", "sun", frames=2, seeds=(1, 2))
     assert between_seeds.figures["seeds"] == [1, 2]
     assert between_seeds.frames[0].tobytes() != between_seeds.frames[1].tobytes()
