@@ -89,11 +89,16 @@ class OpenAIResponse(msgspec.Struct, frozen=True, kw_only=True):
 
 def count_usage(words: int, pictures: int, views: Sequence[JobView], parts: int = 1) -> OpenAIUsage:
     """Return one of equal parts of what a request took."""
-    texts = words // parts
-    images = pictures // parts
-    output = round(1000 * sum(view.cost for view in views)) // parts
-    details = (OpenAITokenDetails(texts, images), OpenAITokenDetails(0, output))
-    return OpenAIUsage(texts + images, details[0], output, details[1], texts + images + output)
+    came_in = OpenAITokenDetails(text_tokens=words // parts, image_tokens=pictures // parts)
+    milliseconds = round(1000 * sum(view.cost for view in views)) // parts
+    inputs = came_in.text_tokens + came_in.image_tokens
+    return OpenAIUsage(
+        input_tokens=inputs,
+        input_tokens_details=came_in,
+        output_tokens=milliseconds,
+        output_tokens_details=OpenAITokenDetails(text_tokens=0, image_tokens=milliseconds),
+        total_tokens=inputs + milliseconds,
+    )
 
 
 async def convert_picture(png: bytes, picture_format: PictureFormat, compression: int | None) -> bytes:
