@@ -370,29 +370,31 @@ def _film_kinds() -> tuple[FilmFormat, ...]:
 def _list_results(view: JobView) -> dict[str, Any]:
     base = job_url(view.id)
     held_indices = held_images(view)
-    pictures = [
-        Picture(
-            n=(number := picture.index + 1),
-            url=f"{base}/pictures/{number}.png",
-            sha256=picture.sha256,
-            width=picture.width,
-            height=picture.height,
-            held="" if (is_shown := picture.index not in held_indices) else hold_reason(picture.index, picture),
-            dissolve=f"{base}/dissolve/{number}.webp" if is_shown else None,
-            round_trip=f"{base}/round-trip/{number}.webp" if has_ladder and is_shown else None,
-            branch=f"{base}/branch/{number}" if has_ladder and is_shown else None,
+    pictures = list[Picture]()
+    for picture in view.pictures:
+        number = picture.index + 1
+        is_shown = picture.index not in held_indices
+        has_film = is_shown and picture.index in view.ladder_images
+        pictures.append(
+            Picture(
+                n=number,
+                url=f"{base}/pictures/{number}.png",
+                sha256=picture.sha256,
+                width=picture.width,
+                height=picture.height,
+                held="" if is_shown else hold_reason(picture.index, picture),
+                dissolve=f"{base}/dissolve/{number}.webp" if is_shown else None,
+                round_trip=f"{base}/round-trip/{number}.webp" if has_film else None,
+                branch=f"{base}/branch/{number}" if has_film else None,
+            )
         )
-        for picture in view.pictures
-        for has_ladder in (picture.index in view.ladder_images,)
-    ]
-    is_finished = view.state == "finished"
-    has_film = is_finished and any(image not in held_indices for image in view.ladder_images)
+    has_any_film = view.state == "finished" and any(image not in held_indices for image in view.ladder_images)
     return {
         "pictures": pictures,
-        "grid": f"{base}/grid.png" if is_finished and pictures else None,
-        "film": f"{base}/film.webp" if has_film else None,
-        "films": {kind: f"{base}/film.{kind}" for kind in _film_kinds()} if has_film else {},
-        "keyframes": f"{base}/keyframes" if has_film else None,
+        "grid": f"{base}/grid.png" if view.state == "finished" and pictures else None,
+        "film": f"{base}/film.webp" if has_any_film else None,
+        "films": {kind: f"{base}/film.{kind}" for kind in _film_kinds()} if has_any_film else {},
+        "keyframes": f"{base}/keyframes" if has_any_film else None,
         "walk_films": {kind: f"{base}/walk.{kind}" for kind in _film_kinds()} if view.ends_interpolation else {},
     }
 
