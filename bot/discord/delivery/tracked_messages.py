@@ -100,15 +100,16 @@ class TrackedMessages:
         """Track a message. From now on the workers send this job's frames."""
         if view.id not in self._messages:
             shows_frames = (await self._services.rule_admin.effective_rules(author_of(view))).previews
-            self._services.feed.watch(view.id)
             amendments = await self._load_amendments(view)
-            self._messages[view.id] = TrackedMessage(
+            message = TrackedMessage(
                 view,
                 destination,
                 self._clock(),
                 shows_frames=shows_frames,
                 amendments={amendment.number: amendment for amendment in amendments},
             )
+            if self._messages.setdefault(view.id, message) is message:  # else an event or a sweep came first
+                self._services.feed.watch(view.id)
         return self._messages[view.id]
 
     async def _load_amendments(self, view: JobView) -> list[AmendmentView]:

@@ -17,6 +17,7 @@ from bot.discord.cards.job_cards import Card
 from bot.discord.delivery import courier, discord_api, edit_policy, final_messages
 from bot.discord.delivery.discord_api import DestinationGone, MessageClient, RetryLater
 from bot.discord.delivery.edit_policy import Edit
+from bot.discord.delivery.tracked_messages import TrackedMessages
 from bot.domain.dto import Member
 from bot.domain.errors import UserError
 from shared.discord_jobs import start_paused_job, wait_until_delivered
@@ -138,6 +139,17 @@ async def test_a_message_whose_id_was_not_stored_is_found_again(
         await world.restart()
         assert has_picture(await world.wait_for_end(result))
         assert len(world.channel.history()) == 1
+
+
+async def test_a_sweep_and_an_event_at_once_track_one_message(open_world: Any) -> None:
+    """With two, the final was rendered from the view of the one that never heard of the end: *It failed.*"""
+    async with open_world() as world:
+        await start_paused_job(world)
+        (view,) = await world.services.job_views.load_recent()
+        destination = await world.deliveries.answer_destination(view.id)
+        messages = TrackedMessages(world.services, time.monotonic)
+        first, second = await asyncio.gather(*(messages.track(view, destination) for _ in range(2)))
+        assert first is second is messages[view.id]
 
 
 @pytest.mark.slow
