@@ -30,6 +30,7 @@ class ActiveJob:
     reported_seconds_left: float | None = None
     reported_at: float = 0.0
     preview_epoch: int = -1  # newest epoch with a preview: its model is in memory
+    preview_step: int = 0  # step of the newest preview, which may come before its worker's start is reported
 
     @property
     def is_claimed(self) -> bool:
@@ -151,6 +152,7 @@ class ActiveJobs:
             self._on_first_preview(active_job.record, now)
         active_job.epoch = frame.epoch
         active_job.preview_epoch = frame.epoch
+        active_job.preview_step = frame.step
         active_job.last_heartbeat = now
         active_job.step = max(active_job.step, frame.step) if active_job.is_claimed else active_job.step
         active_job.reported_seconds_left = frame.seconds_left

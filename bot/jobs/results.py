@@ -311,6 +311,8 @@ class ClaimReports:
         active_job = self.active_jobs.by_id.get(result.job)
         snapshots_lost = active_job is not None and await self._are_snapshots_lost(active_job, result.epoch)
         preview_step = active_job.step if active_job and not snapshots_lost else 0
+        is_shown = active_job is not None and active_job.preview_epoch == result.epoch
+        shown_step = active_job.preview_step if active_job and is_shown else 0
         now = self.clock()
         transition = await self.store.start_job(
             result.job,
@@ -335,9 +337,8 @@ class ClaimReports:
             if snapshots_lost:
                 self.active_jobs.reset_steps(result.job)
             active_job = self.active_jobs.put(transition.record, now)
-            self.feed.publish(
-                JobProgress(result.job, active_job.step, transition.record.steps, active_job.remaining_cost)
-            )
+            step = max(active_job.step, shown_step)  # a preview may overtake the report, and no step goes back
+            self.feed.publish(JobProgress(result.job, step, transition.record.steps, active_job.remaining_cost))
             if transition.record.cancelling:
                 await self.bus.cancel(result.job)
             self.on_start(result.job)

@@ -64,6 +64,22 @@ def finished_report(job, epoch=10):
 
 
 @pytest.mark.asyncio
+async def test_no_step_goes_back_where_a_preview_overtakes_the_start(harness, wait_until, ann, destination):
+    app = await harness.open_app()
+    worker = await harness.make_worker("hand")
+    await worker.announce()
+    await wait_until(lambda: app.services.live_workers())
+    (accepted,) = await app.services.jobs.imagine("a lamp --count 1", ann, destination)
+    job = await worker.take_job()
+    async with app.feed.subscribe() as events, asyncio.timeout(15):
+        progress = (event async for event in events if isinstance(event, JobProgress))
+        await worker.publish_frame(job, 10, 0, 3)
+        first_steps = [(await anext(progress)).step]
+        await worker.publish_result(JobStarted(job=accepted.job, epoch=10, worker="hand"))
+        assert [*first_steps, (await anext(progress)).step] == [3, 3]
+
+
+@pytest.mark.asyncio
 async def test_stale_repeated_and_late_reports_change_nothing(open_job, wait_until):
     app, worker, job = await open_job()
     await worker.publish_result(JobFailed(job=job.id, epoch=9, reason="stale", blame="worker"))
