@@ -11,11 +11,14 @@ from pathlib import Path
 
 import aiohttp_jinja2
 import jinja2
+import msgspec
 from aiohttp import web
+from prometheus_client.exposition import choose_encoder
 
 from bot.app.metrics import MetricsPage
 from bot.app.settings import Settings
 from bot.domain.concurrency import PerMemberLimit
+from bot.domain.errors import UserError
 from bot.domain.permission import Action
 from bot.jobs.init_images import PageAddresses
 from bot.policy.limits import TokenBuckets
@@ -23,13 +26,14 @@ from bot.services import Services
 from bot.services.api_keys import ApiKeys
 from bot.services.moderation.picture_review import PictureReview
 from bot.services.sessions import Sessions
-from bot.web import media, metrics, middleware, pages, request_body, sse
+from bot.web import media, middleware, pages, request_body, sse
 from bot.web.api import edits, jobs, openapi, review, steering
 from bot.web.auth import HostPolicy, SessionTokens, load_or_create_key
 from bot.web.connections import ConnectionLimits, ConnectionTable, GuardedConnection
 from bot.web.listener import listen
 from bot.web.media import GridCache
-from bot.web.routes import Route, list_feature_routes, set_up_features
+from bot.web.middleware import METRICS_PATH, VISITOR
+from bot.web.routes import Route, Shape, answer_json, list_feature_routes, set_up_features
 from bot.web.sse import EventCache, JobCache
 
 PACKAGE_DIR = Path(__file__).parent
@@ -38,6 +42,7 @@ HEADER_SECONDS = 10.0  # until the headers of a connection's first request have 
 KEEPALIVE_SECONDS = 30.0  # seconds that a connection may stay open without a request
 MIDDLEWARES = (middleware.handle_errors, middleware.limit_address, middleware.authenticate, middleware.limit_rate)
 PARTS = (jobs, sse, steering, media, edits, review, pages, openapi)
+METRICS_SNAPSHOT = web.AppKey("metrics_snapshot", MetricsPage)
 TEMPLATES = ("base.html", "chatroom.html", "desk.html", "dialogs.html", "discord.html", "enter.html", "sentence.html")
 
 
@@ -76,7 +81,7 @@ def build_app(
     app[pages.DISCORD_ENABLED] = settings.discord_token is not None
     _load_templates(app)
     if metrics_snapshot is not None:
-        app[metrics.METRICS_SNAPSHOT] = metrics_snapshot
+        app[METRICS_SNAPSHOT] = metrics_snapshot
     tagged_routes = list_routes(with_metrics=metrics_snapshot is not None)
     routes = [route for _, route in tagged_routes]
     app.add_routes([web.route(route.method, route.path, route.handler) for route in routes])
@@ -91,9 +96,9 @@ def build_app(
 
 def list_routes(*, with_metrics: bool = True) -> list[tuple[str, Route]]:
     """Return every route but that of the static files, each with what it is about."""
-    parts = (*PARTS, metrics) if with_metrics else PARTS
-    core = [(str(part.TITLE), route) for part in parts for route in part.ROUTES]
-    return [*core, *list_feature_routes()]
+    core = [(str(part.TITLE), route) for part in PARTS for route in part.ROUTES]
+    operation = [("Operation", route) for route in METRICS_ROUTES] if with_metrics else []
+    return [*core, *operation, *list_feature_routes()]
 
 
 def _load_templates(app: web.Application) -> None:
@@ -160,3 +165,39 @@ async def run_server(
             yield port
     finally:
         await runner.cleanup()
+
+
+class Rejection(msgspec.Struct, frozen=True):
+    """A sender's messages that were refused: why, and how many."""
+
+    sender: str
+    reason: str
+    count: int
+
+
+class Rejections(msgspec.Struct, frozen=True):
+    """The messages that were refused in the last minute."""
+
+    rejections: list[Rejection]
+
+
+async def get_metrics(request: web.Request) -> web.Response:
+    """Return all metrics in the format that the scraper prefers."""
+    encode, content_type = choose_encoder(request.headers.get("Accept", ""))
+    body = await request.app[METRICS_SNAPSHOT].render(encode)
+    return web.Response(body=body, headers={"Content-Type": content_type})
+
+
+async def list_rejections(request: web.Request) -> web.Response:
+    """Return the workers' messages that were refused in the last minute. They may hold text of any client of the
+    broker.
+    """
+    if not request[VISITOR].is_operator:
+        raise UserError("Only the operator may see the refused messages.", 403)
+    return answer_json(msgspec.convert({"rejections": request.app[METRICS_SNAPSHOT].refused_messages()}, Rejections))
+
+
+METRICS_ROUTES = (
+    Route("GET", METRICS_PATH, get_metrics, "list", Shape(content=("text/plain",))),
+    Route("GET", "/api/rejections", list_rejections, "list", Shape(Rejections)),
+)
