@@ -134,6 +134,7 @@ async def test_a_leader_ends_if_it_finds_another_term_or_loses_its_lease(harness
 @pytest.fixture
 def short_intervals(monkeypatch):
     monkeypatch.setattr(leading_module, "NOTICE_SECONDS", 0.4)
+    monkeypatch.setattr(leading_module, "RENEW_SECONDS", 0.2)  # well below the tests' lease of a second
     monkeypatch.setattr(leading_module, "HEARTBEAT_SECONDS", 0.1)
     monkeypatch.setattr(leader_election, "DEAD_SECONDS", 0.6)
     monkeypatch.setattr(leader_election, "POLL_SECONDS", 0.02)
