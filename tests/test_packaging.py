@@ -92,11 +92,13 @@ def test_the_wheel_contains_all_data_files(wheel: zipfile.ZipFile) -> None:
     assert any(name.endswith(".safetensors") for name in names)
 
 
+@pytest.mark.slow
 def test_the_wheel_contains_only_our_packages(wheel: zipfile.ZipFile) -> None:
     top_names = {name.partition("/")[0] for name in wheel.namelist()}
     assert {top for top in top_names if not top.endswith(".dist-info")} == set(PACKAGES)
 
 
+@pytest.mark.slow
 def test_the_wheel_contains_its_licences(wheel: zipfile.ZipFile, metadata: Message) -> None:
     licence_files = [name.rpartition("/")[2] for name in wheel.namelist() if ".dist-info/licenses/" in name]
     assert sorted(licence_files) == ["LICENSE", "THIRD_PARTY.md"]
@@ -114,6 +116,7 @@ def test_only_the_engine_extra_requires_torch(metadata: Message) -> None:
     assert {"torch", "diffusers", "transformers"} <= engine_names
 
 
+@pytest.mark.slow
 def test_the_wheel_installs_the_command(wheel: zipfile.ZipFile) -> None:
     (name,) = [name for name in wheel.namelist() if name.endswith("entry_points.txt")]
     assert "darkroom = bot.__main__:main" in wheel.read(name).decode()

@@ -454,6 +454,7 @@ def test_training_lowers_the_loss_of_the_network_and_its_average() -> None:
     assert measure_v_mse(trainer.average, trainer.cache, trainer.alphas) < 0.95 * before
 
 
+@pytest.mark.slow
 def test_resume_is_exact_bit_for_bit(tmp_path: Path) -> None:
     full_trainer = build_trainer(6)
     half = build_trainer(3)

@@ -326,6 +326,7 @@ def lab() -> Callable[[StableDiffusion], LabContext]:
     return lambda family: LabContext(family, steps=2, guidance=3.5, seed=7)
 
 
+@pytest.mark.slow
 def test_all_three_ways_to_mix_one_term_draw_the_same_picture(
     embedded: StableDiffusion, lab: Callable[..., LabContext]
 ) -> None:
@@ -406,6 +407,7 @@ def test_an_experiment_never_overwrites_earlier_results(tmp_path: Path) -> None:
     assert colours == [(10, 10, 10), (20, 20, 20)]
 
 
+@pytest.mark.slow
 def test_an_interpolation_starts_and_ends_with_its_prompts(
     embedded: StableDiffusion, lab: Callable[..., LabContext]
 ) -> None:
@@ -489,6 +491,7 @@ def test_without_a_command_the_lab_lists_its_commands(capsys: pytest.CaptureFixt
     assert any(line.strip().startswith("nearest") for line in lines)
 
 
+@pytest.mark.slow
 def test_the_lesson_writes_the_same_page_twice(small: LabContext, embedder: Embedder, tmp_path: Path) -> None:
     pages = [write_lesson(small, embedder, WORDS, tmp_path / each, "lab") for each in ("one", "two")]
     text = pages[0].read_text()

@@ -196,6 +196,7 @@ def test_training_lowers_the_loss_for_each_prediction_type(prediction: str, rate
     assert trainer.mean_loss(trainer.cache) < 0.9 * before
 
 
+@pytest.mark.slow
 def test_a_turbo_lora_resumes_bit_for_bit_and_saves_only_its_own_weights() -> None:
     full_trainer = build_trainer(steps=4)
     half = build_trainer(steps=2)

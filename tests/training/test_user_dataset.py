@@ -147,6 +147,7 @@ def test_a_killed_run_resumes_bit_for_bit(
     assert lines == sorted(lines)
 
 
+@pytest.mark.slow
 def test_diffusers_and_the_engine_load_the_trained_model(finished_run: Path, tmp_path: Path) -> None:
     pipeline = import_module("diffusers").StableDiffusionPipeline.from_pretrained(finished_run)
     pipeline.set_progress_bar_config(disable=True)

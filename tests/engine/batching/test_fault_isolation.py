@@ -170,6 +170,7 @@ def test_a_nan_row_fails_its_job_and_changes_no_other_row(
             torch.testing.assert_close(latents_by_job[event.job], event.latents, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_rows_beside_a_nan_row_keep_their_bits_in_any_batch_shape(
     embedded: StableDiffusion, picture: Make, job: Make
 ) -> None:

@@ -93,6 +93,7 @@ def test_offloaded_layers_compute_the_same_and_take_no_memory_between_forwards(t
     assert is_offloaded(network)
 
 
+@pytest.mark.slow
 @pytest.mark.asyncio
 async def test_files_are_removed_with_their_module_also_on_an_event_loop(tmp_path: Path) -> None:
     """The garbage collector runs anywhere, and a blocking call on a loop is an error in these tests."""

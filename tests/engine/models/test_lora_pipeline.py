@@ -250,6 +250,7 @@ def test_half_precision_applies_the_lora(load_small: Make, tmp_path: Path, recip
     assert kinds == {torch.bfloat16}
 
 
+@pytest.mark.slow
 def test_loras_beyond_the_cache_size_are_loaded_again(
     load_small: Make, tmp_path: Path, recipe: Make, job: Make, finish: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -67,6 +67,7 @@ def test_each_substitute_is_as_close_to_float32_as_diffusers_layer(embedded: Sta
     assert all(0 < ours <= 1.02**2 * original for ours, original in errors.values()), errors
 
 
+@pytest.mark.slow
 def test_the_whole_network_is_as_close_to_float32_as_with_diffusers_layers(embedded: StableDiffusion) -> None:
     """Narrowly over all noises, loosely for each: one noise's ratio scatters, for roundings as good as diffusers'."""
     nets = (embedded.get_network("bfloat16"), place_original(embedded))
