@@ -211,7 +211,10 @@ class JobViews:
         return (await self.build_views([await self.load_record(job)]))[0]
 
     async def load_queue(self, guild: str | None = None) -> list[JobView]:
-        """Return active jobs, oldest first, then at most a hundred waiting jobs in fair order."""
+        """Return active jobs, oldest first, then at most a hundred waiting jobs.
+
+        These are in fair order, or the oldest first in a queue that is too long to foretell.
+        """
         layout = await self.forecast.get_layout()
         if layout.is_complete:
             waiting_ids = list(layout.places)
@@ -220,16 +223,19 @@ class JobViews:
                 record.id for record in await self.store.query(queries.list_queued, guild, MAX_WAITING_SHOWN)
             ]
         records = await self.store.query(queries.get_active_and_waiting, waiting_ids)
-        active = [record for record in records.values() if record.state in ACTIVE_STATES]
-        waiting = [records[job] for job in waiting_ids if job in records and records[job].state == "queued"]
-        visible_jobs = [
-            record for record in (*active, *waiting) if guild in (None, record.guild) and record.deleted is None
-        ]
-        return await self.build_views(visible_jobs[: len(active) + MAX_WAITING_SHOWN])
+        return await self.build_views(choose_shown(records, waiting_ids, guild))
 
     async def load_recent(self, guild: str | None = None, limit: int = 50) -> list[JobView]:
         """Return the newest jobs first."""
         return await self.build_views(await self.store.query(queries.list_newest, guild, limit))
+
+
+def choose_shown(records: Mapping[str, JobRecord], waiting_ids: Sequence[str], guild: str | None) -> list[JobRecord]:
+    """Return a server's active jobs (None: of all), then at most a hundred of the waiting ones, in their order."""
+    visible = {job: one for job, one in records.items() if guild in (None, one.guild) and one.deleted is None}
+    active = [record for record in visible.values() if record.state in ACTIVE_STATES]
+    waiting = [visible[job] for job in waiting_ids if job in visible and visible[job].state == "queued"]
+    return [*active, *waiting[:MAX_WAITING_SHOWN]]
 
 
 async def missing_job_error(store: Store, job: str, *, is_deleted: bool = False) -> UserError:

@@ -7,6 +7,8 @@ import os
 import signal
 import time
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from sqlalchemy import text
@@ -15,6 +17,7 @@ from bot.app.settings import load_settings
 from bot.domain.dto import Member
 from bot.domain.events import JobEnded, QueueMoved
 from bot.jobs.dispatch import overbook_share
+from bot.jobs.views import MAX_WAITING_SHOWN, choose_shown
 from bot.store.jobs import queries
 from bot.store.jobs.records import AuditEntry
 from bot.store.transitions import job_admin
@@ -71,6 +74,17 @@ async def test_dispatch_stays_within_the_workers_rows_and_lets_a_newcomer_in(har
     assert queue[-1].eta > queue[-2].eta > 0
     worker.run_gate.set()
     await wait_until(all_have_state(app, [*ann_jobs, other], "finished"))
+
+
+def test_a_servers_queue_shows_at_most_a_hundred_waiting_jobs():
+    def make_record(job: str, guild: str, state: str) -> Any:
+        return SimpleNamespace(id=job, guild=guild, state=state, deleted=None)
+
+    elsewhere = [make_record(f"far{number}", "elsewhere", "running") for number in range(9)]
+    waiting = [make_record(f"job{number}", "here", "queued") for number in range(MAX_WAITING_SHOWN + 5)]
+    records = {record.id: record for record in (*elsewhere, make_record("drawn", "here", "running"), *waiting)}
+    shown = choose_shown(records, [record.id for record in reversed(waiting)], "here")
+    assert [record.id for record in shown] == ["drawn", *(f"job{number}" for number in range(104, 4, -1))]
 
 
 @pytest.mark.asyncio
