@@ -284,8 +284,9 @@ class JobRerouter:
         await run_periodically(self.run_round, INTERVAL_SECONDS, "rerouting", log, pauses_first=True)
 
     async def run_round(self) -> None:
-        """Check all sent jobs, and one page of waiting jobs per pool. Raises `BrokerUnreachable` and
-        `DatabaseUnavailable`.
+        """Check the sent jobs of pools without workers, and one page of waiting jobs per pool.
+
+        Raises `BrokerUnreachable` and `DatabaseUnavailable`.
         """
         live_pools = group_by_pool(self.workers())
         if not live_pools:

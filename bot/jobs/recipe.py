@@ -65,7 +65,7 @@ from engine.contract import (
 NOT_CHOSEN = "The judge has not chosen this job's pictures, so nobody knows their noise."
 MAX_ANCESTORS = 8
 INTERPOLATION_FRAMES = 13  # frames of an interpolation through two, three or four pictures, these pictures included
-SEED_COUNT = 2**32
+NOISE_SEED_COUNT = 2**32
 LARGEST_BUCKET = 32
 MAX_TURBO_STEPS = 50  # LCM's schedule has no more (diffusers' `original_inference_steps`)
 
@@ -134,7 +134,7 @@ def can_interpolate(recipe: Recipe) -> bool:
 
 def has_seed_overflow(recipe: Recipe) -> bool:
     """Return whether one of its pictures has noise without a valid seed: image `i` draws from `seed + i`."""
-    return max(noise_seed(recipe, image) for image in range(recipe.count)) >= SEED_COUNT
+    return max(noise_seed(recipe, image) for image in range(recipe.count)) >= NOISE_SEED_COUNT
 
 
 def interpolate_images(recipe: Recipe) -> list[Recipe]:

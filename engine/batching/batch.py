@@ -1,4 +1,5 @@
-"""One forward of a batch: how many rows it has, what is in them, guidance on the output, one update for every sampler.
+"""One forward of a batch: how many rows it has, what is in them, guidance on the output, one update for every sampler,
+and what early previews show.
 
 Each image depends on its own rows alone (no sum runs over the batch), so a non-finite row spoils only its own image.
 """
@@ -26,6 +27,8 @@ from engine.models.picture_conditions import PictureRows
 from engine.sampling import COLUMNS
 
 MAX_KEYS = 1000
+
+log = logging.getLogger(__name__)
 
 
 class LimitedImage(Protocol):
@@ -89,7 +92,7 @@ class RowLayout:
 
     `owner[r]` is the image of row r; `base[i]` is the first row of image i. `slots` holds, for the first, second, …
     further text, (row of each image, coefficient of each image). An image without that text points at its base with
-    coefficient 0. Copies of the first row pad the rows to a multiple of `size`, the rows of a forward. `guidance` is
+    coefficient 0. Copies of the first row pad the rows to a multiple of `forward_rows`. `guidance` is
     that of each image (`ModelInputs`). `pictures_by_forward`: the pictures of each forward's rows.
     """
 
@@ -366,8 +369,6 @@ def predict_batch(images: Sequence[Trajectory], layout: RowLayout, family: Famil
     measure_norm = family.measure_norm if isinstance(family, NormalizesGuidance) else None
     return predict(images, latents, roll_tiles(layout.apply_guidance(out, measure_norm), images, -1), coefficients)
 
-
-log = logging.getLogger(__name__)
 
 # each costs about two evaluations
 EVALUATIONS_PER_ESTIMATE = 50

@@ -65,7 +65,7 @@ class InitLatents:
     came before. `noise_level` is the latents' (alpha, sigma), set if the recipe's number of steps differs from the
     ladder's. `mask` is `[1, height, width]`, 1 where the image is painted anew. `init_image` (RGB) and `mask_image`
     (grey) have the finished size, to composite the unmasked part back. Several blended init images have neither, since
-    no single one could be composited.
+    no single one could be composited. `edited`: the pictures of an edit by words, which the network sees at each step.
     """
 
     latents: torch.Tensor

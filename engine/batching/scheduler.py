@@ -113,7 +113,7 @@ class Scheduler(Generic[E]):
         self._is_stale = True
 
     def next_batch(self, limit: int, limits: Mapping[Hashable, int] = MappingProxyType({})) -> list[E]:
-        """Return the next batch, at most `limit` rows (a single wider entry runs alone). [] when idle. Changes nothing.
+        """Return the next batch, at most `limit` rows (a single wider entry runs alone). [] when idle. Charges nothing.
 
         `limits`: the batch limits of keys that have their own.
         """

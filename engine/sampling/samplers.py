@@ -88,7 +88,7 @@ def _refusal_reason(config: Mapping[str, Any], sampler: str) -> str:
     if sampler == "native":
         return "" if scheduler_class else "This model's files do not name its own scheduler."
     if sampler not in _schedulers_for(config):
-        return f"The sampler {sampler} does not work with flow-matching models; euler and dpmpp_2m do."
+        return f"The sampler {sampler} does not work with flow-matching models; {', '.join(FLOW_SCHEDULERS)} do."
     if is_flow(config):
         return _flow_refusal_reason(config, sampler)
     if scheduler_class and "beta_start" not in inspect.signature(scheduler_class).parameters:

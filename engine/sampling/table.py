@@ -17,7 +17,7 @@ COLUMNS = ("t", "c", "A", "B", "M", "N", "P", "Q", "alpha", "sigma")
 class Plan:
     """`table[r]` holds the coefficients of row `r`, in the order of `COLUMNS` (float64, `[rows, 10]`).
 
-    A row is one step of the chain, or several steps with one evaluation of the network (`composition`). Row `r` takes
+    A row is one step of the chain, or several steps with one evaluation of the network (`compose`). Row `r` takes
     an image from step `row_steps[r]` to step `row_steps[r + 1]`; the last of these is the number of steps.
 
     `alpha, sigma` are the noise level at which a row predicts: x = alpha·x0 + sigma·eps. `init_sigma` scales the first

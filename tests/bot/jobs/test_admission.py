@@ -410,8 +410,8 @@ async def test_each_members_own_rules_limit_their_running_jobs(harness, wait_unt
     await rule_admin.set_rule(OLGA, "guild", "", "running", "1")
     await rule_admin.set_rule(OLGA, "role", "9", "running", "5")
     await rule_admin.set_ceilings(replace(HERA, guild=EVERYWHERE), EVERYWHERE, running="4")
-    model_profile = replace(BOB, id="discord:6", roles=())
-    for member in (BOB, model_profile):
+    other_member = replace(BOB, id="discord:6", roles=())
+    for member in (BOB, other_member):
         await app.services.jobs.imagine("a {a,b,c,d,e,f} lamp", member, HERE)
     await wait_until(lambda: len(worker.started_jobs) == 5)
     await app.queue.dispatcher.run_round()
