@@ -25,6 +25,8 @@ from engine.contract import UpscaleMethod, UpscaleTask
 
 MAX_LOAD_SECONDS = 60.0  # device-seconds that a load costs at most
 
+log = logging.getLogger(__name__)
+
 
 class LoadCosts:
     """The first request for a model that no worker of its pool has in memory pays the load, the second half of it, the
@@ -94,9 +96,6 @@ def upscale_cost(
     megapixels = width * height / 1e6
     resolver_seconds = ms_per_megapixel * megapixels / 1000 if task.method == "gan" else 0.0
     return resolver_seconds + LANCZOS_SECONDS_PER_MP * (1.0 + megapixels * task.factor**2)
-
-
-log = logging.getLogger(__name__)
 
 
 @dataclass

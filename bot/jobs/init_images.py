@@ -47,6 +47,8 @@ from engine.contract import (
 
 DECODED_BYTES = 3 * OUTPUT_SIDE * OUTPUT_SIDE  # the most bytes of one decoded picture
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class RemoteFile:
@@ -256,8 +258,6 @@ def _stored_inputs(kind: InputKind, images: Sequence[DecodedImage | StoredInput]
 def _stored_input(kind: InputKind, image: DecodedImage) -> StoredInput:
     return StoredInput(kind, image.sha256, len(image.png), image.width, image.height)
 
-
-log = logging.getLogger(__name__)
 
 USES_PARENT_PICTURE = (
     "edit",

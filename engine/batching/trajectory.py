@@ -36,6 +36,8 @@ from engine.sampling import COLUMNS, Plan
 # (Roberts 2018, "The unreasonable effectiveness of quasirandom sequences").
 _ROLL_STRIDES = (3_242_174_889, 2_447_445_414)
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class LatentKeyframe:
@@ -351,9 +353,6 @@ def _choose_rows(noise_levels: bytes) -> tuple[int, ...]:
 def has_latents(number: int) -> bool:
     """Return whether keyframe `number` (from 0) stores latents and history besides its thumbnail."""
     return number % LATENTS_EVERY == LATENTS_EVERY - 1
-
-
-log = logging.getLogger(__name__)
 
 
 def restore_images(

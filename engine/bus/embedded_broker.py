@@ -38,6 +38,8 @@ WORKERS_BEGIN = "  # What follows, an account for each worker, is written anew b
 WILDCARD_TO_LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - local address of a wildcard listener
 FILE_BYTES = 8 * 1024**3  # the default is 3/4 of the free disk: on a full disk no stream could be made
 
+log = logging.getLogger(__name__)
+
 
 class BrokerError(RuntimeError):
     """The broker cannot start; the message says why."""
@@ -169,8 +171,6 @@ def read_command_line(pid: int) -> str:
     except OSError:
         return ""
 
-
-log = logging.getLogger(__name__)
 
 READY_SECONDS = 30.0  # a large store takes a while to read
 MAX_PAUSE = 5.0

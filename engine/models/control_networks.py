@@ -31,6 +31,8 @@ from engine.models.files.tensor_reader import read_tensors
 from engine.models.network.network_copies import place_network, substitute_layers
 from engine.models.picture_conditions import SlotKind
 
+log = logging.getLogger(__name__)
+
 
 class ControlNetwork(Protocol):
     """A control network in one number format. `kind`: of its slots."""
@@ -274,8 +276,6 @@ def _read_config(entry: AddedEntry) -> str:
 _fingerprint_weights = cache_while_unchanged(fingerprint_file)
 CONTROL_KIND = AddedKind("control network", _read_control)
 
-
-log = logging.getLogger(__name__)
 
 MAX_REPEATS = 64  # layers or blocks of one kind in a row: a wrong configuration must not build millions of modules
 Tensors = dict[str, torch.Tensor]

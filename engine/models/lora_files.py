@@ -32,6 +32,8 @@ from engine.models.quantization import find_compute_dtype, find_weight_shape
 DEFAULT_FILE_NAME = "pytorch_lora_weights.safetensors"  # diffusers' name, preferred among several files
 FULL_HASH_BYTES = 128 * 2**20
 
+log = logging.getLogger(__name__)
+
 
 class LoraFile(NamedTuple):
     """One LoRA file; `revision` changes with its weights."""
@@ -90,8 +92,6 @@ def _hash_weights(path: Path) -> str:
 LORA_KIND = AddedKind("LoRA", _read_lora)
 _TURBO_KIND = AddedKind("LoRA", _read_lora, forms=("folder",))  # in a model's own folder
 
-
-log = logging.getLogger(__name__)
 
 _MATRIX_KEY = re.compile(r"^(.+)\.lora_([AB])\.(?:\w+\.)?weight$")
 

@@ -24,6 +24,8 @@ MatrixProduct = Callable[[FloatArray, FloatArray], FloatArray]  # of two matrice
 
 RIDGE_FACTOR = 1e-3  # for linearly dependent channels
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class LatentMap:
@@ -167,8 +169,6 @@ def _unknown_map(channels: int) -> LatentMap:
     weights = _UNKNOWN_CONTRAST * (np.cos(angles) + 0.5) / np.sqrt(channels)
     return LatentMap(np.vstack([weights, np.full((1, 3), 0.5)]).astype(np.float32))
 
-
-log = logging.getLogger(__name__)
 
 FOLDER = "previews"  # in the data folder
 MODEL_MAP_FILE = "preview_map.safetensors"  # in a model's folder

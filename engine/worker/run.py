@@ -47,6 +47,8 @@ if TYPE_CHECKING:
 SMOOTHING = 0.05  # weight of the newest step in the measured time of a step
 SLOW_PACE = 0.25  # seconds from step to step: a job this slow leaves its rows to others nearly all of the time
 
+log = logging.getLogger(__name__)
+
 
 @dataclass
 class JobRun:
@@ -298,9 +300,6 @@ class EngineCaller(Protocol):
     async def call(self, action: Callable[[JobEngine], T]) -> T:
         """Run `action` between two steps and return its result, or raise its error."""
         ...
-
-
-log = logging.getLogger(__name__)
 
 
 class ForgetsJobs(Protocol):

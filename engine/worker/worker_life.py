@@ -31,6 +31,8 @@ MIN_STEP_DEADLINE = 10.0
 STEP_FACTOR = 20.0
 MAX_REMEMBERED_STEPS = 101
 
+log = logging.getLogger(__name__)
+
 
 class Watchdog:
     """Written by the working threads, read by the heartbeat loop: single assignments, no lock.
@@ -85,9 +87,6 @@ class Watchdog:
                     f"{self.get_deadline(phase):.0f} s)."
                 )
         return None
-
-
-log = logging.getLogger(__name__)
 
 
 class Stuck(RuntimeError):

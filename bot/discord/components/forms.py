@@ -36,6 +36,8 @@ FORM_ID = re.compile(
     r"(?::(?P<how>[a-z]*))?(?::(?P<index>\d{1,9}))?(?::(?P<step>\d{1,4}))?"
 )
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class FormSubmission:
@@ -156,9 +158,6 @@ def _iterate_fields(nodes: Iterable[Any]) -> Iterator[tuple[str, str, list[str]]
         yield from _iterate_fields([*node.get("components", ()), *filter(None, [node.get("component")])])
         if "custom_id" in node:
             yield node["custom_id"], str(node.get("value") or ""), list(map(str, node.get("values") or ()))
-
-
-log = logging.getLogger(__name__)
 
 
 class PictureSelect(ui.DynamicItem[ui.Select[Any]], template=""):

@@ -23,6 +23,8 @@ from engine.device.memory import is_out_of_memory, memory_for_pictures
 from engine.preview_maps.latent_map import LatentSpace
 from engine.process.load_progress import format_size
 
+log = logging.getLogger(__name__)
+
 
 def decode_latents(vae: Any, latents: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Return pixels `[1, 3, height, width]` in -1…1, float32, of scaled latents `[channels, height, width]`."""
@@ -148,8 +150,6 @@ class StillAutoencoder(LatentAdapter):
         )
         return mean, deviation
 
-
-log = logging.getLogger(__name__)
 
 # pixels along a side
 TILE = 512

@@ -20,6 +20,8 @@ from engine.pipelines.network_call import cast_tensors
 
 Inputs = tuple[torch.Tensor, ...]
 
+log = logging.getLogger(__name__)
+
 
 class ForwardRunner:
     """The forwards of one model."""
@@ -78,8 +80,6 @@ class ForwardRunner:
             return self._packed_copies.run(net, shapes, lambda network: predict(network, inputs), inputs[2:])
         return predict(net, inputs)
 
-
-log = logging.getLogger(__name__)
 
 FORWARDS_BEFORE_RECORDING = 3  # forwards of a shape before it is recorded
 MAX_GRAPHS = 12  # graphs; each holds the memory of one forward
