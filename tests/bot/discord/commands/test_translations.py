@@ -138,8 +138,10 @@ def test_advice_on_samplers_fits_and_differs_in_every_language(path: Path) -> No
 
 
 def test_german_advice_is_searched_in_german() -> None:
-    choices = sampler_choices(None, "rauschen", translate_advice(LOCALE_FOLDER / "de.po"))
-    assert [one.value for one in choices] == ["euler_ancestral", "dpmpp_2m_sde"]
+    advice = translate_advice(LOCALE_FOLDER / "de.po")
+    choices = sampler_choices(None, "rauschen", advice)
+    assert [one.value for one in choices] == [name for name in SAMPLER_TITLES if "Rauschen" in advice[name]]
+    assert "euler_ancestral" in [one.value for one in choices]
 
 
 @pytest.fixture
