@@ -45,10 +45,10 @@ types: .venv/.dev ## basedpyright; with node's usual heap it forgets and reads t
 imports: .venv/.dev ## import-linter: who may import whom
 	$(BIN)/lint-imports
 
-tests: .venv/.dev ## pytest, without the tests marked slow
+tests: .venv/.collected ## pytest, without the tests marked slow
 	$(BIN)/python -m pytest $(XDIST) -m "not slow"
 
-tests-all: .venv/.dev ## pytest, all of it
+tests-all: .venv/.collected ## pytest, all of it
 	$(BIN)/python -m pytest $(XDIST)
 
 removable: .venv/.dev ## take out each feature, or SOME by SEED (BRIEF=1: few tests), and check what is left
@@ -108,4 +108,9 @@ lock: .venv/.dev ## write lock/ anew after a change of constraints.txt; asks the
 
 .venv/.dev: pyproject.toml lock/build.txt lock/base.txt lock/engine.txt lock/dev.txt .venv/.new
 	$(call install,dev)
+	touch $@
+
+# Once: pytest rewrites the asserts of 450 files and keeps the result. Else each of the workers would rewrite them all.
+.venv/.collected: .venv/.dev
+	-$(BIN)/python -m pytest --collect-only --quiet > .venv/collected.log 2>&1
 	touch $@
