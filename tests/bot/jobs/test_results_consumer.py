@@ -42,17 +42,27 @@ async def wait_for_results(app, wait_until):
 
 
 @pytest.fixture
-def open_job(harness, wait_until, ann, destination):
-    """A running bot, a worker that the test drives, and one job that it holds at epoch 10."""
+def take_job(harness, wait_until, ann, destination):
+    """A running bot, a worker that the test drives, and one job that it has taken and not yet reported."""
 
     async def make(text="a lamp --count 1"):
         app = await harness.open_app()
         worker = await harness.make_worker("hand")
         await worker.announce()
         await wait_until(lambda: app.services.live_workers())
-        (accepted,) = await app.services.jobs.imagine(text, ann, destination)
-        job = await worker.take_job()
-        await worker.publish_result(JobStarted(job=accepted.job, epoch=10, worker="hand"))
+        await app.services.jobs.imagine(text, ann, destination)
+        return app, worker, await worker.take_job()
+
+    return make
+
+
+@pytest.fixture
+def open_job(take_job, wait_until):
+    """The same, and the job has started at epoch 10."""
+
+    async def make(text="a lamp --count 1"):
+        app, worker, job = await take_job(text)
+        await worker.publish_result(JobStarted(job=job.id, epoch=10, worker="hand"))
         await wait_for_results(app, wait_until)
         return app, worker, job
 
@@ -64,18 +74,13 @@ def finished_report(job, epoch=10):
 
 
 @pytest.mark.asyncio
-async def test_no_step_goes_back_where_a_preview_overtakes_the_start(harness, wait_until, ann, destination):
-    app = await harness.open_app()
-    worker = await harness.make_worker("hand")
-    await worker.announce()
-    await wait_until(lambda: app.services.live_workers())
-    (accepted,) = await app.services.jobs.imagine("a lamp --count 1", ann, destination)
-    job = await worker.take_job()
+async def test_no_step_goes_back_where_a_preview_overtakes_the_start(take_job):
+    app, worker, job = await take_job()
     async with app.feed.subscribe() as events, asyncio.timeout(15):
         progress = (event async for event in events if isinstance(event, JobProgress))
         await worker.publish_frame(job, 10, 0, 3)
         first_steps = [(await anext(progress)).step]
-        await worker.publish_result(JobStarted(job=accepted.job, epoch=10, worker="hand"))
+        await worker.publish_result(JobStarted(job=job.id, epoch=10, worker="hand"))
         assert [*first_steps, (await anext(progress)).step] == [3, 3]
 
 
