@@ -223,14 +223,14 @@ class JobViews:
                 record.id for record in await self.store.query(queries.list_queued, guild, MAX_WAITING_SHOWN)
             ]
         records = await self.store.query(queries.get_active_and_waiting, waiting_ids)
-        return await self.build_views(choose_shown(records, waiting_ids, guild))
+        return await self.build_views(select_queue(records, waiting_ids, guild))
 
     async def load_recent(self, guild: str | None = None, limit: int = 50) -> list[JobView]:
         """Return the newest jobs first."""
         return await self.build_views(await self.store.query(queries.list_newest, guild, limit))
 
 
-def choose_shown(records: Mapping[str, JobRecord], waiting_ids: Sequence[str], guild: str | None) -> list[JobRecord]:
+def select_queue(records: Mapping[str, JobRecord], waiting_ids: Sequence[str], guild: str | None) -> list[JobRecord]:
     """Return a server's active jobs (None: of all), then at most a hundred of the waiting ones, in their order."""
     visible = {job: one for job, one in records.items() if guild in (None, one.guild) and one.deleted is None}
     active = [record for record in visible.values() if record.state in ACTIVE_STATES]

@@ -1,4 +1,4 @@
-"""Builds the chatroom as one aiohttp application, and runs its server. Importing this module opens nothing."""
+"""Builds the chatroom as one aiohttp application with its metrics, and runs its server. Importing it opens nothing."""
 
 from __future__ import annotations
 

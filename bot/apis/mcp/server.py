@@ -55,6 +55,25 @@ INSTRUCTIONS = (
     "progress. Name a finished picture as JOB/NUMBER. Show the user the pictures that a tool returns."
 )
 Context = ServerRequestContext[Any, Any]
+JSON_TYPE = "application/json"
+ADDRESS = re.compile(rf"{SCHEME}jobs/({JOB_PATTERN})(?:/(pictures|previews)/([1-4]))?")
+MAX_LISTED = 50  # pictures
+TEMPLATES = (
+    ResourceTemplate(
+        name="picture",
+        title="A finished picture",
+        uri_template=f"{SCHEME}jobs/{{job}}/pictures/{{number}}",
+        mime_type="image/png",
+    ),
+    ResourceTemplate(
+        name="preview",
+        title="A picture that is being drawn",
+        mime_type="image/jpeg",
+        uri_template=f"{SCHEME}jobs/{{job}}/previews/{{number}}",
+        description="It changes at each step: subscribe to it to hear of that.",
+    ),
+    ResourceTemplate(name="job", title="A job", uri_template=f"{SCHEME}jobs/{{job}}", mime_type=JSON_TYPE),
+)
 
 
 @dataclass(frozen=True)
@@ -197,27 +216,6 @@ def _describe_mistake(error: ValidationError) -> str:
 
 def _refuse(sentence: str) -> CallToolResult:
     return CallToolResult(content=[TextContent(text=sentence)], is_error=True)
-
-
-JSON_TYPE = "application/json"
-ADDRESS = re.compile(rf"{SCHEME}jobs/({JOB_PATTERN})(?:/(pictures|previews)/([1-4]))?")
-MAX_LISTED = 50  # pictures
-TEMPLATES = (
-    ResourceTemplate(
-        name="picture",
-        title="A finished picture",
-        uri_template=f"{SCHEME}jobs/{{job}}/pictures/{{number}}",
-        mime_type="image/png",
-    ),
-    ResourceTemplate(
-        name="preview",
-        title="A picture that is being drawn",
-        mime_type="image/jpeg",
-        uri_template=f"{SCHEME}jobs/{{job}}/previews/{{number}}",
-        description="It changes at each step: subscribe to it to hear of that.",
-    ),
-    ResourceTemplate(name="job", title="A job", uri_template=f"{SCHEME}jobs/{{job}}", mime_type=JSON_TYPE),
-)
 
 
 async def list_resources(session: aiohttp.ClientSession) -> list[Resource]:

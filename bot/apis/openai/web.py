@@ -1,4 +1,4 @@
-"""The routes of OpenAI's API, what each reads and answers, and how it writes errors."""
+"""The routes of OpenAI's API, what each reads and answers, its list of models, and how it writes errors."""
 
 from __future__ import annotations
 

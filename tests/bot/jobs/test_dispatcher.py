@@ -17,7 +17,7 @@ from bot.app.settings import load_settings
 from bot.domain.dto import Member
 from bot.domain.events import JobEnded, QueueMoved
 from bot.jobs.dispatch import overbook_share
-from bot.jobs.views import MAX_WAITING_SHOWN, choose_shown
+from bot.jobs.views import MAX_WAITING_SHOWN, select_queue
 from bot.store.jobs import queries
 from bot.store.jobs.records import AuditEntry
 from bot.store.transitions import job_admin
@@ -83,7 +83,7 @@ def test_a_servers_queue_shows_at_most_a_hundred_waiting_jobs():
     elsewhere = [make_record(f"far{number}", "elsewhere", "running") for number in range(9)]
     waiting = [make_record(f"job{number}", "here", "queued") for number in range(MAX_WAITING_SHOWN + 5)]
     records = {record.id: record for record in (*elsewhere, make_record("drawn", "here", "running"), *waiting)}
-    shown = choose_shown(records, [record.id for record in reversed(waiting)], "here")
+    shown = select_queue(records, [record.id for record in reversed(waiting)], "here")
     assert [record.id for record in shown] == ["drawn", *(f"job{number}" for number in range(104, 4, -1))]
 
 
